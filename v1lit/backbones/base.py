@@ -1,0 +1,300 @@
+"""What a vision-language model must offer the pointer: one small contract, one subclass per family.
+
+A ``Backbone`` is an adapter without parameters: it knows where things are in the transformers model of its
+family, how a conversation is written, and which pixels every image token sees. The model itself stays the
+stock transformers class, so checkpoints keep their layout.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from v1lit.backbones.config import VIEWS, explain_unknown
+from v1lit.grounding.patch_map import PatchMap, Views
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+    from torch import Tensor
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+Size = tuple[int, int]
+
+# Options that change pixel values but not which pixels a token sees; handed to the processor as they are.
+PIXEL_OPTIONS = ("do_normalize", "do_rescale", "image_mean", "image_std", "resample", "rescale_factor")
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """How a family writes a conversation: each message stands between its role's two marks.
+
+    Args:
+        system: Marks before and after a system message.
+        user: Marks before and after a user message.
+        assistant: Marks before and after an assistant message; generation starts after the first.
+        image: Marks before and after an image's tokens.
+        image_token: The token that stands once for every image token.
+        stop: The token that ends an answer, the first of the assistant's second mark.
+        default_system: System message of conversations that have none of their own; ``None`` for no message.
+        start: Text at the very start of a conversation.
+    """
+
+    system: tuple[str, str]
+    user: tuple[str, str]
+    assistant: tuple[str, str]
+    image: tuple[str, str]
+    image_token: str
+    stop: str
+    default_system: str | None = None
+    start: str = ""
+
+    def marks(self, role: Literal["system", "user", "assistant"]) -> tuple[str, str]:
+        """Text before and after a message of this role."""
+        if role not in ("system", "user", "assistant"):
+            raise ValueError(explain_unknown("role", role, ("system", "user", "assistant")))
+        marks: tuple[str, str] = getattr(self, role)
+        return marks
+
+
+@dataclass
+class ImageProcessor:
+    """A transformers image processor together with the options that decide which pixels a token sees.
+
+    Pixels and patch map are both made from ``options``, so they cannot disagree.
+    """
+
+    processor: Any
+    options: dict[str, Any]
+    max_side: int | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+class Backbone(ABC):
+    """One family of vision-language models. Subclasses fill in the class variables and the abstract methods."""
+
+    name: str = ""
+    model_type: ClassVar[str]
+    """``model_type`` in the checkpoint's ``config.json``."""
+    model_class: ClassVar[str]
+    """Name of the model class in transformers."""
+    hub_id: ClassVar[str]
+    """A published checkpoint of this family, named in messages."""
+    image_inputs: ClassVar[tuple[str, ...]]
+    """Names of the image tensors that ``encode_images`` takes."""
+    parts: ClassVar[Mapping[str, tuple[str, ...]]]
+    """Submodule paths in the transformers model of ``vision``, ``projector`` and ``language``."""
+    chat: ClassVar[ChatFormat]
+    processor_class: ClassVar[str]
+    """Name of the image processor class in transformers."""
+    image_defaults: ClassVar[Mapping[str, Any]]
+    """The published image options that decide which pixels a token sees; also the list of allowed ones."""
+    pixel_defaults: ClassVar[Mapping[str, Any]]
+    """The published mean and standard deviation."""
+    tiny_sizes: ClassVar[Mapping[str, Any]]
+    """Sizes of the tiny version and their defaults."""
+
+    # ---- images -------------------------------------------------------------------------------------------
+
+    def patch_map(self, image_size: Size, *, views: Views = "all", **options: Any) -> PatchMap:
+        """Which pixels of a ``(width, height)`` image every image token sees.
+
+        Takes the image processor's options (published values where not given) and needs neither a model nor
+        weights. Raises ``ValueError`` for unknown options, sizes that are no positive integers, and images
+        that the family's processor refuses.
+        """
+        if views not in VIEWS:
+            raise ValueError(explain_unknown("views", views, VIEWS))
+        given = self.check_image_options(options)
+        max_side = given.pop("max_side", None)
+        own = {key: value for key, value in given.items() if key in self.image_defaults}
+        geometry = self.canonical({**self.image_defaults, **own})
+        return self._capped_patch_map(check_image_size(image_size), max_side, geometry, views)
+
+    def image_processor(
+        self, weights: str | None = None, sizes: Mapping[str, Any] | None = None, **options: Any
+    ) -> ImageProcessor:
+        """The family's image processor, with these options in place of its own.
+
+        Args:
+            weights: ``None`` for the published settings, ``tiny`` for those of the tiny version, or the
+                folder or hub id of a checkpoint.
+            sizes: With ``tiny``: the sizes given for it.
+            **options: As in ``BackboneConfig.image``. Unknown ones raise ``ValueError``.
+        """
+        import transformers
+
+        given = self.check_image_options(options)
+        cls = getattr(transformers, self.processor_class)
+        if weights is None:
+            return self._with_options(cls(**self.pixel_defaults), given)
+        if weights == "tiny":
+            own = self.tiny_image_options(self.check_sizes(sizes or {}))
+            return self._with_options(cls(**self.pixel_defaults), {**own, **given})
+        from v1lit.backbones.load import checkpoint_config, hub_errors
+
+        config = checkpoint_config(self, weights)
+        with hub_errors(weights):
+            processor = cls.from_pretrained(weights)
+        return self._with_options(processor, {**self.checkpoint_image_options(processor, config), **given})
+
+    def saved_image_processor(self, folder: str, options: Mapping[str, Any]) -> ImageProcessor:
+        """The image processor saved in a folder, with the complete options that were saved beside it."""
+        import transformers
+
+        processor = getattr(transformers, self.processor_class).from_pretrained(folder)
+        return self._with_options(processor, self.check_image_options(options))
+
+    def _with_options(self, processor: Any, options: Mapping[str, Any]) -> ImageProcessor:
+        own = {key: value for key, value in options.items() if key in self.image_defaults}
+        return ImageProcessor(
+            processor,
+            options=self.canonical({**self.image_defaults, **own}),
+            max_side=options.get("max_side"),
+            arguments={key: value for key, value in options.items() if key in PIXEL_OPTIONS},
+        )
+
+    def preprocess(
+        self, images: Sequence[Image.Image], image_processor: ImageProcessor, views: Views = "all"
+    ) -> tuple[dict[str, Tensor], list[PatchMap]]:
+        """Tensors for ``encode_images``, concatenated over the images, and one patch map per image."""
+        if not images:
+            return {}, []
+        options, max_side = image_processor.options, image_processor.max_side
+        maps = [self._capped_patch_map(image.size, max_side, options, views) for image in images]
+        capped = [_cap(image.convert("RGB"), max_side) for image in images]
+        arguments = {**self.processor_arguments(options), **image_processor.arguments}
+        outputs = image_processor.processor(images=capped, return_tensors="pt", **arguments)
+        return {name: outputs[name] for name in self.image_inputs}, maps
+
+    def check_image_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options as a dict. Raises ``ValueError`` for an unknown one, naming the nearest match."""
+        allowed = (*self.image_defaults, *PIXEL_OPTIONS, "max_side")
+        for key in options:
+            if key not in allowed:
+                raise ValueError(explain_unknown(f"image option of {self.name}", key, allowed))
+        if options.get("max_side") is not None:
+            check_positive("max_side", options["max_side"])
+        return dict(options)
+
+    def _capped_patch_map(
+        self, image_size: Size, max_side: int | None, options: Mapping[str, Any], views: Views
+    ) -> PatchMap:
+        seen = capped_size(image_size, max_side)
+        patch_map = self.grid(seen, options, views)
+        if seen == image_size:
+            return patch_map
+        scale = (image_size[0] / seen[0], image_size[1] / seen[1])
+        return PatchMap(image_size, patch_map.boxes * (scale + scale), patch_map.levels, patch_map.views)
+
+    @abstractmethod
+    def canonical(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options with their values checked and every spelling that transformers allows made the same."""
+
+    @abstractmethod
+    def grid(self, image_size: Size, options: Mapping[str, Any], views: Views) -> PatchMap:
+        """The patch map of an image that reaches the processor with this size, from canonical options."""
+
+    @abstractmethod
+    def processor_arguments(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Canonical options as arguments of the transformers processor's call."""
+
+    @abstractmethod
+    def checkpoint_image_options(self, processor: Any, config: PreTrainedConfig) -> dict[str, Any]:
+        """The image options of a checkpoint, from its image processor and its model's config."""
+
+    @abstractmethod
+    def tiny_image_options(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
+        """The image options that fit the tiny version."""
+
+    # ---- model --------------------------------------------------------------------------------------------
+
+    def encode_images(self, model: PreTrainedModel, **image_inputs: Tensor) -> Tensor:
+        """Embeddings of all image tokens of a batch, ``[image tokens, hidden]``, images in order.
+
+        They belong where ``input_ids == image_token_id``. An image attends to itself only.
+        """
+        output = model.get_image_features(**image_inputs, return_dict=True)
+        return join_features(output.pooler_output)
+
+    def positions(
+        self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None = None, **image_inputs: Tensor
+    ) -> Tensor:
+        """Position ids for the decoder's prefill, ``[batch, tokens]``; padding has position 0.
+
+        Pointer ids must already be replaced by a text id: a pointer counts as one text token.
+        """
+        import torch
+
+        if attention_mask is None:
+            row = torch.arange(input_ids.shape[1], device=input_ids.device)
+            return row.expand(input_ids.shape[0], -1)
+        mask = attention_mask.long()
+        return (mask.cumsum(-1) - 1).masked_fill(mask == 0, 0)
+
+    @abstractmethod
+    def tiny_config(self, tokenizer: PreTrainedTokenizerBase, **sizes: Any) -> PreTrainedConfig:
+        """Config of the tiny version for this tokenizer. Sizes are those of ``tiny_sizes``."""
+
+    def check_sizes(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
+        """All sizes of the tiny version, defaults filled in. Raises ``ValueError`` for an unknown one."""
+        for key in sizes:
+            if key not in self.tiny_sizes:
+                raise ValueError(explain_unknown(f"tiny size of {self.name}", key, self.tiny_sizes))
+        full = {**self.tiny_sizes, **sizes}
+        for hidden, heads in (("hidden_size", "heads"), ("vision_hidden_size", "vision_heads"), ("heads", "kv_heads")):
+            check_positive(hidden, full[hidden])
+            check_positive(heads, full[heads])
+            if full[hidden] % full[heads]:
+                raise ValueError(f"tiny {hidden}={full[hidden]} must be a multiple of {heads}={full[heads]}")
+        return full
+
+    def check_checkpoint(self, config: Mapping[str, Any], weights: str) -> None:
+        """Raise ``ValueError`` if a checkpoint's ``config.json`` is of this family but cannot be used."""
+
+    def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Changes to a freshly built or loaded model that keep its results and its state dict."""
+        return model
+
+
+def join_features(features: Tensor | Sequence[Tensor]) -> Tensor:
+    """Image features as transformers returns them (one tensor per image or tile, or all stacked) as one table."""
+    import torch
+
+    if isinstance(features, torch.Tensor):
+        return features.flatten(0, 1) if features.ndim == 3 else features
+    return torch.cat([feature.flatten(0, -2) for feature in features])
+
+
+def check_positive(name: str, value: Any) -> int:
+    """The value if it is a positive integer; ``ValueError`` otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, not {value!r}")
+    return value
+
+
+def check_image_size(image_size: Size) -> Size:
+    """``(width, height)`` as integers; ``ValueError`` if they are not two positive integers."""
+    try:
+        width, height = image_size
+    except (TypeError, ValueError):
+        raise ValueError(f"image_size must be (width, height), not {image_size!r}") from None
+    return check_positive("image width", int(width)), check_positive("image height", int(height))
+
+
+def capped_size(image_size: Size, max_side: int | None) -> Size:
+    """Size after the longer side has been capped, aspect kept, each side at least one pixel."""
+    width, height = image_size
+    longer = max(width, height)
+    if max_side is None or longer <= max_side:
+        return image_size
+    return max(1, round(width * max_side / longer)), max(1, round(height * max_side / longer))
+
+
+def _cap(image: Image.Image, max_side: int | None) -> Image.Image:
+    from PIL import Image as PillowImage
+
+    size = capped_size(image.size, max_side)
+    return image if size == image.size else image.resize(size, PillowImage.Resampling.BICUBIC)

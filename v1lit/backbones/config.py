@@ -1,0 +1,63 @@
+"""Which backbone, which weights, how loaded: the part of a recipe under ``model.backbone``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any, Literal
+
+PARTS = ("vision", "projector", "language", "pointer")
+DTYPES = ("float32", "bfloat16", "float16", "auto")
+VIEWS = ("all", "tiles", "overview")
+
+
+def explain_unknown(what: str, given: object, allowed: Iterable[str]) -> str:
+    """One line for a name that does not exist: what was given, the nearest match, what is allowed."""
+    names = sorted(allowed)
+    near = get_close_matches(str(given), names, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"unknown {what} {given!r}{hint}; allowed: {', '.join(names)}"
+
+
+@dataclass
+class BackboneConfig:
+    """A backbone as a recipe names it. Raises ``ValueError`` for values that no backbone could take.
+
+    Args:
+        name: Registered backbone, such as ``qwen2_5_vl``, ``qwen2_vl``, ``llava`` or ``internvl``.
+        weights: ``tiny`` (small, randomly initialised, no download), a hub id or a local folder.
+        tiny: Sizes of the tiny version that differ from its defaults, such as ``{hidden_size: 128}``.
+        dtype: Type of the loaded weights; ``auto`` takes the checkpoint's own.
+        attention: Attention implementation of transformers: ``sdpa``, ``eager``, ``flash_attention_2``, ...
+        freeze: Parts that are not trained: ``vision``, ``projector``, ``language``, ``pointer``.
+        gradient_checkpointing: Recompute activations in the backward pass instead of keeping them.
+        image: Options of the image processor, such as ``min_pixels``, ``max_pixels`` or ``crop_to_patches``,
+            and ``max_side``, the cap of an image's longer side in pixels, applied before the processor.
+        views: Where several image tokens see the same pixel (tiles and thumbnail), the ones that stand
+            for a region: ``all``, ``tiles`` or ``overview``.
+    """
+
+    name: str = "qwen2_5_vl"
+    weights: str = "tiny"
+    tiny: dict[str, Any] = field(default_factory=dict)
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    attention: str = "sdpa"
+    freeze: list[str] = field(default_factory=list)
+    gradient_checkpointing: bool = False
+    image: dict[str, Any] = field(default_factory=dict)
+    views: Literal["all", "tiles", "overview"] = "all"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(explain_unknown("dtype", self.dtype, DTYPES))
+        if self.views not in VIEWS:
+            raise ValueError(explain_unknown("views", self.views, VIEWS))
+        for part in self.freeze:
+            if part not in PARTS:
+                raise ValueError(explain_unknown("part in freeze", part, PARTS))
+        if self.tiny and self.weights != "tiny":
+            raise ValueError(
+                f"tiny={self.tiny!r} sets sizes of the tiny version, but weights={self.weights!r} asks for a "
+                "checkpoint; drop one of the two"
+            )

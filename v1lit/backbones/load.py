@@ -1,0 +1,219 @@
+"""Models from a config: tiny ones made on the spot, checkpoints read with every weight accounted for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from v1lit.backbones.base import Backbone
+from v1lit.backbones.config import BackboneConfig, explain_unknown
+from v1lit.backbones.registry import BUILTIN, get_backbone
+from v1lit.backbones.tiny import tiny_tokenizer
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+SHOWN = 5
+
+
+class WeightsUnavailable(ValueError):  # noqa: N818 - it names a state, like FileNotFound
+    """A checkpoint that cannot be had: no connection, no access, no such repository or folder."""
+
+
+def check_backbone_config(config: BackboneConfig) -> Backbone:
+    """The backbone of a config, after everything that needs no file has been checked. Raises ``ValueError``."""
+    backbone = get_backbone(config.name)
+    with named("model.backbone.image"):
+        own = {key: value for key, value in config.image.items() if key in backbone.image_defaults}
+        backbone.check_image_options(config.image)
+        backbone.canonical({**backbone.image_defaults, **own})
+    with named("model.backbone.tiny"):
+        backbone.check_sizes(config.tiny)
+    return backbone
+
+
+def load_backbone(config: BackboneConfig) -> PreTrainedModel:
+    """The transformers model of a config, on the CPU.
+
+    The tiny version is initialised at random; seed torch before for a reproducible one. A checkpoint must hold
+    every weight of the model and no other.
+
+    Raises:
+        ValueError: for a user's mistake, a checkpoint of another family, missing or unexpected weights.
+        WeightsUnavailable: if the checkpoint cannot be had.
+    """
+    import transformers
+
+    backbone = check_backbone_config(config)
+    cls = getattr(transformers, backbone.model_class)
+    if config.weights == "tiny":
+        return backbone.prepare(_new_model(cls, backbone, config))
+    checkpoint_config(backbone, config.weights)
+    with hub_errors(config.weights):
+        model, report = cls.from_pretrained(
+            config.weights,
+            dtype=config.dtype,
+            attn_implementation=config.attention,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # reported below, by name
+            output_loading_info=True,
+        )
+    refuse_incomplete(report, config.weights)
+    loaded: PreTrainedModel = model
+    return backbone.prepare(loaded)
+
+
+def _new_model(cls: Any, backbone: Backbone, config: BackboneConfig) -> PreTrainedModel:
+    import torch
+
+    model_config = backbone.tiny_config(tiny_tokenizer(backbone.chat.stop), **config.tiny)
+    dtype = torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype)
+    # Drawn in float32 whatever the type, so that one seed means one model.
+    model: PreTrainedModel = cls._from_config(model_config, attn_implementation=config.attention).to(dtype)
+    model.config.dtype = dtype
+    return model
+
+
+def refuse_incomplete(report: Mapping[str, Iterable[Any]], source: str) -> None:
+    """Raise ``ValueError`` naming weights that a loading report calls missing, unexpected or of another shape."""
+    problems = [
+        _listed("missing", report.get("missing_keys", ())),
+        _listed("unexpected", report.get("unexpected_keys", ())),
+        _listed("of another shape", [_mismatch(entry) for entry in report.get("mismatched_keys", ())]),
+        _listed("unreadable", report.get("error_msgs", ())),
+    ]
+    found = [problem for problem in problems if problem]
+    if found:
+        raise ValueError(f"{source} does not fit the model; weights {'; '.join(found)}")
+
+
+def _listed(what: str, names: Iterable[Any]) -> str:
+    ordered = sorted(map(str, names))
+    rest = f" and {len(ordered) - SHOWN} more" if len(ordered) > SHOWN else ""
+    return f"{what} ({len(ordered)}): {', '.join(ordered[:SHOWN])}{rest}" if ordered else ""
+
+
+def _mismatch(entry: Any) -> str:
+    if isinstance(entry, str):
+        return entry
+    name, given, wanted = entry
+    return f"{name} {list(given)} instead of {list(wanted)}"
+
+
+def freeze(model: nn.Module, backbone: Backbone, parts: Iterable[str]) -> int:
+    """Switch off gradients of parts of a transformers model; returns how many numbers were frozen.
+
+    Raises ``ValueError`` for a part that the backbone does not have.
+    """
+    frozen = 0
+    for part in parts:
+        if part not in backbone.parts:
+            raise ValueError(explain_unknown(f"part of {backbone.name}", part, backbone.parts))
+        for parameter in part_parameters(model, backbone, part).values():
+            frozen += parameter.numel() * parameter.requires_grad
+            parameter.requires_grad_(False)
+    return frozen
+
+
+def part_parameters(model: nn.Module, backbone: Backbone, part: str) -> dict[str, nn.Parameter]:
+    """The parameters of one part by name. A path inside another part's (a merger in its tower) wins over it."""
+    owner = {path: name for name, paths in backbone.parts.items() for path in paths}
+
+    def part_of(parameter: str) -> str | None:
+        inside = [path for path in owner if parameter.startswith(path + ".")]
+        return owner[max(inside, key=len)] if inside else None
+
+    return {name: parameter for name, parameter in model.named_parameters() if part_of(name) == part}
+
+
+def checkpoint_config(backbone: Backbone, weights: str) -> PreTrainedConfig:
+    """The config of a checkpoint, after checking that it is of the backbone's family. Loads no weights."""
+    import transformers
+
+    with hub_errors(weights):
+        content, _ = transformers.PreTrainedConfig.get_config_dict(weights)
+    _refuse_other_family(backbone, content, weights)
+    backbone.check_checkpoint(content, weights)
+    config: PreTrainedConfig = getattr(transformers, backbone.model_class).config_class.from_dict(content)
+    return config
+
+
+def _refuse_other_family(backbone: Backbone, content: Mapping[str, Any], weights: str) -> None:
+    model_type = content.get("model_type")
+    if not content:
+        raise WeightsUnavailable(f"{weights} has no config.json")
+    if model_type == "internvl_chat":
+        standard = f"{weights}-hf" if not Path(weights).exists() else "OpenGVLab/InternVL3-1B-hf"
+        raise ValueError(
+            f"{weights} is an InternVL checkpoint with code of its own (model_type internvl_chat), which v1lit "
+            f"does not run; the same weights in the transformers layout have a name that ends in -hf: {standard}"
+        )
+    if model_type != backbone.model_type:
+        other = next((name for name in BUILTIN if get_backbone(name).model_type == model_type), None)
+        advice = f"use --model.backbone.name={other}" if other else "no backbone of v1lit reads it"
+        raise ValueError(f"{weights} has model_type {model_type!r}, but {backbone.name} needs "
+                         f"{backbone.model_type!r}: {advice}")
+    architectures = content.get("architectures") or [backbone.model_class]
+    if "auto_map" in content or backbone.model_class not in architectures:
+        raise ValueError(
+            f"{weights} is a {architectures[0]}, not the transformers class {backbone.model_class}; "
+            f"use a checkpoint in its layout such as {backbone.hub_id}"
+        )
+
+
+@contextmanager
+def hub_errors(weights: str) -> Iterator[None]:
+    """Turn the many errors of a checkpoint that cannot be had into ``WeightsUnavailable`` of two lines."""
+    import httpx
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    if looks_local(weights) and not Path(weights).expanduser().is_dir():
+        raise WeightsUnavailable(f"weights={weights}: there is no such folder. {_advice()}")
+    try:
+        yield
+    except (OSError, httpx.HTTPError, HfHubHTTPError, HFValidationError) as error:
+        raise WeightsUnavailable(f"cannot get the weights {weights}: {_reason(weights, error)}.\n{_advice()}") from error
+
+
+def looks_local(weights: str) -> bool:
+    """Whether a name can only be a path: a hub id is one or two plain names."""
+    return weights.startswith((".", "/", "~", os.sep)) or weights.count("/") > 1 or Path(weights).is_dir()
+
+
+def _advice() -> str:
+    return (
+        "Name a local folder with --model.backbone.weights=/path/to/folder, or take the recipe tiny_qwen, "
+        "which needs no download."
+    )
+
+
+def _reason(weights: str, error: BaseException) -> str:
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    if Path(weights).is_dir():
+        return str(error).strip().splitlines()[0].rstrip(".")
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        return "access is restricted; accept the licence on its hub page and log in with `hf auth login`"
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+        return "the hub has no such repository, or it is private"
+    if any(isinstance(cause, OSError | ConnectionError) and "not a valid" in str(cause) for cause in causes):
+        return "it is neither a folder nor a name on the hub"
+    return "the hub cannot be reached and they are not in the local cache"
+
+
+@contextmanager
+def named(key: str) -> Iterator[None]:
+    """Put the recipe's key in front of a ``ValueError``."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error

@@ -1,0 +1,182 @@
+"""Text to ids and images to tensors for one backbone, saved and loaded as a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from v1lit.backbones.base import Backbone, ImageProcessor
+from v1lit.backbones.config import VIEWS, BackboneConfig, explain_unknown
+from v1lit.backbones.registry import get_backbone
+from v1lit.backbones.tiny import tiny_tokenizer, token_id
+from v1lit.grounding.patch_map import PatchMap, Views
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+FILE = "v1lit_processor.json"
+SCHEMA_VERSION = 1
+
+
+class Processor:
+    """What stands between an example and a backbone.
+
+    Ids below ``pointer_start`` are the tokenizer's; id ``pointer_start + j`` points at image token ``j`` of
+    its example and never reaches the tokenizer.
+
+    Args:
+        backbone: The backbone or its name.
+        tokenizer: A transformers tokenizer.
+        image_processor: As made by ``backbone.image_processor``.
+        pointer_start: First id that is not text: the number of rows of the model's embedding table.
+        views: As in ``BackboneConfig``.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone | str,
+        tokenizer: PreTrainedTokenizerBase,
+        image_processor: ImageProcessor,
+        pointer_start: int,
+        views: Views = "all",
+    ) -> None:
+        self.backbone = get_backbone(backbone) if isinstance(backbone, str) else backbone
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.pointer_start = pointer_start
+        if views not in VIEWS:
+            raise ValueError(explain_unknown("views", views, VIEWS))
+        self.views = views
+        self.image_token_id = token_id(tokenizer, self.backbone.chat.image_token)
+        self.stop_token_id = token_id(tokenizer, self.backbone.chat.stop)
+        pad = tokenizer.pad_token_id
+        self.pad_token_id: int = self.stop_token_id if pad is None else pad
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of the tokenizer's tokens; at most ``pointer_start``."""
+        return len(self.tokenizer)
+
+    @property
+    def image_options(self) -> dict[str, Any]:
+        """The options in force that decide which pixels a token sees, and ``max_side``."""
+        return {**self.image_processor.options, "max_side": self.image_processor.max_side}
+
+    def encode_text(self, text: str, special: bool = True) -> list[int]:
+        """Ids of a text, nothing added. With ``special=False`` marks such as ``<|im_end|>`` are plain text."""
+        if not text:
+            return []
+        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not special)
+        return list(encoded["input_ids"])
+
+    def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
+        """Text of ids; pointers as ``<|copy_N|>``, ids that the tokenizer does not know as ``<|unused_N|>``."""
+        pieces: list[str] = []
+        run: list[int] = []
+        for token in map(int, ids):
+            if 0 <= token < self.vocab_size:
+                run.append(token)
+                continue
+            if token < 0:
+                raise ValueError(f"{token} is not a token id")
+            pieces += [self._decode_text(run, skip_special), self._foreign(token)]
+            run = []
+        return "".join([*pieces, self._decode_text(run, skip_special)])
+
+    def images(self, images: Sequence[Image.Image]) -> tuple[dict[str, Tensor], list[PatchMap]]:
+        """Tensors for the model and one patch map per image; both empty for no images."""
+        return self.backbone.preprocess(images, self.image_processor, views=self.views)
+
+    def patch_map(self, image_size: tuple[int, int]) -> PatchMap:
+        """The patch map that ``images`` gives for an image of this ``(width, height)``, without the image."""
+        return self.backbone.patch_map(image_size, views=self.views, **self.image_options)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write tokenizer, image processor and ``v1lit_processor.json`` into a folder."""
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save_pretrained(path)
+        self.image_processor.processor.save_pretrained(path)
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            "backbone": self.backbone.name,
+            "pointer_start": self.pointer_start,
+            "views": self.views,
+            "image": {**self.image_options, **self.image_processor.arguments},
+        }
+        aside = path / (FILE + ".part")
+        aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        os.replace(aside, path / FILE)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> Processor:
+        """Read a folder written by ``save_pretrained``. Raises ``ValueError`` if it is none."""
+        path = Path(folder)
+        try:
+            content = json.loads((path / FILE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ValueError(f"{path} has no {FILE}: it was not written by Processor.save_pretrained") from None
+        except ValueError as error:
+            raise ValueError(f"{path / FILE} is not valid JSON: {error}") from None
+        if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
+            raise ValueError(f"{path / FILE}: schema_version must be {SCHEMA_VERSION}")
+        try:
+            backbone = get_backbone(content["backbone"])
+            options = {key: value for key, value in content["image"].items() if value is not None}
+            return cls(
+                backbone,
+                _saved_tokenizer(path),
+                backbone.saved_image_processor(str(path), options),
+                pointer_start=content["pointer_start"],
+                views=content["views"],
+            )
+        except KeyError as error:
+            raise ValueError(f"{path / FILE} lacks the key {error}") from None
+
+    def _decode_text(self, ids: list[int], skip_special: bool) -> str:
+        if not ids:
+            return ""
+        text: str = self.tokenizer.decode(
+            ids, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def _foreign(self, token: int) -> str:
+        pointer = token - self.pointer_start
+        return f"<|copy_{pointer}|>" if pointer >= 0 else f"<|unused_{token}|>"
+
+
+def load_processor(config: BackboneConfig) -> Processor:
+    """The processor of a backbone, without its weights.
+
+    Raises ``ValueError`` for a user's mistake and ``WeightsUnavailable`` if a checkpoint's files cannot be had.
+    """
+    from v1lit.backbones.load import checkpoint_config, hub_errors
+
+    backbone = get_backbone(config.name)
+    if config.weights == "tiny":
+        tokenizer = tiny_tokenizer(backbone.chat.stop)
+        image_processor = backbone.image_processor("tiny", sizes=config.tiny, **config.image)
+        pointer_start = backbone.tiny_config(tokenizer, **config.tiny).get_text_config().vocab_size
+        return Processor(backbone, tokenizer, image_processor, pointer_start, config.views)
+
+    from transformers import AutoTokenizer
+
+    model_config = checkpoint_config(backbone, config.weights)
+    image_processor = backbone.image_processor(config.weights, **config.image)
+    with hub_errors(config.weights):
+        tokenizer = AutoTokenizer.from_pretrained(config.weights)
+    return Processor(backbone, tokenizer, image_processor, model_config.get_text_config().vocab_size, config.views)
+
+
+def _saved_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    # A model config in the same folder would make AutoTokenizer choose by the model, not by the file.
+    cls = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else AutoTokenizer
+    return cls.from_pretrained(folder)

@@ -1,0 +1,244 @@
+"""Qwen2-VL and Qwen2.5-VL: images of any size, resized to whole patches, 2x2 patches merged into one token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from v1lit.backbones.base import Backbone, ChatFormat, Size, check_positive
+from v1lit.backbones.tiny import token_id
+from v1lit.grounding.patch_map import PatchMap, Views
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+MAX_ASPECT = 200
+
+CHATML = ChatFormat(
+    system=("<|im_start|>system\n", "<|im_end|>\n"),
+    user=("<|im_start|>user\n", "<|im_end|>\n"),
+    assistant=("<|im_start|>assistant\n", "<|im_end|>\n"),
+    image=("<|vision_start|>", "<|vision_end|>"),
+    image_token="<|image_pad|>",
+    stop="<|im_end|>",
+    default_system="You are a helpful assistant.",
+)
+
+
+class QwenVL(Backbone):
+    """What Qwen2-VL and Qwen2.5-VL share, which is all but the vision tower."""
+
+    image_inputs = ("pixel_values", "image_grid_thw")
+    parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "vision": ("model.visual",),
+        "projector": ("model.visual.merger",),
+        "language": ("model.language_model", "lm_head"),
+    }
+    chat = CHATML
+    processor_class = "Qwen2VLImageProcessor"
+    image_defaults: ClassVar[Mapping[str, Any]] = {
+        "min_pixels": 56 * 56,
+        "max_pixels": 28 * 28 * 16384,
+        "size": None,
+        "patch_size": 14,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+    }
+    pixel_defaults: ClassVar[Mapping[str, Any]] = {
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    }
+    tiny_sizes: ClassVar[Mapping[str, Any]] = {
+        "hidden_size": 64,
+        "layers": 2,
+        "heads": 4,
+        "kv_heads": 2,
+        "intermediate_size": 128,
+        "vision_hidden_size": 32,
+        "vision_layers": 2,
+        "vision_heads": 2,
+        "vision_intermediate_size": 64,
+        "patch_size": 14,
+        "max_pixels": 448 * 448,
+        "tie_word_embeddings": False,
+        "initializer_range": 0.02,
+    }
+
+    def canonical(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        # transformers also writes the limits as a size: the "edges" are numbers of pixels, not sides.
+        full = dict(options)
+        size = full.pop("size", None)
+        if size is not None:
+            unknown = set(size) - {"shortest_edge", "longest_edge"}
+            if unknown:
+                raise ValueError(f"size takes shortest_edge and longest_edge (in pixels), not {sorted(unknown)}")
+            full["min_pixels"] = size.get("shortest_edge", full["min_pixels"])
+            full["max_pixels"] = size.get("longest_edge", full["max_pixels"])
+        for key, value in full.items():
+            check_positive(key, value)
+        if full["min_pixels"] > full["max_pixels"]:
+            raise ValueError(f"min_pixels={full['min_pixels']} is above max_pixels={full['max_pixels']}")
+        return full
+
+    def grid(self, image_size: Size, options: Mapping[str, Any], views: Views = "all") -> PatchMap:
+        cell = options["patch_size"] * options["merge_size"]
+        width, height = resized_size(image_size, cell, options["min_pixels"], options["max_pixels"])
+        return PatchMap.grid(image_size, rows=height // cell, cols=width // cell, views=views)
+
+    def processor_arguments(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "size": {"shortest_edge": options["min_pixels"], "longest_edge": options["max_pixels"]},
+            "patch_size": options["patch_size"],
+            "temporal_patch_size": options["temporal_patch_size"],
+            "merge_size": options["merge_size"],
+        }
+
+    def checkpoint_image_options(self, processor: Any, config: PreTrainedConfig) -> dict[str, Any]:
+        return {
+            "min_pixels": processor.size["shortest_edge"],
+            "max_pixels": processor.size["longest_edge"],
+            "patch_size": processor.patch_size,
+            "temporal_patch_size": processor.temporal_patch_size,
+            "merge_size": processor.merge_size,
+        }
+
+    def tiny_image_options(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "patch_size": sizes["patch_size"],
+            "min_pixels": (4 * sizes["patch_size"]) ** 2,
+            "max_pixels": sizes["max_pixels"],
+        }
+
+    def positions(
+        self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None = None, **image_inputs: Tensor
+    ) -> Tensor:
+        """Time, row and column of every token, ``[3, batch, tokens]``; padding has position 0."""
+        # Without token types the published code falls back to plain positions and says nothing.
+        token_types = (input_ids == model.config.image_token_id).int()
+        position_ids, _ = model.model.get_rope_index(
+            input_ids,
+            mm_token_type_ids=token_types,
+            image_grid_thw=image_inputs.get("image_grid_thw"),
+            attention_mask=attention_mask,
+        )
+        return position_ids.masked_fill(attention_mask == 0, 0) if attention_mask is not None else position_ids
+
+    def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
+        from v1lit.backbones.qwen_vision import speed_up_vision
+
+        return speed_up_vision(model)
+
+    def tiny_config(self, tokenizer: PreTrainedTokenizerBase, **sizes: Any) -> PreTrainedConfig:
+        import transformers
+
+        full = self.check_sizes(sizes)
+        config_class = getattr(transformers, self.model_class).config_class
+        config: PreTrainedConfig = config_class(
+            text_config=tiny_text_config(tokenizer, full, CHATML.stop),
+            vision_config=self.tiny_vision_config(full),
+            image_token_id=token_id(tokenizer, "<|image_pad|>"),
+            video_token_id=token_id(tokenizer, "<|video_pad|>"),
+            vision_start_token_id=token_id(tokenizer, "<|vision_start|>"),
+            vision_end_token_id=token_id(tokenizer, "<|vision_end|>"),
+            tie_word_embeddings=full["tie_word_embeddings"],
+        )
+        return config
+
+    def tiny_vision_config(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
+        """The vision tower's part of the tiny config, from all sizes."""
+        raise NotImplementedError
+
+
+class Qwen2VL(QwenVL):
+    """Qwen2-VL: every patch of an image attends to every other."""
+
+    name = "qwen2_vl"
+    model_type = "qwen2_vl"
+    model_class = "Qwen2VLForConditionalGeneration"
+    hub_id = "Qwen/Qwen2-VL-7B-Instruct"
+
+    def tiny_vision_config(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
+        width = sizes["vision_hidden_size"]
+        if sizes["vision_intermediate_size"] % width:
+            raise ValueError(
+                f"tiny vision_intermediate_size={sizes['vision_intermediate_size']} must be a multiple of "
+                f"vision_hidden_size={width}"
+            )
+        return {
+            "depth": sizes["vision_layers"],
+            "embed_dim": width,
+            "hidden_size": sizes["hidden_size"],
+            "num_heads": sizes["vision_heads"],
+            "mlp_ratio": sizes["vision_intermediate_size"] // width,
+            "patch_size": sizes["patch_size"],
+            "initializer_range": sizes["initializer_range"],
+        }
+
+
+class Qwen25VL(QwenVL):
+    """Qwen2.5-VL: most vision layers attend inside windows, some over the whole image."""
+
+    name = "qwen2_5_vl"
+    model_type = "qwen2_5_vl"
+    model_class = "Qwen2_5_VLForConditionalGeneration"
+    hub_id = "Qwen/Qwen2.5-VL-7B-Instruct"
+    tiny_sizes: ClassVar[Mapping[str, Any]] = {
+        **QwenVL.tiny_sizes,
+        "window_size": 112,
+        "full_attention_layers": [1],
+    }
+
+    def tiny_vision_config(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "depth": sizes["vision_layers"],
+            "hidden_size": sizes["vision_hidden_size"],
+            "intermediate_size": sizes["vision_intermediate_size"],
+            "num_heads": sizes["vision_heads"],
+            "out_hidden_size": sizes["hidden_size"],
+            "patch_size": sizes["patch_size"],
+            "window_size": sizes["window_size"],
+            "fullatt_block_indexes": list(sizes["full_attention_layers"]),
+            "initializer_range": sizes["initializer_range"],
+        }
+
+
+def resized_size(image_size: Size, cell: int, min_pixels: int, max_pixels: int) -> Size:
+    """Size to which the processor resizes an image: whole cells, aspect nearly kept, area within the limits."""
+    width, height = image_size
+    if max(image_size) > MAX_ASPECT * min(image_size):
+        raise ValueError(f"an image of {width}x{height} pixels is too narrow: sides may differ {MAX_ASPECT}-fold")
+    new_width, new_height = round(width / cell) * cell, round(height / cell) * cell
+    if new_width * new_height > max_pixels:
+        shrink = math.sqrt(width * height / max_pixels)
+        new_width = max(cell, math.floor(width / shrink / cell) * cell)
+        new_height = max(cell, math.floor(height / shrink / cell) * cell)
+    elif new_width * new_height < min_pixels:
+        grow = math.sqrt(min_pixels / (width * height))
+        new_width, new_height = math.ceil(width * grow / cell) * cell, math.ceil(height * grow / cell) * cell
+    return new_width, new_height
+
+
+def tiny_text_config(tokenizer: PreTrainedTokenizerBase, sizes: Mapping[str, Any], stop: str) -> dict[str, Any]:
+    """The language model's part of a tiny Qwen config. Half a head is split over time, row and column."""
+    half = sizes["hidden_size"] // sizes["heads"] // 2
+    spatial = 3 * half // 8
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": sizes["hidden_size"],
+        "intermediate_size": sizes["intermediate_size"],
+        "num_hidden_layers": sizes["layers"],
+        "num_attention_heads": sizes["heads"],
+        "num_key_value_heads": sizes["kv_heads"],
+        "max_position_embeddings": 32768,
+        "initializer_range": sizes["initializer_range"],
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e6,
+            "mrope_section": [half - 2 * spatial, spatial, spatial],
+        },
+        "bos_token_id": None,
+        "eos_token_id": token_id(tokenizer, stop),
+        "pad_token_id": tokenizer.pad_token_id,
+    }

@@ -1,0 +1,111 @@
+"""Backbones by name. Imports neither torch nor transformers; a family is imported when it is asked for.
+
+A package of its own adds a backbone in one of two ways::
+
+    @register_backbone("my_vlm")            # takes effect when the module is imported
+    class MyVLM(Backbone): ...
+
+    [project.entry-points."v1lit.backbones"]  # in its pyproject.toml; found without importing anything
+    my_vlm = "my_package.my_module:MyVLM"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, TypeVar
+
+from v1lit.backbones.config import explain_unknown
+
+if TYPE_CHECKING:
+    from v1lit.backbones.base import Backbone
+
+ENTRY_POINT_GROUP = "v1lit.backbones"
+BUILTIN: dict[str, str] = {
+    "qwen2_vl": "v1lit.backbones.qwen:Qwen2VL",
+    "qwen2_5_vl": "v1lit.backbones.qwen:Qwen25VL",
+    "llava": "v1lit.backbones.llava:Llava",
+    "internvl": "v1lit.backbones.internvl:InternVL",
+}
+_registered: dict[str, type] = {}
+
+C = TypeVar("C", bound=type)
+
+
+def register_backbone(name: str) -> Callable[[C], C]:
+    """Class decorator that makes a ``Backbone`` known under a name. Raises ``ValueError`` if it is taken."""
+
+    def register(cls: C) -> C:
+        # A module that is imported twice (reload, two paths) defines the same class again: not a conflict.
+        known = _registered.get(name)
+        if known is not None and _address(known) != _address(cls):
+            raise ValueError(f"backbone name {name!r} is taken by {_address(known)}; {_address(cls)} needs another")
+        if name in BUILTIN and _address(cls) != BUILTIN[name]:
+            raise ValueError(f"backbone name {name!r} is v1lit's own ({BUILTIN[name]}); choose another")
+        _check_base_class(name, cls)
+        _registered[name] = cls
+        return cls
+
+    return register
+
+
+def list_backbones() -> list[str]:
+    """Names of all known backbones, sorted."""
+    return sorted({*BUILTIN, *_registered, *_entry_points()})
+
+
+def get_backbone(name: str) -> Backbone:
+    """The backbone of that name. Unknown names and conflicting registrations raise ``ValueError``."""
+    cls = _resolve(name)
+    _check_base_class(name, cls)
+    backbone: Backbone = cls()
+    backbone.name = name
+    return backbone
+
+
+def _resolve(name: str) -> type:
+    plugins = _entry_points()
+    if name in plugins and (name in BUILTIN or len(plugins[name]) > 1):
+        owners = [BUILTIN[name]] if name in BUILTIN else []
+        owners += [point.value for point in plugins[name]]
+        raise ValueError(f"backbone name {name!r} is claimed several times: {', '.join(owners)}")
+    if name in _registered:
+        if name in plugins and plugins[name][0].value != _address(_registered[name]):
+            raise ValueError(
+                f"backbone name {name!r} is claimed several times: "
+                f"{_address(_registered[name])}, {plugins[name][0].value}"
+            )
+        return _registered[name]
+    if name in BUILTIN:
+        module, _, attribute = BUILTIN[name].partition(":")
+        loaded: type = getattr(import_module(module), attribute)
+        return loaded
+    if name in plugins:
+        point = plugins[name][0]
+        try:
+            plugin: type = point.load()
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"backbone {name!r} cannot be loaded from {point.value}: {error}") from error
+        return plugin
+    raise ValueError(explain_unknown("backbone", name, list_backbones()))
+
+
+def _entry_points() -> dict[str, list[EntryPoint]]:
+    found: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        # The same distribution can be found twice on one path (editable install beside its metadata).
+        if point.value not in [other.value for other in found.get(point.name, [])]:
+            found.setdefault(point.name, []).append(point)
+    return found
+
+
+def _check_base_class(name: str, cls: object) -> None:
+    from v1lit.backbones.base import Backbone
+
+    if not (isinstance(cls, type) and issubclass(cls, Backbone)):
+        raise ValueError(f"backbone {name!r}: {cls!r} is not a subclass of v1lit.backbones.base.Backbone")
+
+
+def _address(cls: type) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"

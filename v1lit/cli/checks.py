@@ -1,0 +1,91 @@
+"""Checks of a parsed recipe that types cannot express, made before model, data and Trainer exist."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.strategies import StrategyRegistry
+
+from v1lit.backbones.config import BackboneConfig
+from v1lit.cli.errors import UserError, nearest
+from v1lit.cli.recipe import Recipe
+from v1lit.cli.schema import dataclasses_of
+
+
+def check_values(recipe: Recipe, config: Mapping[str, Any]) -> None:
+    """Values that need no look at the machine or at any file; raises UserError."""
+    for key, kind, values in dataclasses_of(config):
+        try:
+            made = kind(**values)
+            if isinstance(made, BackboneConfig):
+                _check_backbone(made)
+        except ValueError as error:
+            raise UserError(_placed(recipe, key, str(error))) from error
+    _check_name(recipe, config, "trainer.accelerator", ["auto", "gpu", *AcceleratorRegistry.available_accelerators()])
+    _check_name(recipe, config, "trainer.strategy", ["auto", *StrategyRegistry.available_strategies()])
+
+
+def check_surroundings(recipe: Recipe, config: Mapping[str, Any]) -> None:
+    """What the recipe needs from this machine: devices, files, weights; raises UserError."""
+    _check_device(recipe, config)
+    resume = config["run"]["resume"]
+    if resume is not None and not Path(resume).exists():
+        raise UserError(f"run.resume is {resume!r} ({recipe.origin('run.resume')}): there is no such file")
+    backbone = BackboneConfig(**config["model"]["backbone"])
+    if backbone.weights != "tiny":
+        from v1lit.backbones.load import checkpoint_config
+        from v1lit.backbones.registry import get_backbone
+
+        # The checkpoint's config only. It costs a second and spares the import of a data set for nothing.
+        checkpoint_config(get_backbone(backbone.name), backbone.weights)
+
+
+def _check_backbone(config: BackboneConfig) -> None:
+    from v1lit.backbones.load import check_backbone_config
+    from v1lit.backbones.registry import list_backbones
+
+    known = list_backbones()
+    if config.name not in known:
+        raise UserError(
+            f"model.backbone.name is {config.name!r}{nearest(config.name, known)}\nallowed: {', '.join(known)}"
+        )
+    check_backbone_config(config)
+
+
+def _check_name(recipe: Recipe, config: Mapping[str, Any], key: str, allowed: list[str]) -> None:
+    group, name = key.split(".")
+    value = config[group][name]
+    if isinstance(value, str) and value not in allowed:
+        raise UserError(
+            f"{key} is {value!r} ({recipe.origin(key)}){nearest(value, allowed)}\nallowed: {', '.join(allowed)}"
+        )
+
+
+def _check_device(recipe: Recipe, config: Mapping[str, Any]) -> None:
+    usable = [
+        name
+        for name in AcceleratorRegistry.available_accelerators()
+        if AcceleratorRegistry[name]["accelerator"].is_available()
+    ]
+    if {"cuda", "mps"} & set(usable):
+        usable.append("gpu")
+    wanted = config["trainer"]["accelerator"]
+    if isinstance(wanted, str) and wanted not in ("auto", *usable):
+        raise UserError(
+            f"trainer.accelerator is {wanted!r} ({recipe.origin('trainer.accelerator')}), "
+            f"but PyTorch finds no such device on this machine\nfound: {', '.join(usable)}"
+        )
+
+
+def _placed(recipe: Recipe, key: str, message: str) -> str:
+    """`message` with the key in front, unless it names it already, and the file where it stands."""
+    short = key.removeprefix("model.")
+    text = message if message.startswith((f"{key}.", f"{short}.")) else f"{key}: {message}"
+    if not text.startswith(key):
+        text = f"model.{text}"
+    named = text.split()[0].rstrip(":")
+    first, _, rest = text.partition("\n")
+    return f"{first} ({recipe.origin(named)})" + (f"\n{rest}" if rest else "")

@@ -1,0 +1,112 @@
+"""How the command line ends: a user's mistake in one or two lines, a bug with its traceback.
+
+Exit codes: 0 done, 1 the run failed, 2 the user's mistake, 130 stopped with Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
+
+LONGEST = 600
+"""Characters of a message that are shown; `--debug` shows the whole."""
+
+
+class UserError(Exception):
+    """A mistake of the person at the keyboard: at most two lines saying what was given, what is allowed, and where."""
+
+
+def nearest(word: object, options: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the option most like `word`, or an empty text."""
+    close = difflib.get_close_matches(str(word), list(options), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def two_lines(text: str) -> str:
+    """`text` on at most two lines of at most `LONGEST` characters each."""
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    if len(lines) > 2:
+        lines = [" ".join(lines)]
+    return "\n".join(line if len(line) <= LONGEST else line[: LONGEST - 1] + "…" for line in lines)
+
+
+def guard(command: Callable[[], int | None], debug: bool = False) -> int:
+    """Run `command`, print a mistake or a failure as one or two lines, and return the exit code.
+
+    Exceptions that are neither a `UserError` nor raised by v1lit itself on purpose are bugs and pass through.
+    """
+    try:
+        return command() or 0
+    except KeyboardInterrupt:
+        return _stopped()
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # how the Trainer ends after Ctrl-C
+            return _stopped()
+        raise
+    except BrokenPipeError:  # `v1lit list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        code = exit_code(error)
+        if debug or code is None:
+            raise
+        sys.stderr.write(f"error: {two_lines(_message(error))}\n")
+        return code
+
+
+def exit_code(error: BaseException) -> int | None:
+    """2 for a user's mistake, 1 for a failure that v1lit foresaw, None for a bug."""
+    ours = type(error).__module__.partition(".")[0] == "v1lit"
+    if isinstance(error, UserError) or (ours and isinstance(error, ValueError)):
+        return 2
+    if ours:
+        return 2 if type(error).__name__ == "WeightsUnavailable" else 1
+    if isinstance(error, (ValueError, FileNotFoundError, NotADirectoryError)) and _raised_here(error):
+        return 2
+    return 1 if isinstance(error, OSError) and error.filename is not None else None
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether v1lit raised `error` itself, rather than a library that it called."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0] == "v1lit"
+
+
+def _message(error: BaseException) -> str:
+    text = str(error)
+    if text.startswith("Caught ") and "Traceback" in text:  # from a data loader's worker: keep the last line
+        text = text.strip().splitlines()[-1].partition(": ")[2] or text
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    return text or type(error).__name__
+
+
+def _stopped() -> int:
+    sys.stderr.write("stopped by Ctrl-C\n")
+    return 130
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with mistakes in one or two lines and the nearest option named."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    def read(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parse `argv`; raises UserError."""
+        options, unknown = self.parse_known_args(list(argv))
+        if unknown:
+            known = [name for action in self._actions for name in action.option_strings]
+            word = unknown[0].partition("=")[0]
+            raise UserError(f"{self.prog} does not take {word!r}{nearest(word, known)}\nallowed: {', '.join(known)}")
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}\nsee {self.prog} --help")

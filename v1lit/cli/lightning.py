@@ -1,0 +1,48 @@
+"""The `lightning` script: `run RECIPE` is v1lit's, all else belongs to lightning-sdk, or to `fabric` without it.
+
+The name is shared: whichever of v1lit and lightning-sdk was installed last owns the file. `v1lit doctor` tells which
+it is; `v1lit run` is the same command under a name that nobody else has.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import EntryPoint, PackageNotFoundError, distribution
+
+OTHERS = (("lightning-sdk", "lightning"), ("lightning", "fabric"))
+"""Who gets what is not ours, in order: distribution and console script."""
+
+
+def main() -> int:
+    """Run the process's own arguments; returns the exit code of whoever took them."""
+    if sys.argv[1:2] == ["run"]:
+        from v1lit.cli.main import main as v1lit
+
+        return v1lit(sys.argv[1:])
+    for owner, script in OTHERS:
+        point = console_script(owner, script)
+        if point is not None:
+            return _exit_code(point.load()())
+    sys.stderr.write("error: neither lightning-sdk nor fabric is installed; v1lit's own part is: lightning run RECIPE\n")
+    return 2
+
+
+def console_script(owner: str, script: str) -> EntryPoint | None:
+    """The console script of that name in an installed distribution, if there is one."""
+    try:
+        points = distribution(owner).entry_points
+    except PackageNotFoundError:
+        return None
+    return next((point for point in points if point.group == "console_scripts" and point.name == script), None)
+
+
+def _exit_code(result: object) -> int:
+    """What `sys.exit(result)` would end with."""
+    if result is None or isinstance(result, int):
+        return int(result or 0)
+    sys.stderr.write(f"{result}\n")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""`v1lit list`: the backbones and recipes there are. Imports neither torch nor transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from v1lit.backbones.registry import list_backbones
+from v1lit.cli.errors import Parser, guard
+from v1lit.cli.recipe import shipped_recipes
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `v1lit list`; returns the exit code."""
+    return guard(lambda: _list(argv))
+
+
+def _list(argv: Sequence[str]) -> None:
+    Parser(prog="v1lit list", description="The backbones and recipes there are.").read(argv)
+    print("backbones (model.backbone.name)")
+    for name in list_backbones():
+        print(f"  {name}")
+    print("recipes (lightning run NAME)")
+    recipes = shipped_recipes()
+    width = max(map(len, recipes), default=0)
+    for name, path in recipes.items():
+        print(f"  {name:<{width}}  {first_comment(path)}")
+
+
+def first_comment(path: Path) -> str:
+    """The first line of a recipe, which says what it is."""
+    with path.open(encoding="utf-8") as lines:
+        return lines.readline().removeprefix("#").strip()

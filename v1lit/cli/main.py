@@ -1,0 +1,52 @@
+"""The `v1lit` script: names its commands and hands over to one of them. Each is imported only when asked for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from v1lit.cli.errors import UserError, guard, nearest
+
+COMMANDS = {
+    "run": ("v1lit.cli.run", "train as a recipe says; `lightning run` is the same"),
+    "data": ("v1lit.cli.data", "import, draw and look at data"),
+    "doctor": ("v1lit.cli.doctor", "versions, devices, which `lightning` comes first, missing extras"),
+    "list": ("v1lit.cli.listing", "backbones and recipes"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `v1lit` with `argv`, default the process's own; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: v1lit COMMAND ...\n")
+        print("\n".join(f"  {name:<8}{text}" for name, (_, text) in COMMANDS.items()))
+        print("\nv1lit COMMAND --help says more; v1lit --version")
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        return guard(_print_version)
+    return dispatch("v1lit", {name: module for name, (module, _) in COMMANDS.items()}, arguments)
+
+
+def dispatch(prog: str, commands: dict[str, str], arguments: Sequence[str]) -> int:
+    """Call `main` of the module that `commands` has for the first argument with the rest of them."""
+    name = arguments[0]
+
+    def unknown() -> None:
+        raise UserError(f"{prog} has no command {name!r}{nearest(name, commands)}\nallowed: {', '.join(commands)}")
+
+    if name not in commands:
+        return guard(unknown)
+    command: Callable[[Sequence[str]], int] = import_module(commands[name]).main
+    return command(arguments[1:])
+
+
+def _print_version() -> None:
+    from v1lit import __version__
+
+    print(__version__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,231 @@
+"""Recipes: YAML files made of parts, composed into one mapping before anything is parsed.
+
+- A value that ends in `.yaml` is a part: the file's content stands there instead. The path is relative to the file
+  that names it; on the command line, to the current directory. Parts may name parts.
+- `{part: ../configs/x.yaml, key: value}` takes a part and changes single keys of it in place.
+- `base: other.yaml` at the top of a recipe takes another recipe, or a shipped one by its bare name; the other keys
+  change it.
+- `--a.b=value` changes one key, `--a.b=part.yaml` a whole part, in the order given.
+- `${a.b}` takes another key's value, once parts and changes are merged. That is left to the parser.
+
+Paths that are values (`data.source.folder`, `run.folder`, ...) are relative to the current directory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from v1lit.cli.errors import UserError, nearest
+
+COMMAND_LINE = "command line"
+SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A composed recipe: one mapping, and for every key the file that it comes from."""
+
+    name: str
+    path: Path
+    config: dict[str, Any]
+    origins: dict[str, str]
+
+    def origin(self, key: str) -> str:
+        """Where `key`, or the group around it, was written: a file or `command line`."""
+        while key:
+            if key in self.origins:
+                return self.origins[key]
+            key = key.rpartition(".")[0]
+        return shown(self.path)
+
+
+def compose(recipe: str, changes: Sequence[str] = ()) -> Recipe:
+    """Read `recipe` (path or bare name) and its parts, then apply `changes` (`--key=value`).
+
+    Raises UserError naming the file and key: unknown recipe, missing part, parts in a circle, bad YAML.
+    """
+    path = find_recipe(recipe)
+    composer = _Composer()
+    config = composer.recipe(path, ())
+    for key, text in read_changes(changes):
+        composer.change(config, key, text)
+    return Recipe(name=path.stem, path=path, config=config, origins=composer.origins)
+
+
+def shipped(kind: str) -> Path:
+    """Folder `recipes` or `configs`: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    return next((root / kind for root in (package, package.parent) if (root / kind).is_dir()), package / kind)
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with v1lit, by bare name."""
+    return {path.stem: path for path in sorted(shipped("recipes").glob("*.yaml"))}
+
+
+def find_recipe(text: str) -> Path:
+    """The file meant by `text`: a path, or the bare name of a shipped recipe."""
+    known = shipped_recipes()
+    if text in known:
+        return known[text]
+    found = find_file(text, Path())
+    if found is None:
+        raise UserError(
+            f"no recipe {text!r}: neither a file nor a shipped recipe{nearest(Path(text).stem, known)}\n"
+            f"shipped: {', '.join(known)}"
+        )
+    return found
+
+
+def find_file(text: str, folder: Path) -> Path | None:
+    """`text` below `folder`; `configs/...` and `recipes/...` are looked up among the shipped files as well."""
+    below = folder / Path(text).expanduser()
+    if below.is_file():
+        return below
+    kind, _, rest = text.removeprefix("./").partition("/")
+    packaged = shipped(kind) / rest if rest and kind in ("configs", "recipes") else None
+    return packaged if packaged is not None and packaged.is_file() else None
+
+
+def read_changes(arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """`--key=value` and `--key value` arguments as pairs."""
+    pairs: list[tuple[str, str]] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        key, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not key or not all(key.split(".")):
+            raise UserError(f"unexpected argument {argument!r}; a change to the recipe is written --key=value")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise UserError(f"--{key} has no value; write --{key}=value")
+            value = rest.pop(0)
+        pairs.append((key, value))
+    return pairs
+
+
+def shown(path: Path) -> str:
+    """`path` relative to the current directory where that is shorter."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path.resolve())
+
+
+def is_part(value: object) -> bool:
+    """Whether a value names a part."""
+    return isinstance(value, str) and value.endswith(SUFFIXES) and "${" not in value
+
+
+class _Composer:
+    """Composes files into one mapping and remembers where every key was written."""
+
+    def __init__(self) -> None:
+        self.origins: dict[str, str] = {}
+
+    def recipe(self, path: Path, trail: tuple[Path, ...]) -> dict[str, Any]:
+        """A whole recipe, its `base` included."""
+        raw, trail = self._open(path, "base", trail)
+        if not isinstance(raw, dict):
+            raise UserError(f"{shown(path)}: a recipe is a mapping of trainer, model, data, ...; this is not one")
+        base = raw.pop("base", None)
+        config: dict[str, Any] = {}
+        if base is not None:
+            found = shipped_recipes().get(str(base)) or find_file(str(base), path.parent)
+            if found is None:
+                raise UserError(f"{shown(path)}: base: there is no recipe {base!r}{nearest(base, shipped_recipes())}")
+            config = self.recipe(found, trail)
+        self._merge(config, raw, "", path, trail)
+        return config
+
+    def change(self, config: dict[str, Any], key: str, text: str) -> None:
+        """Apply `--key=text` to `config`."""
+        value: Any = text
+        if not is_part(text):
+            try:
+                value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index,call-overload]
+            except (yaml.YAMLError, OmegaConfBaseException) as error:
+                raise UserError(f"--{key}={text}: {_yaml_problem(error)}") from error
+        *groups, last = key.split(".")
+        for depth, group in enumerate(groups):
+            if isinstance(config.get(group), list):
+                raise UserError(f"--{key}: {'.'.join(groups[: depth + 1])} is a list; give it whole")
+            if not isinstance(config.get(group), dict):
+                config[group] = {}
+            config = config[group]
+        self._merge(config, {last: value}, ".".join(groups), None, ())
+
+    def _merge(
+        self, below: dict[str, Any], changes: dict[Any, Any], key: str, path: Path | None, trail: tuple[Path, ...]
+    ) -> None:
+        """Write `changes` into `below`: mappings key by key, all else whole."""
+        for name, value in changes.items():
+            full = f"{key}.{name}" if key else str(name)
+            whole = not isinstance(value, dict) or "part" in value or "class_path" in value
+            if whole or not isinstance(below.get(name), dict):
+                self._forget(full)
+                below[name] = self._value(value, full, path, trail)
+            else:
+                self._merge(below[name], value, full, path, trail)
+
+    def _value(self, value: Any, key: str, path: Path | None, trail: tuple[Path, ...]) -> Any:
+        """A value with the parts in it put in place."""
+        self.origins[key] = COMMAND_LINE if path is None else shown(path)
+        if is_part(value):
+            return self._part(value, key, path, trail)
+        if isinstance(value, list):
+            return [self._value(item, f"{key}.{index}", path, trail) for index, item in enumerate(value)]
+        if not isinstance(value, dict):
+            return value
+        config: dict[str, Any] = {}
+        if "part" in value:
+            config = self._part(value["part"], key, path, trail)
+            if not isinstance(config, dict):
+                raise UserError(f"{self.origins[key]}: {key}: {value['part']} is no mapping, so no key of it can be changed")
+        self._merge(config, {name: item for name, item in value.items() if name != "part"}, key, path, trail)
+        return config
+
+    def _part(self, text: object, key: str, path: Path | None, trail: tuple[Path, ...]) -> Any:
+        where = self.origins[key]
+        found = find_file(text, path.parent if path else Path()) if isinstance(text, str) else None
+        if found is None:
+            folder = path.parent if path else Path()
+            others = [other.name for other in (folder / str(text)).parent.glob("*.yaml")]
+            raise UserError(f"{where}: {key}: there is no part {str(text)!r}{nearest(Path(str(text)).name, others)}")
+        raw, trail = self._open(found, key, trail)
+        return self._value(raw, key, found, trail)
+
+    def _forget(self, key: str) -> None:
+        self.origins = {k: v for k, v in self.origins.items() if k != key and not k.startswith(f"{key}.")}
+
+    @staticmethod
+    def _open(path: Path, key: str, trail: tuple[Path, ...]) -> tuple[Any, tuple[Path, ...]]:
+        """Content of a YAML file, interpolations left as they are, and the way that led to it."""
+        resolved = path.resolve()
+        if resolved in trail:
+            circle = " -> ".join(shown(step) for step in (*trail[trail.index(resolved) :], resolved))
+            raise UserError(f"{key}: these files name each other in a circle: {circle}")
+        try:
+            raw = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            raise UserError(f"{shown(path)}: {_yaml_problem(error)}") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"{shown(path)}: not a text file in UTF-8") from error
+        except OSError as error:  # OmegaConf.load raises it for a bare scalar as well
+            reason = error.strerror or "it holds a single value; a mapping or a list is needed"
+            raise UserError(f"{shown(path)}: {reason}") from error
+        return raw, (*trail, resolved)
+
+
+def _yaml_problem(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    where = f"line {mark.line + 1}: " if mark is not None else ""
+    problem = getattr(error, "problem", None) or str(error).strip().splitlines()[0]
+    return f"{where}not valid YAML: {problem}"

@@ -1,0 +1,162 @@
+"""What a recipe may say: its keys and their types, read from the signatures, and the checks against them."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, Union
+
+from lightning.pytorch import Trainer
+
+from v1lit.cli.errors import UserError, nearest
+from v1lit.cli.recipe import Recipe
+from v1lit.data.datamodule import V1DataModule
+from v1lit.training.config import RunConfig
+from v1lit.training.module import V1Module
+
+ROOTS: dict[str, Any] = {
+    "seed_everything": int,
+    "trainer": Trainer,
+    "model": V1Module,
+    "data": V1DataModule,
+    "run": RunConfig,
+}
+LINKED = {"data.backbone": "model.backbone"}
+"""Keys that follow another one and cannot be set by themselves."""
+MOST_NAMED = 12
+"""Longest list of allowed keys that a message spells out."""
+
+
+def check_keys(recipe: Recipe) -> None:
+    """Every key of `recipe` exists and every group is a mapping; raises UserError naming the key and its file."""
+    _check(recipe, recipe.config, ROOTS, "")
+
+
+def _check(recipe: Recipe, config: Mapping[Any, Any], fields: Mapping[str, Any], prefix: str) -> None:
+    for name, value in config.items():
+        key = f"{prefix}{name}"
+        if key in LINKED:
+            raise UserError(f"{key} ({recipe.origin(key)}) cannot be set: it is always {LINKED[key]}; set that")
+        if name not in fields:
+            raise UserError(_unknown(recipe, key, str(name), fields, prefix))
+        inner = subfields(fields[name])
+        if inner is None:
+            continue
+        if not isinstance(value, Mapping):
+            raise UserError(
+                f"{key} is {value!r} ({recipe.origin(key)}); a mapping is needed, or the path of a part\n"
+                f"its keys: {_listed(list(inner), key)}"
+            )
+        _check(recipe, value, inner, f"{key}.")
+
+
+def _unknown(recipe: Recipe, key: str, name: str, fields: Mapping[str, Any], prefix: str) -> str:
+    """Message for a key that does not exist: the nearest one beside it, else the same name in another group."""
+    allowed = [option for option in fields if f"{prefix}{option}" not in LINKED]
+    hint = nearest(name, allowed)
+    if not hint:
+        elsewhere = [other for other, _ in leaves() if other.rpartition(".")[2] == name]
+        hint = f"; did you mean {elsewhere[0]!r}?" if elsewhere else ""
+    where = recipe.origin(key)
+    return f"unknown key {key!r} ({where}){hint}\nallowed here: {_listed(allowed, prefix.rstrip('.'), name)}"
+
+
+def _listed(names: list[str], group: str, like: str = "") -> str:
+    if len(names) <= MOST_NAMED:
+        return ", ".join(names)
+    import difflib
+
+    close = difflib.get_close_matches(like, names, n=5, cutoff=0.3) or names[:5]
+    return f"{', '.join(close)} and {len(names) - len(close)} more keys of {group}; --print_config shows them all"
+
+
+def subfields(annotation: Any) -> dict[str, Any] | None:
+    """Keys of a group with their types, or None where `annotation` is a plain value."""
+    if dataclasses.is_dataclass(annotation):
+        hints = typing.get_type_hints(annotation)
+        return {field.name: hints[field.name] for field in dataclasses.fields(annotation)}
+    if annotation in (Trainer, V1Module, V1DataModule):
+        hints = typing.get_type_hints(annotation.__init__)
+        names = [name for name in inspect.signature(annotation).parameters if name != "self"]
+        return {name: hints.get(name, Any) for name in names}
+    return None
+
+
+def leaves() -> Iterator[tuple[str, Any]]:
+    """Every key that a recipe may set, with its type."""
+
+    def walk(fields: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for name, annotation in fields.items():
+            key = f"{prefix}{name}"
+            inner = subfields(annotation)
+            if key in LINKED:
+                continue
+            if inner is None:
+                yield key, annotation
+            else:
+                yield from walk(inner, f"{key}.")
+
+    return walk(ROOTS, "")
+
+
+def dataclasses_of(config: Mapping[str, Any]) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """Every dataclass of a parsed recipe: its key, its class and its values."""
+
+    def walk(fields: Mapping[str, Any], values: Mapping[str, Any], prefix: str) -> Iterator[Any]:
+        for name, annotation in fields.items():
+            inner, value = subfields(annotation), values.get(name)
+            if f"{prefix}{name}" in LINKED or inner is None or not isinstance(value, Mapping):
+                continue
+            if dataclasses.is_dataclass(annotation):
+                yield f"{prefix}{name}", annotation, dict(value)
+            yield from walk(inner, value, f"{prefix}{name}.")
+
+    return walk(ROOTS, config, "")
+
+
+def describe(annotation: Any) -> str:
+    """A type in words: `one of 'joint', 'separate'`, `an integer or null`, ..."""
+    if isinstance(annotation, str):
+        return annotation
+    words = {int: "an integer", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+    if annotation in words:
+        return words[annotation]
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (Union, types.UnionType):
+        values = literals(annotation)
+        others = [describe(one) for one in inner if typing.get_origin(one) is not Literal]
+        return " or ".join([*([_one_of(values)] if values else []), *dict.fromkeys(others)])
+    if origin is Literal:
+        return _one_of(list(inner))
+    if origin is tuple:
+        return f"a list of {len(inner)}: {', '.join(describe(one) for one in inner)}"
+    if origin is list:
+        return f"a list, each {describe(inner[0])}"
+    if origin is dict:
+        return "a mapping"
+    return f"a {getattr(annotation, '__name__', annotation)} (class_path and init_args)"
+
+
+def literals(annotation: Any) -> list[Any]:
+    """The values that a type spells out."""
+    if typing.get_origin(annotation) is Literal:
+        return list(typing.get_args(annotation))
+    if typing.get_origin(annotation) in (Union, types.UnionType):
+        return [value for one in typing.get_args(annotation) for value in literals(one)]
+    return []
+
+
+def _one_of(values: list[Any]) -> str:
+    return f"one of {', '.join(repr(value) for value in values)}"
+
+
+def wrong_value(recipe: Recipe, key: str, given: object) -> str:
+    """Message for a value of the wrong type: the key, what was given, what is allowed, the nearest match."""
+    annotation = dict(leaves()).get(key)
+    where = recipe.origin(key)
+    if annotation is None:
+        return f"{key} is {given!r} ({where}), which it does not take"
+    return f"{key} is {given!r} ({where}){nearest(given, map(str, literals(annotation)))}\nallowed: {describe(annotation)}"

@@ -1,0 +1,149 @@
+"""The `bars` look: a bar chart with an axis of numbers and a labelled, coloured bar for each category."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from itertools import permutations
+
+from PIL import ImageDraw
+
+from v1lit.data.synthetic.questions import Search, Turn, choose, two_searches, yes_no
+from v1lit.data.synthetic.scene import COLORS, INK, Item, Scene, font, left_to_right, paper
+
+LETTERS = (("A", "B", "C", "D", "E", "F"), ("P", "Q", "R", "S", "T", "U"))
+LABELS = (("Mon", "Tue", "Wed", "Thu", "Fri"), ("Jan", "Feb", "Mar", "Apr", "May"), *LETTERS)
+STEPS = (1, 2, 5, 10, 20)
+CLEAR = 0.3
+"""Two bars, or a bar and a gridline, differ by at least this share of the distance between gridlines."""
+
+
+def draw(rng: random.Random, size: tuple[int, int]) -> Scene:
+    """A chart of `size` (width, height) pixels with 3 to 6 bars."""
+    width, height = size
+    step, lines, count = rng.choice(STEPS), rng.randint(3, 5), rng.randint(3, 6)
+    values = _values(rng, count, lines, step)
+    gridlines = tuple(float(k * step) for k in range(1, lines + 1))
+    letters = font(max(9, min(size) // 15))
+    left, right, top, bottom = round(0.15 * width), width - 4, round(0.06 * height), height - round(0.12 * height)
+    image = paper(rng, size, tint=5)
+    pen = ImageDraw.Draw(image)
+
+    def level(value: float) -> int:
+        return bottom - round(value / gridlines[-1] * (bottom - top))
+
+    for value in (0.0, *gridlines):
+        pen.line((left, level(value), right, level(value)), fill=(170, 170, 176))
+        pen.text((left - 3, level(value)), f"{value:g}", fill=INK, font=letters, anchor="rm")
+    slot = (right - left) / count
+    bar = round(slot * rng.uniform(0.5, 0.75))
+    names = rng.choice(LABELS if count <= 5 else LETTERS)  # words do not fit under six bars
+    names = names[:count] if rng.random() < 0.5 else tuple(rng.sample(names, count))
+    items = []
+    for k, (label, color) in enumerate(zip(names, rng.sample(list(COLORS), count), strict=True)):
+        x = round(left + slot * (k + 0.5) - bar / 2)
+        box = (x, level(values[k]), x + bar, bottom)
+        pen.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill=COLORS[color])
+        pen.text((x + bar / 2, bottom + 3), label, fill=INK, font=letters, anchor="mt")
+        items.append(Item(f"bar of {label}", box, color, "bar", label, values[k]))
+    pen.line((left, top, left, bottom), fill=INK)
+    pen.line((left, bottom, right, bottom), fill=INK)
+    return Scene("bars", image, tuple(items), gridlines=gridlines)
+
+
+def _values(rng: random.Random, count: int, lines: int, step: int) -> list[float]:
+    values: list[float] = []
+    while len(values) < count:
+        value = (rng.randrange(lines) + rng.uniform(CLEAR, 1 - CLEAR)) * step
+        if all(abs(value - other) >= CLEAR * step for other in values):
+            values.append(value)
+        elif rng.random() < 0.05:  # no room left: begin again
+            values = []
+    return values
+
+
+def ask(rng: random.Random, scene: Scene, kind: str) -> Turn | None:
+    """A question of `kind` with its trace and answer; None where the scene allows none without ambiguity."""
+    return _ASK[kind](rng, scene)
+
+
+def _find(rng: random.Random, scene: Scene) -> Turn:
+    return rng.choice((_find_named, _find_extreme))(rng, scene)
+
+
+def _find_named(rng: random.Random, scene: Scene) -> Turn:
+    """From label to colour, or from colour to label."""
+    item = rng.choice(scene.items)
+    if rng.random() < 0.5:
+        name, answer = f"the {item.name}", item.color
+        question = rng.choice(["What colour is {x}?", "Which colour does {x} have?"])
+    else:
+        name, answer = f"the {item.color} bar", item.label
+        question = rng.choice(["What is the label of {x}?", "Which label stands under {x}?"])
+    before = rng.choice(["I look for {x}. ", "Let me find {x}. "]).format(x=name)
+    after = rng.choice(["\n{{0}} is {a}.", "\n{{0}}: {a}."]).format(a=answer)
+    return Turn("find", question.format(x=name), (before, Search(name, (item,)), after), answer)
+
+
+def _find_extreme(rng: random.Random, scene: Scene) -> Turn:
+    word, pick = rng.choice((("tallest", max), ("shortest", min)))
+    item = pick(scene.items, key=lambda i: i.value)
+    name = f"the {word} bar"
+    question = rng.choice(["Which bar is the {w}?", "What is the label of the {w} bar?"]).format(w=word)
+    before = rng.choice(["I look for {x}. ", "Let me find {x}. "]).format(x=name)
+    after = rng.choice(["\n{{0}} is {a}.", "\nUnder {{0}} I read {a}."]).format(a=item.label)
+    return Turn("find", question, (before, Search(name, (item,)), after), item.label)
+
+
+def _count(rng: random.Random, scene: Scene) -> Turn:
+    options = []
+    for line in scene.gridlines:
+        options.append((f"higher than {line:g}", [i for i in scene.items if i.value > line]))
+        options.append((f"lower than {line:g}", [i for i in scene.items if i.value < line]))
+    wanted = rng.choice(sorted({len(members) for _, members in options}))
+    words, members = rng.choice([o for o in options if len(o[1]) == wanted])
+    name = f"bars {words}"
+    question = rng.choice(["How many bars are {w}?", "Count the bars {w}.", "How many bars do you see {w}?"])
+    before = rng.choice(["I look for {x}. ", "Let me mark the {x}. "]).format(x=name)
+    after = rng.choice(["\nThat makes {n}.", "\nI count {n}."]).format(n=len(members))
+    return Turn(
+        "count", question.format(w=words), (before, Search(name, left_to_right(members)), after), str(len(members))
+    )
+
+
+def _compare(rng: random.Random, scene: Scene) -> Turn:
+    a, b = rng.sample(scene.items, 2)
+    word = rng.choice(("taller", "shorter"))
+    winner, loser = (a, b) if (a.value > b.value) == (word == "taller") else (b, a)
+    if rng.random() < 0.5:
+        question = rng.choice(["Which bar is {w}, {a} or {b}?", "Is {a} or {b} the {w} bar?"])
+        answer = winner.label
+    else:
+        answer = yes_no(rng)
+        a, b = (winner, loser) if answer == "yes" else (loser, winner)
+        question = rng.choice(["Is the bar of {a} {w} than the bar of {b}?", "Is {a} {w} than {b}?"])
+    last = f"\n{{{(a, b).index(winner)}}} is {word}."
+    steps = (*two_searches(rng, f"the {a.name}", (a,), f"the {b.name}", (b,)), last)
+    return Turn("compare", question.format(w=word, a=a.label, b=b.label), steps, answer)
+
+
+def _relate(rng: random.Random, scene: Scene) -> Turn | None:
+    pair = choose(rng, list(permutations(scene.items, 2)))
+    if pair is None:
+        return None
+    a, b = pair
+    true_word, false_word = ("left of", "right of") if a.centre < b.centre else ("right of", "left of")
+    answer = yes_no(rng)
+    word = true_word if answer == "yes" else false_word
+    names = [f"the {i.color} bar" for i in pair] if rng.random() < 0.5 else [f"the {i.name}" for i in pair]
+    question = rng.choice(["Is {a} {w} {b}?", "Does {a} stand {w} {b}?"]).format(a=names[0], b=names[1], w=word)
+    last = f"\n{{0}} is {true_word} {{1}}."
+    return Turn("relate", question, (*two_searches(rng, names[0], (a,), names[1], (b,)), last), answer)
+
+
+_ASK: dict[str, Callable[[random.Random, Scene], Turn | None]] = {
+    "find": _find,
+    "count": _count,
+    "compare": _compare,
+    "relate": _relate,
+}

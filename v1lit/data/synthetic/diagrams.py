@@ -1,0 +1,256 @@
+"""The `diagrams` look: boxes with a letter, connected by arrows."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from itertools import permutations
+
+from PIL import Image, ImageDraw
+
+from v1lit.data.synthetic.questions import Search, Turn, choose, two_searches, yes_no
+from v1lit.data.synthetic.scene import (
+    COLORS,
+    INK,
+    Item,
+    PixelBox,
+    Scene,
+    corner,
+    font,
+    left_to_right,
+    order_is_clear,
+    paper,
+)
+
+LETTERS = "ABCDEFGH"
+GRID = 3
+"""Nodes stand in different cells of a grid of this many rows and columns."""
+GAP = 2.5
+"""Pixels between a box and the tip or tail of an arrow."""
+OVERSAMPLE = 3
+
+Point = tuple[float, float]
+
+
+def draw(rng: random.Random, size: tuple[int, int]) -> Scene:
+    """A diagram of `size` (width, height) pixels with 3 to 6 nodes."""
+    boxes = _place(rng, rng.randint(3, 6), size)
+    labels, colors = rng.sample(LETTERS, len(boxes)), rng.sample(list(COLORS), len(boxes))
+    items = tuple(
+        Item(f"node {label}", box, color, "node", label)
+        for box, label, color in zip(boxes, labels, colors, strict=True)
+    )
+    arrows = _connect(rng, items)
+    image = paper(rng, size, tint=6)
+    image.paste(INK, (0, 0), _draw_arrows(items, arrows, size))
+    pen = ImageDraw.Draw(image)
+    letters = font(max(10, min(size) // 12))
+    for item in items:
+        x1, y1, x2, y2 = item.box
+        pen.rectangle((x1, y1, x2 - 1, y2 - 1), fill=COLORS[item.color], outline=INK)
+        pen.text(item.centre, item.label, fill="white", font=letters, anchor="mm", stroke_width=1, stroke_fill=INK)
+    return Scene("diagrams", image, items, arrows=tuple(arrows))
+
+
+def _place(rng: random.Random, count: int, size: tuple[int, int]) -> list[PixelBox]:
+    cell_w, cell_h = size[0] / GRID, size[1] / GRID
+    boxes = []
+    for cell in rng.sample(range(GRID * GRID), count):
+        w, h = round(rng.uniform(0.42, 0.6) * cell_w), round(rng.uniform(0.38, 0.5) * cell_h)
+        x = round((cell % GRID + rng.uniform(0.06, 0.94 - w / cell_w)) * cell_w)
+        y = round((cell // GRID + rng.uniform(0.06, 0.94 - h / cell_h)) * cell_h)
+        boxes.append((x, y, x + w, y + h))
+    return boxes
+
+
+def _connect(rng: random.Random, items: Sequence[Item]) -> list[tuple[int, int]]:
+    """Straight arrows that keep clear of other boxes, cross no other arrow and are long enough to be seen."""
+    arrows: list[tuple[int, int]] = []
+    lines: list[tuple[Point, Point]] = []
+    pairs = list(permutations(range(len(items)), 2))
+    rng.shuffle(pairs)
+    wanted = rng.randint(len(items) - 1, len(items) + 2)
+    for a, b in pairs:
+        line = _line(items[a], items[b])
+        if len(arrows) == wanted or line is None or (b, a) in arrows:
+            continue
+        others = [item for k, item in enumerate(items) if k not in (a, b)]
+        if any(_inside(_grown(o.box, 5), *line) for o in others) or any(_cross(line, other) for other in lines):
+            continue
+        arrows.append((a, b))
+        lines.append(line)
+    return arrows
+
+
+def _line(a: Item, b: Item) -> tuple[Point, Point] | None:
+    """Tail and tip of the arrow between two boxes; None where it would be too short to read."""
+    p, q = a.centre, b.centre
+    leaves, enters = _inside(_grown(a.box, GAP), p, q), _inside(_grown(b.box, GAP), p, q)
+    if leaves is None or enters is None:
+        return None
+    tail, tip = _between(p, q, leaves[1]), _between(p, q, enters[0])
+    too_short = enters[0] <= leaves[1] or math.dist(tail, tip) < 14
+    return None if too_short else (tail, tip)
+
+
+def _grown(box: PixelBox, by: float) -> tuple[float, float, float, float]:
+    return box[0] - by, box[1] - by, box[2] + by, box[3] + by
+
+
+def _between(p: Point, q: Point, share: float) -> Point:
+    return p[0] + share * (q[0] - p[0]), p[1] + share * (q[1] - p[1])
+
+
+def _inside(box: tuple[float, float, float, float], p: Point, q: Point) -> tuple[float, float] | None:
+    """The part of the segment p-q inside the box, as shares of its length; None where it misses the box."""
+    low, high = 0.0, 1.0
+    for axis in (0, 1):
+        step = q[axis] - p[axis]
+        to_low, to_high = box[axis] - p[axis], box[axis + 2] - p[axis]
+        if step == 0:
+            if to_low > 0 or to_high < 0:
+                return None
+            continue
+        first, last = sorted((to_low / step, to_high / step))
+        low, high = max(low, first), min(high, last)
+    return (low, high) if low <= high else None
+
+
+def _cross(one: tuple[Point, Point], two: tuple[Point, Point]) -> bool:
+    def side(p: Point, line: tuple[Point, Point]) -> bool:
+        (ax, ay), (bx, by) = line
+        return (bx - ax) * (p[1] - ay) > (by - ay) * (p[0] - ax)
+
+    return side(one[0], two) != side(one[1], two) and side(two[0], one) != side(two[1], one)
+
+
+def _draw_arrows(items: Sequence[Item], arrows: Sequence[tuple[int, int]], size: tuple[int, int]) -> Image.Image:
+    """Coverage of all arrows: [height, width], 0..255, smooth edges."""
+    k = OVERSAMPLE
+    mask = Image.new("L", (size[0] * k, size[1] * k), 0)
+    pen = ImageDraw.Draw(mask)
+    for a, b in arrows:
+        line = _line(items[a], items[b])
+        assert line is not None
+        (x1, y1), (x2, y2) = line
+        length = math.dist(*line)
+        dx, dy = (x2 - x1) / length, (y2 - y1) / length
+        head, half = 7.5, 3.6
+        base = (x2 - head * dx, y2 - head * dy)
+        pen.line((x1 * k, y1 * k, base[0] * k, base[1] * k), fill=255, width=round(1.6 * k))
+        wings = [(base[0] + s * half * dy, base[1] - s * half * dx) for s in (1, -1)]
+        pen.polygon([(x * k, y * k) for x, y in ((x2, y2), *wings)], fill=255)
+    return mask.reduce(k)
+
+
+def ask(rng: random.Random, scene: Scene, kind: str) -> Turn | None:
+    """A question of `kind` with its trace and answer; None where the scene allows none without ambiguity."""
+    return _ASK[kind](rng, scene)
+
+
+def _targets(scene: Scene, item: Item) -> tuple[Item, ...]:
+    """The nodes that `item` points to, from left to right."""
+    start = scene.items.index(item)
+    return left_to_right([scene.items[b] for a, b in scene.arrows if a == start])
+
+
+def _sources(scene: Scene, item: Item) -> tuple[Item, ...]:
+    """The nodes that point to `item`, from left to right."""
+    end = scene.items.index(item)
+    return left_to_right([scene.items[a] for a, b in scene.arrows if b == end])
+
+
+def _find(rng: random.Random, scene: Scene) -> Turn | None:
+    how = rng.choice(("corner", "color", "label"))
+    item = choose(rng, [i for i in scene.items if how != "corner" or corner(i, scene.image.size)])
+    if item is None:
+        return None
+    name = f"the {item.color} node" if how == "label" else item.name
+    answer = {"corner": corner(item, scene.image.size) or "", "color": item.color, "label": item.label}[how]
+    question = {
+        "corner": ["Where is {x}?", "In which corner is {x}?"],
+        "color": ["What colour is {x}?", "Which colour does {x} have?"],
+        "label": ["Which letter stands in {x}?", "What is the label of {x}?"],
+    }[how]
+    before = rng.choice(["I look for {x}. ", "Let me find {x}. "]).format(x=name)
+    after = rng.choice(["\n{{0}}: {a}.", "\nFor {{0}} it is {a}."]).format(a=answer)
+    return Turn("find", rng.choice(question).format(x=name), (before, Search(name, (item,)), after), answer)
+
+
+def _count(rng: random.Random, scene: Scene) -> Turn | None:
+    leaving = rng.random() < 0.5
+    reach = _targets if leaving else _sources
+    options = [i for i in scene.items if order_is_clear(reach(scene, i), scene.image.width)]
+    if not options:
+        return None
+    wanted = rng.choice(sorted({len(reach(scene, i)) for i in options}))
+    item = rng.choice([i for i in options if len(reach(scene, i)) == wanted])
+    question = rng.choice(
+        ["How many arrows leave {x}?", "How many nodes does {x} point to?"]
+        if leaving
+        else ["How many arrows end at {x}?", "How many nodes point to {x}?"]
+    ).format(x=item.name)
+    query = f"nodes that {item.label} points to" if leaving else f"nodes that point to {item.label}"
+    last = rng.choice(["\nThat makes {n}.", "\nI count {n}."]).format(n=wanted)
+    steps = (*two_searches(rng, item.name, (item,), query, reach(scene, item)), last)
+    return Turn("count", question, steps, str(wanted))
+
+
+def _compare(rng: random.Random, scene: Scene) -> Turn | None:
+    clear = [i for i in scene.items if order_is_clear(_targets(scene, i), scene.image.width)]
+    pairs = [p for p in permutations(clear, 2) if len(_targets(scene, p[0])) > len(_targets(scene, p[1]))]
+    pair = choose(rng, pairs)
+    if pair is None:
+        return None
+    if rng.random() < 0.5:
+        a, b = rng.sample(pair, 2)
+        question = rng.choice(["Which node has more arrows leaving it, {a} or {b}?", "Do more arrows leave {a} or {b}?"])
+        answer = pair[0].label
+    else:
+        answer = yes_no(rng)
+        a, b = pair if answer == "yes" else pair[::-1]
+        question = rng.choice(["Do more arrows leave {a} than {b}?", "Does {a} point to more nodes than {b}?"])
+    found = _targets(scene, a), _targets(scene, b)
+    queries = [f"nodes that {i.label} points to" for i in (a, b)]
+    last = rng.choice(["\n{m} against {n}.", "\nThat is {m} and {n}."]).format(m=len(found[0]), n=len(found[1]))
+    steps = (*two_searches(rng, queries[0], found[0], queries[1], found[1]), last)
+    return Turn("compare", question.format(a=a.label, b=b.label), steps, answer)
+
+
+def _relate(rng: random.Random, scene: Scene) -> Turn | None:
+    return _name_targets(rng, scene) if rng.random() < 0.5 else _points_to(rng, scene)
+
+
+def _name_targets(rng: random.Random, scene: Scene) -> Turn | None:
+    item = choose(rng, [i for i in scene.items if order_is_clear(_targets(scene, i), scene.image.width)])
+    if item is None:
+        return None
+    found = _targets(scene, item)
+    answer = ", ".join(i.label for i in found) or "none"
+    question = rng.choice(
+        ["Which nodes does {x} point to, from left to right?", "Name the nodes that {x} points to, from left to right."]
+    ).format(x=item.label)
+    query = f"nodes that {item.label} points to"
+    steps = (*two_searches(rng, item.name, (item,), query, found), f"\nI read {answer}.")
+    return Turn("relate", question, steps, answer)
+
+
+def _points_to(rng: random.Random, scene: Scene) -> Turn | None:
+    answer = yes_no(rng)
+    pairs = [p for p in permutations(scene.items, 2) if (p[1] in _targets(scene, p[0])) == (answer == "yes")]
+    pair = choose(rng, pairs)
+    if pair is None:
+        return None
+    a, b = pair
+    question = rng.choice(["Does {a} point to {b}?", "Is there an arrow from {a} to {b}?"]).format(a=a.label, b=b.label)
+    last = f"\nAn arrow from {{0}} to {{1}}: {answer}."
+    return Turn("relate", question, (*two_searches(rng, a.name, (a,), b.name, (b,)), last), answer)
+
+
+_ASK: dict[str, Callable[[random.Random, Scene], Turn | None]] = {
+    "find": _find,
+    "count": _count,
+    "compare": _compare,
+    "relate": _relate,
+}

@@ -1,0 +1,280 @@
+"""Drawing a whole data set: scenes, questions and traces, written as shards."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from v1lit.data.example import Example, Message
+from v1lit.data.images import EncodedImage
+from v1lit.data.shards import ShardWriter, list_shards, read_index, write_index
+from v1lit.data.synthetic import charts, diagrams, shapes
+from v1lit.data.synthetic.questions import KINDS, Turn, write_turn
+from v1lit.data.synthetic.scene import Scene
+from v1lit.grounding.region import Region
+
+LOOKS: Mapping[str, ModuleType] = {"shapes": shapes, "bars": charts, "diagrams": diagrams}
+"""A look is a module with `draw(rng, size) -> Scene` and `ask(rng, scene, kind) -> Turn | None`."""
+
+VERSION = 1
+"""Raised whenever the same settings give other examples than before."""
+MIN_SIDE = 112
+MAX_SIDE = 2048
+TRIES = 1000
+PARALLEL_FROM = 2000
+"""Below this many examples, starting processes takes longer than drawing."""
+
+
+def make_scene(rng: random.Random, look: str = "shapes", size: tuple[int, int] = (168, 168)) -> Scene:
+    """One scene of `size` (width, height) pixels; the look is a key of `LOOKS`."""
+    _check_choice("look", [look], LOOKS)
+    scene: Scene = LOOKS[look].draw(rng, size)
+    return scene
+
+
+def make_example(
+    rng: random.Random,
+    *,
+    id: str,
+    look: str = "shapes",
+    kinds: Sequence[str] = KINDS,
+    size: tuple[int, int] = (168, 168),
+    questions: int = 1,
+) -> Example:
+    """One scene with `questions` turns about it, as a validated `Example`.
+
+    The kinds are drawn first, and scenes until one allows them all: so the kinds are equally frequent. The kinds
+    stand in the example's `source`, such as `synthetic/shapes/find` or `synthetic/bars/count+relate`.
+    """
+    wanted = [rng.choice(list(kinds)) for _ in range(questions)]
+    scene, turns = _scene_with_turns(rng, look, wanted, size)
+    messages, regions = [], {}
+    for number, turn in enumerate(turns):
+        text, boxes = write_turn(turn, first=len(regions) + 1)
+        regions.update({name: Region.from_box(box) for name, box in boxes.items()})
+        messages.append(Message("user", ("<image>\n" if number == 0 else "") + turn.question))
+        messages.append(Message("assistant", text))
+    return Example(
+        id=id,
+        images=(_png(scene),),
+        messages=tuple(messages),
+        regions=regions,
+        answer=turns[-1].answer,
+        source=f"synthetic/{look}/{'+'.join(wanted)}",
+    )
+
+
+def _scene_with_turns(
+    rng: random.Random, look: str, kinds: Sequence[str], size: tuple[int, int]
+) -> tuple[Scene, list[Turn]]:
+    for _ in range(TRIES):
+        scene = make_scene(rng, look, size)
+        turns: list[Turn] = []
+        for kind in kinds:
+            turn = _new_turn(rng, scene, kind, {t.question for t in turns})
+            if turn is None:
+                break
+            turns.append(turn)
+        if len(turns) == len(kinds):
+            return scene, turns
+    raise ValueError(
+        f"found no {look} scene of {size[0]}x{size[1]} pixels with {len(kinds)} different questions of the kinds "
+        f"{', '.join(kinds)} in {TRIES} tries; ask for fewer questions per scene or more kinds"
+    )
+
+
+def _new_turn(rng: random.Random, scene: Scene, kind: str, asked: set[str]) -> Turn | None:
+    for _ in range(4 if asked else 1):
+        turn: Turn | None = LOOKS[scene.look].ask(rng, scene, kind)
+        if turn is not None and turn.question not in asked:
+            return turn
+    return None
+
+
+def _png(scene: Scene) -> EncodedImage:
+    buffer = io.BytesIO()
+    scene.image.save(buffer, "PNG", compress_level=3)
+    return EncodedImage(data=buffer.getvalue(), format="png", size=scene.image.size)
+
+
+def _numbered_example(index: int, settings: Mapping[str, Any]) -> Example:
+    """Example `index` of a data set: a function of the settings and the index, whatever process makes it."""
+    look = settings["look"][index % len(settings["look"])]
+    return make_example(
+        # A string seed is hashed with SHA-512: the same on every machine and unrelated for neighbours.
+        random.Random(f"v1lit synthetic {settings['seed']} {index}"),
+        id=f"{look}-s{settings['seed']}-{index:07d}",
+        look=look,
+        kinds=settings["kinds"],
+        size=tuple(settings["image_size"]),
+        questions=settings["questions_per_scene"],
+    )
+
+
+def synthesize(
+    out: str | os.PathLike[str],
+    *,
+    examples: int,
+    seed: int = 0,
+    look: Sequence[str] = ("shapes",),
+    image_size: Sequence[int] = (168, 168),
+    kinds: Sequence[str] = KINDS,
+    questions_per_scene: int = 1,
+    workers: int | None = None,
+    shard_examples: int = 1000,
+    progress: bool = True,
+) -> Path:
+    """Write a data set of drawn scenes as shards with their `index.json` to the folder `out`; give its path back.
+
+    Args:
+        out: a folder that does not exist, is empty, or holds exactly this data set; then nothing is done.
+        examples: how many scenes.
+        seed: same settings and seed, same bytes; other seeds share no scene, so they serve as held-out data.
+        look: `shapes`, `bars`, `diagrams`; several take turns.
+        image_size: width and height in pixels.
+        kinds: of questions, equally frequent: `find`, `count`, `compare`, `relate`.
+        questions_per_scene: user turns of a conversation about one scene.
+        workers: processes that draw; by default one per core, and one only for small sets.
+        shard_examples: examples per shard.
+        progress: whether to show a progress bar.
+
+    Raises:
+        ValueError: for settings out of range, or where `out` holds something else.
+    """
+    settings = {
+        "examples": examples,
+        "seed": seed,
+        "look": [look] if isinstance(look, str) else list(look),
+        "image_size": list(image_size),
+        "kinds": [kinds] if isinstance(kinds, str) else list(kinds),
+        "questions_per_scene": questions_per_scene,
+        "shard_examples": shard_examples,
+    }
+    _check(settings)
+    out = Path(out)
+    if _holds(out, settings):
+        return out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        _write(aside, settings, workers, progress)
+        _move(aside, out, settings)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return out
+
+
+def _write(folder: Path, settings: Mapping[str, Any], workers: int | None, progress: bool) -> None:
+    count = settings["examples"]
+    if workers is None:
+        workers = 1 if count < PARALLEL_FROM else len(os.sched_getaffinity(0))
+    with (
+        _mapped(partial(_numbered_example, settings=dict(settings)), count, workers) as made,
+        ShardWriter(folder, max_examples=settings["shard_examples"]) as writer,
+    ):
+        for example in _tracked(made, count, progress):
+            writer.write(example)
+    write_index(folder, writer.shards, synthetic={"version": VERSION, **settings})
+
+
+@contextmanager
+def _mapped(make: partial[Example], count: int, workers: int) -> Iterator[Iterable[Example]]:
+    """make(0), make(1), ... make(count - 1), in this order, made by `workers` processes."""
+    if workers <= 1:
+        yield map(make, range(count))
+        return
+    # Forked workers need no importable main module, so a plain script may call this.
+    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+    with multiprocessing.get_context(method).Pool(workers) as pool:
+        yield pool.imap(make, range(count), chunksize=64)
+
+
+def _tracked(made: Iterable[Example], count: int, progress: bool) -> Iterable[Example]:
+    if not progress:
+        return made
+    from rich.progress import track
+
+    return track(made, total=count, description="drawing scenes")
+
+
+def _move(aside: Path, out: Path, settings: Mapping[str, Any]) -> None:
+    """Give the finished folder its name. Another process may have been faster with the same data; that is fine."""
+    os.chmod(aside, 0o777 & ~_umask())  # a temporary folder is private
+    if out.is_dir() and not any(out.iterdir()):
+        out.rmdir()
+    try:
+        os.rename(aside, out)
+    except OSError:
+        if not _holds(out, settings):
+            raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _holds(out: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether `out` holds exactly this data set; False where there is nothing yet.
+
+    Raises:
+        ValueError: where it holds something else, or a part of it is missing.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    if not out.is_dir():
+        raise ValueError(f"{out} is a file; give a folder that does not exist yet")
+    way_out = "give another folder, or remove this one"
+    try:
+        found = read_index(out).get("synthetic")
+        shards = list_shards(out)
+    except ValueError as error:
+        raise ValueError(f"no data set can be written to {out}, which is not empty ({error}); {way_out}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{out} holds shards of another origin; {way_out}")
+    differing = [
+        f"{key} is {found.get(key)!r} there, not {value!r}"
+        for key, value in {"version": VERSION, **settings}.items()
+        if found.get(key) != value
+    ]
+    if differing:
+        raise ValueError(f"{out} holds another synthetic data set ({'; '.join(differing)}); {way_out}")
+    for shard in shards:
+        if (out / shard.file).stat().st_size != shard.bytes:
+            raise ValueError(f"{out} is damaged: {shard.file} is not {shard.bytes} bytes long; {way_out}")
+    return True
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    for key in ("examples", "questions_per_scene", "shard_examples"):
+        if not _is_int(settings[key]) or settings[key] < 1:
+            raise ValueError(f"{key} is {settings[key]!r}; a whole number of at least 1 is needed")
+    if not _is_int(settings["seed"]):
+        raise ValueError(f"seed is {settings['seed']!r}; a whole number is needed")
+    size = settings["image_size"]
+    if len(size) != 2 or not all(_is_int(side) and MIN_SIDE <= side <= MAX_SIDE for side in size):
+        raise ValueError(f"image_size is {size!r}; allowed: width and height, each {MIN_SIDE} to {MAX_SIDE} pixels")
+    _check_choice("look", settings["look"], LOOKS)
+    _check_choice("kinds", settings["kinds"], KINDS)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_choice(key: str, given: Sequence[str], allowed: Iterable[str]) -> None:
+    allowed = list(allowed)
+    wrong = [name for name in given if name not in allowed]
+    if wrong or not given:
+        raise ValueError(f"{key} is {', '.join(map(repr, wrong or given)) or 'empty'}; allowed: {', '.join(allowed)}")

@@ -1,0 +1,76 @@
+"""A question with the steps that answer it, and how the steps become a trace; the same for every look."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from v1lit.data.synthetic.scene import Item, PixelBox
+from v1lit.grounding.trace import Detect, DetectedObject, Trace, format_trace
+
+KINDS = ("find", "count", "compare", "relate")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Search:
+    """One `detect` call of a trace: what was looked for, and what was found, in the order of the trace."""
+
+    query: str
+    found: tuple[Item, ...]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question about a scene with its steps and answer."""
+
+    kind: str
+    question: str
+    steps: tuple[str | Search, ...]
+    """Text and searches. In the text, `{0}` stands for the first object that this turn found, `{1}` for the
+    second, and so on."""
+    answer: str
+
+
+def choose(rng: random.Random, options: Sequence[T]) -> T | None:
+    """One of `options`, or None where there are none."""
+    return rng.choice(options) if options else None
+
+
+def yes_no(rng: random.Random) -> str:
+    """The answer that the next yes/no question shall have: questions are made to fit it, so that both are
+    equally frequent."""
+    return rng.choice(("yes", "no"))
+
+
+def two_searches(
+    rng: random.Random, a: str, items_a: tuple[Item, ...], b: str, items_b: tuple[Item, ...]
+) -> tuple[str | Search, ...]:
+    """Two calls one after the other, with the words before each."""
+    first, second = rng.choice(
+        [("I look for {x}. ", "\nNow {x}. "), ("First {x}. ", "\nThen {x}. "), ("Let me find {x}. ", "\nNext {x}. ")]
+    )
+    return first.format(x=a), Search(a, items_a), second.format(x=b), Search(b, items_b)
+
+
+def write_turn(turn: Turn, first: int = 1) -> tuple[str, dict[str, PixelBox]]:
+    """The assistant's text of a turn and the boxes behind its region names.
+
+    Object k of the turn is called `<obj{first + k}>` and stands on `<|region_{first + k}|>`; a conversation counts
+    on from turn to turn, so that every name in it is unique.
+    """
+    found = [item for step in turn.steps if isinstance(step, Search) for item in step.found]
+    names = [f"<obj{first + k}>" for k in range(len(found))]
+    regions = {f"<|region_{first + k}|>": item.box for k, item in enumerate(found)}
+    objects = (DetectedObject(name=n, region=r) for n, r in zip(names, regions, strict=True))
+    parts: list[str | Detect] = ["<think> "]
+    for step in turn.steps:
+        if isinstance(step, Search):
+            parts.append(Detect(query=step.query, objects=tuple(next(objects) for _ in step.found)))
+        else:
+            parts.append(step.format(*names))
+    parts.append(f" </think><answer>{turn.answer}</answer>")
+    return format_trace(Trace(tuple(parts))), regions

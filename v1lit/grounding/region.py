@@ -1,0 +1,266 @@
+"""A region of an image: a box, several boxes, a polygon or a mask, in pixels of the original image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from numbers import Integral, Real
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from v1lit.grounding import raster
+
+Box = tuple[float, float, float, float]
+"""`(x1, y1, x2, y2)`: left, upper, right and lower edge in pixels of the original image, x1 < x2 and y1 < y2."""
+
+Size = tuple[int, int]
+"""`(width, height)` in pixels."""
+
+Kind = Literal["box", "boxes", "polygon", "mask"]
+
+COORDINATE_LIMIT = 1e9
+"""Coordinates beyond this are refused: no image is that large, and arithmetic on them would overflow."""
+
+MASK_PIXEL_LIMIT = 100_000_000
+"""Masks read from JSON are refused above this many pixels, before any memory is taken for them."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Region:
+    """Part of one image. Make it with `from_box`, `from_boxes`, `from_polygon`, `from_mask`, `from_json` or `of`.
+
+    Attributes:
+        kind: what `data` is.
+        data: for a box its four numbers; for boxes (their union counts) and polygons (even-odd rule) a tuple of
+            boxes or of `(x, y)` corners; for a mask a read-only bool array [height, width].
+        image: which of the example's images the region lies in.
+    """
+
+    kind: Kind
+    data: Any
+    image: int = 0
+
+    @classmethod
+    def from_box(cls, box: Sequence[float], image: int = 0) -> Region:
+        """A box `(x1, y1, x2, y2)`; ValueError unless it is four finite numbers with x1 < x2 and y1 < y2."""
+        return cls("box", _check_box(box), _check_image(image))
+
+    @classmethod
+    def from_boxes(cls, boxes: Sequence[Sequence[float]], image: int = 0) -> Region:
+        """The union of one or more boxes, which may overlap."""
+        if len(boxes) == 0:
+            raise ValueError("a region needs at least one box, got none")
+        return cls("boxes", tuple(_check_box(box) for box in boxes), _check_image(image))
+
+    @classmethod
+    def from_polygon(cls, points: Sequence[Sequence[float]], image: int = 0) -> Region:
+        """A polygon of three or more `(x, y)` corners; where it crosses itself the even-odd rule decides."""
+        return cls("polygon", _check_polygon(points), _check_image(image))
+
+    @classmethod
+    def from_mask(cls, mask: npt.ArrayLike, image: int = 0) -> Region:
+        """A mask [height, width] of the whole image: bool, or integers where anything but 0 is inside."""
+        array = np.asarray(mask)
+        if array.ndim != 2 or array.dtype.kind not in "biu":
+            raise ValueError(
+                f"a mask is a boolean array [height, width], got shape {array.shape} of {array.dtype}; "
+                "compare probabilities with a threshold first"
+            )
+        inside = array.astype(bool)  # a copy: nobody else can change it
+        if not inside.any():
+            raise ValueError(f"the mask {inside.shape} has no pixel inside; a region cannot be empty")
+        inside.setflags(write=False)
+        return cls("mask", inside, _check_image(image))
+
+    @classmethod
+    def of(cls, thing: Region | Sequence[float] | npt.ArrayLike) -> Region:
+        """A region as it is, a box of four numbers, or a mask [height, width]."""
+        if isinstance(thing, Region):
+            return thing
+        if isinstance(thing, tuple | list) and len(thing) == 4:
+            return cls.from_box(thing)
+        if np.ndim(thing) == 1:
+            return cls.from_box(np.asarray(thing).tolist())
+        return cls.from_mask(thing)
+
+    def at(self, image: int) -> Region:
+        """The same region in another of the example's images."""
+        return replace(self, image=_check_image(image))
+
+    @property
+    def box(self) -> Box:
+        """Smallest box around the region; of a mask, around its pixels."""
+        if self.kind == "box":
+            return self.data
+        if self.kind == "mask":
+            x1, y1, x2, y2 = raster.mask_bounds(self.data)
+            return float(x1), float(y1), float(x2), float(y2)
+        corners = np.asarray(self.data).reshape(-1, 2)
+        (x1, y1), (x2, y2) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
+        return x1, y1, x2, y2
+
+    def boxes(self) -> npt.NDArray[np.float64] | None:
+        """[boxes, 4] where the region is exactly a union of boxes, None for polygons and masks."""
+        return np.asarray(self.data).reshape(-1, 4) if self.kind in ("box", "boxes") else None
+
+    def mask(self, image_size: Size) -> npt.NDArray[np.bool_]:
+        """Pixels inside, bool [height, width].
+
+        A pixel is inside if its centre is; a shape so thin that it holds no centre takes all pixels that its bounds
+        touch. Parts outside the image are cut off. ValueError if a mask is asked for at another size than its own.
+        """
+        if self.kind == "mask":
+            if self.data.shape != (image_size[1], image_size[0]):
+                size = self.data.shape[::-1]
+                raise ValueError(f"the mask is for an image of (width, height) {size}, not {tuple(image_size)}")
+            return self.data
+        boxes = self.boxes()
+        mask = (
+            raster.fill_polygon(np.asarray(self.data), image_size)
+            if boxes is None
+            else raster.fill_boxes(boxes, image_size)
+        )
+        return mask if mask.any() else raster.fill_touched(self.box, image_size)
+
+    def within(self, image_size: Size) -> bool:
+        """Whether the region lies wholly inside an image of (width, height); a mask must have exactly that size."""
+        if self.kind == "mask":
+            return bool(self.data.shape == (image_size[1], image_size[0]))
+        x1, y1, x2, y2 = self.box
+        return x1 >= 0 and y1 >= 0 and x2 <= image_size[0] and y2 <= image_size[1]
+
+    def iou(self, other: Region, image_size: Size) -> float:
+        """Intersection over union, 0 to 1: exact between boxes and unions of boxes, else counted in pixels.
+
+        Regions of different images do not overlap.
+        """
+        if self.image != other.image:
+            return 0.0
+        a, b = self.boxes(), other.boxes()
+        if a is not None and b is not None:
+            shared = raster.shared_area(a, b)
+            return shared / (raster.union_area(a) + raster.union_area(b) - shared)
+        mine, theirs = self.mask(image_size), other.mask(image_size)
+        union = int((mine | theirs).sum())
+        return int((mine & theirs).sum()) / union if union else 0.0
+
+    def to_json(self) -> list[Any] | dict[str, Any]:
+        """Plain JSON: four numbers for a box in the first image, else an object; read back by `from_json`."""
+        if self.kind == "mask":
+            height, width = self.data.shape
+            value: Any = {"size": [width, height], "runs": raster.encode_runs(self.data)}
+        elif self.kind == "box":
+            value = [_plain(v) for v in self.data]
+        else:
+            value = [[_plain(v) for v in item] for item in self.data]
+        if self.kind == "box" and self.image == 0:
+            return value
+        return {self.kind: value, **({"image": self.image} if self.image else {})}
+
+    @classmethod
+    def from_json(cls, value: Any, image: int = 0) -> Region:
+        """A region from plain JSON; `image` holds where the JSON itself names none.
+
+        Understood are `[x1, y1, x2, y2]`, `{"box": [...]}`, `{"boxes": [[...], ...]}`, `{"polygon": [[x, y], ...]}` and
+        `{"mask": {"size": [width, height], "runs": [...]}}` (lengths of runs, row by row, outside first), each object
+        with an optional `"image"`. Anything else is a ValueError.
+        """
+        if isinstance(value, list):
+            return cls.from_box(value, image)
+        makers: dict[str, Callable[[Any, int], Region]] = {
+            "box": cls.from_box,
+            "boxes": cls.from_boxes,
+            "polygon": cls.from_polygon,
+            "mask": cls._from_runs,
+        }
+        kinds = [key for key in value if key != "image"] if isinstance(value, Mapping) else []
+        if len(kinds) != 1 or kinds[0] not in makers or not isinstance(value[kinds[0]], list | Mapping):
+            raise ValueError(
+                f'a region is [x1, y1, x2, y2] or an object with one of {", ".join(makers)} (and "image"), '
+                f"got {_short(value)}"
+            )
+        return makers[kinds[0]](value[kinds[0]], value.get("image", image))
+
+    @classmethod
+    def _from_runs(cls, value: Any, image: int) -> Region:
+        size, runs = (value.get("size"), value.get("runs")) if isinstance(value, Mapping) else (None, None)
+        if not (_whole_numbers(size) and len(size) == 2 and 0 < size[0] * size[1] <= MASK_PIXEL_LIMIT):
+            raise ValueError(
+                f'"size" of a mask is [width, height] of at most {MASK_PIXEL_LIMIT} pixels, got {_short(size)}'
+            )
+        if not (_whole_numbers(runs) and sum(runs) == size[0] * size[1]):
+            raise ValueError(
+                f'"runs" of a mask are whole numbers that add up to its {size[0] * size[1]} pixels, '
+                f"got {_short(runs)}"
+            )
+        return cls.from_mask(raster.decode_runs(runs, (size[0], size[1])), image)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Region) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __repr__(self) -> str:
+        data = f"{int(self.data.sum())} pixels in {self.box}" if self.kind == "mask" else repr(self.data)
+        return f"Region({self.kind}: {data}{f', image {self.image}' if self.image else ''})"
+
+    def _key(self) -> tuple[Any, ...]:
+        data = (self.data.shape, self.data.tobytes()) if self.kind == "mask" else self.data
+        return self.kind, data, self.image
+
+
+def format_box(box: Sequence[float], image_size: Size) -> str:
+    """A box as text: fractions of the image's width and height, `[0.10, 0.20, 0.50, 0.60]`."""
+    width, height = image_size
+    x1, y1, x2, y2 = box
+    return f"[{x1 / width:.2f}, {y1 / height:.2f}, {x2 / width:.2f}, {y2 / height:.2f}]"
+
+
+def _check_box(box: Any) -> Box:
+    if not isinstance(box, Sequence | np.ndarray) or isinstance(box, str) or len(box) != 4:
+        raise ValueError(f"a box is four numbers x1, y1, x2, y2, got {_short(box)}")
+    x1, y1, x2, y2 = _numbers(box)
+    if not (x1 < x2 and y1 < y2):
+        raise ValueError(f"a box is x1, y1, x2, y2 with x1 < x2 and y1 < y2, got {_short(list(box))}")
+    return x1, y1, x2, y2
+
+
+def _check_polygon(points: Any) -> tuple[tuple[float, float], ...]:
+    if len(points) < 3 or any(np.ndim(point) != 1 or len(point) != 2 for point in points):
+        raise ValueError(f"a polygon is three or more corners (x, y), got {_short(points)}")
+    x, y = (_numbers([point[axis] for point in points]) for axis in (0, 1))
+    if not (min(x) < max(x) and min(y) < max(y)):
+        raise ValueError(f"the polygon has no area: {_short(points)}")
+    return tuple(zip(x, y, strict=True))
+
+
+def _numbers(values: Sequence[Any]) -> list[float]:
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise ValueError(f"a coordinate is a number of pixels, got {value!r} in {_short(list(values))}")
+        if not abs(value) <= COORDINATE_LIMIT:
+            raise ValueError(f"a coordinate is a finite number of pixels, got {value} in {_short(list(values))}")
+    return [float(value) for value in values]
+
+
+def _check_image(image: Any) -> int:
+    if isinstance(image, bool) or not isinstance(image, Integral) or image < 0:
+        raise ValueError(f"image is the index of one of the example's images, 0 or more, got {image!r}")
+    return int(image)
+
+
+def _whole_numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(type(v) is int and v >= 0 for v in values)
+
+
+def _plain(value: float) -> float | int:
+    return int(value) if math.isfinite(value) and value == int(value) else value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."

@@ -1,0 +1,65 @@
+"""The pointer head: two small projections and, if wanted, a gate."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from v1lit.pointer.config import PointerConfig
+
+
+class PointerHead(nn.Module):
+    """Scores image tokens from the last hidden state: `(W_q h + b_q) . (W_k k + b_k) / sqrt(hidden size)`.
+
+    The published scale uses the backbone's hidden size whatever the width of the projections.
+    """
+
+    def __init__(self, hidden_size: int, config: PointerConfig) -> None:
+        super().__init__()
+        width = config.width or hidden_size
+        self.hidden_size = hidden_size
+        self.normalize = config.normalize
+        self.query = nn.Linear(hidden_size, width)
+        self.key = None if config.tie_heads else nn.Linear(hidden_size, width)
+        self.gate = nn.Linear(hidden_size, 1, bias=False) if config.gate else None
+        self.identity_init = config.identity_init
+
+    def init_weights(self, std: float) -> None:
+        """Normal weights of deviation `std` or the scaled identity; the gate starts at w = 0, that is g = 1/2."""
+        for projection in (self.query, self.key):
+            if projection is None:
+                continue
+            if self.identity_init:
+                nn.init.eye_(projection.weight)
+                projection.weight.data.mul_(1.0 / math.sqrt(self.hidden_size))
+            else:
+                nn.init.normal_(projection.weight, std=std)
+            nn.init.zeros_(projection.bias)
+        if self.gate is not None:
+            nn.init.zeros_(self.gate.weight)
+
+    def project_queries(self, states: Tensor) -> Tensor:
+        """`[..., hidden]` -> `[..., width]`."""
+        return self.query(self._normalized(states))
+
+    def project_keys(self, states: Tensor) -> Tensor:
+        """`[..., hidden]` -> `[..., width]`."""
+        return (self.query if self.key is None else self.key)(self._normalized(states))
+
+    def scores(self, queries: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
+        """Pointer logits in float32, lowest float where masked.
+
+        queries `[batch, tokens, width]`, keys `[batch, pointers, width]`, mask `[batch, pointers]` ->
+        `[batch, tokens, pointers]`.
+        """
+        scores = (queries @ keys.transpose(1, 2)).float() / math.sqrt(self.hidden_size)
+        return scores.masked_fill(~mask[:, None, :], torch.finfo(scores.dtype).min)
+
+    def gate_values(self, states: Tensor) -> Tensor | None:
+        """g in float32, `[..., hidden]` -> `[..., 1]`; None without a gate."""
+        return None if self.gate is None else torch.sigmoid(self.gate(states).float())
+
+    def _normalized(self, states: Tensor) -> Tensor:
+        return nn.functional.normalize(states, dim=-1) if self.normalize else states

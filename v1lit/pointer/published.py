@@ -1,0 +1,186 @@
+"""The checkpoint layout of the published v1-7B, read and written.
+
+It is Qwen2.5-VL's layout of its time (`model.*` for the decoder, `visual.*` for the tower) with the pointer heads and
+the gate beside it, and one flat config that names the options in its own words.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.initialization import no_init_weights
+
+from v1lit.pointer.config import PointerConfig
+from v1lit.pointer.model import PointAndCopyConfig, PointAndCopyModel
+
+# (published prefix, ours), the first match counts
+_PREFIXES = (
+    ("model.", "backbone.model.language_model."),
+    ("visual.", "backbone.model.visual."),
+    ("lm_head.", "backbone.lm_head."),
+    ("_copy_q_head.", "pointer_head.query."),
+    ("_copy_k_head.", "pointer_head.key."),
+    ("_copy_head.", "pointer_head.query."),
+    ("gate.", "pointer_head.gate."),
+)
+_OPTIONS = (
+    "copy_extraction_layer copy_hidden_size copy_scaler copy_token_num copy_token_start do_copy label_smoothing "
+    "normalize_copy_states region_token_id separate_copy_loss tie_copy_heads tf_legacy_loss use_cfg "
+    "use_embeddings_as_keys use_gate z_loss_top_k z_loss_weight architectures model_type transformers_version "
+    "_attn_implementation_autoset _name_or_path torch_dtype"
+).split()
+
+
+def load_published(folder: Path, dtype: torch.dtype | None = None, attention: str = "sdpa") -> PointAndCopyModel:
+    """Open a checkpoint folder in the published layout; weights keep their type unless `dtype` is given.
+
+    Raises ValueError for a folder that lacks a file, for options that v1lit cannot express and for weights that are
+    missing or unexpected, by name.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} has no config.json; give the folder of a checkpoint in the published v1 layout")
+    published = json.loads(path.read_text(encoding="utf-8"))
+    config = _config(published, path)
+    state = {_renamed(name): tensor for name, tensor in _read_tensors(folder).items()}
+    if dtype is not None:
+        state = {name: tensor.to(dtype) for name, tensor in state.items()}
+    if config.backbone_config.tie_word_embeddings:
+        embedding = state["backbone.model.language_model.embed_tokens.weight"]
+        state.setdefault("backbone.lm_head.weight", embedding)
+    kept = state["backbone.model.language_model.embed_tokens.weight"].dtype
+    with no_init_weights():
+        config.backbone_config._attn_implementation = attention
+        model = PointAndCopyModel(config, backbone=Qwen2_5_VLForConditionalGeneration(config.backbone_config).to(kept))
+        model.pointer_head.to(kept)
+    missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
+    if missing or unexpected:
+        raise ValueError(
+            f"{folder} does not fit the published layout: missing {sorted(missing)[:5]}, "
+            f"unexpected {sorted(unexpected)[:5]} ({len(missing)} and {len(unexpected)} in all)"
+        )
+    model.tie_weights()
+    return model.eval()
+
+
+def save_published(model: PointAndCopyModel, folder: Path) -> None:
+    """Write `model` in the published layout; the folder appears whole or not at all.
+
+    Raises ValueError for another backbone than Qwen2.5-VL and for options that the published config cannot hold.
+    """
+    if model.config.family != "qwen2_5_vl":
+        raise ValueError(f"the published layout holds Qwen2.5-VL only; this model's backbone is {model.config.family}")
+    options = model.pointer_options
+    if options.label_smoothing not in (0.0, 0.1):
+        raise ValueError(f"the published layout knows a label smoothing of 0 or 0.1, not {options.label_smoothing}")
+    folder = Path(folder)
+    if folder.exists():
+        raise ValueError(f"{folder} exists already; name a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        tensors = {_published_name(name, options): value for name, value in model.state_dict().items()}
+        if model.config.backbone_config.tie_word_embeddings:
+            tensors.pop("lm_head.weight")
+        save_file({name: value.contiguous() for name, value in tensors.items()}, aside / "model.safetensors")
+        (aside / "config.json").write_text(json.dumps(_published_config(model), indent=2), encoding="utf-8")
+        aside.chmod(0o755)
+        os.rename(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _config(published: dict[str, Any], path: Path) -> PointAndCopyConfig:
+    if published.get("model_type") != "v1":
+        raise ValueError(f"{path}: model_type is {published.get('model_type')!r}; the published layout has 'v1'")
+    if published.get("copy_extraction_layer", -1) != -1:
+        raise ValueError(f"{path}: copy_extraction_layer {published['copy_extraction_layer']} is not supported, only -1")
+    hidden, width = published["hidden_size"], published.get("copy_hidden_size") or published["hidden_size"]
+    separate = bool(published.get("separate_copy_loss"))
+    z_weight = 0.0 if separate else float(published.get("z_loss_weight") or 0.0)
+    pointer = {
+        "tie_heads": bool(published.get("tie_copy_heads")),
+        "width": None if width == hidden else width,
+        "key_source": "embedding" if published.get("use_embeddings_as_keys") else "hidden",
+        "normalize": bool(published.get("normalize_copy_states")),
+        "gate": bool(published.get("use_gate")),
+        "loss": "separate" if separate else "joint",
+        "z_weight": z_weight,
+        "z_top_k": published.get("z_loss_top_k") if z_weight > 0 else None,
+        "label_smoothing": 0.1 if published.get("label_smoothing") else 0.0,
+    }
+    backbone = Qwen2_5_VLConfig(**{key: value for key, value in published.items() if key not in _OPTIONS})
+    return PointAndCopyConfig(
+        backbone, family="qwen2_5_vl", pointer_start=published["copy_token_start"], pointer=pointer
+    )
+
+
+def _published_config(model: PointAndCopyModel) -> dict[str, Any]:
+    inner, options = model.config.backbone_config, model.pointer_options
+    text = inner.text_config.to_dict()
+    rope = text.pop("rope_parameters")
+    text.pop("layer_types", None)
+    flat = {
+        **text,
+        **{k: v for k, v in inner.to_dict().items() if k not in ("text_config", "transformers_version")},
+        "model_type": "v1",
+        "architectures": ["V1ForConditionalGeneration"],
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": {"type": "default", "rope_type": "default", "mrope_section": rope["mrope_section"]},
+        "torch_dtype": str(model.dtype).removeprefix("torch."),
+        "do_copy": True,
+        "copy_extraction_layer": -1,
+        "copy_hidden_size": options.width or text["hidden_size"],
+        "copy_token_start": model.config.pointer_start,
+        "tie_copy_heads": options.tie_heads,
+        "use_embeddings_as_keys": options.key_source == "embedding",
+        "normalize_copy_states": options.normalize,
+        "use_gate": options.gate,
+        "separate_copy_loss": options.loss == "separate",
+        "z_loss_weight": options.z_weight,
+        "z_loss_top_k": options.z_top_k,
+        "label_smoothing": options.label_smoothing > 0,
+    }
+    return flat
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of `model.safetensors` or of the shards that its index names."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    else:
+        names = ["model.safetensors"]
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise ValueError(f"{folder} has no file {name}; only safetensors are read, never pickled weights")
+        with safe_open(folder / name, framework="pt") as file:
+            tensors.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118  not a dict
+    return tensors
+
+
+def _renamed(name: str) -> str:
+    for theirs, ours in _PREFIXES:
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
+
+
+def _published_name(name: str, options: PointerConfig) -> str:
+    if name.startswith("pointer_head.query."):
+        return ("_copy_head." if options.tie_heads else "_copy_q_head.") + name.removeprefix("pointer_head.query.")
+    for theirs, ours in _PREFIXES:
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    raise ValueError(f"the published layout has no place for {name}")

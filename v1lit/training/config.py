@@ -1,0 +1,26 @@
+"""Options of a run: its folder and what is done when training has ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run writes and what it reports at its end."""
+
+    folder: str = "runs"
+    """Every run makes a folder of its own in here."""
+    name: str | None = None
+    """Name of the run's folder; recipe name and time when not given."""
+    resume: str | None = None
+    """Checkpoint file to go on from."""
+    report_examples: int = 256
+    """Held-out examples to generate for in the report; 0 leaves the report out."""
+    report_batch_size: int = 32
+    report_max_new_tokens: int = 96
+    """Longest trace to generate in the report, tokens."""
+    pictures: int = 8
+    """PNG files of generated traces to draw."""
+    export: bool = True
+    """Write the best model as a folder that `PointAndCopyModel.from_pretrained` opens."""

@@ -1,0 +1,72 @@
+"""How well a model points, measured on the supervised positions of a forward pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class PointingMetrics(Metric):
+    """Accuracies of pointers and text, and the overlap of pointed and true patches; given the true prefix.
+
+    A run is a stretch of consecutive pointers: the patches of one region. A prediction counts over all classes, so a
+    text token predicted in place of a pointer is wrong.
+
+    - `pointer_accuracy`: share of pointers that are exactly the true one
+    - `pointer_first_accuracy`: the same for the first pointer of every run
+    - `pointer_first_in_region`: share of runs whose first pointer lies anywhere in the true region
+    - `region_iou`: mean over runs of |pointed and true| / |pointed or true|, patches predicted along the true run
+    - `text_accuracy`: share of text tokens that are exactly the true one
+    """
+
+    full_state_update = False
+    _COUNTS = ("pointers", "pointers_right", "runs", "first_right", "first_inside", "iou", "texts", "texts_right")
+
+    def __init__(self, pointer_start: int) -> None:
+        super().__init__()
+        self.pointer_start = pointer_start
+        for name in self._COUNTS:
+            self.add_state(name, default=torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, targets: Tensor, predictions: Tensor) -> None:
+        """Both `[positions]`, in row-major order; ids from `pointer_start` on are pointers."""
+        is_pointer = targets >= self.pointer_start
+        right = targets == predictions
+        self.texts += (~is_pointer).sum()
+        self.texts_right += (right & ~is_pointer).sum()
+        self.pointers += is_pointer.sum()
+        self.pointers_right += (right & is_pointer).sum()
+        if not bool(is_pointer.any()):
+            return
+        before = torch.cat([is_pointer.new_zeros(1), is_pointer[:-1]])
+        first = is_pointer & ~before
+        run = (first.cumsum(0) - 1)[is_pointer]
+        true, predicted = targets[is_pointer], predictions[is_pointer]
+        runs = int(first.sum())
+        self.runs += runs
+        self.first_right += (right & first).sum()
+        inside = true == predictions[first][run]
+        self.first_inside += torch.zeros(runs, dtype=torch.long, device=run.device).index_add_(0, run, inside.long()).gt(0).sum()
+        self.iou += _overlap(run, true - self.pointer_start, predicted - self.pointer_start, runs)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The shares by name; nan where nothing was counted."""
+        return {
+            "pointer_accuracy": self.pointers_right / self.pointers,
+            "pointer_first_accuracy": self.first_right / self.runs,
+            "pointer_first_in_region": self.first_inside / self.runs,
+            "region_iou": self.iou / self.runs,
+            "text_accuracy": self.texts_right / self.texts,
+        }
+
+
+def _overlap(run: Tensor, true: Tensor, predicted: Tensor, runs: int) -> Tensor:
+    """Sum over runs of the intersection over union of true and predicted patches; text counts as a patch outside."""
+    width = int(torch.maximum(true, predicted).max()) + 2
+    tables = torch.zeros(2, runs, width, dtype=torch.bool, device=run.device)
+    tables[0, run, true + 1] = True
+    tables[1, run, predicted.clamp(min=-1) + 1] = True
+    both = (tables[0] & tables[1]).sum(dim=1)
+    either = (tables[0] | tables[1]).sum(dim=1)
+    return (both / either).sum()
