@@ -50,7 +50,12 @@ def png_claiming(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize(
     ("pillow_format", "name", "options"),
-    [("JPEG", "jpg", {"quality": 95}), ("PNG", "png", {}), ("WEBP", "webp", {"lossless": True}), ("BMP", "bmp", {})],
+    [
+        ("JPEG", "jpg", {"quality": 95}),
+        ("PNG", "png", {}),
+        ("WEBP", "webp", {"lossless": True}),
+        ("BMP", "bmp", {}),
+    ],
 )
 def test_header_names_format_and_size(pillow_format: str, name: str, options: dict) -> None:
     data = encode(scene(), pillow_format, **options)
@@ -77,7 +82,9 @@ def test_every_exif_orientation_is_applied(orientation: int, format: str) -> Non
     stored = scene() if stored_from_displayed is None else scene().transpose(stored_from_displayed)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encode(stored, format, exif=exif, **({"quality": 100, "subsampling": 0} if format == "JPEG" else {}))
+    data = encode(
+        stored, format, exif=exif, **({"quality": 100, "subsampling": 0} if format == "JPEG" else {})
+    )
     assert read_header(data).size == (48, 32)
     assert_colours_in_place(decode_image(data))
 
@@ -159,7 +166,9 @@ def test_first_frame_of_an_animation() -> None:
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(("width", "height"), [(60000, 60000), (12000, 12000)])
-def test_too_many_pixels_are_refused_from_the_header(width: int, height: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_pixels_are_refused_from_the_header(
+    width: int, height: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = png_claiming(width, height)
     with pytest.raises(ImageError, match="claims"):
         read_header(data)
@@ -199,9 +208,17 @@ def test_special_images_of_the_broken_file_look_as_before(shared: Path) -> None:
     """All four were made from photos of the same kind: light, slightly red, far from black and white."""
     from pyarrow import parquet
 
-    rows = parquet.read_table(shared / "data/v1g_real/broken.parquet", columns=["image", "defect"]).to_pylist()
+    rows = parquet.read_table(
+        shared / "data/v1g_real/broken.parquet", columns=["image", "defect"]
+    ).to_pylist()
     pictures = {row["defect"]: row["image"]["bytes"] for row in rows if row["image"] is not None}
-    for name in ["cmyk_jpeg", "gray16_png", "palette_transparency_png", "exif_rotated_jpeg", "unicode_rtl_text"]:
+    for name in [
+        "cmyk_jpeg",
+        "gray16_png",
+        "palette_transparency_png",
+        "exif_rotated_jpeg",
+        "unicode_rtl_text",
+    ]:
         decoded = decode_image(pictures[name])
         assert decoded.size == (640, 480)
         values = np.asarray(decoded)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from v1lit.backbones.config import VIEWS, explain_unknown
@@ -61,15 +61,21 @@ class ChatFormat:
 
 @dataclass
 class ImageProcessor:
-    """A transformers image processor together with the options that decide which pixels a token sees.
+    """A transformers image processor together with what decides which pixels a token sees.
 
     Pixels and patch map are both made from ``options``, so they cannot disagree.
+
+    Args:
+        processor: The transformers image processor.
+        options: The backbone's image options in their canonical form.
+        max_side: Cap of the longer side in pixels, applied before the processor; ``None`` for none.
+        arguments: With what the processor is called: the options as it spells them, and pixel options.
     """
 
     processor: Any
     options: dict[str, Any]
-    max_side: int | None = None
-    arguments: dict[str, Any] = field(default_factory=dict)
+    max_side: int | None
+    arguments: dict[str, Any]
 
 
 class Backbone(ABC):
@@ -149,12 +155,12 @@ class Backbone(ABC):
 
     def _with_options(self, processor: Any, options: Mapping[str, Any]) -> ImageProcessor:
         own = {key: value for key, value in options.items() if key in self.image_defaults}
-        return ImageProcessor(
-            processor,
-            options=self.canonical({**self.image_defaults, **own}),
-            max_side=options.get("max_side"),
-            arguments={key: value for key, value in options.items() if key in PIXEL_OPTIONS},
-        )
+        canonical = self.canonical({**self.image_defaults, **own})
+        pixels = {key: value for key, value in options.items() if key in PIXEL_OPTIONS}
+        arguments = {**self.processor_arguments(canonical), **pixels}
+        # Its own settings too, so that it is saved with what it is called with.
+        processor = type(processor).from_dict({**processor.to_dict(), **arguments})
+        return ImageProcessor(processor, canonical, options.get("max_side"), arguments)
 
     def preprocess(
         self, images: Sequence[Image.Image], image_processor: ImageProcessor, views: Views = "all"
@@ -165,8 +171,7 @@ class Backbone(ABC):
         options, max_side = image_processor.options, image_processor.max_side
         maps = [self._capped_patch_map(image.size, max_side, options, views) for image in images]
         capped = [_cap(image.convert("RGB"), max_side) for image in images]
-        arguments = {**self.processor_arguments(options), **image_processor.arguments}
-        outputs = image_processor.processor(images=capped, return_tensors="pt", **arguments)
+        outputs = image_processor.processor(images=capped, return_tensors="pt", **image_processor.arguments)
         return {name: outputs[name] for name in self.image_inputs}, maps
 
     def check_image_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -254,6 +259,9 @@ class Backbone(ABC):
     def check_checkpoint(self, config: Mapping[str, Any], weights: str) -> None:
         """Raise ``ValueError`` if a checkpoint's ``config.json`` is of this family but cannot be used."""
 
+    def check_fit(self, options: Mapping[str, Any], config: PreTrainedConfig) -> None:
+        """Raise ``ValueError`` if images made with these canonical options do not fit the model."""
+
     def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
         """Changes to a freshly built or loaded model that keep its results and its state dict."""
         return model
@@ -273,6 +281,22 @@ def check_positive(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a positive integer, not {value!r}")
     return value
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """The value if it is a bool; ``ValueError`` otherwise."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, not {value!r}")
+    return value
+
+
+def as_size(name: str, value: Any, *also: str) -> dict[str, int]:
+    """A size as ``{"height", "width"}``, from that or one number for a square; ``also`` names single keys."""
+    size = {"height": value, "width": value} if isinstance(value, int) else value
+    if not isinstance(size, Mapping) or (set(size) != {"height", "width"} and [*size] not in [[key] for key in also]):
+        allowed = " or ".join(["one number", *also, "height and width"])
+        raise ValueError(f"{name} takes {allowed}, not {value!r}")
+    return {key: check_positive(f"{name}.{key}", size[key]) for key in size}
 
 
 def check_image_size(image_size: Size) -> Size:

@@ -168,15 +168,26 @@ def _refuse_other_family(backbone: Backbone, content: Mapping[str, Any], weights
 @contextmanager
 def hub_errors(weights: str) -> Iterator[None]:
     """Turn the many errors of a checkpoint that cannot be had into ``WeightsUnavailable`` of two lines."""
-    import httpx
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub import errors
 
-    if looks_local(weights) and not Path(weights).expanduser().is_dir():
-        raise WeightsUnavailable(f"weights={weights}: there is no such folder. {_advice()}")
+    # The hub's client has changed its HTTP library before; its own module names the one in use.
+    transport: type[Exception] = getattr(errors, "HTTPError", OSError)
     try:
+        if not Path(weights).is_dir():
+            if looks_local(weights):
+                raise FileNotFoundError("there is no such folder")
+            _reach_hub(weights)
         yield
-    except (OSError, httpx.HTTPError, HfHubHTTPError, HFValidationError) as error:
+    except (OSError, transport, errors.HfHubHTTPError, errors.HFValidationError) as error:
         raise WeightsUnavailable(f"cannot get the weights {weights}: {_reason(weights, error)}.\n{_advice()}") from error
+
+
+def _reach_hub(weights: str) -> None:
+    """Ask the hub once whether it has a checkpoint that is not cached: downloads would retry for half a minute."""
+    import huggingface_hub
+
+    if huggingface_hub.try_to_load_from_cache(weights, "config.json") is None:
+        huggingface_hub.model_info(weights, timeout=10)
 
 
 def looks_local(weights: str) -> bool:
@@ -192,21 +203,21 @@ def _advice() -> str:
 
 
 def _reason(weights: str, error: BaseException) -> str:
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     causes: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in causes:
         causes.append(cause)
         cause = cause.__cause__ or cause.__context__
-    if Path(weights).is_dir():
+    if looks_local(weights):
         return str(error).strip().splitlines()[0].rstrip(".")
     if any(isinstance(cause, GatedRepoError) for cause in causes):
         return "access is restricted; accept the licence on its hub page and log in with `hf auth login`"
     if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
         return "the hub has no such repository, or it is private"
-    if any(isinstance(cause, OSError | ConnectionError) and "not a valid" in str(cause) for cause in causes):
-        return "it is neither a folder nor a name on the hub"
+    if any(isinstance(cause, HFValidationError) for cause in causes):
+        return "this is neither a folder nor a name on the hub"
     return "the hub cannot be reached and they are not in the local cache"
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FILE = "v1lit_processor.json"
 SCHEMA_VERSION = 1
+ANCHOR = "\n"
 
 
 class Processor:
@@ -56,6 +57,7 @@ class Processor:
         self.stop_token_id = token_id(tokenizer, self.backbone.chat.stop)
         pad = tokenizer.pad_token_id
         self.pad_token_id: int = self.stop_token_id if pad is None else pad
+        self._anchor = _anchor(tokenizer)
 
     @property
     def vocab_size(self) -> int:
@@ -71,8 +73,9 @@ class Processor:
         """Ids of a text, nothing added. With ``special=False`` marks such as ``<|im_end|>`` are plain text."""
         if not text:
             return []
-        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not special)
-        return list(encoded["input_ids"])
+        return _encode(self.tokenizer, ANCHOR + text, special)[len(self._anchor) :] if self._anchor else _encode(
+            self.tokenizer, text, special
+        )
 
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
         """Text of ids; pointers as ``<|copy_N|>``, ids that the tokenizer does not know as ``<|unused_N|>``."""
@@ -107,7 +110,7 @@ class Processor:
             "backbone": self.backbone.name,
             "pointer_start": self.pointer_start,
             "views": self.views,
-            "image": {**self.image_options, **self.image_processor.arguments},
+            "image": self.image_options,
         }
         aside = path / (FILE + ".part")
         aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -142,9 +145,9 @@ class Processor:
         if not ids:
             return ""
         text: str = self.tokenizer.decode(
-            ids, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
+            self._anchor + ids, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
         )
-        return text
+        return text.removeprefix(ANCHOR) if self._anchor else text
 
     def _foreign(self, token: int) -> str:
         pointer = token - self.pointer_start
@@ -156,22 +159,37 @@ def load_processor(config: BackboneConfig) -> Processor:
 
     Raises ``ValueError`` for a user's mistake and ``WeightsUnavailable`` if a checkpoint's files cannot be had.
     """
-    from v1lit.backbones.load import checkpoint_config, hub_errors
+    from v1lit.backbones.load import check_backbone_config, checkpoint_config, hub_errors, named
 
-    backbone = get_backbone(config.name)
+    backbone = check_backbone_config(config)
     if config.weights == "tiny":
         tokenizer = tiny_tokenizer(backbone.chat.stop)
+        model_config = backbone.tiny_config(tokenizer, **config.tiny)
         image_processor = backbone.image_processor("tiny", sizes=config.tiny, **config.image)
-        pointer_start = backbone.tiny_config(tokenizer, **config.tiny).get_text_config().vocab_size
-        return Processor(backbone, tokenizer, image_processor, pointer_start, config.views)
+    else:
+        from transformers import AutoTokenizer
 
-    from transformers import AutoTokenizer
-
-    model_config = checkpoint_config(backbone, config.weights)
-    image_processor = backbone.image_processor(config.weights, **config.image)
-    with hub_errors(config.weights):
-        tokenizer = AutoTokenizer.from_pretrained(config.weights)
+        model_config = checkpoint_config(backbone, config.weights)
+        image_processor = backbone.image_processor(config.weights, **config.image)
+        with hub_errors(config.weights):
+            tokenizer = AutoTokenizer.from_pretrained(config.weights)
+    with named("model.backbone.image"):
+        backbone.check_fit(image_processor.options, model_config)
     return Processor(backbone, tokenizer, image_processor, model_config.get_text_config().vocab_size, config.views)
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = True) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=not special)["input_ids"])
+
+
+def _anchor(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of ``ANCHOR`` if the tokenizer puts a space before whatever it is given; empty if it does not.
+
+    Sentences are encoded piece by piece around images and pointers. Tokenizers of the SentencePiece kind would
+    add a space to each piece, and drop one when decoding it; with something before the piece they do neither.
+    """
+    adds_space = tokenizer.decode(_encode(tokenizer, "a") * 2) != "aa"
+    return _encode(tokenizer, ANCHOR) if adds_space else []
 
 
 def _saved_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -61,6 +61,7 @@ class QwenVL(Backbone):
         "vision_heads": 2,
         "vision_intermediate_size": 64,
         "patch_size": 14,
+        "min_pixels": 56 * 56,
         "max_pixels": 448 * 448,
         "tie_word_embeddings": False,
         "initializer_range": 0.02,
@@ -107,9 +108,20 @@ class QwenVL(Backbone):
     def tiny_image_options(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "patch_size": sizes["patch_size"],
-            "min_pixels": (4 * sizes["patch_size"]) ** 2,
+            "min_pixels": sizes["min_pixels"],
             "max_pixels": sizes["max_pixels"],
         }
+
+    def check_fit(self, options: Mapping[str, Any], config: PreTrainedConfig) -> None:
+        vision = config.vision_config
+        needed = {
+            "patch_size": vision.patch_size,
+            "temporal_patch_size": vision.temporal_patch_size,
+            "merge_size": vision.spatial_merge_size,
+        }
+        given = {key: options[key] for key in needed}
+        if given != needed:
+            raise ValueError(f"the vision tower needs {needed}, but the image options give {given}")
 
     def positions(
         self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None = None, **image_inputs: Tensor

@@ -13,6 +13,8 @@ from v1lit.backbones.config import BackboneConfig
 from v1lit.cli.errors import UserError, nearest
 from v1lit.cli.recipe import Recipe
 from v1lit.cli.schema import dataclasses_of
+from v1lit.data.config import SourceConfig
+from v1lit.data.sources import check_source
 
 
 def check_values(recipe: Recipe, config: Mapping[str, Any]) -> None:
@@ -22,6 +24,8 @@ def check_values(recipe: Recipe, config: Mapping[str, Any]) -> None:
             made = kind(**values)
             if isinstance(made, BackboneConfig):
                 _check_backbone(made)
+            if isinstance(made, SourceConfig):
+                check_source(made)
         except ValueError as error:
             raise UserError(_placed(recipe, key, str(error))) from error
     _check_name(recipe, config, "trainer.accelerator", ["auto", "gpu", *AcceleratorRegistry.available_accelerators()])

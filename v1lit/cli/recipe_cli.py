@@ -20,7 +20,7 @@ from v1lit.cli.errors import UserError, nearest, two_lines
 from v1lit.cli.environment import describe_environment
 from v1lit.cli.recipe import Recipe
 from v1lit.cli.run_folder import make_run_folder, name_run_folder
-from v1lit.cli.schema import check_keys, leaves, wrong_value
+from v1lit.cli.schema import check_keys, leaves, with_all_groups, wrong_value
 from v1lit.data.datamodule import V1DataModule
 from v1lit.training.config import RunConfig
 from v1lit.training.module import V1Module
@@ -52,7 +52,7 @@ class RecipeCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         check_keys(self.recipe)
         try:
-            self.config = parser.parse_object(self.recipe.config)
+            self.config = parser.parse_object(with_all_groups(self.recipe.config))
         except ArgumentError as error:
             raise UserError(_parser_problem(self.recipe, str(error))) from error
         except (OmegaConfBaseException, RecursionError) as error:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import inspect
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Union
 
+from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Trainer
 
 from v1lit.cli.errors import UserError, nearest
@@ -31,7 +33,7 @@ MOST_NAMED = 12
 
 
 def check_keys(recipe: Recipe) -> None:
-    """Every key of `recipe` exists and every group is a mapping; raises UserError naming the key and its file."""
+    """Every key of `recipe` exists, with a value of its type; raises UserError naming the key and its file."""
     _check(recipe, recipe.config, ROOTS, "")
 
 
@@ -44,11 +46,13 @@ def _check(recipe: Recipe, config: Mapping[Any, Any], fields: Mapping[str, Any],
             raise UserError(_unknown(recipe, key, str(name), fields, prefix))
         inner = subfields(fields[name])
         if inner is None:
+            if not fits(fields[name], value):
+                raise UserError(wrong_value(recipe, key, value))
             continue
         if not isinstance(value, Mapping):
             raise UserError(
-                f"{key} is {value!r} ({recipe.origin(key)}); a mapping is needed, or the path of a part\n"
-                f"its keys: {_listed(list(inner), key)}"
+                f"{key} is {value!r} ({recipe.origin(key)}); a mapping is needed, or the path of a part (.yaml)\n"
+                f"its keys: {_listed([one for one in inner if f'{key}.{one}' not in LINKED], key)}"
             )
         _check(recipe, value, inner, f"{key}.")
 
@@ -67,14 +71,13 @@ def _unknown(recipe: Recipe, key: str, name: str, fields: Mapping[str, Any], pre
 def _listed(names: list[str], group: str, like: str = "") -> str:
     if len(names) <= MOST_NAMED:
         return ", ".join(names)
-    import difflib
-
     close = difflib.get_close_matches(like, names, n=5, cutoff=0.3) or names[:5]
     return f"{', '.join(close)} and {len(names) - len(close)} more keys of {group}; --print_config shows them all"
 
 
 def subfields(annotation: Any) -> dict[str, Any] | None:
     """Keys of a group with their types, or None where `annotation` is a plain value."""
+    annotation = _without_none(annotation)
     if dataclasses.is_dataclass(annotation):
         hints = typing.get_type_hints(annotation)
         return {field.name: hints[field.name] for field in dataclasses.fields(annotation)}
@@ -83,6 +86,23 @@ def subfields(annotation: Any) -> dict[str, Any] | None:
         names = [name for name in inspect.signature(annotation).parameters if name != "self"]
         return {name: hints.get(name, Any) for name in names}
     return None
+
+
+def _without_none(annotation: Any) -> Any:
+    """`X` for `X | None`, any other type as it is."""
+    kinds = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
+    union = typing.get_origin(annotation) in (Union, types.UnionType)
+    return kinds[0] if union and len(kinds) == 1 else annotation
+
+
+def with_all_groups(config: Mapping[str, Any], fields: Mapping[str, Any] = ROOTS, prefix: str = "") -> dict[str, Any]:
+    """A copy of `config` in which every group stands, so that each of its keys has a value, be it the default."""
+    full = dict(config)
+    for name, annotation in fields.items():
+        inner = subfields(annotation)
+        if inner is not None and f"{prefix}{name}" not in LINKED:
+            full[name] = with_all_groups(full.get(name, {}), inner, f"{prefix}{name}.")
+    return full
 
 
 def leaves() -> Iterator[tuple[str, Any]]:
@@ -110,11 +130,25 @@ def dataclasses_of(config: Mapping[str, Any]) -> Iterator[tuple[str, Any, dict[s
             inner, value = subfields(annotation), values.get(name)
             if f"{prefix}{name}" in LINKED or inner is None or not isinstance(value, Mapping):
                 continue
-            if dataclasses.is_dataclass(annotation):
-                yield f"{prefix}{name}", annotation, dict(value)
+            kind = _without_none(annotation)
+            if dataclasses.is_dataclass(kind):
+                yield f"{prefix}{name}", kind, dict(value)
             yield from walk(inner, value, f"{prefix}{name}.")
 
     return walk(ROOTS, config, "")
+
+
+def fits(annotation: Any, value: object) -> bool:
+    """Whether jsonargparse takes `value` for that type. Interpolations are left to the parser."""
+    if annotation is Any or "${" in str(value):
+        return True
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=annotation)
+    try:
+        parser.parse_object({"value": value})
+    except ArgumentError:
+        return False
+    return True
 
 
 def describe(annotation: Any) -> str:

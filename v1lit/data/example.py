@@ -1,9 +1,10 @@
-"""`Example`: one validated training sample, and its form in a shard (one JSON member, one member per image)."""
+"""`Example`: one validated training sample, and its form in a shard: a JSON member and one per image."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -86,7 +87,7 @@ class Example:
         return key_of(self.id)
 
     def to_members(self) -> dict[str, bytes]:
-        """Content of the shard members, by extension: "json", then "jpg" (one image) or "0.jpg", "1.png" (several)."""
+        """Content of the members by kind: "json", then "jpg" (one image) or "0.jpg", "1.png" (several)."""
         record = {
             "id": self.id,
             "messages": [{"role": message.role, "content": message.content} for message in self.messages],
@@ -116,21 +117,23 @@ class Example:
 
 
 def key_of(id: str) -> str:
-    """Name of the example in a shard: its id, with everything but letters, digits, "_", "-" and "~" percent-encoded.
+    """Name of the example in a shard: its id, with everything but letters, digits, "_", "-" and "~"
+    percent-encoded.
 
     A dot would end the key where WebDataset splits member names, a slash would make a folder.
     """
     return quote(id, safe="").replace(".", "%2E")
 
 
-def load_json(text: str | bytes) -> Any:
+def load_json(text: str | bytes, *, allow_nan: bool = False) -> Any:
     """Parse JSON strictly.
 
     Raises:
         ValueError: not JSON, NaN or infinity, a name given twice in one object, or nesting without end.
     """
+    constants = float if allow_nan else _refuse_constant
     try:
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object_of_unique_names)
+        return json.loads(text, parse_constant=constants, object_pairs_hook=_object_of_unique_names)
     except RecursionError:
         raise ValueError("not usable JSON: nested too deeply") from None
     except json.JSONDecodeError as error:
@@ -146,19 +149,21 @@ def _refuse_constant(name: str) -> None:
 def _object_of_unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = dict(pairs)
     if len(names) < len(pairs):
-        double = next(name for index, (name, _) in enumerate(pairs) if name in dict(pairs[:index]))
+        double = Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"the name {double!r} is given twice")
     return names
 
 
-# --- rules ------------------------------------------------------------------------------------------------------------
+# --- rules ---
 
 
 def _problem_of_text(example: Example) -> str | None:
     if not all(isinstance(message, Message) for message in example.messages):
         return "messages must be Message objects"
-    texts = {"the id": example.id, "the source": example.source}
-    texts |= {f"the text of message {n}": message.content for n, message in enumerate(example.messages, start=1)}
+    texts: dict[str, object] = {"the id": example.id, "the source": example.source}
+    texts |= {
+        f"the text of message {n}": message.content for n, message in enumerate(example.messages, start=1)
+    }
     if example.answer is not None:
         texts["the answer"] = example.answer
     for what, text in texts.items():
@@ -197,22 +202,24 @@ def _problem_of_images(example: Example) -> str | None:
         return "images must be EncodedImage objects (see read_header)"
     markers = sum(message.content.count(IMAGE_MARKER) for message in example.messages)
     if markers != len(example.images):
-        return f"the messages hold {markers} {IMAGE_MARKER} markers, but there are {len(example.images)} images"
+        return (
+            f"the messages hold {markers} {IMAGE_MARKER} markers, but there are {len(example.images)} images"
+        )
     return None
 
 
 def _problem_of_regions(example: Example) -> str | None:
-    written = dict.fromkeys(name for message in example.messages for name in REGION_NAME.findall(message.content))
+    written = dict.fromkeys(
+        name for message in example.messages for name in REGION_NAME.findall(message.content)
+    )
     for name in written:
         if name not in example.regions:
             return f"the text names {name}, but no such region is given"
     for name, region in example.regions.items():
-        if not isinstance(name, str) or not REGION_NAME.fullmatch(name):
+        if not REGION_NAME.fullmatch(name):
             return f"the region name {name!r} is not of the form <|region_1|>"
         if name not in written:
             return f"the region {name} is given, but the text never names it"
-        if not isinstance(region, Region):
-            return f"{name} is not a Region"
         if not 0 <= region.image < len(example.images):
             return f"{name} lies in image {region.image}, but there are {len(example.images)} images"
         width, height = example.images[region.image].size
@@ -222,7 +229,7 @@ def _problem_of_regions(example: Example) -> str | None:
     return None
 
 
-# --- shard members ----------------------------------------------------------------------------------------------------
+# --- shard members ---
 
 
 def _member_name(number: int, count: int, extension: str) -> str:
@@ -236,16 +243,23 @@ def _read_members(key: str, members: Mapping[str, bytes]) -> Example:
     id = record.get("id")
     if not isinstance(id, str) or not _is_unicode(id) or key_of(id) != key:
         raise ValueError(f"the json member has the id {id!r}, but the shard member is called {key!r}")
-    messages = [_object("a message", message) for message in _list("messages", record.get("messages"))]
+    messages = _list("messages", record.get("messages"))
     regions = _object("regions", record.get("regions", {}))
     return Example(
         id=id,
         images=_read_images(_list("images", record.get("images", [])), members),
-        messages=tuple(Message(message.get("role"), message.get("content")) for message in messages),
+        messages=tuple(_message(_object("a message", value)) for value in messages),
         regions={name: read_region(name, value) for name, value in regions.items()},
         answer=record.get("answer"),
         source=record.get("source", ""),
     )
+
+
+def _message(value: dict[str, Any]) -> Message:
+    role, content = value.get("role"), value.get("content")
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise ValueError(f"role and content of a message must be text, given {role!r} and {content!r:.40}")
+    return Message(role, content)
 
 
 def read_region(name: str, value: object) -> Region:
@@ -263,7 +277,9 @@ def _read_images(records: list[Any], members: Mapping[str, bytes]) -> tuple[Enco
         record = _object(f"image {number}", record)
         extension = record.get("file_ext")
         if not isinstance(extension, str) or extension not in EXTENSIONS:
-            raise ValueError(f"image {number} has file_ext {extension!r}, allowed are {', '.join(EXTENSIONS)}")
+            raise ValueError(
+                f"image {number} has file_ext {extension!r}, allowed are {', '.join(EXTENSIONS)}"
+            )
         name = _member_name(number, len(records), extension)
         if name not in members:
             raise ValueError(f"the member {name!r} of image {number} is missing")
@@ -273,7 +289,9 @@ def _read_images(records: list[Any], members: Mapping[str, bytes]) -> tuple[Enco
         except ImageError as error:
             raise ValueError(f"image {number}: {error}") from error
         if record.get("size") != list(image.size):
-            raise ValueError(f"image {number} is said to be {record.get('size')} pixels but is {list(image.size)}")
+            raise ValueError(
+                f"image {number} is said to be {record.get('size')} pixels but is {list(image.size)}"
+            )
         images.append(image)
     superfluous = sorted(set(members) - expected)
     if superfluous:

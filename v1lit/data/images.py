@@ -1,7 +1,9 @@
 """Image files: their header, and their pixels as a person sees them.
 
-The bytes of an image are kept unchanged all the way from its source to the model's image processor. What this module
-adds is knowledge about them: the kind of file, the size as displayed, and a decoder that gives what a viewer shows.
+The bytes of an image are kept unchanged all the way from its source to the model's image processor. What this
+module
+adds is knowledge about them: the kind of file, the size as displayed, and a decoder that gives what a viewer
+shows.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ MAX_PIXELS = 2**26
 """Default limit on width x height, checked before any pixel is decoded (8192 x 8192)."""
 
 FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp"}
-"""What Pillow calls a kind of file -> our name and file extension. MPO is what some phones write: a JPEG with extras."""
+"""Pillow's name of a format -> ours, also the file extension. MPO is a JPEG with extras, as phones write it."""
 
 EXTENSIONS = {"jpg": "jpg", "jpeg": "jpg", "png": "png", "webp": "webp", "bmp": "bmp"}
 """File extensions that are read from shards -> the name of the format."""
@@ -61,14 +63,17 @@ def read_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> EncodedImage:
         ImageError: no bytes, not one of the known formats, or more than `max_pixels` pixels.
     """
     with _open(data, max_pixels) as image:
-        return EncodedImage(data, FORMATS[str(image.format)], _displayed_size(image, _orientation(image, data)))
+        return EncodedImage(
+            data, FORMATS[str(image.format)], _displayed_size(image, _orientation(image, data))
+        )
 
 
 def decode_image(image: bytes | EncodedImage, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode an image to RGB as a person sees it.
 
-    The EXIF orientation is applied, transparent parts stand on white, CMYK becomes RGB, and 16-bit grey is scaled to
-    8 bits (Pillow alone would clip nearly all of it to white). Of an animation this is the first frame.
+    The EXIF orientation is applied, transparent parts stand on white, CMYK becomes RGB, and 16-bit grey is
+    scaled to 8 bits (Pillow alone would clip nearly all of it to white). Of an animation this is the first
+    frame.
 
     Raises:
         ImageError: as `read_header`; also damaged or cut-off pixel data, and a size other than `image.size`.
@@ -113,10 +118,9 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
 def _orientation(image: Image.Image, data: bytes) -> int:
     """The EXIF orientation, 1 to 8; 1 where there is none or it is unreadable (viewers do the same)."""
     try:
-        if image.format == "PNG" and b"eXIf" in data:
-            exif = image.getexif()  # Decodes where the chunk comes after the pixels.
-        else:
-            exif = Image.Image.getexif(image)  # The PNG plugin's own version would always decode.
+        # The PNG plugin's own getexif decodes first, which only a chunk behind the pixels makes necessary.
+        late = image.format == "PNG" and b"eXIf" in data
+        exif = image.getexif() if late else Image.Image.getexif(image)
         orientation = exif.get(_ORIENTATION_TAG, 1)
     except MemoryError:
         raise

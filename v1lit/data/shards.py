@@ -1,10 +1,10 @@
 """Shards: plain tar files in WebDataset layout, written reproducibly and read with suspicion.
 
-    <folder>/shard-000000.tar     members <key>.json, <key>.jpg (or <key>.0.jpg, <key>.1.png for several images), ...
-    <folder>/index.json           what is in the folder, with checksums; written last
+    <folder>/shard-000000.tar     members <key>.json, <key>.jpg (or <key>.0.jpg, <key>.1.png for several
+    images), ... <folder>/index.json           what is in the folder, with checksums; written last
 
-Any WebDataset reader opens them. This one never decodes by extension (WebDataset's own decoders unpickle .pyd and
-.pth members): it returns bytes of known kinds and refuses everything else.
+Any WebDataset reader opens them. This one never decodes by extension (WebDataset's own decoders unpickle .pyd
+and .pth members): it returns bytes of known kinds and refuses everything else.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class ShardError(ValueError):
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One line of the index: file name, number of examples, images and regions, size and SHA-256 of the file."""
+    """One line of the index: file name, numbers of examples, images and regions, size and SHA-256."""
 
     file: str
     examples: int
@@ -60,14 +60,14 @@ class ShardInfo:
     sha256: str
 
 
-# --- writing ----------------------------------------------------------------------------------------------------------
+# --- writing ---
 
 
 class ShardWriter:
     """Write examples to `<folder>/<prefix>-000000.tar`, `-000001.tar`, ...
 
-    The files depend on the examples alone (no times, no user names). A shard gets its name when it is complete; inside
-    of a `with` block that ends in an error the unfinished one is removed.
+    The files depend on the examples alone (no times, no user names). A shard gets its name when it is
+    complete; inside of a `with` block that ends in an error the unfinished one is removed.
 
     Args:
         folder: made if missing; must not hold shards of that prefix yet.
@@ -84,7 +84,9 @@ class ShardWriter:
         max_bytes: int = 512 * 2**20,
     ) -> None:
         if max_examples < 1 or max_bytes < 1:
-            raise ValueError(f"max_examples and max_bytes must be at least 1, given {max_examples} and {max_bytes}")
+            raise ValueError(
+                f"max_examples and max_bytes must be at least 1, given {max_examples} and {max_bytes}"
+            )
         self.folder, self.prefix = Path(folder), prefix
         self.max_examples, self.max_bytes = max_examples, max_bytes
         self.shards: list[ShardInfo] = []
@@ -98,7 +100,8 @@ class ShardWriter:
         """Append an example.
 
         Raises:
-            ValueError: an id that this writer has written before, or a member larger than a reader would accept.
+            ValueError: an id that this writer has written before, or a member larger than a reader would
+                accept.
         """
         key = example.key
         if key in self._keys:
@@ -181,7 +184,7 @@ def _size_in_tar(members: list[tuple[tarfile.TarInfo, bytes]]) -> int:
     return sum(512 + (len(data) + 511) // 512 * 512 for _, data in members)
 
 
-# --- index ------------------------------------------------------------------------------------------------------------
+# --- index ---
 
 
 def write_index(folder: str | Path, shards: Iterable[ShardInfo], **more: Any) -> dict[str, Any]:
@@ -203,7 +206,8 @@ def read_index(folder: str | Path) -> dict[str, Any]:
     """Read `index.json` of a folder of shards.
 
     Raises:
-        ValueError: no index (the folder is missing or was never completed), or one that this version cannot read.
+        ValueError: no index (the folder is missing or was never completed), or one that this version cannot
+            read.
     """
     path = Path(folder) / INDEX_NAME
     if not path.is_file():
@@ -215,16 +219,20 @@ def read_index(folder: str | Path) -> dict[str, Any]:
         shards = [ShardInfo(**shard) for shard in index["shards"]]
         names_are_plain = all(Path(shard.file).name == shard.file for shard in shards)
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): make the folder again") from error
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {error}): make the folder again"
+        ) from error
     if version != SCHEMA_VERSION:
-        raise ValueError(f"{path} has schema version {version!r}, this version of v1lit reads {SCHEMA_VERSION}")
+        raise ValueError(
+            f"{path} has schema version {version!r}, this version of v1lit reads {SCHEMA_VERSION}"
+        )
     if not names_are_plain:
         raise ValueError(f"{path} names a shard outside of its folder")
     return index
 
 
 def list_shards(folder: str | Path) -> list[ShardInfo]:
-    """The shards that the folder's index names, in order. ValueError as `read_index`, or where a file is missing."""
+    """The shards that the index names, in order. ValueError as `read_index`, or where a file is missing."""
     shards = [ShardInfo(**shard) for shard in read_index(folder)["shards"]]
     for shard in shards:
         if not (Path(folder) / shard.file).is_file():
@@ -254,12 +262,12 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(aside, path)
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------
+# --- reading ---
 
 
 @dataclass
 class _Entry:
-    """Where one example lies in the file: member kind -> (offset, size); `problem` says why it must not be read."""
+    """Where an example lies in the file: kind -> (offset, size); `problem`: why it must not be read."""
 
     key: str
     members: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -272,7 +280,8 @@ class Shard:
     Usable as a context manager. `len(shard)` is the number of examples.
 
     Raises:
-        ShardError: not an uncompressed tar file, damaged or cut off, or with members that belong to no example.
+        ShardError: not an uncompressed tar file, damaged or cut off, or with members that belong to no
+            example.
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""Looking at examples: image, regions, conversation and what is learned of it, as one HTML page or one PNG."""
+"""Looking at examples: image, regions, conversation and what is learned of it, as a page or a picture."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def show(
         source: a folder with shards, or a `.tar` file.
         out: `.html` for a self-contained page, `.png` for one picture.
         n: how many examples, chosen by `seed` and shown in the order of the shards.
-        processor: where given, every example is encoded as well and its tokens are shown, coloured by whether the
-            loss learns them.
+        processor: where given, every example is encoded as well and its tokens are shown, coloured by whether
+            the loss learns them.
         encoding: how to encode; the defaults if None.
         seed: chooses the examples.
 
@@ -97,6 +97,8 @@ def _pick(source: Path, n: int, seed: int) -> Iterator[tuple[Shard, int]]:
 
 def _counts(source: Path) -> dict[Path, int]:
     """Examples in every shard: as the folder's index says, or as counted in a single shard."""
+    if not source.exists():
+        raise ValueError(f"{source} does not exist; give a folder of shards or a .tar file")
     if source.is_dir():
         return {source / info.file: info.examples for info in list_shards(source)}
     with Shard(source) as shard:
@@ -144,7 +146,9 @@ def _scaled(region: Region, scale: tuple[float, float], size: tuple[int, int]) -
         return [number * scale[k % 2] for k, number in enumerate(numbers)]
 
     if region.kind == "mask":
-        return Region.from_mask(np.asarray(Image.fromarray(region.data).resize(size, Image.Resampling.NEAREST)))
+        return Region.from_mask(
+            np.asarray(Image.fromarray(region.data).resize(size, Image.Resampling.NEAREST))
+        )
     if region.kind == "polygon":
         return Region.from_polygon([moved(point) for point in region.data])
     boxes = region.boxes()
@@ -153,15 +157,17 @@ def _scaled(region: Region, scale: tuple[float, float], size: tuple[int, int]) -
 
 
 def color_names(text: str, colors: Mapping[str, str]) -> list[Piece]:
-    """The text cut into pieces, so that every region name, and the `<obj>` name it belongs to, has its colour."""
+    """The text in pieces: every region name, and the `<obj>` name that stands on it, has the region's colour."""
     mine = {name: color for name, color in colors.items() if name in text}
     for call in parse_trace(text).trace.calls:
         for found in call.objects:
-            if found.name and found.region in colors:
+            if found.name and found.region is not None and found.region in colors:
                 mine[found.name] = colors[found.region]
     if not mine:
         return [Piece(text)]
-    cuts = re.split("(" + "|".join(re.escape(name) for name in sorted(mine, key=len, reverse=True)) + ")", text)
+    cuts = re.split(
+        "(" + "|".join(re.escape(name) for name in sorted(mine, key=len, reverse=True)) + ")", text
+    )
     return [Piece(cut, color=mine.get(cut, INK), bold=cut in mine) for cut in cuts if cut]
 
 
@@ -193,9 +199,9 @@ def _token_pieces(
 def token_pieces(
     ids: Sequence[int], learned: Sequence[bool], processor: Processor, colors: Mapping[int, str] | None = None
 ) -> list[Piece]:
-    """One piece per token, marked `prompt`, `learned`, `pointer` or `given pointer`; a run of image tokens is one
-    piece `[image: 36 tokens]`, and tokens that only together make a character are one piece.
+    """One piece per token, marked `prompt`, `learned`, `pointer` or `given pointer`.
 
+    A run of image tokens is one piece `[image: 36 tokens]`, and so are tokens that only together make a character.
     `colors` holds the text colour of pointers by their position.
     """
     pieces: list[Piece] = []
@@ -211,7 +217,7 @@ def token_pieces(
             color = (colors or {}).get(at, INK)
             pieces.append(Piece(processor.decode(ids[at:end]), color=color, mark=mark))
         else:
-            # A character outside ASCII can be several tokens; alone, each decodes to the replacement character.
+            # A character can be several tokens; alone, each decodes to the replacement character.
             while "\ufffd" in processor.decode(ids[at:end]) and end < min(at + 8, len(ids)):
                 if ids[end] >= processor.pointer_start or learned[end] != learned[at]:
                     break

@@ -46,17 +46,20 @@ class Card:
 
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c1c22; background: #f4f4f6; margin: 2em auto; max-width: 1180px;
-  padding: 0 1em; }
-h1 { font-size: 1.2em; } h2 { font-size: 1em; margin: 0; } h3 { font-size: .8em; color: #6b6b76; margin: .8em 0 .1em;
-  text-transform: uppercase; letter-spacing: .05em; }
-.card { background: #fff; border: 1px solid #dcdce2; border-radius: 8px; padding: 1em; margin: 1em 0; display: flex;
-  gap: 1.2em; flex-wrap: wrap; }
-.card > figure { margin: 0; } .card > div { flex: 1 1 420px; min-width: 0; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1c1c22; background: #f4f4f6;
+  margin: 2em auto; max-width: 1180px; padding: 0 1em; }
+h1 { font-size: 1.2em; }
+h2 { font-size: 1em; margin: 0; }
+h3 { font-size: .8em; color: #6b6b76; margin: .8em 0 .1em; text-transform: uppercase; letter-spacing: .05em; }
+p { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
 img { display: block; max-width: 100%; border: 1px solid #dcdce2; margin-bottom: .5em; }
-.sub { color: #6b6b76; font-size: .85em; } p { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
-.token { font-family: ui-monospace, monospace; font-size: .85em; border-radius: 3px; box-decoration-break: clone;
-  border-right: 1px solid #fff; padding: .1em 0; }
+.card { background: #fff; border: 1px solid #dcdce2; border-radius: 8px; padding: 1em; margin: 1em 0;
+  display: flex; gap: 1.2em; flex-wrap: wrap; }
+.card > figure { margin: 0; }
+.card > div { flex: 1 1 420px; min-width: 0; }
+.sub { color: #6b6b76; font-size: .85em; }
+.token { font-family: ui-monospace, monospace; font-size: .85em; padding: .1em 0; border-radius: 3px;
+  border-right: 1px solid #fff; box-decoration-break: clone; }
 """
 
 
@@ -111,7 +114,7 @@ def _data_url(image: Image.Image) -> str:
 
 
 WIDTH, TEXT_LEFT, MARGIN, LINE, FONT = 1180, 490, 20, 22, 15
-"""Pixels of the picture: its width, where the text begins, the margin, and the height of a line and of letters."""
+"""Pixels of the picture: its width, where text begins, the margin, the height of a line and of letters."""
 
 
 def render_png(title: str, cards: Sequence[Card]) -> bytes:
@@ -190,10 +193,8 @@ def _words(pieces: Sequence[Piece]) -> Iterator[tuple[str, Piece]]:
 
 
 def _fitting(word: str, letters: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """A word that is wider than a line, in pieces that are not."""
-    parts = [""]
-    for letter in word:
-        if parts[-1] and letters.getlength(parts[-1] + letter) > width:
-            parts.append("")
-        parts[-1] += letter
-    return parts
+    """A word in pieces that are not wider than a line; nearly always itself."""
+    if letters.getlength(word) <= width:
+        return [word]
+    step = max(1, int(len(word) * width / letters.getlength(word) * 0.7))
+    return [word[at : at + step] for at in range(0, len(word), step)]

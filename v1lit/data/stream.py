@@ -34,17 +34,18 @@ class Skipped:
 class ShardDataset(IterableDataset[Example]):
     """Iterate over the examples of one or several shards.
 
-    All readers (ranks x DataLoader workers) compute the same order from `seed` and epoch, and each takes its own
-    consecutive part. So every example comes exactly once per epoch, also where there are fewer shards than readers;
-    ranks get equally many, or one more. Only the files of the own part are opened. Where one rank has several workers,
-    the DataLoader takes their batches in turn.
+    All readers (ranks x DataLoader workers) compute the same order from `seed` and epoch, and each takes its
+    own consecutive part. So every example comes exactly once per epoch, also where there are fewer shards
+    than readers; ranks get equally many, or one more. Only the files of the own part are opened. Where one
+    rank has several workers, the DataLoader takes their batches in turn.
 
     Args:
         folder_or_glob: a folder with an index.json, one tar file, or a pattern such as "data/*/shard-*.tar".
         seed: of the order.
         shuffle: False for the order in which the shards were written.
-        shuffle_window: how far an example may move from its place, after the shards themselves were shuffled; the larger,
-            the better mixed, and the more files are read at the same time. No examples are held back for it.
+        shuffle_window: how far an example may move from its place, after the shards themselves were shuffled;
+            the larger, the better mixed, and the more files are read at the same time. No examples are held
+            back for it.
         repeat: True to go on with the next epoch for ever, False to end after one.
         rank, world_size: which of how many processes this is; taken from torch.distributed if not given.
         on_bad: what to do with an example that cannot be read: "raise", or "skip" with a warning in the log.
@@ -69,7 +70,9 @@ class ShardDataset(IterableDataset[Example]):
     ) -> None:
         super().__init__()
         if (rank is None) != (world_size is None):
-            raise ValueError(f"give rank and world_size, or neither; given rank={rank}, world_size={world_size}")
+            raise ValueError(
+                f"give rank and world_size, or neither; given rank={rank}, world_size={world_size}"
+            )
         if rank is not None and world_size is not None and not 0 <= rank < world_size:
             raise ValueError(f"rank must be 0 to {world_size - 1} with world_size={world_size}, given {rank}")
         if shuffle_window < 1:
@@ -140,7 +143,8 @@ class ShardDataset(IterableDataset[Example]):
         number = place - int(self._starts[shard])
         opened = shards[shard]
         if len(opened) != self._shards[shard][1]:
-            reason = f"holds {len(opened)} examples, but {self._shards[shard][1]} were expected: make the folder again"
+            expected = self._shards[shard][1]
+            reason = f"holds {len(opened)} examples, but {expected} were expected: make the folder again"
             raise ShardError(opened.path, None, reason)
         try:
             return opened.example(number)
@@ -150,7 +154,9 @@ class ShardDataset(IterableDataset[Example]):
             self.skipped.append(Skipped(error.shard, error.key, error.reason))
             log.warning("skipped (%d so far): %s", len(self.skipped), error)
             if len(self.skipped) > self.max_bad:
-                raise ValueError(f"more than max_bad={self.max_bad} bad examples, the last one: {error}") from error
+                raise ValueError(
+                    f"more than max_bad={self.max_bad} bad examples, the last one: {error}"
+                ) from error
             return None
 
     def _layout(self) -> tuple[int, int]:
@@ -167,7 +173,7 @@ class ShardDataset(IterableDataset[Example]):
 
 
 class _OpenShards:
-    """The shards in use, opened when needed; the one that was not used for longest is closed when there are too many."""
+    """The shards in use, opened when needed; of too many, the one not used for longest is closed."""
 
     def __init__(self, paths: list[Path]) -> None:
         self._paths = paths
@@ -196,7 +202,9 @@ def _find_shards(folder_or_glob: str | Path) -> list[tuple[Path, int]]:
         return [(folder / shard.file, shard.examples) for shard in list_shards(folder)]
     paths = [Path(path) for path in sorted(glob.glob(str(folder_or_glob), recursive=True))]
     if not paths:
-        raise ValueError(f"no shards: {folder_or_glob} is neither a folder nor a file nor a pattern that matches one")
+        raise ValueError(
+            f"no shards: {folder_or_glob} is neither a folder nor a file nor a pattern that matches one"
+        )
     counts: dict[Path, int] = {}
     for parent in dict.fromkeys(path.parent for path in paths):
         if (parent / INDEX_NAME).is_file():

@@ -1,4 +1,5 @@
-"""Regions of images, the image tokens that see them, the trace text that names them, and pictures of all three.
+"""Regions of images, the image tokens that see them, the trace text that names them, and pictures of all
+three.
 
 No neural network in here: numpy and Pillow only.
 """

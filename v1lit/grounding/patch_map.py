@@ -18,8 +18,8 @@ TILE, OVERVIEW, NOT_SPATIAL = 0, 1, -1
 Views = Literal["all", "tiles", "overview"]
 
 EDGE_TOLERANCE = 1e-9
-"""Share of a token's width (or height) by which a box must reach into it to count: edges that are equal but for the
-rounding of floats never catch a neighbour, and no overlap that means anything is missed."""
+"""Share of a token's width (or height) by which a box must reach into it to count: edges that are equal but
+for the rounding of floats never catch a neighbour, and no overlap that means anything is missed."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -30,11 +30,13 @@ class PatchMap:
 
     Attributes:
         image_size: (width, height) of the original image.
-        boxes: float64 [tokens, 4], x1, y1, x2, y2 in pixels of the original image; NaN where not spatial. Read-only.
-        levels: int8 [tokens]: TILE, OVERVIEW or NOT_SPATIAL (separators, newlines). Read-only.
-        views: which tokens count where views of different level show the same place. "all": every one. "tiles": those
-            of tiles, or of the overview for a region that no tile shows. "overview": the other way round. Without
-            effect where there is a single view.
+        boxes: float64 [tokens, 4], x1, y1, x2, y2 in pixels of the original image; NaN where not spatial.
+        levels: int8 [tokens]: TILE, OVERVIEW or NOT_SPATIAL (separators, newlines).
+        views: which tokens count where views of different level show the same place. "all": every one.
+            "tiles": those of tiles, or of the overview for a region that no tile shows. "overview": the other
+            way round. Without effect where there is a single view.
+
+    Both arrays are copies and read-only.
     """
 
     image_size: Size
@@ -75,8 +77,8 @@ class PatchMap:
     ) -> PatchMap:
         """An even grid over `box` (default: the whole image), tokens row by row.
 
-        `box` may reach beyond the image, as a padded canvas does: tokens are cut at the image's edge, and those left
-        with nothing are not spatial. ValueError for a grid without rows or columns.
+        `box` may reach beyond the image, as a padded canvas does: tokens are cut at the image's edge, and
+        those left with nothing are not spatial. ValueError for a grid without rows or columns.
         """
         if rows < 1 or cols < 1:
             raise ValueError(f"a grid has at least one row and one column, got {rows} x {cols}")
@@ -102,7 +104,7 @@ class PatchMap:
 
     @classmethod
     def join(cls, parts: Iterable[PatchMap], views: Views | None = None) -> PatchMap:
-        """The tokens of several maps of one image, one after the other; `views` is the first part's if not given."""
+        """The tokens of maps of one image, one after the other; `views` defaults to the first map's."""
         maps = list(parts)
         sizes = sorted({part.image_size for part in maps})
         if len(sizes) != 1:
@@ -132,18 +134,22 @@ class PatchMap:
         """Which tokens see a place, bool [tokens]."""
         return self.levels != NOT_SPATIAL
 
-    def tokens(self, region: Region | Sequence[float] | npt.ArrayLike, views: Views | None = None) -> list[int]:
+    def tokens(
+        self, region: Region | Sequence[float] | npt.ArrayLike, views: Views | None = None
+    ) -> list[int]:
         """The tokens that see some of `region`, ascending; none where the region lies in no token's view.
 
-        A box (or one of several) counts for a token if the two overlap with a positive area: on a grid, lower edges
-        are floored and upper edges ceiled to whole tokens. A polygon or mask counts where it leaves a value above
-        zero when it is resampled to the tokens with an antialiased bilinear filter, which looks one token's width
-        beyond the token's centre to every side.
+        A box (or one of several) counts for a token if the two overlap with a positive area: on a grid, lower
+        edges are floored and upper edges ceiled to whole tokens. A polygon or mask counts where it leaves a
+        value above zero when it is resampled to the tokens with an antialiased bilinear filter, which looks
+        one token's width beyond the token's centre to every side.
 
         Args:
             region: a Region, a box (x1, y1, x2, y2), or a bool mask [height, width] of the whole image.
             views: instead of the map's own `views`.
         """
+        if isinstance(region, np.ndarray) and region.ndim == 2 and not region.any():
+            return []  # which is no Region, but a mask that people have
         region = Region.of(region)
         if region.kind == "box":
             hit = self._overlaps(region.data)
@@ -158,11 +164,11 @@ class PatchMap:
     def region(self, tokens: Iterable[int]) -> Region:
         """The union of what `tokens` see: a box where they fill one, else several boxes.
 
-        On a map with a single view `tokens` of it gives the same tokens again. Tokens that see no place are passed
-        over; ValueError if there is no other, or for a token that the map does not have.
+        On a map with a single view `tokens` of it gives the same tokens again. Tokens that see no place are
+        passed over; ValueError if there is no other, or for a token that the map does not have.
         """
         chosen = sorted({int(token) for token in tokens})
-        if chosen and not (0 <= chosen[0] and chosen[-1] < len(self)):
+        if chosen and not (chosen[0] >= 0 and chosen[-1] < len(self)):
             raise ValueError(f"the image has tokens 0 to {len(self) - 1}, got {chosen[0]} to {chosen[-1]}")
         boxes = self.boxes[chosen] if chosen else self.boxes[:0]
         boxes = boxes[~np.isnan(boxes[:, 0])]
@@ -170,8 +176,8 @@ class PatchMap:
             raise ValueError(f"none of the tokens {chosen[:10]} sees a place in the image")
         union = Region.from_boxes(boxes.tolist())
         x1, y1, x2, y2 = union.box
-        full = (x2 - x1) * (y2 - y1)
-        return Region.from_box(union.box) if full - raster.union_area(boxes) <= EDGE_TOLERANCE * full else union
+        full = raster.union_area(boxes) >= (1 - EDGE_TOLERANCE) * (x2 - x1) * (y2 - y1)
+        return Region.from_box(union.box) if full else union
 
     def _overlaps(self, box: Box) -> npt.NDArray[np.bool_]:
         x1, y1, x2, y2 = self._inner
@@ -202,8 +208,9 @@ class PatchMap:
 
 
 def region_tokens(maps: Sequence[PatchMap], region: Region) -> list[int]:
-    """The tokens of an example that see `region`, counted through all its images: those of image k come after those
-    of images 0 to k-1. ValueError if the region's image is not there."""
+    """The tokens of an example that see `region`, counted through all its images: those of image k come after
+    those of images 0 to k-1. ValueError if the region's image is not there.
+    """
     if region.image >= len(maps):
         raise ValueError(f"the region lies in image {region.image}, but the example has {len(maps)} image(s)")
     start = sum(len(patch_map) for patch_map in maps[: region.image])
@@ -217,7 +224,7 @@ def token_regions(maps: Sequence[PatchMap], tokens: Iterable[int]) -> list[Regio
     """
     chosen = np.array(sorted(set(tokens)), dtype=np.int64)
     starts = np.cumsum([0, *(len(patch_map) for patch_map in maps)])
-    if len(chosen) and not (0 <= chosen[0] and chosen[-1] < starts[-1]):
+    if len(chosen) and not (chosen[0] >= 0 and chosen[-1] < starts[-1]):
         raise ValueError(f"the example has {starts[-1]} image tokens, got tokens {chosen[0]} to {chosen[-1]}")
     regions = []
     for image, patch_map in enumerate(maps):
@@ -228,12 +235,15 @@ def token_regions(maps: Sequence[PatchMap], tokens: Iterable[int]) -> list[Regio
     return regions
 
 
-def _support(lower: Floats, upper: Floats, length: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Pixels `first` to `last - 1` that weigh more than 0 in an antialiased bilinear filter onto tokens with these edges.
+def _support(
+    lower: Floats, upper: Floats, length: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Pixels `first` to `last - 1`: what an antialiased bilinear filter looks at for tokens with these edges.
 
-    The weight falls from 1 at the token's centre to 0 at one token's width (at least a pixel) from it. Whether a pixel
-    exactly there counts is decided by rounding in the single precision of the published implementation, which is
-    therefore followed step by step: the width is rounded, and the centre is a number of rounded widths.
+    The weight falls from 1 at the token's centre to 0 at one token's width (at least a pixel) from it.
+    Whether a pixel exactly there counts is decided by rounding in the single precision of the published
+    implementation, which is therefore followed step by step: the width is rounded, and the centre is a number
+    of rounded widths.
     """
     width = (upper - lower).astype(np.float32)
     steps = (lower + upper) / (2 * (upper - lower))
@@ -256,11 +266,14 @@ def _check_table(boxes: Floats, levels: npt.NDArray[np.int8]) -> None:
     if levels.shape != (len(boxes),):
         raise ValueError(f"every token has one level: {len(boxes)} boxes, levels of shape {levels.shape}")
     if not np.isin(levels, (TILE, OVERVIEW, NOT_SPATIAL)).all():
-        raise ValueError(f"a level is {TILE} (tile), {OVERVIEW} (overview) or {NOT_SPATIAL} (not spatial), got {levels}")
+        raise ValueError(
+            f"a level is {TILE} (tile), {OVERVIEW} (overview) or {NOT_SPATIAL} (not spatial), got {levels}"
+        )
     spatial = levels != NOT_SPATIAL
     if not np.isnan(boxes[~spatial]).all():
         raise ValueError("a token that is not spatial has NaN for a box")
-    wrong = np.flatnonzero(spatial & ~((boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])))
+    sound = np.isfinite(boxes).all(axis=1) & (boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])
+    wrong = np.flatnonzero(spatial & ~sound)
     if len(wrong):
         raise ValueError(f"the box of token {wrong[0]} is empty or not a number: {boxes[wrong[0]].tolist()}")
 

@@ -1,7 +1,7 @@
 """Boxes, polygons and masks as arrays of pixels, and exact areas of unions of boxes.
 
-A pixel `(column, row)` belongs to a shape if its centre `(column + 0.5, row + 0.5)` does, left and upper edges included,
-right and lower edges not. Shapes that share an edge therefore never share a pixel.
+A pixel `(column, row)` belongs to a shape if its centre `(column + 0.5, row + 0.5)` does, left and upper
+edges included, right and lower edges not. Shapes that share an edge therefore never share a pixel.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ def fill_boxes(boxes: Floats, image_size: tuple[int, int]) -> Mask:
 
 
 def fill_polygon(points: Floats, image_size: tuple[int, int]) -> Mask:
-    """Pixels whose centre lies in the polygon `points` [points, 2] by the even-odd rule; bool [height, width]."""
+    """Pixels whose centre lies in the polygon `points` [points, 2] (even-odd rule); bool [height, width]."""
     width, height = image_size
     start, end = points, np.roll(points, -1, axis=0)
     upper = np.where(start[:, 1:] <= end[:, 1:], start, end)
     lower = np.where(start[:, 1:] <= end[:, 1:], end, start)
-    # Every edge crosses the centre line of the rows first..last-1 and flips all pixels to the right of the crossing.
+    # An edge crosses the centre lines of rows first to last - 1 and flips all pixels right of the crossing.
     first, last = (np.clip(np.ceil(p[:, 1] - 0.5), 0, height).astype(int) for p in (upper, lower))
     edge = np.repeat(np.arange(len(points)), last - first)
     row = np.arange(len(edge)) - np.repeat(np.cumsum(last - first) - last, last - first)
@@ -60,7 +60,7 @@ def mask_bounds(mask: Mask) -> tuple[int, int, int, int]:
 
 
 def encode_runs(mask: Mask) -> list[int]:
-    """Lengths of the runs of equal pixels, row by row, starting with a (perhaps empty) run outside the mask."""
+    """Lengths of runs of equal pixels, row by row; the first (perhaps of length 0) is outside the mask."""
     flat = mask.ravel()
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     lengths = np.diff(np.concatenate([[0], changes, [flat.size]])).tolist()
@@ -87,7 +87,7 @@ def shared_area(a: Floats, b: Floats) -> float:
 
 
 def _covered(boxes: Floats, xs: Floats, ys: Floats) -> Mask:
-    """Which cells between neighbouring `xs` and `ys` (that hold every edge) the boxes cover; [ys - 1, xs - 1]."""
+    """Which cells between neighbours of `xs` and `ys` the boxes cover, all edges being among them."""
     x1, x2 = np.searchsorted(xs, boxes[:, 0]), np.searchsorted(xs, boxes[:, 2])
     y1, y2 = np.searchsorted(ys, boxes[:, 1]), np.searchsorted(ys, boxes[:, 3])
     steps = np.zeros((len(ys), len(xs)), dtype=np.int64)

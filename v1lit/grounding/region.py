@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
@@ -14,7 +13,7 @@ import numpy.typing as npt
 from v1lit.grounding import raster
 
 Box = tuple[float, float, float, float]
-"""`(x1, y1, x2, y2)`: left, upper, right and lower edge in pixels of the original image, x1 < x2 and y1 < y2."""
+"""`(x1, y1, x2, y2)`: left, upper, right and lower edge in pixels of the original image; x1 < x2, y1 < y2."""
 
 Size = tuple[int, int]
 """`(width, height)` in pixels."""
@@ -30,12 +29,12 @@ MASK_PIXEL_LIMIT = 100_000_000
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Region:
-    """Part of one image. Make it with `from_box`, `from_boxes`, `from_polygon`, `from_mask`, `from_json` or `of`.
+    """Part of one image. Made by `from_box`, `from_boxes`, `from_polygon`, `from_mask`, `from_json` or `of`.
 
     Attributes:
         kind: what `data` is.
-        data: for a box its four numbers; for boxes (their union counts) and polygons (even-odd rule) a tuple of
-            boxes or of `(x, y)` corners; for a mask a read-only bool array [height, width].
+        data: of a box its four numbers; of boxes (their union counts) a tuple of them; of a polygon (even-odd
+            rule) a tuple of `(x, y)` corners; of a mask a read-only bool array [height, width].
         image: which of the example's images the region lies in.
     """
 
@@ -109,24 +108,23 @@ class Region:
     def mask(self, image_size: Size) -> npt.NDArray[np.bool_]:
         """Pixels inside, bool [height, width].
 
-        A pixel is inside if its centre is; a shape so thin that it holds no centre takes all pixels that its bounds
-        touch. Parts outside the image are cut off. ValueError if a mask is asked for at another size than its own.
+        A pixel is inside if its centre is; a shape so thin that it holds no centre takes all pixels that its
+        bounds touch. Parts outside the image are cut off. ValueError if a mask is asked for at another size
+        than its own.
         """
         if self.kind == "mask":
             if self.data.shape != (image_size[1], image_size[0]):
                 size = self.data.shape[::-1]
-                raise ValueError(f"the mask is for an image of (width, height) {size}, not {tuple(image_size)}")
+                raise ValueError(
+                    f"the mask is for an image of (width, height) {size}, not {tuple(image_size)}"
+                )
             return self.data
-        boxes = self.boxes()
-        mask = (
-            raster.fill_polygon(np.asarray(self.data), image_size)
-            if boxes is None
-            else raster.fill_boxes(boxes, image_size)
-        )
+        fill = raster.fill_polygon if self.kind == "polygon" else raster.fill_boxes
+        mask = fill(np.asarray(self.data).reshape(-1, 2 if self.kind == "polygon" else 4), image_size)
         return mask if mask.any() else raster.fill_touched(self.box, image_size)
 
     def within(self, image_size: Size) -> bool:
-        """Whether the region lies wholly inside an image of (width, height); a mask must have exactly that size."""
+        """Whether the region lies wholly inside an image of this size; a mask must have exactly the size."""
         if self.kind == "mask":
             return bool(self.data.shape == (image_size[1], image_size[0]))
         x1, y1, x2, y2 = self.box
@@ -164,9 +162,10 @@ class Region:
     def from_json(cls, value: Any, image: int = 0) -> Region:
         """A region from plain JSON; `image` holds where the JSON itself names none.
 
-        Understood are `[x1, y1, x2, y2]`, `{"box": [...]}`, `{"boxes": [[...], ...]}`, `{"polygon": [[x, y], ...]}` and
-        `{"mask": {"size": [width, height], "runs": [...]}}` (lengths of runs, row by row, outside first), each object
-        with an optional `"image"`. Anything else is a ValueError.
+        Understood are `[x1, y1, x2, y2]`, `{"box": [x1, y1, x2, y2]}`, `{"boxes": [[x1, y1, x2, y2], ...]}`,
+        `{"polygon": [[x, y], ...]}` and `{"mask": {"size": [width, height], "runs": [...]}}` (lengths of
+        runs, row by row, outside first), each object with an optional `"image"`. Anything else is a
+        ValueError.
         """
         if isinstance(value, list):
             return cls.from_box(value, image)
@@ -186,15 +185,14 @@ class Region:
 
     @classmethod
     def _from_runs(cls, value: Any, image: int) -> Region:
-        size, runs = (value.get("size"), value.get("runs")) if isinstance(value, Mapping) else (None, None)
-        if not (_whole_numbers(size) and len(size) == 2 and 0 < size[0] * size[1] <= MASK_PIXEL_LIMIT):
+        size, runs = (_whole_numbers(value, key) for key in ("size", "runs"))
+        if len(size) != 2 or not 0 < size[0] * size[1] <= MASK_PIXEL_LIMIT:
             raise ValueError(
-                f'"size" of a mask is [width, height] of at most {MASK_PIXEL_LIMIT} pixels, got {_short(size)}'
+                f"the size of a mask is width and height, no more pixels than {MASK_PIXEL_LIMIT}: {size}"
             )
-        if not (_whole_numbers(runs) and sum(runs) == size[0] * size[1]):
+        if sum(runs) != size[0] * size[1]:
             raise ValueError(
-                f'"runs" of a mask are whole numbers that add up to its {size[0] * size[1]} pixels, '
-                f"got {_short(runs)}"
+                f"the runs of a mask add up to its {size[0] * size[1]} pixels, not to {sum(runs)}"
             )
         return cls.from_mask(raster.decode_runs(runs, (size[0], size[1])), image)
 
@@ -238,27 +236,31 @@ def _check_polygon(points: Any) -> tuple[tuple[float, float], ...]:
     return tuple(zip(x, y, strict=True))
 
 
-def _numbers(values: Sequence[Any]) -> list[float]:
+def _numbers(values: Any) -> list[float]:
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, Real):
-            raise ValueError(f"a coordinate is a number of pixels, got {value!r} in {_short(list(values))}")
-        if not abs(value) <= COORDINATE_LIMIT:
-            raise ValueError(f"a coordinate is a finite number of pixels, got {value} in {_short(list(values))}")
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        if not number or not abs(value) <= COORDINATE_LIMIT:
+            raise ValueError(
+                f"a coordinate is a finite number of pixels, got {_short(value)} in {_short(list(values))}"
+            )
     return [float(value) for value in values]
 
 
 def _check_image(image: Any) -> int:
-    if isinstance(image, bool) or not isinstance(image, Integral) or image < 0:
-        raise ValueError(f"image is the index of one of the example's images, 0 or more, got {image!r}")
+    if isinstance(image, bool) or not isinstance(image, Integral) or int(image) < 0:
+        raise ValueError(f"image is the index of one of the example's images, 0 or more, got {_short(image)}")
     return int(image)
 
 
-def _whole_numbers(values: Any) -> bool:
-    return isinstance(values, list) and all(type(v) is int and v >= 0 for v in values)
+def _whole_numbers(value: Any, key: str) -> list[int]:
+    numbers = value.get(key) if isinstance(value, Mapping) else None
+    if not (isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in numbers)):
+        raise ValueError(f'a mask needs "{key}", a list of whole numbers, got {_short(numbers)}')
+    return numbers
 
 
 def _plain(value: float) -> float | int:
-    return int(value) if math.isfinite(value) and value == int(value) else value
+    return int(value) if value == int(value) else value
 
 
 def _short(value: Any) -> str:

@@ -3,14 +3,15 @@
 A call and the ways to write an object in it:
 
     detect(query="the red ball", objects=["<obj1><|region_1|>", "<obj2>"])
-    <obj1><|region_1|>                                                          a region that is named elsewhere
-    <obj1><region>[0.10, 0.20, 0.50, 0.60]<|copy_3|><|copy_4|></region>         a box (fractions of the image), pointers
-    <obj1><region><|copy_3|></region>                                           pointers only
-    <obj1>                                                                      a name only
+    <obj1><|region_1|>                                                   a region that is named elsewhere
+    <obj1><region>[0.10, 0.20, 0.50, 0.60]<|copy_3|><|copy_4|></region>  box in fractions, pointers
+    <obj1><region><|copy_3|></region>                                    pointers only
+    <obj1>                                                               a name only
 
-In the query a backslash before a quote, before another backslash or before `detect(` makes that stand for itself; a
-backslash before anything else is one, so that formulas such as `\\theta` need no care. A `detect(` without it always
-begins a call: wherever one goes wrong the next is still found, and reading takes time proportional to the length.
+In the query a backslash before a quote, before another backslash or before `detect(` makes that stand for
+itself; a backslash before anything else is one, so that formulas such as `\\theta` need no care. A `detect(`
+without it always begins a call: wherever one goes wrong the next is still found, and reading takes time
+proportional to the length.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from numbers import Real
+from typing import Any
 
 _NAME = re.compile(r"<obj\w*>")
 _REGION = re.compile(r"<\|region_\w+\|>")
@@ -36,7 +38,7 @@ _SPACE = re.compile(r"\s*")
 _SEPARATOR = re.compile(r"[\s,]*")
 
 POINTER_LIMIT = 10**9
-"""Pointer indices are below this; a trace with a larger one is refused by the formatter and reported by the parser."""
+"""Pointer indices are below this; the parser reports larger ones."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,15 @@ class DetectedObject:
         object.__setattr__(self, "tokens", tuple(int(token) for token in self.tokens))
         if not all(0 <= token < POINTER_LIMIT for token in self.tokens):
             raise ValueError(f"pointers are 0 or more and below {POINTER_LIMIT}, got {self.tokens}")
-        placed = self.box is not None or bool(self.tokens)
-        if placed and self.region is not None:
-            raise ValueError(f"{self.name or 'an object'} has both the named region {self.region} and a box or pointers")
-        if not (placed or self.name or self.region):
+        if self.region is not None and (self.box is not None or self.tokens):
+            raise ValueError(f"an object has a named region or its own box and pointers, got both: {self}")
+        if not (self.placed or self.name):
             raise ValueError("an object has a name, a region or both, got neither")
+
+    @property
+    def placed(self) -> bool:
+        """Whether it says where the object is, and not its name alone."""
+        return self.region is not None or self.box is not None or bool(self.tokens)
 
 
 @dataclass(frozen=True)
@@ -110,8 +116,12 @@ class Trace:
 
     @property
     def objects(self) -> dict[str, DetectedObject]:
-        """Objects by name; where a name comes again, the later object holds."""
-        return {found.name: found for call in self.calls for found in call.objects if found.name}
+        """Objects by name. Where a name comes again the later object holds, unless it is a mere mention."""
+        named: dict[str, DetectedObject] = {}
+        for found in (found for call in self.calls for found in call.objects if found.name):
+            if found.placed or found.name not in named:
+                named[found.name] = found
+        return named
 
 
 @dataclass(frozen=True)
@@ -134,9 +144,9 @@ class ParsedTrace:
 def parse_trace(text: str) -> ParsedTrace:
     """Read a trace; never raises, in time proportional to the length of `text`.
 
-    A call that breaks off or holds something unreadable keeps the objects that could be read; what stands where it
-    breaks off stays in the text. One that breaks off before its list of objects stays text altogether. Either way the
-    problem is reported. Text between calls is kept to the letter.
+    A call that breaks off or holds something unreadable keeps the objects that could be read; what stands
+    where it breaks off stays in the text. One that breaks off before its list of objects stays text
+    altogether. Either way the problem is reported. Text between calls is kept to the letter.
     """
     return _Parser(text).parse()
 
@@ -145,10 +155,11 @@ def format_trace(trace: Trace) -> str:
     """Write a trace, so that `parse_trace(format_trace(trace)).trace == trace`.
 
     Raises:
-        ValueError: a text part holds the beginning of a call that would be read as one, or would swallow the next.
+        ValueError: a text part would be read as a call, or begins one that would swallow the next.
     """
     text = "".join(part if isinstance(part, str) else _format_call(part) for part in trace.parts)
-    if any("detect(" in part for part in trace.parts if isinstance(part, str)) and parse_trace(text).trace != trace:
+    suspicious = any("detect(" in part for part in trace.parts if isinstance(part, str))
+    if suspicious and parse_trace(text).trace != trace:
         raise ValueError("a text part of the trace holds a detect(...) call; give it as a Detect instead")
     return text
 
@@ -175,7 +186,7 @@ def _format_number(value: float) -> str:
     return short if float(short) == value else format(Decimal(repr(value)), "f")
 
 
-def _check_numbers(values: Sequence[float]) -> tuple[float, float, float, float]:
+def _check_numbers(values: Sequence[Any]) -> tuple[float, float, float, float]:
     if len(values) != 4 or not all(isinstance(v, Real) and math.isfinite(v) for v in values):
         raise ValueError(f"the box of an object is four finite numbers, got {values!r}")
     x1, y1, x2, y2 = (float(v) for v in values)
@@ -187,7 +198,7 @@ class _Broken(Exception):  # noqa: N818 (never leaves this file)
 
 
 class _Parser:
-    """Reads from left to right, every character a fixed number of times at most, which is what keeps it linear."""
+    """Reads from left to right and looks at no character more than a few times: linear in the text."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -234,7 +245,7 @@ class _Parser:
             pieces.append(stop[0][1:])
 
     def _list(self, objects: list[DetectedObject]) -> None:
-        """Strings up to the closing brackets. The position is left at the first character that does not fit."""
+        """Strings up to the closing brackets. Where one does not fit, the position stays before it."""
         while True:
             here = self.at
             self._skip(_SEPARATOR)
@@ -269,7 +280,9 @@ class _Parser:
             if self.at == start:
                 end = _GARBAGE_END.search(self.text, start + 1)
                 self.at = end.start() if end else len(self.text)
-                self.problems.append(Problem(start, self.at, "not an object: expected <obj1>, a region or both"))
+                self.problems.append(
+                    Problem(start, self.at, "not an object: expected <obj1>, a region or both")
+                )
 
     def _object(self) -> DetectedObject | None:
         name = self._match(_NAME) or ""
@@ -281,7 +294,9 @@ class _Parser:
         if self._take("<region>"):
             box, tokens = self._box(), self._pointers()
             if box is None and not tokens:
-                self.problems.append(Problem(after_name, self.at, "a region without a box and without pointers"))
+                self.problems.append(
+                    Problem(after_name, self.at, "a region without a box and without pointers")
+                )
             elif not self._take("</region>"):
                 self.problems.append(Problem(after_name, self.at, "expected pointers and </region>"))
             return DetectedObject(name, None, box, tokens) if name or box or tokens else None

@@ -1,4 +1,4 @@
-"""Where the rows come from: a parquet file, a folder of them or a dataset on the Hugging Face hub, by split."""
+"""Where rows come from: a parquet file, a folder of them or a dataset on the Hugging Face hub, by split."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ SPLIT_NAMES = {
 """Usual names of splits -> ours. Other names stay as they are."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_NUMBERED = re.compile(r"(\w+?)[-_.]\d+([-_.]of[-_.]\d+)?")
+_NUMBERED = re.compile(r"(\w+)-\d+-of-\d+")
+_NO_SPLIT = ("data", "part", "shard", "chunk")
 _KNOWN = re.compile(rf"({'|'.join(sorted(SPLIT_NAMES, key=len, reverse=True))})(?![A-Za-z])", re.IGNORECASE)
 
 
@@ -47,9 +48,10 @@ class Source:
 def find_source(source: str | Path, split: str | None = None) -> Source:
     """Find the files of a source, or of one of its splits.
 
-    Splits of a folder are those that the front matter of its README.md lists (`configs: data_files`), else they follow
-    from file names such as train-00000-of-00003.parquet, else from names of folders such as val/0000.parquet. Files that
-    belong to none while others do are left out (and listed in `ignored`): give them as SOURCE to import them.
+    Splits of a folder are those that the front matter of its README.md lists (`configs: data_files`), else
+    they follow from file names such as train-00000-of-00003.parquet, else from names of folders such as
+    val/0000.parquet. Files that belong to none while others do are left out (and listed in `ignored`): give
+    them as SOURCE to import them.
 
     Raises:
         ValueError: nothing there, no such split, or a hub dataset that cannot be had.
@@ -75,7 +77,7 @@ def _choose(source: str | Path, found: Source, split: str) -> Source:
 
 
 def canonical_split(name: str) -> str:
-    """Our name of a split: "validation" and "dev" are "val". ValueError if it could not be the name of a folder."""
+    """Our name of a split: "validation" and "dev" are "val". ValueError if it cannot be a folder's name."""
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise ValueError(f"{name!r} is no usable name of a split (letters, digits, underscores)")
     return SPLIT_NAMES.get(name.lower(), name)
@@ -107,7 +109,7 @@ def _hidden(path: Path) -> bool:
 
 def _split_of_name(path: Path, folder: Path) -> str | None:
     stem = path.stem
-    if match := _NUMBERED.fullmatch(stem):
+    if (match := _NUMBERED.fullmatch(stem)) and match[1] not in _NO_SPLIT:
         return canonical_split(match[1])
     for name in (stem, *reversed(path.relative_to(folder).parts[:-1])):
         if match := _KNOWN.match(name):
@@ -129,7 +131,9 @@ def _splits_of_readme(folder: Path) -> dict[str | None, list[Path]] | None:
     try:
         front = yaml.safe_load(match[1])
     except yaml.YAMLError as error:
-        raise ValueError(f"{readme}: the front matter is not YAML ({' '.join(str(error).split())})") from error
+        raise ValueError(
+            f"{readme}: the front matter is not YAML ({' '.join(str(error).split())})"
+        ) from error
     configs = front.get("configs") if isinstance(front, dict) else None
     if not isinstance(configs, list):
         return None
@@ -147,7 +151,9 @@ def _default_config(readme: Path, configs: list[Any]) -> dict[str, Any]:
     default = [config for config in named if config.get("default") or config.get("config_name") == "default"]
     if len(default) != 1 and len(named) != 1:
         names = ", ".join(str(config.get("config_name")) for config in named)
-        raise ValueError(f"{readme} lists several datasets ({names}) and no default: give the parquet files of one")
+        raise ValueError(
+            f"{readme} lists several datasets ({names}) and no default: give the parquet files of one"
+        )
     return default[0] if len(default) == 1 else named[0]
 
 
@@ -179,5 +185,6 @@ def _download(source: str) -> Path:
         reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
         raise ValueError(
             f"{source} is no local file or folder, and the dataset cannot be had from the Hugging Face hub "
-            f"({type(error).__name__}: {reason}); download its parquet files elsewhere and give their folder as SOURCE"
+            f"({type(error).__name__}: {reason}); download its parquet files elsewhere and give "
+            "their folder as SOURCE"
         ) from error

@@ -25,7 +25,12 @@ def draw(rng: random.Random, size: tuple[int, int]) -> Scene:
     values = _values(rng, count, lines, step)
     gridlines = tuple(float(k * step) for k in range(1, lines + 1))
     letters = font(max(9, min(size) // 15))
-    left, right, top, bottom = round(0.15 * width), width - 4, round(0.06 * height), height - round(0.12 * height)
+    left, right, top, bottom = (
+        round(0.15 * width),
+        width - 4,
+        round(0.06 * height),
+        height - round(0.12 * height),
+    )
     image = paper(rng, size, tint=5)
     pen = ImageDraw.Draw(image)
 
@@ -37,8 +42,8 @@ def draw(rng: random.Random, size: tuple[int, int]) -> Scene:
         pen.text((left - 3, level(value)), f"{value:g}", fill=INK, font=letters, anchor="rm")
     slot = (right - left) / count
     bar = round(slot * rng.uniform(0.5, 0.75))
-    names = rng.choice(LABELS if count <= 5 else LETTERS)  # words do not fit under six bars
-    names = names[:count] if rng.random() < 0.5 else tuple(rng.sample(names, count))
+    names = list(rng.choice(LABELS if count <= 5 else LETTERS))  # words do not fit under six bars
+    names = names[:count] if rng.random() < 0.5 else rng.sample(names, count)
     items = []
     for k, (label, color) in enumerate(zip(names, rng.sample(list(COLORS), count), strict=True)):
         x = round(left + slot * (k + 0.5) - bar / 2)
@@ -107,7 +112,10 @@ def _count(rng: random.Random, scene: Scene) -> Turn:
     before = rng.choice(["I look for {x}. ", "Let me mark the {x}. "]).format(x=name)
     after = rng.choice(["\nThat makes {n}.", "\nI count {n}."]).format(n=len(members))
     return Turn(
-        "count", question.format(w=words), (before, Search(name, left_to_right(members)), after), str(len(members))
+        "count",
+        question.format(w=words),
+        (before, Search(name, left_to_right(members)), after),
+        str(len(members)),
     )
 
 
@@ -136,7 +144,9 @@ def _relate(rng: random.Random, scene: Scene) -> Turn | None:
     answer = yes_no(rng)
     word = true_word if answer == "yes" else false_word
     names = [f"the {i.color} bar" for i in pair] if rng.random() < 0.5 else [f"the {i.name}" for i in pair]
-    question = rng.choice(["Is {a} {w} {b}?", "Does {a} stand {w} {b}?"]).format(a=names[0], b=names[1], w=word)
+    question = rng.choice(["Is {a} {w} {b}?", "Does {a} stand {w} {b}?"]).format(
+        a=names[0], b=names[1], w=word
+    )
     last = f"\n{{0}} is {true_word} {{1}}."
     return Turn("relate", question, (*two_searches(rng, names[0], (a,), names[1], (b,)), last), answer)
 

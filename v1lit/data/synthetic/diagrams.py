@@ -49,7 +49,9 @@ def draw(rng: random.Random, size: tuple[int, int]) -> Scene:
     for item in items:
         x1, y1, x2, y2 = item.box
         pen.rectangle((x1, y1, x2 - 1, y2 - 1), fill=COLORS[item.color], outline=INK)
-        pen.text(item.centre, item.label, fill="white", font=letters, anchor="mm", stroke_width=1, stroke_fill=INK)
+        pen.text(
+            item.centre, item.label, fill="white", font=letters, anchor="mm", stroke_width=1, stroke_fill=INK
+        )
     return Scene("diagrams", image, items, arrows=tuple(arrows))
 
 
@@ -76,7 +78,9 @@ def _connect(rng: random.Random, items: Sequence[Item]) -> list[tuple[int, int]]
         if len(arrows) == wanted or line is None or (b, a) in arrows:
             continue
         others = [item for k, item in enumerate(items) if k not in (a, b)]
-        if any(_inside(_grown(o.box, 5), *line) for o in others) or any(_cross(line, other) for other in lines):
+        if any(_inside(_grown(o.box, 5), *line) for o in others) or any(
+            _cross(line, other) for other in lines
+        ):
             continue
         arrows.append((a, b))
         lines.append(line)
@@ -125,7 +129,9 @@ def _cross(one: tuple[Point, Point], two: tuple[Point, Point]) -> bool:
     return side(one[0], two) != side(one[1], two) and side(two[0], one) != side(two[1], one)
 
 
-def _draw_arrows(items: Sequence[Item], arrows: Sequence[tuple[int, int]], size: tuple[int, int]) -> Image.Image:
+def _draw_arrows(
+    items: Sequence[Item], arrows: Sequence[tuple[int, int]], size: tuple[int, int]
+) -> Image.Image:
     """Coverage of all arrows: [height, width], 0..255, smooth edges."""
     k = OVERSAMPLE
     mask = Image.new("L", (size[0] * k, size[1] * k), 0)
@@ -205,15 +211,21 @@ def _compare(rng: random.Random, scene: Scene) -> Turn | None:
         return None
     if rng.random() < 0.5:
         a, b = rng.sample(pair, 2)
-        question = rng.choice(["Which node has more arrows leaving it, {a} or {b}?", "Do more arrows leave {a} or {b}?"])
+        question = rng.choice(
+            ["Which node has more arrows leaving it, {a} or {b}?", "Do more arrows leave {a} or {b}?"]
+        )
         answer = pair[0].label
     else:
         answer = yes_no(rng)
         a, b = pair if answer == "yes" else pair[::-1]
-        question = rng.choice(["Do more arrows leave {a} than {b}?", "Does {a} point to more nodes than {b}?"])
+        question = rng.choice(
+            ["Do more arrows leave {a} than {b}?", "Does {a} point to more nodes than {b}?"]
+        )
     found = _targets(scene, a), _targets(scene, b)
     queries = [f"nodes that {i.label} points to" for i in (a, b)]
-    last = rng.choice(["\n{m} against {n}.", "\nThat is {m} and {n}."]).format(m=len(found[0]), n=len(found[1]))
+    last = rng.choice(["\n{m} against {n}.", "\nThat is {m} and {n}."]).format(
+        m=len(found[0]), n=len(found[1])
+    )
     steps = (*two_searches(rng, queries[0], found[0], queries[1], found[1]), last)
     return Turn("compare", question.format(a=a.label, b=b.label), steps, answer)
 
@@ -229,7 +241,10 @@ def _name_targets(rng: random.Random, scene: Scene) -> Turn | None:
     found = _targets(scene, item)
     answer = ", ".join(i.label for i in found) or "none"
     question = rng.choice(
-        ["Which nodes does {x} point to, from left to right?", "Name the nodes that {x} points to, from left to right."]
+        [
+            "Which nodes does {x} point to, from left to right?",
+            "Name the nodes that {x} points to, from left to right.",
+        ]
     ).format(x=item.label)
     query = f"nodes that {item.label} points to"
     steps = (*two_searches(rng, item.name, (item,), query, found), f"\nI read {answer}.")
@@ -243,7 +258,9 @@ def _points_to(rng: random.Random, scene: Scene) -> Turn | None:
     if pair is None:
         return None
     a, b = pair
-    question = rng.choice(["Does {a} point to {b}?", "Is there an arrow from {a} to {b}?"]).format(a=a.label, b=b.label)
+    question = rng.choice(["Does {a} point to {b}?", "Is there an arrow from {a} to {b}?"]).format(
+        a=a.label, b=b.label
+    )
     last = f"\nAn arrow from {{0}} to {{1}}: {answer}."
     return Turn("relate", question, (*two_searches(rng, a.name, (a,), b.name, (b,)), last), answer)
 

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import random
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -53,12 +53,13 @@ def make_example(
 ) -> Example:
     """One scene with `questions` turns about it, as a validated `Example`.
 
-    The kinds are drawn first, and scenes until one allows them all: so the kinds are equally frequent. The kinds
+    The kinds are drawn first, and then scenes until one allows them all: so the kinds are equally frequent. They
     stand in the example's `source`, such as `synthetic/shapes/find` or `synthetic/bars/count+relate`.
     """
     wanted = [rng.choice(list(kinds)) for _ in range(questions)]
     scene, turns = _scene_with_turns(rng, look, wanted, size)
-    messages, regions = [], {}
+    messages: list[Message] = []
+    regions: dict[str, Region] = {}
     for number, turn in enumerate(turns):
         text, boxes = write_turn(turn, first=len(regions) + 1)
         regions.update({name: Region.from_box(box) for name, box in boxes.items()})
@@ -88,8 +89,8 @@ def _scene_with_turns(
         if len(turns) == len(kinds):
             return scene, turns
     raise ValueError(
-        f"found no {look} scene of {size[0]}x{size[1]} pixels with {len(kinds)} different questions of the kinds "
-        f"{', '.join(kinds)} in {TRIES} tries; ask for fewer questions per scene or more kinds"
+        f"found no {look} scene of {size[0]}x{size[1]} pixels with {len(kinds)} different questions of the "
+        f"kinds {', '.join(kinds)} in {TRIES} tries; ask for fewer questions per scene or more kinds"
     )
 
 
@@ -134,7 +135,7 @@ def synthesize(
     shard_examples: int = 1000,
     progress: bool = True,
 ) -> Path:
-    """Write a data set of drawn scenes as shards with their `index.json` to the folder `out`; give its path back.
+    """Write drawn scenes as shards with their `index.json` to the folder `out`; give its path back.
 
     Args:
         out: a folder that does not exist, is empty, or holds exactly this data set; then nothing is done.
@@ -160,12 +161,12 @@ def synthesize(
         "questions_per_scene": questions_per_scene,
         "shard_examples": shard_examples,
     }
-    _check(settings)
+    _check({**settings, "workers": 1 if workers is None else workers})
     out = Path(out)
     if _holds(out, settings):
         return out
     out.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    aside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         _write(aside, settings, workers, progress)
         _move(aside, out, settings)
@@ -177,7 +178,7 @@ def synthesize(
 def _write(folder: Path, settings: Mapping[str, Any], workers: int | None, progress: bool) -> None:
     count = settings["examples"]
     if workers is None:
-        workers = 1 if count < PARALLEL_FROM else len(os.sched_getaffinity(0))
+        workers = 1 if count < PARALLEL_FROM else _cores()
     with (
         _mapped(partial(_numbered_example, settings=dict(settings)), count, workers) as made,
         ShardWriter(folder, max_examples=settings["shard_examples"]) as writer,
@@ -185,6 +186,11 @@ def _write(folder: Path, settings: Mapping[str, Any], workers: int | None, progr
         for example in _tracked(made, count, progress):
             writer.write(example)
     write_index(folder, writer.shards, synthetic={"version": VERSION, **settings})
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
@@ -208,21 +214,14 @@ def _tracked(made: Iterable[Example], count: int, progress: bool) -> Iterable[Ex
 
 
 def _move(aside: Path, out: Path, settings: Mapping[str, Any]) -> None:
-    """Give the finished folder its name. Another process may have been faster with the same data; that is fine."""
-    os.chmod(aside, 0o777 & ~_umask())  # a temporary folder is private
-    if out.is_dir() and not any(out.iterdir()):
-        out.rmdir()
+    """Give the finished folder its name, unless another process was faster with the same data."""
     try:
+        if out.is_dir():
+            out.rmdir()  # works on an empty one only
         os.rename(aside, out)
     except OSError:
         if not _holds(out, settings):
             raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _holds(out: Path, settings: Mapping[str, Any]) -> bool:
@@ -240,7 +239,9 @@ def _holds(out: Path, settings: Mapping[str, Any]) -> bool:
         found = read_index(out).get("synthetic")
         shards = list_shards(out)
     except ValueError as error:
-        raise ValueError(f"no data set can be written to {out}, which is not empty ({error}); {way_out}") from None
+        raise ValueError(
+            f"no data set can be written to {out}, which is not empty ({error}); {way_out}"
+        ) from None
     if not isinstance(found, dict):
         raise ValueError(f"{out} holds shards of another origin; {way_out}")
     differing = [
@@ -257,14 +258,16 @@ def _holds(out: Path, settings: Mapping[str, Any]) -> bool:
 
 
 def _check(settings: Mapping[str, Any]) -> None:
-    for key in ("examples", "questions_per_scene", "shard_examples"):
+    for key in ("examples", "questions_per_scene", "shard_examples", "workers"):
         if not _is_int(settings[key]) or settings[key] < 1:
             raise ValueError(f"{key} is {settings[key]!r}; a whole number of at least 1 is needed")
     if not _is_int(settings["seed"]):
         raise ValueError(f"seed is {settings['seed']!r}; a whole number is needed")
     size = settings["image_size"]
     if len(size) != 2 or not all(_is_int(side) and MIN_SIDE <= side <= MAX_SIDE for side in size):
-        raise ValueError(f"image_size is {size!r}; allowed: width and height, each {MIN_SIDE} to {MAX_SIDE} pixels")
+        raise ValueError(
+            f"image_size is {size!r}; allowed: width and height, each {MIN_SIDE} to {MAX_SIDE} pixels"
+        )
     _check_choice("look", settings["look"], LOOKS)
     _check_choice("kinds", settings["kinds"], KINDS)
 
@@ -277,4 +280,6 @@ def _check_choice(key: str, given: Sequence[str], allowed: Iterable[str]) -> Non
     allowed = list(allowed)
     wrong = [name for name in given if name not in allowed]
     if wrong or not given:
-        raise ValueError(f"{key} is {', '.join(map(repr, wrong or given)) or 'empty'}; allowed: {', '.join(allowed)}")
+        raise ValueError(
+            f"{key} is {', '.join(map(repr, wrong or given)) or 'empty'}; allowed: {', '.join(allowed)}"
+        )

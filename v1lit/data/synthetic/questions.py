@@ -51,7 +51,11 @@ def two_searches(
 ) -> tuple[str | Search, ...]:
     """Two calls one after the other, with the words before each."""
     first, second = rng.choice(
-        [("I look for {x}. ", "\nNow {x}. "), ("First {x}. ", "\nThen {x}. "), ("Let me find {x}. ", "\nNext {x}. ")]
+        [
+            ("I look for {x}. ", "\nNow {x}. "),
+            ("First {x}. ", "\nThen {x}. "),
+            ("Let me find {x}. ", "\nNext {x}. "),
+        ]
     )
     return first.format(x=a), Search(a, items_a), second.format(x=b), Search(b, items_b)
 
@@ -59,8 +63,8 @@ def two_searches(
 def write_turn(turn: Turn, first: int = 1) -> tuple[str, dict[str, PixelBox]]:
     """The assistant's text of a turn and the boxes behind its region names.
 
-    Object k of the turn is called `<obj{first + k}>` and stands on `<|region_{first + k}|>`; a conversation counts
-    on from turn to turn, so that every name in it is unique.
+    Object k of the turn is called `<obj{first + k}>` and stands on `<|region_{first + k}|>`; a conversation
+    counts on from turn to turn, so that every name in it is unique.
     """
     found = [item for step in turn.steps if isinstance(step, Search) for item in step.found]
     names = [f"<obj{first + k}>" for k in range(len(found))]

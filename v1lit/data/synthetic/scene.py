@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 from PIL import Image, ImageFont
 
@@ -22,7 +23,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
 }
 INK = (40, 40, 48)
 CLEAR_SHARE = 0.06
-"""Share of a side that an item's centre must keep from a line before a question depends on the side it is on."""
+"""Share of the image that an item's centre must keep from a line, before a question asks for the side it is on."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,11 @@ def left_to_right(items: Sequence[Item]) -> tuple[Item, ...]:
 def order_is_clear(items: Sequence[Item], width: int) -> bool:
     """Whether the centres are far enough apart in x that "left to right" has one answer."""
     xs = sorted(item.centre[0] for item in items)
-    return all(b - a >= 0.04 * width for a, b in zip(xs, xs[1:], strict=False))
+    return all(b - a >= 0.04 * width for a, b in pairwise(xs))
 
 
 def corner(item: Item, size: tuple[int, int]) -> str | None:
-    """`top left`, `top right`, `bottom left` or `bottom right` by the centre; None where that is not clear."""
+    """`top left`, `top right`, `bottom left` or `bottom right` by the centre; None where it is not clear."""
     (x, y), (width, height) = item.centre, size
     if abs(x - width / 2) < CLEAR_SHARE * width or abs(y - height / 2) < CLEAR_SHARE * height:
         return None

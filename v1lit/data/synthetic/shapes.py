@@ -127,7 +127,12 @@ def _count(rng: random.Random, scene: Scene) -> Turn | None:
         return None
     name, members = rng.choice([g for g in groups if len(g[1]) == wanted])
     question = rng.choice(
-        ["How many {x} are there?", "Count the {x}.", "How many {x} do you see?", "What is the number of {x}?"]
+        [
+            "How many {x} are there?",
+            "Count the {x}.",
+            "How many {x} do you see?",
+            "What is the number of {x}?",
+        ]
     ).format(x=name)
     before = rng.choice(["I look for {x}. ", "Let me mark the {x}. ", "I count the {x}. "]).format(x=name)
     after = rng.choice(["\nThat makes {n}.", "\nI count {n}.", "\nI see {n}."]).format(n=len(members))
@@ -162,9 +167,13 @@ def _compare_sizes(rng: random.Random, scene: Scene) -> Turn | None:
 
 def _compare_groups(rng: random.Random, scene: Scene) -> Turn | None:
     groups = [g for g in _groups(scene) if order_is_clear(g[1], scene.image.width)]
-    same_sort = [p for p in permutations(groups, 2) if p[0][0].endswith("objects") == p[1][0].endswith("objects")]
+    same_sort = [
+        p for p in permutations(groups, 2) if p[0][0].endswith("objects") == p[1][0].endswith("objects")
+    ]
     answer = rng.choice(["yes", "no"])
-    pairs = [p for p in same_sort if (len(p[0][1]) > len(p[1][1])) == (answer == "yes") and (p[0][1] or p[1][1])]
+    pairs = [
+        p for p in same_sort if (len(p[0][1]) > len(p[1][1])) == (answer == "yes") and (p[0][1] or p[1][1])
+    ]
     pair = choose(rng, [p for p in pairs if p[0][1] and p[1][1]]) or choose(rng, pairs)
     if pair is None:
         return None

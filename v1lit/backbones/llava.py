@@ -1,0 +1,195 @@
+"""LLaVA-1.5: every image becomes one square, its middle cut out or its sides padded, one token per patch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from v1lit.backbones.base import Backbone, ChatFormat, Size, as_size, check_flag, check_positive
+from v1lit.backbones.tiny import token_id
+from v1lit.grounding.patch_map import PatchMap, Views
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+
+class Llava(Backbone):
+    """LLaVA-1.5: CLIP at 336 pixels, 24x24 tokens. What lies outside the cut has no token."""
+
+    name = "llava"
+    model_type = "llava"
+    model_class = "LlavaForConditionalGeneration"
+    hub_id = "llava-hf/llava-1.5-7b-hf"
+    image_inputs = ("pixel_values",)
+    parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "vision": ("model.vision_tower",),
+        "projector": ("model.multi_modal_projector",),
+        "language": ("model.language_model", "lm_head"),
+    }
+    chat = ChatFormat(
+        system=("", " "),
+        user=("USER: ", " "),
+        assistant=("ASSISTANT: ", "</s>"),
+        image=("", ""),
+        image_token="<image>",
+        stop="</s>",
+        default_system=(
+            "A chat between a curious user and an artificial intelligence assistant. "
+            "The assistant gives helpful, detailed, and polite answers to the user's questions."
+        ),
+        start="<s>",
+    )
+    processor_class = "LlavaImageProcessor"
+    image_defaults: ClassVar[Mapping[str, Any]] = {
+        "size": {"shortest_edge": 336},
+        "crop_size": {"height": 336, "width": 336},
+        "do_center_crop": True,
+        "do_pad": False,
+        "patch_size": 14,
+    }
+    pixel_defaults: ClassVar[Mapping[str, Any]] = {
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    }
+    tiny_sizes: ClassVar[Mapping[str, Any]] = {
+        "hidden_size": 64,
+        "layers": 2,
+        "heads": 4,
+        "kv_heads": 4,
+        "intermediate_size": 128,
+        "vision_hidden_size": 32,
+        "vision_layers": 2,
+        "vision_heads": 2,
+        "vision_intermediate_size": 64,
+        "image_size": 84,
+        "patch_size": 14,
+        "tie_word_embeddings": False,
+        "initializer_range": 0.02,
+    }
+
+    def canonical(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        full = dict(options)
+        # A single number means the shorter side for the resize, and a square for the cut.
+        size = full["size"]
+        full["size"] = as_size("size", {"shortest_edge": size} if isinstance(size, int) else size, "shortest_edge")
+        full["crop_size"] = as_size("crop_size", full["crop_size"])
+        check_positive("patch_size", full["patch_size"])
+        check_flag("do_pad", full["do_pad"])
+        if not check_flag("do_center_crop", full["do_center_crop"]):
+            if "shortest_edge" in full["size"] and not full["do_pad"]:
+                raise ValueError(
+                    "do_center_crop=False leaves images of any shape, which the vision tower cannot take; "
+                    "add do_pad=True or give size as height and width"
+                )
+            side = full["size"].get("shortest_edge")
+            full["crop_size"] = {"height": side, "width": side} if side else full["size"]
+        return full
+
+    def grid(self, image_size: Size, options: Mapping[str, Any], views: Views = "all") -> PatchMap:
+        width, height = image_size
+        left = top = 0.0
+        if options["do_pad"]:
+            side = max(width, height)
+            left, top = -float((side - width) // 2), -float((side - height) // 2)
+            width = height = side
+        new_width, new_height = resized_size((width, height), options["size"])
+        cut = options["crop_size"]
+        # From pixels of the resized canvas to pixels of the original.
+        across, down = width / new_width, height / new_height
+        left += crop_offset(new_width, cut["width"]) * across
+        top += crop_offset(new_height, cut["height"]) * down
+        patch = options["patch_size"]
+        cols, rows = cut["width"] // patch, cut["height"] // patch
+        box = (left, top, left + cols * patch * across, top + rows * patch * down)
+        return PatchMap.grid(image_size, rows=rows, cols=cols, box=box, views=views)
+
+    def processor_arguments(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: options[key] for key in ("size", "crop_size", "do_center_crop", "do_pad")}
+
+    def checkpoint_image_options(self, processor: Any, config: PreTrainedConfig) -> dict[str, Any]:
+        return {
+            "size": plain_size(processor.size),
+            "crop_size": plain_size(processor.crop_size),
+            "do_center_crop": bool(processor.do_center_crop),
+            "do_pad": bool(processor.do_pad),
+            "patch_size": config.vision_config.patch_size,
+        }
+
+    def tiny_image_options(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
+        return {"size": sizes["image_size"], "crop_size": sizes["image_size"], "patch_size": sizes["patch_size"]}
+
+    def check_fit(self, options: Mapping[str, Any], config: PreTrainedConfig) -> None:
+        vision = config.vision_config
+        side = {"height": vision.image_size, "width": vision.image_size}
+        if options["crop_size"] != side or options["patch_size"] != vision.patch_size:
+            raise ValueError(
+                f"the vision tower takes {vision.image_size}x{vision.image_size} pixels in patches of "
+                f"{vision.patch_size}, but the image options give crop_size={options['crop_size']}, "
+                f"patch_size={options['patch_size']}"
+            )
+
+    def check_checkpoint(self, config: Mapping[str, Any], weights: str) -> None:
+        tower = (config.get("vision_config") or {}).get("model_type", "clip_vision_model")
+        strategy = config.get("vision_feature_select_strategy", "default")
+        if tower != "clip_vision_model" or strategy != "default":
+            raise ValueError(
+                f"{weights} is no LLaVA-1.5: its vision tower is {tower!r} with features {strategy!r}; "
+                f"llava needs 'clip_vision_model' with 'default', such as {self.hub_id}"
+            )
+
+    def tiny_config(self, tokenizer: PreTrainedTokenizerBase, **sizes: Any) -> PreTrainedConfig:
+        from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+        full = self.check_sizes(sizes)
+        text = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=full["hidden_size"],
+            intermediate_size=full["intermediate_size"],
+            num_hidden_layers=full["layers"],
+            num_attention_heads=full["heads"],
+            num_key_value_heads=full["kv_heads"],
+            max_position_embeddings=32768,
+            initializer_range=full["initializer_range"],
+            tie_word_embeddings=full["tie_word_embeddings"],
+            bos_token_id=token_id(tokenizer, self.chat.start),
+            eos_token_id=token_id(tokenizer, self.chat.stop),
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        vision = CLIPVisionConfig(
+            hidden_size=full["vision_hidden_size"],
+            intermediate_size=full["vision_intermediate_size"],
+            num_hidden_layers=full["vision_layers"],
+            num_attention_heads=full["vision_heads"],
+            projection_dim=full["vision_hidden_size"],
+            image_size=full["image_size"],
+            patch_size=full["patch_size"],
+        )
+        return LlavaConfig(
+            text_config=text,
+            vision_config=vision,
+            image_token_index=token_id(tokenizer, self.chat.image_token),
+            image_seq_length=(full["image_size"] // full["patch_size"]) ** 2,
+            # The published -2 would leave one of the few layers unused.
+            vision_feature_layer=-1,
+            tie_word_embeddings=full["tie_word_embeddings"],
+        )
+
+
+def resized_size(image_size: Size, size: Mapping[str, int]) -> Size:
+    """Size after the resize: the shorter side as given and the aspect kept, or height and width as given."""
+    if "shortest_edge" not in size:
+        return size["width"], size["height"]
+    width, height = image_size
+    short, edge = min(width, height), size["shortest_edge"]
+    long = int(edge * max(width, height) / short)
+    return (edge, long) if width <= height else (long, edge)
+
+
+def crop_offset(length: int, cut: int) -> int:
+    """Where the middle ``cut`` pixels of ``length`` begin; negative where the cut is padded to its size."""
+    return -((cut - length) // 2) if cut > length else (length - cut) // 2
+
+
+def plain_size(size: Any) -> dict[str, int]:
+    """A size of transformers, which is a mapping or an object with optional fields, as a plain dict."""
+    return {key: int(value) for key, value in dict(size).items() if value is not None}

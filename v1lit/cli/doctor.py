@@ -1,0 +1,113 @@
+"""`v1lit doctor`: what is installed, on which devices, and who owns the `lightning` command."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from v1lit.cli.environment import versions
+from v1lit.cli.errors import Parser, guard
+
+EXTRAS = {
+    "wandb": "logging to Weights & Biases (trainer.logger)",
+    "flash-attn": "model.backbone.attention=flash_attention_2 on NVIDIA GPUs",
+    "sdk": "Lightning AI studios and jobs: the other commands of `lightning`",
+    "docs": "building the documentation",
+    "dev": "tests, linter, type checker: working on v1lit itself",
+}
+"""What each extra of pyproject.toml is for; a test keeps the two in step."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `v1lit doctor`; returns the exit code."""
+    return guard(lambda: _doctor(argv))
+
+
+def _doctor(argv: Sequence[str]) -> None:
+    about = "Versions, devices, which `lightning` comes first on the path, and optional extras that are missing."
+    Parser(prog="v1lit doctor", description=about).read(argv)
+    for title, lines in (
+        ("versions", [f"{name:<14}{number}" for name, number in versions().items()]),
+        ("devices", list(devices())),
+        ("the `lightning` command", list(lightning_commands(os.environ.get("PATH", os.defpath)))),
+        ("optional extras", list(extras())),
+    ):
+        print(title)
+        print("".join(f"  {line}\n" for line in lines), end="")
+
+
+def devices() -> Iterator[str]:
+    """One line for every device that PyTorch can train on."""
+    import torch
+
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        yield f"cuda:{index}  {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    if torch.backends.mps.is_available():
+        yield "mps     Apple GPU"
+    yield f"cpu     {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads for PyTorch"
+    if not torch.cuda.is_available() and not torch.backends.mps.is_available():
+        yield "no GPU  train the tiny recipes here"
+
+
+def lightning_commands(path: str) -> Iterator[str]:
+    """Every `lightning` on `path` in order, with its owner; the first one is what runs."""
+    found: list[Path] = []
+    for folder in dict.fromkeys(path.split(os.pathsep)):
+        script = shutil.which("lightning", path=folder) if folder else None
+        if script and not any(Path(script).samefile(other) for other in found):
+            found.append(Path(script))
+    if not found:
+        yield "none on the path; use `v1lit run`, or reinstall v1lit to get it back"
+    for index, script in enumerate(found):
+        yield f"{'first ' if index == 0 else 'hidden'}  {script}  belongs to {owner(script)}"
+    if found and owner(found[0]) != "v1lit":
+        yield "`lightning run RECIPE` would not reach v1lit; use `v1lit run RECIPE`"
+
+
+def owner(script: Path) -> str:
+    """The distribution that a console script starts: v1lit, lightning-sdk or another program."""
+    text = script.read_bytes()[-100_000:].decode("utf-8", errors="ignore")
+    for module, name in (("v1lit.cli.lightning", "v1lit"), ("lightning_sdk", "lightning-sdk")):
+        if module in text:
+            return name
+    return "another program"
+
+
+def extras(distribution: str = "v1lit") -> Iterator[str]:
+    """One line per optional extra: present, or what is missing and what that is for."""
+    try:
+        declared = [Requirement(text) for text in requires(distribution) or []]
+    except PackageNotFoundError:
+        yield f"unknown: {distribution} is not installed, only imported"
+        return
+    for extra in _names(declared):
+        needed = [one for one in declared if one.marker and one.marker.evaluate({"extra": extra}) and not _always(one)]
+        missing = [one.name for one in needed if not _installed(one)]
+        purpose = EXTRAS.get(extra, "")
+        yield f"{extra:<12}{'present' if not missing else 'missing ' + ', '.join(missing)}  ({purpose})"
+    if any(_names(declared)):
+        yield f"install one with: pip install '{distribution}[NAME]'"
+
+
+def _names(declared: Sequence[Requirement]) -> list[str]:
+    """Names of the extras, in the order of their first requirement."""
+    parts = [str(one.marker).partition('extra == "')[2].partition('"')[0] for one in declared if one.marker]
+    return list(dict.fromkeys(part for part in parts if part))
+
+
+def _always(requirement: Requirement) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+
+
+def _installed(requirement: Requirement) -> bool:
+    try:
+        return requirement.specifier.contains(version(requirement.name), prereleases=True)
+    except PackageNotFoundError:
+        return False

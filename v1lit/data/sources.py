@@ -1,0 +1,85 @@
+"""Where shards come from: each source is a function that leaves them in `folder/train` and `folder/val`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from v1lit.data.config import SourceConfig
+from v1lit.data.shards import INDEX_NAME
+
+VAL_SEED = 1_000_003
+"""Added to the seed of the training scenes, so that no scene is in both sets."""
+
+Source = Callable[..., None]
+
+
+def shards_source(folder: Path, path: str | None) -> None:
+    """Shards that are there already."""
+    if not (folder / "train" / INDEX_NAME).is_file():
+        raise ValueError(
+            f"data.source.folder is {str(folder)!r}, but {folder / 'train' / INDEX_NAME} does not exist; write shards "
+            "with `v1lit data import` or `v1lit data synth`, or choose data.source.name synthetic or v1g"
+        )
+
+
+def synthetic_source(
+    folder: Path,
+    path: str | None,
+    *,
+    examples: int = 4096,
+    val_examples: int = 256,
+    seed: int = 0,
+    look: list[str] | None = None,
+    image_size: list[int] | None = None,
+    kinds: list[str] | None = None,
+    questions_per_scene: int = 1,
+) -> None:
+    """Drawn scenes, made once. Held-out scenes have one question each, whatever the training scenes have."""
+    from v1lit.data.synthetic import synthesize
+
+    given: dict[str, Any] = {"look": look, "image_size": image_size, "kinds": kinds}
+    given = {name: value for name, value in given.items() if value is not None}
+    synthesize(folder / "train", examples=examples, seed=seed, questions_per_scene=questions_per_scene, **given)
+    synthesize(folder / "val", examples=val_examples, seed=seed + VAL_SEED, **given)
+
+
+def v1g_source(folder: Path, path: str | None, *, workers: int | None = None, val_fraction: float = 0.0) -> None:
+    """Rows in the published v1g format, imported once."""
+    from v1lit.data.importers.v1g import import_v1g
+
+    if path is None:
+        raise ValueError("data.source.name is 'v1g', which needs data.source.path: a parquet file, a folder or a hub id")
+    import_v1g(path, folder, workers=workers)
+
+
+SOURCES: Mapping[str, Source] = {"shards": shards_source, "synthetic": synthetic_source, "v1g": v1g_source}
+
+
+def check_source(config: SourceConfig) -> None:
+    """Raise ValueError for a source that does not exist or options that it does not take."""
+    if config.name not in SOURCES:
+        raise ValueError(_unknown("data.source.name", config.name, list(SOURCES)))
+    allowed = [
+        name
+        for name, parameter in inspect.signature(SOURCES[config.name]).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
+    for name in config.options:
+        if name not in allowed:
+            raise ValueError(_unknown(f"option of the {config.name} source", name, allowed))
+
+
+def prepare_source(config: SourceConfig) -> None:
+    """Make sure that the shards of `config` exist. Raises ValueError for mistakes in it."""
+    check_source(config)
+    SOURCES[config.name](Path(config.folder), config.path, **config.options)
+
+
+def _unknown(what: str, given: str, allowed: list[str]) -> str:
+    near = get_close_matches(given, allowed, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"unknown {what} {given!r}{hint}; allowed: {', '.join(allowed) or 'none'}"

@@ -1,0 +1,271 @@
+"""Pictures of regions, of pointed patches, and of a whole answer with its question and trace."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from v1lit.grounding import raster
+from v1lit.grounding.patch_map import PatchMap
+from v1lit.grounding.region import Box, Region, Size
+
+Color = str
+"""A colour as `#rrggbb` or by a name that Pillow knows."""
+
+POINTED: Color = "#d6006c"
+TRUE: Color = "#0b7285"
+PALETTE: tuple[Color, ...] = (TRUE, POINTED, "#5f3dc4", "#2b8a3e", "#e8590c", "#1864ab", "#846100", "#495057")
+
+_INK, _FAINT, _CALL, _RULE = "#212529", "#868e96", "#1864ab", "#dee2e6"
+_MARGIN, _TEXT_WIDTH, _TEXT_SIZE, _MAX_LINES, _MAX_CHARACTERS = 28, 520, 19, 48, 8000
+_CALLS = re.compile(r"(detect\(.*?\]\))", re.DOTALL)
+_POINTERS = re.compile(r"((?:<\|copy_[0-9]+\|>)+)")
+_UNDRAWABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u2028\u2029\ud800-\udfff]")
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def draw_regions(
+    image: Image.Image,
+    regions: Sequence[Region],
+    labels: Sequence[str] | None = None,
+    colors: Sequence[Color] | None = None,
+) -> Image.Image:
+    """A copy of `image` with every region outlined, each in a colour of its own, and tagged with its label.
+
+    ValueError if there are labels, but not one for every region. Colours are used in turn.
+    """
+    if labels is not None and len(labels) != len(regions):
+        raise ValueError(f"there are {len(regions)} regions, but {len(labels)} labels")
+    picture = image.convert("RGB")
+    colors = colors or PALETTE
+    for number, region in enumerate(regions):
+        color = colors[number % len(colors)]
+        picture = _outline(picture, _mask(region, image.size, picture.size), color)
+    for number, label in enumerate(labels or ()):
+        _tag(picture, regions[number].box, label, colors[number % len(colors)])
+    return picture
+
+
+def draw_tokens(
+    image: Image.Image, patch_map: PatchMap, tokens: Iterable[int], color: Color = POINTED
+) -> Image.Image:
+    """A copy of `image` with the patches that `tokens` see shaded and outlined.
+
+    `image` may be larger or smaller than the image that the map is for. Tokens that see nothing are left out.
+    """
+    picture = image.convert("RGB")
+    nowhere = set(np.flatnonzero(~patch_map.spatial).tolist())
+    seen = sorted({int(token) for token in tokens} - nowhere)
+    if not seen:
+        return picture
+    mask = _mask(patch_map.region(seen), patch_map.image_size, picture.size)
+    picture = _blend(picture, mask, color, 0.38)
+    scale = np.tile(np.array(picture.size) / patch_map.image_size, 2)
+    cells = Image.new("L", picture.size)
+    for box in patch_map.boxes[seen] * scale:
+        ImageDraw.Draw(cells).rectangle(tuple(np.round(box).astype(int).tolist()), outline=255)
+    picture = _blend(picture, np.asarray(cells) > 0, color, 0.55)
+    return _outline(picture, mask, color, casing=False)
+
+
+def panel(
+    image: Image.Image,
+    question: str,
+    trace_text: str,
+    *,
+    patch_map: PatchMap | None = None,
+    tokens: Iterable[int] = (),
+    truth: Region | Sequence[Region] = (),
+    caption: str = "",
+    side: int = 480,
+) -> Image.Image:
+    """One answer as a picture: the image with pointed patches and true region, beside question and trace.
+
+    Args:
+        image: the original image; shown with its longer side `side` pixels long.
+        question: any text, markers and all.
+        trace_text: any text; runs of pointers are shortened, overlong texts cut, both visibly.
+        patch_map: where the image's tokens look; without it no patches are drawn.
+        tokens: the tokens pointed at.
+        truth: the true region or regions.
+        caption: one line below the trace, such as the scores.
+        side: pixels.
+    """
+    truths = [truth] if isinstance(truth, Region) else list(truth)
+    pointed = sorted(set(tokens)) if patch_map is not None else []
+    shown = _resize(image.convert("RGB"), side)
+    if patch_map is not None:
+        shown = draw_tokens(shown, patch_map, pointed)
+    for region in truths:
+        shown = _outline(shown, _mask(region, image.size, shown.size), TRUE)
+
+    text = _text_column(question, trace_text, caption)
+    legend = _legend(len(pointed), patch_map is not None, len(truths))
+    left = max(shown.width, legend.width)
+    height = max(shown.height + (legend.height + 14 if legend.height > 1 else 0), text.height)
+    page = Image.new("RGB", (left + text.width + 3 * _MARGIN, height + 2 * _MARGIN), "white")
+    page.paste(shown, (_MARGIN, _MARGIN))
+    frame = (_MARGIN - 1, _MARGIN - 1, _MARGIN + shown.width, _MARGIN + shown.height)
+    ImageDraw.Draw(page).rectangle(frame, outline=_RULE)
+    page.paste(legend, (_MARGIN, _MARGIN + shown.height + 14))
+    page.paste(text, (left + 2 * _MARGIN, _MARGIN))
+    return page
+
+
+def _resize(image: Image.Image, side: int) -> Image.Image:
+    scale = side / max(image.size)
+    size = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _mask(region: Region, image_size: Size, shown_size: Size) -> raster.Mask:
+    """The region's pixels in the picture shown, whatever its size: bool [height, width]."""
+    if region.kind == "mask":
+        shown = Image.fromarray(region.mask(image_size)).resize(shown_size, Image.Resampling.NEAREST)
+        return np.asarray(shown)
+    scale = np.array(shown_size) / image_size
+    scaled = np.asarray(region.data, dtype=float).reshape(-1, 2) * scale
+    if region.kind == "polygon":
+        return Region.from_polygon(scaled.tolist()).mask(shown_size)
+    return Region.from_boxes(scaled.reshape(-1, 4).tolist()).mask(shown_size)
+
+
+def _blend(picture: Image.Image, mask: raster.Mask, color: Color, share: float) -> Image.Image:
+    alpha = Image.fromarray((mask * round(255 * share)).astype(np.uint8))
+    return Image.composite(Image.new("RGB", picture.size, color), picture, alpha)
+
+
+def _outline(picture: Image.Image, mask: raster.Mask, color: Color, casing: bool = True) -> Image.Image:
+    """The border of the mask in `color`, 3 pixels wide, cased in white so that it shows on any ground."""
+    if casing:
+        picture = _blend(picture, _border(mask, 3), "white", 0.9)
+    return _blend(picture, _border(mask, 1), color, 1.0)
+
+
+def _border(mask: raster.Mask, reach: int) -> raster.Mask:
+    """Pixels up to `reach` pixels to either side of the mask's border."""
+    padded = Image.fromarray(np.pad(mask, reach).astype(np.uint8) * 255)
+    grown, shrunk = (
+        np.asarray(padded.filter(f(2 * reach + 1))) for f in (ImageFilter.MaxFilter, ImageFilter.MinFilter)
+    )
+    return ((grown > 0) & (shrunk == 0))[reach:-reach, reach:-reach]
+
+
+def _tag(picture: Image.Image, box: Box, label: str, color: Color) -> None:
+    """A label on a coloured ground, on top of the box's upper left corner where there is room."""
+    x, y = box[:2]
+    font = _font(13)
+    label = _clean(label)
+    width, height = round(font.getlength(label)) + 8, 18
+    left = round(min(max(x, 0), max(picture.width - width, 0)))
+    upper = round(y - height if y >= height else y)
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((left, upper, left + width, upper + height), fill=color)
+    draw.text((left + 4, upper + 1), label, fill="white", font=font)
+
+
+def _legend(patches: int, with_patches: bool, truths: int) -> Image.Image:
+    entries = []
+    if with_patches:
+        entries.append((POINTED, True, f"pointed patches ({patches})"))
+    if truths:
+        entries.append((TRUE, False, "true region" if truths == 1 else f"true regions ({truths})"))
+    font = _font(15)
+    widths = [34 + round(font.getlength(text)) + 22 for *_, text in entries]
+    strip = Image.new("RGB", (max(sum(widths), 1), 22 if entries else 1), "white")
+    for (color, filled, text), x in zip(entries, np.cumsum([0, *widths]).tolist(), strict=False):
+        mask = np.zeros((22, strip.width), dtype=bool)
+        mask[4:18, x + 2 : x + 24] = True
+        if filled:
+            strip = _blend(strip, mask, color, 0.38)
+        strip = _outline(strip, mask, color, casing=False)
+        ImageDraw.Draw(strip).text((x + 34, 2), text, fill=_INK, font=font)
+    return strip
+
+
+def _text_column(question: str, trace_text: str, caption: str) -> Image.Image:
+    """Question, trace and caption under small headings, one image as high as they need."""
+    font, small, big = _font(_TEXT_SIZE), _font(14), _font(_TEXT_SIZE + 3)
+    sections = [("Question", [(question.replace("<image>", "").strip(), _INK)], big)]
+    sections.append(("Generated trace", _spans(trace_text[:_MAX_CHARACTERS].strip()), font))
+    if caption:
+        sections.append(("Result", [(caption, _INK)], font))
+    canvas = Image.new("RGB", (_TEXT_WIDTH, 120 + 3 * (_MAX_LINES + 3) * 30), "white")
+    draw = ImageDraw.Draw(canvas)
+    y = 0
+    for heading, spans, face in sections:
+        draw.text((0, y), heading.upper(), fill=_FAINT, font=small)
+        y += 24
+        for line in _wrap(spans, face, _TEXT_WIDTH):
+            x = 0.0
+            for words, color in line:
+                draw.text((x, y), words, fill=color, font=face)
+                x += face.getlength(words)
+            y += 30 if face is big else 27
+        y += 16
+    return canvas.crop((0, 0, _TEXT_WIDTH, y - 16))
+
+
+def _spans(text: str) -> list[tuple[str, Color]]:
+    """Pieces of a trace with their colours: text, calls, pointers (of long runs the ends and the number)."""
+    spans = []
+    for piece in _CALLS.split(text):
+        for number, part in enumerate(_POINTERS.split(piece)):
+            base = _CALL if piece.startswith("detect(") else _INK
+            spans.append((_shorten(part), POINTED) if number % 2 else (part, base))
+    return [span for span in spans if span[0]]
+
+
+def _shorten(pointers: str) -> str:
+    names = re.findall(r"<[^>]*>", pointers)
+    return pointers if len(names) <= 3 else f"{names[0]} … {names[-1]} ({len(names)} pointers)"
+
+
+def _wrap(spans: list[tuple[str, Color]], font: Font, width: int) -> list[list[tuple[str, Color]]]:
+    """Lines of coloured pieces, none wider than `width`, broken at spaces where possible, at most so many."""
+    lines: list[list[tuple[str, Color]]] = [[]]
+    used = 0.0
+    for text, color in spans:
+        for word in re.findall(r"\n|[^\S\n]+|[^\s<]+|<[^\s<]*", _clean(text)):
+            for piece in _fitting(word, font, width):
+                length = font.getlength(piece)
+                if piece == "\n" or used + length > width:
+                    lines.append([])
+                    used = 0.0
+                if piece != "\n" and not (piece.isspace() and used == 0):
+                    lines[-1].append((piece, color))
+                    used += length
+    if len(lines) > _MAX_LINES:
+        lines = [*lines[:_MAX_LINES], [("… (cut here)", _FAINT)]]
+    return lines
+
+
+def _fitting(word: str, font: Font, width: int) -> list[str]:
+    """A word, cut into pieces where it is wider than a line."""
+    if word == "\n" or font.getlength(word) <= width:
+        return [word]
+    step = max(int(width / max(font.getlength(word) / len(word), 1) * 0.6), 1)
+    cuts = [*range(0, len(word), step), len(word)]
+    return [word[a:b] for a, b in pairwise(cuts)]
+
+
+def _font(size: int) -> Font:
+    return ImageFont.load_default(size=size)
+
+
+def _clean(text: str) -> str:
+    """Text that any font can draw: short enough, no control characters, no halves of characters."""
+    text = text[:_MAX_CHARACTERS].replace("\r\n", "\n").replace("\r", "\n").replace("\t", "    ")
+    return "".join(map(_drawable, _UNDRAWABLE.sub("\ufffd", text)))
+
+
+def _drawable(character: str) -> str:
+    """The built-in font has no accents: a letter without its accent is better than an empty box."""
+    plain = unicodedata.normalize("NFKD", character)[0]
+    return plain if plain.isascii() and character.isalpha() else character

@@ -1,0 +1,159 @@
+"""`Predictor`: image and question in; trace, answer and regions out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from v1lit.backbones.processor import Processor
+from v1lit.data.batch import collate
+from v1lit.data.config import EncodingConfig
+from v1lit.data.encoding import encode_prompt
+from v1lit.data.example import IMAGE_MARKER, Message
+from v1lit.data.images import decode_image
+from v1lit.grounding.patch_map import PatchMap, token_regions
+from v1lit.grounding.region import Region
+from v1lit.grounding.trace import Trace, parse_trace
+from v1lit.pointer.model import PointAndCopyModel
+
+_ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL)
+Picture = Image.Image | bytes | str | Path
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model said about its images."""
+
+    text: str
+    """The trace as generated; pointers are written `<|copy_N|>`."""
+    answer: str | None
+    """What stands between `<answer>` and `</answer>`."""
+    trace: Trace
+    """The text with its `detect(...)` calls taken apart."""
+    pointers: tuple[tuple[int, ...], ...]
+    """Image tokens that were pointed at: one tuple for every run of consecutive pointers."""
+    patch_maps: tuple[PatchMap, ...]
+    """One per image."""
+
+    @property
+    def regions(self) -> list[Region]:
+        """What the pointers cover, in pixels of the original images: for every run one region per image it touches."""
+        return [region for run in self.pointers for region in token_regions(self.patch_maps, run)]
+
+
+class Predictor:
+    """A trained model with its processor.
+
+        predictor = v1lit.load("runs/tiny_qwen/model")
+        prediction = predictor("scene.png", "Where is the red circle?")
+    """
+
+    def __init__(self, model: PointAndCopyModel, processor: Processor) -> None:
+        self.model = model.eval()
+        self.processor = processor
+
+    def __call__(
+        self, images: Picture | Sequence[Picture], question: str, max_new_tokens: int = 512, **generate: Any
+    ) -> Prediction:
+        """Ask one question about one or several images; further options go to `generate`."""
+        if isinstance(images, Image.Image | bytes | str | Path):
+            images = [images]
+        return self.batch([(list(images), question)], max_new_tokens=max_new_tokens, **generate)[0]
+
+    def batch(
+        self,
+        questions: Sequence[tuple[Sequence[Picture], str | Sequence[Message]]],
+        max_new_tokens: int = 512,
+        **generate: Any,
+    ) -> list[Prediction]:
+        """Ask several questions at once, each with its own images.
+
+        A question may be a whole conversation that ends with the user's turn. The places of images may be marked
+        `<image>` in a question; without marks they stand before it.
+        Raises ValueError for images that cannot be read and prompts longer than the model's.
+        """
+        config = EncodingConfig(max_tokens=self._max_tokens())
+        encoded = []
+        for number, (images, question) in enumerate(questions):
+            opened = [open_picture(image) for image in images]
+            messages = _as_messages(question, len(opened))
+            encoded.append(encode_prompt(f"question {number}", messages, opened, self.processor, config))
+        batch = collate(encoded, self.processor.pad_token_id, side="left").to(self.model.device)
+        options = {"do_sample": False, "num_return_sequences": 1, **generate}
+        out = self.model.generate(
+            batch.input_ids,
+            attention_mask=batch.attention_mask,
+            **batch.image_inputs,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=self.processor.stop_token_id,
+            pad_token_id=self.processor.pad_token_id,
+            **options,
+        )
+        maps = [example.patch_maps for example in encoded for _ in range(options["num_return_sequences"])]
+        new = out[:, batch.input_ids.shape[1] :].tolist()
+        return [self._read(ids, patch_maps) for ids, patch_maps in zip(new, maps, strict=True)]
+
+    def _read(self, ids: list[int], patch_maps: tuple[PatchMap, ...]) -> Prediction:
+        stop = self.processor.stop_token_id
+        if stop in ids:
+            ids = ids[: ids.index(stop)]
+        text = self.processor.decode(ids)
+        answer = _ANSWER.search(text)
+        return Prediction(
+            text=text,
+            answer=answer.group(1).strip() if answer else None,
+            trace=parse_trace(text).trace,
+            pointers=pointer_runs(ids, self.processor.pointer_start),
+            patch_maps=patch_maps,
+        )
+
+    def _max_tokens(self) -> int:
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 32768))
+
+
+def load(folder: str | Path, dtype: str = "auto", device: str = "cpu", **kwargs: Any) -> Predictor:
+    """Open an exported model folder. `dtype` as in transformers; further options go to `from_pretrained`."""
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is not an exported model: it has no config.json; give the run's `model` folder")
+    model = PointAndCopyModel.from_pretrained(folder, dtype=dtype, **kwargs).to(torch.device(device))
+    return Predictor(model, Processor.from_pretrained(folder))
+
+
+def _as_messages(question: str | Sequence[Message], images: int) -> Sequence[Message]:
+    if not isinstance(question, str):
+        return question
+    marks = "" if IMAGE_MARKER in question else f"{IMAGE_MARKER}\n" * images
+    return [Message("user", marks + question)]
+
+
+def pointer_runs(ids: Sequence[int], pointer_start: int) -> tuple[tuple[int, ...], ...]:
+    """Stretches of consecutive pointers in a sequence of ids, as image token numbers."""
+    runs: list[list[int]] = []
+    before = False
+    for token in ids:
+        is_pointer = token >= pointer_start
+        if is_pointer and not before:
+            runs.append([])
+        if is_pointer:
+            runs[-1].append(token - pointer_start)
+        before = is_pointer
+    return tuple(tuple(run) for run in runs)
+
+
+def open_picture(picture: Picture) -> Image.Image:
+    """An RGB image from a Pillow image, bytes or a file."""
+    if isinstance(picture, Image.Image):
+        return picture.convert("RGB")
+    if isinstance(picture, bytes):
+        return decode_image(picture)
+    path = Path(picture)
+    if not path.is_file():
+        raise ValueError(f"there is no image file {path}")
+    return decode_image(path.read_bytes())

@@ -1,0 +1,179 @@
+"""`V1Module`: a `PointAndCopyModel` in Lightning's hands. No model logic in here."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from v1lit.backbones.config import BackboneConfig
+from v1lit.data.batch import Batch
+from v1lit.pointer.config import PointerConfig
+from v1lit.pointer.model import PointAndCopyModel, PointAndCopyOutput
+from v1lit.training.metrics import PointingMetrics
+from v1lit.training.optimizer import OptimizerConfig, build_optimizer, learning_rate_factor
+
+
+class NonFiniteLoss(ValueError):
+    """The loss is NaN or infinite; the message names the examples."""
+
+
+class V1Module(LightningModule):
+    """Trains a backbone to point.
+
+    The weights are made or loaded in `configure_model`, which Lightning calls when a run begins, so making a module
+    is cheap. Call it yourself to use `.model` before.
+    """
+
+    model: PointAndCopyModel
+
+    def __init__(
+        self,
+        backbone: BackboneConfig,
+        pointer: PointerConfig | None = None,
+        optimizer: OptimizerConfig | None = None,
+        on_nonfinite: Literal["stop", "skip"] = "stop",
+        max_nonfinite: int = 10,
+        init_seed: int = 0,
+    ) -> None:
+        """Args:
+        backbone: which backbone, with which weights.
+        pointer: options of the pointer plug-in.
+        optimizer: options of the optimizer and the learning-rate schedule.
+        on_nonfinite: a NaN or infinite loss stops the run, or its batch is skipped and counted.
+        max_nonfinite: skipped batches after which the run stops all the same.
+        init_seed: of the weights that start at random: the pointer head's, and a tiny backbone's.
+        """
+        super().__init__()
+        if on_nonfinite not in ("stop", "skip"):
+            raise ValueError(f"model.on_nonfinite is {on_nonfinite!r}; allowed: stop, skip")
+        self.backbone_config = backbone
+        self.pointer_config = pointer or PointerConfig()
+        self.optimizer_config = optimizer or OptimizerConfig()
+        self.on_nonfinite = on_nonfinite
+        self.max_nonfinite = max_nonfinite
+        self.init_seed = init_seed
+        self.nonfinite = 0
+
+    def configure_model(self) -> None:
+        """Make the model, once."""
+        if hasattr(self, "model"):
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.init_seed)
+            self.model = PointAndCopyModel.build(self.backbone_config, self.pointer_config)
+        start = self.model.config.pointer_start
+        self.train_metrics = PointingMetrics(start)
+        self.val_metrics = PointingMetrics(start)
+        self.val_losses = torch.nn.ModuleDict({name: MeanMetric() for name in ("joint", "text", "pointer", "z")})
+
+    def forward(self, batch: Batch) -> PointAndCopyOutput:
+        """Loss and predictions of a batch."""
+        return self.model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            labels=batch.labels,
+            **batch.image_inputs,
+        )
+
+    # ------------------------------------------------------------------ training
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        out = self(batch)
+        assert out.loss is not None
+        assert out.losses is not None
+        self._note_consumed(batch)
+        if self._is_nonfinite(out.loss):
+            return self._skip(out, batch)
+        self.train_metrics.update(out.targets, out.predictions)
+        self.log("train/loss", out.loss.detach(), batch_size=len(batch))
+        self.log("loss", out.loss.detach(), prog_bar=True, logger=False, batch_size=len(batch))
+        self.log_dict({f"train/loss_{name}": part.detach() for name, part in out.losses.items()}, batch_size=len(batch))
+        if (self.global_step + 1) % self._log_every == 0:
+            self._log_train_metrics(len(batch))
+        return out.loss
+
+    @property
+    def _log_every(self) -> int:
+        return max(1, getattr(self.trainer, "log_every_n_steps", 50))
+
+    def _log_train_metrics(self, batch_size: int) -> None:
+        values = self.train_metrics.compute()
+        self.train_metrics.reset()
+        self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=batch_size)
+        pointing = values["pointer_first_in_region"]
+        self.log("pointing", pointing, prog_bar=True, logger=False, batch_size=batch_size)
+
+    def _note_consumed(self, batch: Batch) -> None:
+        consumed = getattr(getattr(self.trainer, "datamodule", None), "consumed", None)
+        if consumed is not None:
+            consumed(batch)
+
+    def _is_nonfinite(self, loss: Tensor) -> bool:
+        """The same answer on every rank where batches may be skipped: a rank that skips alone would hang the others."""
+        bad = ~torch.isfinite(loss.detach())
+        if self.on_nonfinite == "skip" and self.trainer.world_size > 1:
+            bad = self.trainer.strategy.reduce(bad.float(), reduce_op="sum") > 0
+        return bool(bad)
+
+    def _skip(self, out: PointAndCopyOutput, batch: Batch) -> None:
+        assert out.loss is not None
+        self.nonfinite += 1
+        what = f"the loss is {out.loss.item()} at step {self.global_step} for the examples {', '.join(batch.ids)}"
+        if self.on_nonfinite == "stop":
+            raise NonFiniteLoss(
+                f"{what}; look at them with `v1lit data show`, lower model.optimizer.lr, or set model.on_nonfinite=skip"
+            )
+        if self.nonfinite > self.max_nonfinite:
+            raise NonFiniteLoss(f"{what}; more than model.max_nonfinite={self.max_nonfinite} batches were skipped")
+        self.print(f"skipped a batch ({self.nonfinite} so far): {what}")
+        self.log("train/skipped_batches", float(self.nonfinite), batch_size=len(batch))
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if (self.global_step + 1) % self._log_every == 0:
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            self.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
+            self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
+
+    # ------------------------------------------------------------------ validation
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        out = self(batch)
+        assert out.terms is not None
+        self.val_metrics.update(out.targets, out.predictions)
+        for name, value in out.terms.sums.items():
+            count = out.terms.counts[name]
+            if count:
+                self.val_losses[name].update(value / count, weight=count)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over all validation examples; `forced_` says that the model was given the true prefix."""
+        losses = {name: metric.compute() for name, metric in self.val_losses.items() if metric.update_called}
+        if "z" in losses:
+            losses["z"] = self.pointer_config.z_weight * losses["z"]
+        self.log("val/loss", torch.stack(list(losses.values())).sum(), prog_bar=True)
+        self.log_dict({f"val/loss_{name}": value for name, value in losses.items()})
+        values = self.val_metrics.compute()
+        self.log_dict({f"val/forced_{name}": value for name, value in values.items()})
+        self.log("val pointing", values["pointer_first_in_region"], prog_bar=True, logger=False)
+        self.val_metrics.reset()
+        for metric in self.val_losses.values():
+            metric.reset()
+
+    # ------------------------------------------------------------------ optimisation
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        config = self.optimizer_config
+        optimizer = build_optimizer(self.model.named_parameters(), config)
+        total = self.trainer.estimated_stepping_batches
+        if config.schedule != "constant" and not total < float("inf"):
+            raise ValueError(
+                f"the {config.schedule} schedule needs to know its end; set trainer.max_steps or trainer.max_epochs, or "
+                "model.optimizer.schedule=constant"
+            )
+        steps = int(total) if total < float("inf") else 1_000_000_000
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps, config))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,0 +1,149 @@
+"""What a trained model does on held-out examples when it has to say everything itself."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from v1lit.data.example import REGION_NAME, Example, Message
+from v1lit.data.images import decode_image
+from v1lit.data.stream import ShardDataset
+from v1lit.grounding.draw import panel
+from v1lit.grounding.patch_map import region_tokens
+from v1lit.inference.predictor import Prediction, Predictor
+
+
+@dataclass(frozen=True)
+class Held:
+    """A held-out question with what the model said and where it should have pointed first."""
+
+    example: Example
+    question: tuple[Message, ...]
+    """The conversation up to the first answer."""
+    prediction: Prediction
+    truth: frozenset[int] | None
+    """Image tokens of the first region of the first answer; None where that answer names no region that can be seen."""
+    truth_name: str | None
+    answer: str | None
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens of the example."""
+        return sum(map(len, self.prediction.patch_maps))
+
+    @property
+    def first_run(self) -> tuple[int, ...]:
+        return self.prediction.pointers[0] if self.prediction.pointers else ()
+
+    @property
+    def first_in_region(self) -> bool:
+        return bool(self.first_run) and self.truth is not None and self.first_run[0] in self.truth
+
+    @property
+    def region_iou(self) -> float:
+        return overlap(frozenset(self.first_run), self.truth or frozenset())
+
+
+def overlap(a: frozenset[int], b: frozenset[int]) -> float:
+    """Intersection over union of two sets of image tokens; 0 for two empty ones."""
+    return len(a & b) / max(1, len(a | b))
+
+
+def answer_held_out(
+    predictor: Predictor, folder: Path, count: int, batch_size: int, max_new_tokens: int
+) -> Iterator[Held]:
+    """Generate for the first `count` examples of a shard folder, in shard order."""
+    examples = iter(islice(ShardDataset(folder, shuffle=False, rank=0, world_size=1), count))
+    while chunk := list(islice(examples, batch_size)):
+        questions = [_question(example) for example in chunk]
+        asked = [([image.data for image in e.images], q) for e, q in zip(chunk, questions, strict=True)]
+        predictions = predictor.batch(asked, max_new_tokens=max_new_tokens)
+        for example, question, prediction in zip(chunk, questions, predictions, strict=True):
+            yield _held(example, question, prediction)
+
+
+def score(held: Sequence[Held], seed: int = 0) -> dict[str, float]:
+    """Means over the held-out examples whose first answer has a region, and chance levels beside them.
+
+    - `val/pointer_first_in_region`: share in which the first generated pointer lies in the true region
+    - `val/region_iou`: patches of the first generated run against the true ones
+    - `chance/pointer_first_in_region`: the same share for a pointer drawn evenly from the image's tokens
+    - `chance/region_iou`: the overlap with the true region of another held-out example, drawn at random, shifted into
+      the image where it has fewer tokens
+    - `val/answer_accuracy`: share of all examples whose generated answer is the true one, letter case aside
+    """
+    pointed = [one for one in held if one.truth]
+    answered = [one for one in held if one.answer is not None]
+    scores = {"val/examples": float(len(held)), "val/examples_with_region": float(len(pointed))}
+    if pointed:
+        scores |= {
+            "val/pointer_first_in_region": _mean(float(one.first_in_region) for one in pointed),
+            "val/region_iou": _mean(one.region_iou for one in pointed),
+            "chance/pointer_first_in_region": _mean(len(one.truth or ()) / one.tokens for one in pointed),
+            "chance/region_iou": _chance_iou(pointed, random.Random(seed)),
+        }
+    if answered:
+        scores["val/answer_accuracy"] = _mean(
+            float((one.prediction.answer or "").lower() == (one.answer or "").lower()) for one in answered
+        )
+    return scores
+
+
+def draw_pictures(held: Sequence[Held], folder: Path) -> list[Path]:
+    """One PNG per example: image, question, generated trace, pointed patches and true region."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number, one in enumerate(one for one in held if one.example.images):
+        truth = one.example.regions.get(one.truth_name or "")
+        shown = truth.image if truth is not None else 0
+        start = sum(map(len, one.prediction.patch_maps[:shown]))
+        patch_map = one.prediction.patch_maps[shown]
+        picture = panel(
+            decode_image(one.example.images[shown]),
+            one.question[-1].content.replace("<image>", "").strip(),
+            one.prediction.text,
+            patch_map=patch_map,
+            tokens=[t - start for t in one.first_run if start <= t < start + len(patch_map)],
+            truth=[] if truth is None else [truth],
+        )
+        path = folder / f"{number:02d}.png"
+        picture.save(path)
+        paths.append(path)
+    return paths
+
+
+def _question(example: Example) -> tuple[Message, ...]:
+    first = next(i for i, message in enumerate(example.messages) if message.role == "assistant")
+    return tuple(example.messages[:first])
+
+
+def _held(example: Example, question: tuple[Message, ...], prediction: Prediction) -> Held:
+    reply = example.messages[len(question)].content
+    names = REGION_NAME.findall(reply)
+    truth = frozenset(region_tokens(prediction.patch_maps, example.regions[names[0]])) if names else frozenset()
+    single = sum(message.role == "assistant" for message in example.messages) == 1
+    return Held(
+        example=example,
+        question=question,
+        prediction=prediction,
+        truth=truth or None,
+        truth_name=names[0] if names else None,
+        answer=example.answer if single else None,
+    )
+
+
+def _chance_iou(held: Sequence[Held], rng: random.Random) -> float:
+    others = list(held)
+    rng.shuffle(others)
+    return _mean(
+        overlap(one.truth or frozenset(), frozenset(t % one.tokens for t in other.truth or ()))
+        for one, other in zip(held, others[1:] + others[:1], strict=True)
+    )
+
+
+def _mean(values: Iterator[float]) -> float:
+    numbers = list(values)
+    return sum(numbers) / len(numbers)
