@@ -166,9 +166,8 @@ def test_n_different_examples_are_chosen_by_the_seed(tmp_path: Path) -> None:
 
     assert len(set(ids(n=4))) == 4
     assert ids(n=4) == ids(n=4) == sorted(ids(n=4))
-    assert len({tuple(ids(n=4, seed=seed)) for seed in range(5)}) > 1
+    assert len({tuple(ids(n=4, seed=seed)) for seed in range(3)}) > 1
     assert ids(n=50) == [f"id{k:02d}" for k in range(10)]
-    assert ids(n=50) != []
     only = page_of(folder / "shard-000002.tar", tmp_path / "page.html", n=50)
     assert re.findall(r"id\d\d", only.text) == ["id08", "id09"]
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from v1lit.backbones.config import VIEWS, explain_unknown
 from v1lit.grounding.patch_map import PatchMap, Views
 
 if TYPE_CHECKING:
-    import torch
     from PIL import Image
     from torch import Tensor
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -79,7 +79,7 @@ class ImageProcessor:
 
 
 class Backbone(ABC):
-    """One family of vision-language models. Subclasses fill in the class variables and the abstract methods."""
+    """One family of vision-language models: subclasses fill in class variables and abstract methods."""
 
     name: str = ""
     model_type: ClassVar[str]
@@ -191,8 +191,9 @@ class Backbone(ABC):
         patch_map = self.grid(seen, options, views)
         if seen == image_size:
             return patch_map
-        scale = (image_size[0] / seen[0], image_size[1] / seen[1])
-        return PatchMap(image_size, patch_map.boxes * (scale + scale), patch_map.levels, patch_map.views)
+        # Multiplied before divided: the image's own edges stay exact.
+        boxes = patch_map.boxes * (image_size + image_size) / (seen + seen)
+        return PatchMap(image_size, boxes, patch_map.levels, patch_map.views)
 
     @abstractmethod
     def canonical(self, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -221,11 +222,17 @@ class Backbone(ABC):
 
         They belong where ``input_ids == image_token_id``. An image attends to itself only.
         """
-        output = model.get_image_features(**image_inputs, return_dict=True)
+        # Stated by every class of the families, not by their common base.
+        encode: Any = model.get_image_features
+        output = encode(**image_inputs, return_dict=True)
         return join_features(output.pooler_output)
 
     def positions(
-        self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None = None, **image_inputs: Tensor
+        self,
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        **image_inputs: Tensor,
     ) -> Tensor:
         """Position ids for the decoder's prefill, ``[batch, tokens]``; padding has position 0.
 
@@ -249,7 +256,11 @@ class Backbone(ABC):
             if key not in self.tiny_sizes:
                 raise ValueError(explain_unknown(f"tiny size of {self.name}", key, self.tiny_sizes))
         full = {**self.tiny_sizes, **sizes}
-        for hidden, heads in (("hidden_size", "heads"), ("vision_hidden_size", "vision_heads"), ("heads", "kv_heads")):
+        for hidden, heads in (
+            ("hidden_size", "heads"),
+            ("vision_hidden_size", "vision_heads"),
+            ("heads", "kv_heads"),
+        ):
             check_positive(hidden, full[hidden])
             check_positive(heads, full[heads])
             if full[hidden] % full[heads]:
@@ -257,8 +268,15 @@ class Backbone(ABC):
         return full
 
     def check_checkpoint(self, config: Mapping[str, Any], weights: str) -> None:
-        """Raise ``ValueError`` if a checkpoint's ``config.json`` is of this family but cannot be used."""
+        """Raise ``ValueError`` if a ``config.json`` of the right ``model_type`` is unusable all the same."""
+        architectures = config.get("architectures") or [self.model_class]
+        if "auto_map" in config or self.model_class not in architectures:
+            raise ValueError(
+                f"{weights} is a {architectures[0]}, not the transformers class {self.model_class}; "
+                f"use a checkpoint in its layout such as {self.hub_id}"
+            )
 
+    @abstractmethod
     def check_fit(self, options: Mapping[str, Any], config: PreTrainedConfig) -> None:
         """Raise ``ValueError`` if images made with these canonical options do not fit the model."""
 
@@ -268,7 +286,7 @@ class Backbone(ABC):
 
 
 def join_features(features: Tensor | Sequence[Tensor]) -> Tensor:
-    """Image features as transformers returns them (one tensor per image or tile, or all stacked) as one table."""
+    """One table from image features as transformers returns them: one tensor per image, or all stacked."""
     import torch
 
     if isinstance(features, torch.Tensor):
@@ -278,9 +296,9 @@ def join_features(features: Tensor | Sequence[Tensor]) -> Tensor:
 
 def check_positive(name: str, value: Any) -> int:
     """The value if it is a positive integer; ``ValueError`` otherwise."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name} must be a positive integer, not {value!r}")
-    return value
+    return int(value)
 
 
 def check_flag(name: str, value: Any) -> bool:
@@ -293,7 +311,9 @@ def check_flag(name: str, value: Any) -> bool:
 def as_size(name: str, value: Any, *also: str) -> dict[str, int]:
     """A size as ``{"height", "width"}``, from that or one number for a square; ``also`` names single keys."""
     size = {"height": value, "width": value} if isinstance(value, int) else value
-    if not isinstance(size, Mapping) or (set(size) != {"height", "width"} and [*size] not in [[key] for key in also]):
+    if not isinstance(size, Mapping) or (
+        set(size) != {"height", "width"} and [*size] not in [[key] for key in also]
+    ):
         allowed = " or ".join(["one number", *also, "height and width"])
         raise ValueError(f"{name} takes {allowed}, not {value!r}")
     return {key: check_positive(f"{name}.{key}", size[key]) for key in size}
@@ -305,7 +325,7 @@ def check_image_size(image_size: Size) -> Size:
         width, height = image_size
     except (TypeError, ValueError):
         raise ValueError(f"image_size must be (width, height), not {image_size!r}") from None
-    return check_positive("image width", int(width)), check_positive("image height", int(height))
+    return check_positive("image width", width), check_positive("image height", height)
 
 
 def capped_size(image_size: Size, max_side: int | None) -> Size:

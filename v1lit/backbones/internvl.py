@@ -75,7 +75,9 @@ class InternVL(Backbone):
         if full["min_patches"] > full["max_patches"]:
             raise ValueError(f"min_patches={full['min_patches']} is above max_patches={full['max_patches']}")
         merge = 1 / full["downsample_ratio"]
-        if merge != round(merge) or any(side % (full["patch_size"] * round(merge)) for side in full["size"].values()):
+        if merge != round(merge) or any(
+            side % (full["patch_size"] * round(merge)) for side in full["size"].values()
+        ):
             raise ValueError(
                 f"a tile of {full['size']} is not made of whole tokens of patch_size={full['patch_size']} / "
                 f"downsample_ratio={full['downsample_ratio']} pixels"
@@ -125,7 +127,12 @@ class InternVL(Backbone):
 
     def check_fit(self, options: Mapping[str, Any], config: PreTrainedConfig) -> None:
         vision = config.vision_config
-        given = (options["size"]["height"], options["size"]["width"], options["patch_size"], options["downsample_ratio"])
+        given = (
+            options["size"]["height"],
+            options["size"]["width"],
+            options["patch_size"],
+            options["downsample_ratio"],
+        )
         needed = (*vision.image_size, vision.patch_size[0], config.downsample_ratio)
         if given != needed:
             raise ValueError(

@@ -71,7 +71,9 @@ class Llava(Backbone):
         full = dict(options)
         # A single number means the shorter side for the resize, and a square for the cut.
         size = full["size"]
-        full["size"] = as_size("size", {"shortest_edge": size} if isinstance(size, int) else size, "shortest_edge")
+        full["size"] = as_size(
+            "size", {"shortest_edge": size} if isinstance(size, int) else size, "shortest_edge"
+        )
         full["crop_size"] = as_size("crop_size", full["crop_size"])
         check_positive("patch_size", full["patch_size"])
         check_flag("do_pad", full["do_pad"])
@@ -116,7 +118,11 @@ class Llava(Backbone):
         }
 
     def tiny_image_options(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
-        return {"size": sizes["image_size"], "crop_size": sizes["image_size"], "patch_size": sizes["patch_size"]}
+        return {
+            "size": sizes["image_size"],
+            "crop_size": sizes["image_size"],
+            "patch_size": sizes["patch_size"],
+        }
 
     def check_fit(self, options: Mapping[str, Any], config: PreTrainedConfig) -> None:
         vision = config.vision_config
@@ -129,6 +135,7 @@ class Llava(Backbone):
             )
 
     def check_checkpoint(self, config: Mapping[str, Any], weights: str) -> None:
+        super().check_checkpoint(config, weights)
         tower = (config.get("vision_config") or {}).get("model_type", "clip_vision_model")
         strategy = config.get("vision_feature_select_strategy", "default")
         if tower != "clip_vision_model" or strategy != "default":

@@ -25,7 +25,7 @@ class WeightsUnavailable(ValueError):  # noqa: N818 - it names a state, like Fil
 
 
 def check_backbone_config(config: BackboneConfig) -> Backbone:
-    """The backbone of a config, after everything that needs no file has been checked. Raises ``ValueError``."""
+    """The backbone of a config, once all that needs no file has been checked. Raises ``ValueError``."""
     backbone = get_backbone(config.name)
     with named("model.backbone.image"):
         own = {key: value for key, value in config.image.items() if key in backbone.image_defaults}
@@ -39,8 +39,8 @@ def check_backbone_config(config: BackboneConfig) -> Backbone:
 def load_backbone(config: BackboneConfig) -> PreTrainedModel:
     """The transformers model of a config, on the CPU.
 
-    The tiny version is initialised at random; seed torch before for a reproducible one. A checkpoint must hold
-    every weight of the model and no other.
+    The tiny version is initialised at random; seed torch before for a reproducible one. A checkpoint must
+    hold every weight of the model and no other.
 
     Raises:
         ValueError: for a user's mistake, a checkpoint of another family, missing or unexpected weights.
@@ -79,7 +79,7 @@ def _new_model(cls: Any, backbone: Backbone, config: BackboneConfig) -> PreTrain
 
 
 def refuse_incomplete(report: Mapping[str, Iterable[Any]], source: str) -> None:
-    """Raise ``ValueError`` naming weights that a loading report calls missing, unexpected or of another shape."""
+    """Raise ``ValueError`` naming weights that are missing, unexpected or of another shape."""
     problems = [
         _listed("missing", report.get("missing_keys", ())),
         _listed("unexpected", report.get("unexpected_keys", ())),
@@ -120,7 +120,7 @@ def freeze(model: nn.Module, backbone: Backbone, parts: Iterable[str]) -> int:
 
 
 def part_parameters(model: nn.Module, backbone: Backbone, part: str) -> dict[str, nn.Parameter]:
-    """The parameters of one part by name. A path inside another part's (a merger in its tower) wins over it."""
+    """The parameters of one part by name. Of two paths, one inside the other, the inner decides."""
     owner = {path: name for name, paths in backbone.parts.items() for path in paths}
 
     def part_of(parameter: str) -> str | None:
@@ -149,19 +149,15 @@ def _refuse_other_family(backbone: Backbone, content: Mapping[str, Any], weights
     if model_type == "internvl_chat":
         standard = f"{weights}-hf" if not Path(weights).exists() else "OpenGVLab/InternVL3-1B-hf"
         raise ValueError(
-            f"{weights} is an InternVL checkpoint with code of its own (model_type internvl_chat), which v1lit "
-            f"does not run; the same weights in the transformers layout have a name that ends in -hf: {standard}"
+            f"{weights} is an InternVL checkpoint with code of its own (model_type internvl_chat), "
+            f"which v1lit does not run; the same weights in the transformers layout are named with -hf at the end: {standard}"
         )
     if model_type != backbone.model_type:
         other = next((name for name in BUILTIN if get_backbone(name).model_type == model_type), None)
         advice = f"use --model.backbone.name={other}" if other else "no backbone of v1lit reads it"
-        raise ValueError(f"{weights} has model_type {model_type!r}, but {backbone.name} needs "
-                         f"{backbone.model_type!r}: {advice}")
-    architectures = content.get("architectures") or [backbone.model_class]
-    if "auto_map" in content or backbone.model_class not in architectures:
         raise ValueError(
-            f"{weights} is a {architectures[0]}, not the transformers class {backbone.model_class}; "
-            f"use a checkpoint in its layout such as {backbone.hub_id}"
+            f"{weights} has model_type {model_type!r}, "
+            f"but {backbone.name} needs {backbone.model_type!r}: {advice}"
         )
 
 
@@ -179,11 +175,13 @@ def hub_errors(weights: str) -> Iterator[None]:
             _reach_hub(weights)
         yield
     except (OSError, transport, errors.HfHubHTTPError, errors.HFValidationError) as error:
-        raise WeightsUnavailable(f"cannot get the weights {weights}: {_reason(weights, error)}.\n{_advice()}") from error
+        raise WeightsUnavailable(
+            f"cannot get the weights {weights}: {_reason(weights, error)}.\n{_advice()}"
+        ) from error
 
 
 def _reach_hub(weights: str) -> None:
-    """Ask the hub once whether it has a checkpoint that is not cached: downloads would retry for half a minute."""
+    """Ask the hub once for a checkpoint that is not cached: downloads would retry for half a minute."""
     import huggingface_hub
 
     if huggingface_hub.try_to_load_from_cache(weights, "config.json") is None:

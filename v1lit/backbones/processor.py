@@ -70,15 +70,15 @@ class Processor:
         return {**self.image_processor.options, "max_side": self.image_processor.max_side}
 
     def encode_text(self, text: str, special: bool = True) -> list[int]:
-        """Ids of a text, nothing added. With ``special=False`` marks such as ``<|im_end|>`` are plain text."""
+        """Ids of a text, nothing added. With ``special=False`` marks like ``<|im_end|>`` are plain text."""
         if not text:
             return []
-        return _encode(self.tokenizer, ANCHOR + text, special)[len(self._anchor) :] if self._anchor else _encode(
-            self.tokenizer, text, special
-        )
+        if self._anchor:
+            return _encode(self.tokenizer, ANCHOR + text, special)[len(self._anchor) :]
+        return _encode(self.tokenizer, text, special)
 
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
-        """Text of ids; pointers as ``<|copy_N|>``, ids that the tokenizer does not know as ``<|unused_N|>``."""
+        """Text of ids; pointers as ``<|copy_N|>``, ids that the tokenizer lacks as ``<|unused_N|>``."""
         pieces: list[str] = []
         run: list[int] = []
         for token in map(int, ids):
@@ -123,7 +123,9 @@ class Processor:
         try:
             content = json.loads((path / FILE).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise ValueError(f"{path} has no {FILE}: it was not written by Processor.save_pretrained") from None
+            raise ValueError(
+                f"{path} has no {FILE}: it was not written by Processor.save_pretrained"
+            ) from None
         except ValueError as error:
             raise ValueError(f"{path / FILE} is not valid JSON: {error}") from None
         if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
@@ -144,9 +146,10 @@ class Processor:
     def _decode_text(self, ids: list[int], skip_special: bool) -> str:
         if not ids:
             return ""
-        text: str = self.tokenizer.decode(
+        decoded = self.tokenizer.decode(
             self._anchor + ids, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
         )
+        text = str(decoded)
         return text.removeprefix(ANCHOR) if self._anchor else text
 
     def _foreign(self, token: int) -> str:
@@ -157,7 +160,7 @@ class Processor:
 def load_processor(config: BackboneConfig) -> Processor:
     """The processor of a backbone, without its weights.
 
-    Raises ``ValueError`` for a user's mistake and ``WeightsUnavailable`` if a checkpoint's files cannot be had.
+    Raises ``ValueError`` for a user's mistake, ``WeightsUnavailable`` if a checkpoint cannot be had.
     """
     from v1lit.backbones.load import check_backbone_config, checkpoint_config, hub_errors, named
 
@@ -175,7 +178,9 @@ def load_processor(config: BackboneConfig) -> Processor:
             tokenizer = AutoTokenizer.from_pretrained(config.weights)
     with named("model.backbone.image"):
         backbone.check_fit(image_processor.options, model_config)
-    return Processor(backbone, tokenizer, image_processor, model_config.get_text_config().vocab_size, config.views)
+    return Processor(
+        backbone, tokenizer, image_processor, model_config.get_text_config().vocab_size, config.views
+    )
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = True) -> list[int]:
@@ -185,8 +190,8 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = True)
 def _anchor(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids of ``ANCHOR`` if the tokenizer puts a space before whatever it is given; empty if it does not.
 
-    Sentences are encoded piece by piece around images and pointers. Tokenizers of the SentencePiece kind would
-    add a space to each piece, and drop one when decoding it; with something before the piece they do neither.
+    Sentences are encoded piece by piece around images and pointers. Tokenizers like Llama's would add a space
+    to each piece and drop one when decoding it; with something before the piece they do neither.
     """
     adds_space = tokenizer.decode(_encode(tokenizer, "a") * 2) != "aa"
     return _encode(tokenizer, ANCHOR) if adds_space else []

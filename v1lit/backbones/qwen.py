@@ -1,4 +1,4 @@
-"""Qwen2-VL and Qwen2.5-VL: images of any size, resized to whole patches, 2x2 patches merged into one token."""
+"""Qwen2-VL and Qwen2.5-VL: images of any size, resized to whole patches, 2x2 patches to a token."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ class QwenVL(Backbone):
         if size is not None:
             unknown = set(size) - {"shortest_edge", "longest_edge"}
             if unknown:
-                raise ValueError(f"size takes shortest_edge and longest_edge (in pixels), not {sorted(unknown)}")
+                raise ValueError(
+                    f"size takes shortest_edge and longest_edge (in pixels), not {sorted(unknown)}"
+                )
             full["min_pixels"] = size.get("shortest_edge", full["min_pixels"])
             full["max_pixels"] = size.get("longest_edge", full["max_pixels"])
         for key, value in full.items():
@@ -124,7 +126,11 @@ class QwenVL(Backbone):
             raise ValueError(f"the vision tower needs {needed}, but the image options give {given}")
 
     def positions(
-        self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None = None, **image_inputs: Tensor
+        self,
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        **image_inputs: Tensor,
     ) -> Tensor:
         """Time, row and column of every token, ``[3, batch, tokens]``; padding has position 0."""
         # Without token types the published code falls back to plain positions and says nothing.
@@ -135,7 +141,9 @@ class QwenVL(Backbone):
             image_grid_thw=image_inputs.get("image_grid_thw"),
             attention_mask=attention_mask,
         )
-        return position_ids.masked_fill(attention_mask == 0, 0) if attention_mask is not None else position_ids
+        return (
+            position_ids.masked_fill(attention_mask == 0, 0) if attention_mask is not None else position_ids
+        )
 
     def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
         from v1lit.backbones.qwen_vision import speed_up_vision
@@ -217,10 +225,12 @@ class Qwen25VL(QwenVL):
 
 
 def resized_size(image_size: Size, cell: int, min_pixels: int, max_pixels: int) -> Size:
-    """Size to which the processor resizes an image: whole cells, aspect nearly kept, area within the limits."""
+    """Size to which the processor resizes: whole cells, aspect nearly kept, area within the limits."""
     width, height = image_size
     if max(image_size) > MAX_ASPECT * min(image_size):
-        raise ValueError(f"an image of {width}x{height} pixels is too narrow: sides may differ {MAX_ASPECT}-fold")
+        raise ValueError(
+            f"an image of {width}x{height} pixels is too narrow: sides may differ {MAX_ASPECT}-fold"
+        )
     new_width, new_height = round(width / cell) * cell, round(height / cell) * cell
     if new_width * new_height > max_pixels:
         shrink = math.sqrt(width * height / max_pixels)
@@ -232,7 +242,9 @@ def resized_size(image_size: Size, cell: int, min_pixels: int, max_pixels: int) 
     return new_width, new_height
 
 
-def tiny_text_config(tokenizer: PreTrainedTokenizerBase, sizes: Mapping[str, Any], stop: str) -> dict[str, Any]:
+def tiny_text_config(
+    tokenizer: PreTrainedTokenizerBase, sizes: Mapping[str, Any], stop: str
+) -> dict[str, Any]:
     """The language model's part of a tiny Qwen config. Half a head is split over time, row and column."""
     half = sizes["hidden_size"] // sizes["heads"] // 2
     spatial = 3 * half // 8

@@ -41,19 +41,21 @@ def attention_by_length(query: Tensor, key: Tensor, value: Tensor, bounds: Tenso
         (torch.tensor(group)[:, None] + torch.arange(length)).flatten().to(query.device)
         for length, group in groups.items()
     ]
-    outputs = [
-        _attend(*(x.index_select(0, row) for x in (query, key, value)), length, scale)
-        for row, length in zip(rows, groups, strict=True)
-    ]
+    outputs = []
+    for row, length in zip(rows, groups, strict=True):
+        picked = [x.index_select(0, row) for x in (query, key, value)]
+        outputs.append(_attend(picked[0], picked[1], picked[2], length, scale))
     return torch.cat(outputs).index_select(0, torch.cat(rows).argsort())
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, length: int, scale: float) -> Tensor:
-    batched = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in (query, key, value))
-    return F.scaled_dot_product_attention(*batched, scale=scale).transpose(1, 2).flatten(0, 1)
+    q, k, v = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in (query, key, value))
+    return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(0, 1)
 
 
-def _attend_segments(module: Any, hidden_states: Tensor, bounds: Tensor, rotation: Any, rotate: Any) -> Tensor:
+def _attend_segments(
+    module: Any, hidden_states: Tensor, bounds: Tensor, rotation: Any, rotate: Any
+) -> Tensor:
     query, key, value = module.qkv(hidden_states).unflatten(-1, (3, module.num_heads, -1)).unbind(1)
     query, key = rotate(query, key, *rotation)
     return module.proj(attention_by_length(query, key, value, bounds, module.scaling).flatten(1))
@@ -77,10 +79,15 @@ class Qwen2Attention(qwen2.VisionAttention):
     """Attention of Qwen2-VL's vision tower, one sdpa call per segment length."""
 
     def forward(
-        self, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: Any = None, **kwargs: Any
+        self,
+        hidden_states: Tensor,
+        cu_seqlens: Tensor,
+        position_embeddings: Any = None,
+        max_seqlen: int | None = None,
+        **kwargs: Any,
     ) -> Tensor:
         if self.config._attn_implementation != "sdpa":
-            return super().forward(hidden_states, cu_seqlens, position_embeddings=position_embeddings, **kwargs)
+            return super().forward(hidden_states, cu_seqlens, position_embeddings, max_seqlen, **kwargs)
         rotate = qwen2.apply_rotary_pos_emb_vision
         return _attend_segments(self, hidden_states, cu_seqlens, position_embeddings, rotate)
 
@@ -89,10 +96,15 @@ class Qwen25Attention(qwen25.Qwen2_5_VLVisionAttention):
     """Attention of Qwen2.5-VL's vision tower, one sdpa call per segment (image or window) length."""
 
     def forward(
-        self, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: Any = None, **kwargs: Any
+        self,
+        hidden_states: Tensor,
+        cu_seqlens: Tensor,
+        position_embeddings: Any = None,
+        max_seqlen: int | None = None,
+        **kwargs: Any,
     ) -> Tensor:
         if self.config._attn_implementation != "sdpa":
-            return super().forward(hidden_states, cu_seqlens, position_embeddings=position_embeddings, **kwargs)
+            return super().forward(hidden_states, cu_seqlens, position_embeddings, max_seqlen, **kwargs)
         rotate = qwen25.apply_rotary_pos_emb_vision
         return _attend_segments(self, hidden_states, cu_seqlens, position_embeddings, rotate)
 

@@ -40,7 +40,9 @@ def register_backbone(name: str) -> Callable[[C], C]:
         # A module that is imported twice (reload, two paths) defines the same class again: not a conflict.
         known = _registered.get(name)
         if known is not None and _address(known) != _address(cls):
-            raise ValueError(f"backbone name {name!r} is taken by {_address(known)}; {_address(cls)} needs another")
+            raise ValueError(
+                f"backbone name {name!r} is taken by {_address(known)}; {_address(cls)} needs another"
+            )
         if name in BUILTIN and _address(cls) != BUILTIN[name]:
             raise ValueError(f"backbone name {name!r} is v1lit's own ({BUILTIN[name]}); choose another")
         _check_base_class(name, cls)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 from v1lit.backbones.config import BackboneConfig
 from v1lit.cli.errors import UserError, nearest
 from v1lit.cli.recipe import Recipe
-from v1lit.cli.schema import dataclasses_of
+from v1lit.cli.schema import MOST_NAMED, dataclasses_of
 from v1lit.data.config import SourceConfig
 from v1lit.data.sources import check_source
 
@@ -23,12 +24,14 @@ def check_values(recipe: Recipe, config: Mapping[str, Any]) -> None:
         try:
             made = kind(**values)
             if isinstance(made, BackboneConfig):
-                _check_backbone(made)
+                _check_backbone(recipe, made)
             if isinstance(made, SourceConfig):
                 check_source(made)
         except ValueError as error:
             raise UserError(_placed(recipe, key, str(error))) from error
-    _check_name(recipe, config, "trainer.accelerator", ["auto", "gpu", *AcceleratorRegistry.available_accelerators()])
+    _check_name(
+        recipe, config, "trainer.accelerator", ["auto", "gpu", *AcceleratorRegistry.available_accelerators()]
+    )
     _check_name(recipe, config, "trainer.strategy", ["auto", *StrategyRegistry.available_strategies()])
 
 
@@ -47,14 +50,16 @@ def check_surroundings(recipe: Recipe, config: Mapping[str, Any]) -> None:
         checkpoint_config(get_backbone(backbone.name), backbone.weights)
 
 
-def _check_backbone(config: BackboneConfig) -> None:
+def _check_backbone(recipe: Recipe, config: BackboneConfig) -> None:
     from v1lit.backbones.load import check_backbone_config
     from v1lit.backbones.registry import list_backbones
 
     known = list_backbones()
     if config.name not in known:
+        where = recipe.origin("model.backbone.name")
         raise UserError(
-            f"model.backbone.name is {config.name!r}{nearest(config.name, known)}\nallowed: {', '.join(known)}"
+            f"model.backbone.name is {config.name!r} ({where}){nearest(config.name, known)}\n"
+            f"allowed: {', '.join(known)}"
         )
     check_backbone_config(config)
 
@@ -63,8 +68,10 @@ def _check_name(recipe: Recipe, config: Mapping[str, Any], key: str, allowed: li
     group, name = key.split(".")
     value = config[group][name]
     if isinstance(value, str) and value not in allowed:
+        more = f" and {len(allowed) - MOST_NAMED} more" if len(allowed) > MOST_NAMED else ""
         raise UserError(
-            f"{key} is {value!r} ({recipe.origin(key)}){nearest(value, allowed)}\nallowed: {', '.join(allowed)}"
+            f"{key} is {value!r} ({recipe.origin(key)}){nearest(value, allowed)}\n"
+            f"allowed: {', '.join(allowed[:MOST_NAMED])}{more}"
         )
 
 
@@ -84,12 +91,13 @@ def _check_device(recipe: Recipe, config: Mapping[str, Any]) -> None:
         )
 
 
-def _placed(recipe: Recipe, key: str, message: str) -> str:
-    """`message` with the key in front, unless it names it already, and the file where it stands."""
-    short = key.removeprefix("model.")
-    text = message if message.startswith((f"{key}.", f"{short}.")) else f"{key}: {message}"
-    if not text.startswith(key):
-        text = f"model.{text}"
-    named = text.split()[0].rstrip(":")
-    first, _, rest = text.partition("\n")
-    return f"{first} ({recipe.origin(named)})" + (f"\n{rest}" if rest else "")
+def _placed(recipe: Recipe, group: str, message: str) -> str:
+    """`message` about a group, with the key in front that it is about and the file where that stands."""
+    words = set(re.findall(r"\w+", message))
+    inside = [
+        key for key in recipe.origins if key.startswith(f"{group}.") and words.issuperset(key.split(".")[-1:])
+    ]
+    key = max(inside, key=lambda one: (one.count("."), one in message), default=group)
+    first, _, rest = message.partition("\n")
+    text = first if key.removeprefix("model.") in first else f"{key}: {first}"
+    return f"{text} ({recipe.origin(key)})" + (f"\n{rest}" if rest else "")

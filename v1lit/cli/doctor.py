@@ -30,7 +30,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _doctor(argv: Sequence[str]) -> None:
-    about = "Versions, devices, which `lightning` comes first on the path, and optional extras that are missing."
+    about = (
+        "Versions, devices, which `lightning` comes first on the path, and optional extras that are missing."
+    )
     Parser(prog="v1lit doctor", description=about).read(argv)
     for title, lines in (
         ("versions", [f"{name:<14}{number}" for name, number in versions().items()]),
@@ -51,7 +53,8 @@ def devices() -> Iterator[str]:
         yield f"cuda:{index}  {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
     if torch.backends.mps.is_available():
         yield "mps     Apple GPU"
-    yield f"cpu     {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads for PyTorch"
+    threads = torch.get_num_threads()
+    yield f"cpu     {platform.machine()}, {os.cpu_count()} cores, {threads} threads for PyTorch"
     if not torch.cuda.is_available() and not torch.backends.mps.is_available():
         yield "no GPU  train the tiny recipes here"
 
@@ -65,8 +68,8 @@ def lightning_commands(path: str) -> Iterator[str]:
             found.append(Path(script))
     if not found:
         yield "none on the path; use `v1lit run`, or reinstall v1lit to get it back"
-    for index, script in enumerate(found):
-        yield f"{'first ' if index == 0 else 'hidden'}  {script}  belongs to {owner(script)}"
+    for index, command in enumerate(found):
+        yield f"{'first ' if index == 0 else 'hidden'}  {command}  belongs to {owner(command)}"
     if found and owner(found[0]) != "v1lit":
         yield "`lightning run RECIPE` would not reach v1lit; use `v1lit run RECIPE`"
 
@@ -88,7 +91,7 @@ def extras(distribution: str = "v1lit") -> Iterator[str]:
         yield f"unknown: {distribution} is not installed, only imported"
         return
     for extra in _names(declared):
-        needed = [one for one in declared if one.marker and one.marker.evaluate({"extra": extra}) and not _always(one)]
+        needed = [one for one in declared if _applies(one, extra) and not _applies(one, "")]
         missing = [one.name for one in needed if not _installed(one)]
         purpose = EXTRAS.get(extra, "")
         yield f"{extra:<12}{'present' if not missing else 'missing ' + ', '.join(missing)}  ({purpose})"
@@ -102,8 +105,8 @@ def _names(declared: Sequence[Requirement]) -> list[str]:
     return list(dict.fromkeys(part for part in parts if part))
 
 
-def _always(requirement: Requirement) -> bool:
-    return requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+def _applies(requirement: Requirement, extra: str) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
 
 
 def _installed(requirement: Requirement) -> bool:

@@ -9,7 +9,16 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("v1lit", "torch", "transformers", "lightning", "jsonargparse", "omegaconf", "webdataset", "torchmetrics")
+PACKAGES = (
+    "v1lit",
+    "torch",
+    "transformers",
+    "lightning",
+    "jsonargparse",
+    "omegaconf",
+    "webdataset",
+    "torchmetrics",
+)
 
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
@@ -24,7 +33,7 @@ def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
 
 
 def git_revision(folder: Path | None = None) -> str:
-    """Revision of the checkout that v1lit runs from, else of the current directory; `none` outside a repository."""
+    """Revision of the checkout that v1lit runs from, else of the current directory, else `none`."""
     for place in (folder,) if folder else (Path(__file__).resolve().parent, Path.cwd()):
         revision = _git(place, "rev-parse", "HEAD")
         if revision:

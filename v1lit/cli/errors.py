@@ -17,7 +17,7 @@ LONGEST = 600
 
 
 class UserError(Exception):
-    """A mistake of the person at the keyboard: at most two lines saying what was given, what is allowed, and where."""
+    """A person's mistake, in one or two lines: what was given, what is allowed, and where."""
 
 
 def nearest(word: object, options: Iterable[str]) -> str:
@@ -75,7 +75,9 @@ def _raised_here(error: BaseException) -> bool:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0] == "v1lit"
+    return (
+        trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0] == "v1lit"
+    )
 
 
 def _message(error: BaseException) -> str:
@@ -96,7 +98,8 @@ class Parser(argparse.ArgumentParser):
     """argparse with mistakes in one or two lines and the nearest option named."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
@@ -105,7 +108,9 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             known = [name for action in self._actions for name in action.option_strings]
             word = unknown[0].partition("=")[0]
-            raise UserError(f"{self.prog} does not take {word!r}{nearest(word, known)}\nallowed: {', '.join(known)}")
+            raise UserError(
+                f"{self.prog} does not take {word!r}{nearest(word, known)}\nallowed: {', '.join(known)}"
+            )
         return options
 
     def error(self, message: str) -> NoReturn:

@@ -1,7 +1,7 @@
-"""The `lightning` script: `run RECIPE` is v1lit's, all else belongs to lightning-sdk, or to `fabric` without it.
+"""The `lightning` script: `run RECIPE` is v1lit's, all else goes to lightning-sdk, or to `fabric` without it.
 
-The name is shared: whichever of v1lit and lightning-sdk was installed last owns the file. `v1lit doctor` tells which
-it is; `v1lit run` is the same command under a name that nobody else has.
+The name is shared: whichever of v1lit and lightning-sdk was installed last owns the file. `v1lit doctor`
+tells which it is; `v1lit run` is the same command under a name that nobody else has.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ def main() -> int:
         point = console_script(owner, script)
         if point is not None:
             return _exit_code(point.load()())
-    sys.stderr.write("error: neither lightning-sdk nor fabric is installed; v1lit's own part is: lightning run RECIPE\n")
+    sys.stderr.write(
+        "error: neither lightning-sdk nor fabric is installed; v1lit's own part is: lightning run RECIPE\n"
+    )
     return 2
 
 
@@ -33,7 +35,9 @@ def console_script(owner: str, script: str) -> EntryPoint | None:
         points = distribution(owner).entry_points
     except PackageNotFoundError:
         return None
-    return next((point for point in points if point.group == "console_scripts" and point.name == script), None)
+    return next(
+        (point for point in points if point.group == "console_scripts" and point.name == script), None
+    )
 
 
 def _exit_code(result: object) -> int:

@@ -1,4 +1,4 @@
-"""The `v1lit` script: names its commands and hands over to one of them. Each is imported only when asked for."""
+"""The `v1lit` script: hands over to one of its commands, which is imported only then."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def dispatch(prog: str, commands: dict[str, str], arguments: Sequence[str]) -> i
     name = arguments[0]
 
     def unknown() -> None:
-        raise UserError(f"{prog} has no command {name!r}{nearest(name, commands)}\nallowed: {', '.join(commands)}")
+        raise UserError(
+            f"{prog} has no command {name!r}{nearest(name, commands)}\nallowed: {', '.join(commands)}"
+        )
 
     if name not in commands:
         return guard(unknown)

@@ -1,10 +1,10 @@
 """Recipes: YAML files made of parts, composed into one mapping before anything is parsed.
 
-- A value that ends in `.yaml` is a part: the file's content stands there instead. The path is relative to the file
-  that names it; on the command line, to the current directory. Parts may name parts.
+- A value that ends in `.yaml` is a part: the file's content stands there instead. The path is relative to the
+  file that names it; on the command line, to the current directory. Parts may name parts.
 - `{part: ../configs/x.yaml, key: value}` takes a part and changes single keys of it in place.
-- `base: other.yaml` at the top of a recipe takes another recipe, or a shipped one by its bare name; the other keys
-  change it.
+- `base: other.yaml` at the top of a recipe takes another recipe, or a shipped one by its bare name; the other
+  keys change it.
 - `--a.b=value` changes one key, `--a.b=part.yaml` a whole part, in the order given.
 - `${a.b}` takes another key's value, once parts and changes are merged. That is left to the parser.
 
@@ -85,7 +85,7 @@ def find_recipe(text: str) -> Path:
 
 
 def find_file(text: str, folder: Path) -> Path | None:
-    """`text` below `folder`; `configs/...` and `recipes/...` are looked up among the shipped files as well."""
+    """`text` below `folder`; `configs/...` and `recipes/...` are found among the shipped files as well."""
     below = folder / Path(text).expanduser()
     if below.is_file():
         return below
@@ -102,7 +102,9 @@ def read_changes(arguments: Sequence[str]) -> list[tuple[str, str]]:
         argument = rest.pop(0)
         key, equals, value = argument.removeprefix("--").partition("=")
         if not argument.startswith("--") or not key or not all(key.split(".")):
-            raise UserError(f"unexpected argument {argument!r}; a change to the recipe is written --key=value")
+            raise UserError(
+                f"unexpected argument {argument!r}; a change to the recipe is written --key=value"
+            )
         if not equals:
             if not rest or rest[0].startswith("--"):
                 raise UserError(f"--{key} has no value; write --{key}=value")
@@ -134,13 +136,17 @@ class _Composer:
         """A whole recipe, its `base` included."""
         raw, trail = self._open(path, "base", trail)
         if not isinstance(raw, dict):
-            raise UserError(f"{shown(path)}: a recipe is a mapping of trainer, model, data, ...; this is not one")
+            raise UserError(
+                f"{shown(path)}: a recipe is a mapping of trainer, model, data, ...; this is not one"
+            )
         base = raw.pop("base", None)
         config: dict[str, Any] = {}
         if base is not None:
             found = shipped_recipes().get(str(base)) or find_file(str(base), path.parent)
             if found is None:
-                raise UserError(f"{shown(path)}: base: there is no recipe {base!r}{nearest(base, shipped_recipes())}")
+                raise UserError(
+                    f"{shown(path)}: base: there is no recipe {base!r}{nearest(base, shipped_recipes())}"
+                )
             config = self.recipe(found, trail)
         self._merge(config, raw, "", path, trail)
         return config
@@ -159,11 +165,17 @@ class _Composer:
                 raise UserError(f"--{key}: {'.'.join(groups[: depth + 1])} is a list; give it whole")
             if not isinstance(config.get(group), dict):
                 config[group] = {}
+                self.origins[".".join(groups[: depth + 1])] = COMMAND_LINE
             config = config[group]
         self._merge(config, {last: value}, ".".join(groups), None, ())
 
     def _merge(
-        self, below: dict[str, Any], changes: dict[Any, Any], key: str, path: Path | None, trail: tuple[Path, ...]
+        self,
+        below: dict[str, Any],
+        changes: dict[Any, Any],
+        key: str,
+        path: Path | None,
+        trail: tuple[Path, ...],
     ) -> None:
         """Write `changes` into `below`: mappings key by key, all else whole."""
         for name, value in changes.items():
@@ -184,11 +196,12 @@ class _Composer:
             return [self._value(item, f"{key}.{index}", path, trail) for index, item in enumerate(value)]
         if not isinstance(value, dict):
             return value
-        config: dict[str, Any] = {}
+        config: Any = {}
         if "part" in value:
             config = self._part(value["part"], key, path, trail)
             if not isinstance(config, dict):
-                raise UserError(f"{self.origins[key]}: {key}: {value['part']} is no mapping, so no key of it can be changed")
+                where = f"{self.origins[key]}: {key}"
+                raise UserError(f"{where}: {value['part']} is no mapping, so no key of it can be changed")
         self._merge(config, {name: item for name, item in value.items() if name != "part"}, key, path, trail)
         return config
 
@@ -198,7 +211,9 @@ class _Composer:
         if found is None:
             folder = path.parent if path else Path()
             others = [other.name for other in (folder / str(text)).parent.glob("*.yaml")]
-            raise UserError(f"{where}: {key}: there is no part {str(text)!r}{nearest(Path(str(text)).name, others)}")
+            raise UserError(
+                f"{where}: {key}: there is no part {str(text)!r}{nearest(Path(str(text)).name, others)}"
+            )
         raw, trail = self._open(found, key, trail)
         return self._value(raw, key, found, trail)
 

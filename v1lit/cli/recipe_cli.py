@@ -3,35 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from argparse import ArgumentError
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from omegaconf.errors import OmegaConfBaseException
 
 from v1lit.backbones.config import BackboneConfig
 from v1lit.cli import checks
-from v1lit.cli.errors import UserError, nearest, two_lines
 from v1lit.cli.environment import describe_environment
+from v1lit.cli.errors import UserError, nearest, two_lines
 from v1lit.cli.recipe import Recipe
-from v1lit.cli.run_folder import make_run_folder, name_run_folder
+from v1lit.cli.run_folder import make_run_folder, name_run_folder, save_recipe
 from v1lit.cli.schema import check_keys, leaves, with_all_groups, wrong_value
 from v1lit.data.datamodule import V1DataModule
+from v1lit.data.shards import INDEX_NAME
 from v1lit.training.config import RunConfig
 from v1lit.training.module import V1Module
+from v1lit.training.run import run_training, trainer_defaults
 
 
 class RecipeCLI(LightningCLI):
-    """Model, data and Trainer of a recipe; every user's mistake is a UserError, raised before weights are loaded."""
+    """Model, data and Trainer of a recipe; a mistake in it is a UserError, before weights are loaded."""
 
     def __init__(self, recipe: Recipe, parse_only: bool = False) -> None:
         self.recipe = recipe
         self.parse_only = parse_only
+        with quiet():
+            self._build()
+
+    def _build(self) -> None:
         super().__init__(
             V1Module,
             V1DataModule,
@@ -40,7 +48,7 @@ class RecipeCLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
+            parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False, "dump_header": None},
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -55,46 +63,94 @@ class RecipeCLI(LightningCLI):
             self.config = parser.parse_object(with_all_groups(self.recipe.config))
         except ArgumentError as error:
             raise UserError(_parser_problem(self.recipe, str(error))) from error
-        except (OmegaConfBaseException, RecursionError) as error:
+        except OmegaConfBaseException as error:
             raise UserError(_interpolation_problem(self.recipe, error)) from error
-        checks.check_values(self.recipe, self.config.as_dict())
-
-    def before_instantiate_classes(self) -> None:
+        config = self.config.as_dict()
+        checks.check_values(self.recipe, config)
         if not self.parse_only:
-            checks.check_surroundings(self.recipe, self.config.as_dict())
-            run = self.config.as_dict()["run"]
-            self.folder = name_run_folder(RunConfig(**run), self.recipe.name)
+            checks.check_surroundings(self.recipe, config)
 
     def instantiate_classes(self) -> None:
         if self.parse_only:
             return
+        self.folder = name_run_folder(RunConfig(**self.config.as_dict()["run"]), self.recipe.name)
         try:
             super().instantiate_classes()
         except (ValueError, MisconfigurationException) as error:
-            raise UserError(str(error)) from error
+            raise UserError(two_lines(str(error))) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        kwargs.setdefault("default_root_dir", self.config.get("trainer.default_root_dir") or str(self.folder))
+        """The recipe's Trainer, with the run's own loggers and callbacks where the recipe names none."""
+        defaults = trainer_defaults(self.folder)
+        self.filled_in: list[Callback] = defaults["callbacks"]
+        kwargs |= fill_in(self.config_init["trainer"], defaults)
         try:
             return super().instantiate_trainer(**kwargs)
         except (ValueError, MisconfigurationException) as error:
             raise UserError(f"trainer: {two_lines(str(error))}") from error
 
     def resolved(self) -> str:
-        """The whole recipe as YAML that runs by itself: parts in place, interpolations resolved, defaults spelled out."""
+        """The recipe as YAML that runs by itself: no parts, no interpolations, every default spelled out."""
         text: str = self.parser.dump(self.config, skip_unset=False)
         return text
 
     def train(self, argv: Sequence[str]) -> dict[str, float]:
         """Train and report; `argv` is what followed `v1lit run`."""
-        from v1lit.training.run import run_training
-
+        self._prepare_data()
         make_run_folder(self.folder)
         header = describe_environment(argv, seed=self.config["seed_everything"])
-        resolved = header + self.resolved()
-        return run_training(
-            self.model, self.datamodule, self.trainer, self.config_init["run"], Path(self.folder), resolved
-        )
+        save_recipe(self.folder, header + self.resolved())
+        return run_training(self.model, self.datamodule, self.trainer, self.config_init["run"], self.folder)
+
+    def _prepare_data(self) -> None:
+        """Make the shards: only then is it known whether the best checkpoint can be chosen by validation."""
+        environment = getattr(self.trainer.strategy, "cluster_environment", None)
+        from_outside = environment is not None and environment.creates_processes_externally
+        if self.trainer.local_rank == 0 and not from_outside:  # else the Trainer does it, and the others wait
+            self.datamodule.prepare_data()
+        if (self.datamodule.folder("train") / INDEX_NAME).is_file() and not self.datamodule.has_val:
+            plain = {type(one): one for one in trainer_defaults(self.folder, with_val=False)["callbacks"]}
+            callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+            self.trainer.callbacks = [  # type: ignore[attr-defined]
+                plain[type(one)] if one in self.filled_in else one for one in callbacks
+            ]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Lightning's remarks off the screen, so that a mistake stands there alone; warnings stay."""
+    loggers = [logging.getLogger(name) for name in ("lightning.fabric", "lightning.pytorch")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def fill_in(config: Mapping[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Trainer arguments of a recipe completed by `defaults`.
+
+    A logger, a checkpoint callback or a progress bar that the recipe names or switches off stays as it is.
+    """
+    given = config["callbacks"] or []
+    given = list(given) if isinstance(given, (list, tuple)) else [given]
+    off = {
+        Checkpoint: config["enable_checkpointing"] is False,
+        ProgressBar: config["enable_progress_bar"] is False,
+    }
+
+    def wanted(callback: Callback) -> bool:
+        kind = next((kind for kind in off if isinstance(callback, kind)), type(callback))
+        return not off.get(kind) and not any(isinstance(other, kind) for other in given)
+
+    ours = [callback for callback in defaults["callbacks"] if wanted(callback)]
+    filled: dict[str, Any] = {"default_root_dir": config["default_root_dir"] or defaults["default_root_dir"]}
+    if config["logger"] in (None, True) and not config["barebones"]:
+        filled["logger"] = defaults["logger"]
+    return filled if config["barebones"] else {**filled, "callbacks": [*given, *ours]}
 
 
 def _parser_problem(recipe: Recipe, message: str) -> str:
@@ -104,30 +160,21 @@ def _parser_problem(recipe: Recipe, message: str) -> str:
         return message
     key = found[1]
     given = re.search(r"(?:Given|Got) value: (.*)", message)
-    text = wrong_value(recipe, key, _as_written(recipe, key, given[1] if given else None))
-    reason = re.search(r"Option '.*' is not accepted|Expected a dot import path string: .*|Unable to load.*", message)
-    return f"{text}: {reason[0]}" if reason else text
-
-
-def _as_written(recipe: Recipe, key: str, parsed: str | None) -> object:
-    value: Any = recipe.config
-    for name in key.split("."):
-        value = value.get(name) if isinstance(value, dict) else None
-    return parsed if isinstance(value, str) and "${" in value else value
+    written = _as_written(recipe, key)
+    interpolated = given is not None and "${" in str(written)
+    return wrong_value(recipe, key, given[1] if given is not None and interpolated else written, message)
 
 
 def _interpolation_problem(recipe: Recipe, error: Exception) -> str:
     """Message for `${...}` that leads nowhere, or round in a circle."""
-    if isinstance(error, RecursionError):
-        return "some ${...} in the recipe refer to each other in a circle"
     key = str(getattr(error, "full_key", None) or "")
     text = str(error).strip().splitlines()[0]
     missing = re.search(r"Interpolation key '([^']+)' not found", text)
     hint = nearest(missing[1], [name for name, _ in leaves()]) if missing else ""
-    return f"{key} is {_as_written_raw(recipe, key)!r} ({recipe.origin(key)}): {text}{hint}"
+    return f"{key} is {_as_written(recipe, key)!r} ({recipe.origin(key)}): {text}{hint}"
 
 
-def _as_written_raw(recipe: Recipe, key: str) -> object:
+def _as_written(recipe: Recipe, key: str) -> object:
     value: Any = recipe.config
     for name in key.split("."):
         value = value.get(name) if isinstance(value, dict) else None

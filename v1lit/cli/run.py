@@ -29,7 +29,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(argv: list[str]) -> None:
     if not argv:
-        raise UserError(f"RECIPE is missing: v1lit run RECIPE [--key=value ...]\nshipped: {', '.join(shipped_recipes())}")
+        raise UserError(
+            f"RECIPE is missing: v1lit run RECIPE [--key=value ...]\nshipped: {', '.join(shipped_recipes())}"
+        )
     if argv[0] in ("-h", "--help"):
         print(USAGE.format(recipes=", ".join(shipped_recipes())))
         return
@@ -38,7 +40,9 @@ def _run(argv: list[str]) -> None:
         raise UserError(f"RECIPE comes first, before {name!r}\nv1lit run RECIPE [--key=value ...]")
     flags = {flag for flag in ("--print_config", "--help", "-h") if flag in rest}
     recipe = compose(name, [argument for argument in rest if argument not in flags])
-    from v1lit.cli.recipe_cli import RecipeCLI  # torch and Lightning: only once the files are known to be there
+    from v1lit.cli.recipe_cli import (
+        RecipeCLI,  # torch and Lightning: only once the files are known to be there
+    )
 
     if flags & {"--help", "-h"}:
         RecipeCLI(recipe, parse_only=True).parser.print_help()

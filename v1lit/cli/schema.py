@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -33,7 +34,7 @@ MOST_NAMED = 12
 
 
 def check_keys(recipe: Recipe) -> None:
-    """Every key of `recipe` exists, with a value of its type; raises UserError naming the key and its file."""
+    """Check that every key exists and has a value of its type; raises UserError naming key and file."""
     _check(recipe, recipe.config, ROOTS, "")
 
 
@@ -41,29 +42,32 @@ def _check(recipe: Recipe, config: Mapping[Any, Any], fields: Mapping[str, Any],
     for name, value in config.items():
         key = f"{prefix}{name}"
         if key in LINKED:
-            raise UserError(f"{key} ({recipe.origin(key)}) cannot be set: it is always {LINKED[key]}; set that")
+            raise UserError(
+                f"{key} ({recipe.origin(key)}) cannot be set: it is always {LINKED[key]}; set that"
+            )
         if name not in fields:
             raise UserError(_unknown(recipe, key, str(name), fields, prefix))
         inner = subfields(fields[name])
         if inner is None:
-            if not fits(fields[name], value):
-                raise UserError(wrong_value(recipe, key, value))
+            problem = type_problem(fields[name], value)
+            if problem is not None:
+                raise UserError(wrong_value(recipe, key, value, problem))
             continue
         if not isinstance(value, Mapping):
             raise UserError(
-                f"{key} is {value!r} ({recipe.origin(key)}); a mapping is needed, or the path of a part (.yaml)\n"
+                f"{key} is {value!r} ({recipe.origin(key)}); it must be a mapping, or the path of a part\n"
                 f"its keys: {_listed([one for one in inner if f'{key}.{one}' not in LINKED], key)}"
             )
         _check(recipe, value, inner, f"{key}.")
 
 
 def _unknown(recipe: Recipe, key: str, name: str, fields: Mapping[str, Any], prefix: str) -> str:
-    """Message for a key that does not exist: the nearest one beside it, else the same name in another group."""
+    """Message for an unknown key: the nearest one beside it, else the same name in another group."""
     allowed = [option for option in fields if f"{prefix}{option}" not in LINKED]
-    hint = nearest(name, allowed)
-    if not hint:
-        elsewhere = [other for other, _ in leaves() if other.rpartition(".")[2] == name]
-        hint = f"; did you mean {elsewhere[0]!r}?" if elsewhere else ""
+    close = difflib.get_close_matches(name, allowed, n=1)
+    elsewhere = [other for other, _ in leaves() if other.rpartition(".")[2] == name]
+    found = [f"{prefix}{option}" for option in close] or elsewhere
+    hint = f"; did you mean {found[0]!r}?" if found else ""
     where = recipe.origin(key)
     return f"unknown key {key!r} ({where}){hint}\nallowed here: {_listed(allowed, prefix.rstrip('.'), name)}"
 
@@ -72,7 +76,7 @@ def _listed(names: list[str], group: str, like: str = "") -> str:
     if len(names) <= MOST_NAMED:
         return ", ".join(names)
     close = difflib.get_close_matches(like, names, n=5, cutoff=0.3) or names[:5]
-    return f"{', '.join(close)} and {len(names) - len(close)} more keys of {group}; --print_config shows them all"
+    return f"{', '.join(close)} and {len(names) - len(close)} more of {group}; --print_config shows them all"
 
 
 def subfields(annotation: Any) -> dict[str, Any] | None:
@@ -95,8 +99,10 @@ def _without_none(annotation: Any) -> Any:
     return kinds[0] if union and len(kinds) == 1 else annotation
 
 
-def with_all_groups(config: Mapping[str, Any], fields: Mapping[str, Any] = ROOTS, prefix: str = "") -> dict[str, Any]:
-    """A copy of `config` in which every group stands, so that each of its keys has a value, be it the default."""
+def with_all_groups(
+    config: Mapping[str, Any], fields: Mapping[str, Any] = ROOTS, prefix: str = ""
+) -> dict[str, Any]:
+    """A copy of `config` in which every group stands, so that each key gets its default at least."""
     full = dict(config)
     for name, annotation in fields.items():
         inner = subfields(annotation)
@@ -138,17 +144,17 @@ def dataclasses_of(config: Mapping[str, Any]) -> Iterator[tuple[str, Any, dict[s
     return walk(ROOTS, config, "")
 
 
-def fits(annotation: Any, value: object) -> bool:
-    """Whether jsonargparse takes `value` for that type. Interpolations are left to the parser."""
+def type_problem(annotation: Any, value: object) -> str | None:
+    """What jsonargparse has against `value` for that type, or None. Interpolations are left to the parser."""
     if annotation is Any or "${" in str(value):
-        return True
+        return None
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=annotation)
     try:
         parser.parse_object({"value": value})
-    except ArgumentError:
-        return False
-    return True
+    except ArgumentError as error:
+        return str(error)
+    return None
 
 
 def describe(annotation: Any) -> str:
@@ -187,10 +193,20 @@ def _one_of(values: list[Any]) -> str:
     return f"one of {', '.join(repr(value) for value in values)}"
 
 
-def wrong_value(recipe: Recipe, key: str, given: object) -> str:
-    """Message for a value of the wrong type: the key, what was given, what is allowed, the nearest match."""
+def wrong_value(recipe: Recipe, key: str, given: object, problem: str = "") -> str:
+    """Message for a value of the wrong type: the key, what was given, what is allowed, the nearest match.
+
+    `problem` is what jsonargparse said; of a class and its arguments it knows more than the type does.
+    """
     annotation = dict(leaves()).get(key)
-    where = recipe.origin(key)
-    if annotation is None:
-        return f"{key} is {given!r} ({where}), which it does not take"
-    return f"{key} is {given!r} ({where}){nearest(given, map(str, literals(annotation)))}\nallowed: {describe(annotation)}"
+    said = re.search(
+        r"Option '.*' is not accepted|Expected a dot import path string: .*|Import.*fail.*", problem
+    )
+    text = f"{key} is {given!r} ({recipe.origin(key)}){nearest(given, map(str, literals(annotation)))}"
+    if said is not None:
+        text += f": {said[0]}"
+    return (
+        f"{text}\nallowed: {describe(annotation)}"
+        if annotation is not None
+        else f"{text}, which it does not take"
+    )

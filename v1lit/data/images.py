@@ -18,7 +18,7 @@ MAX_PIXELS = 2**26
 """Default limit on width x height, checked before any pixel is decoded (8192 x 8192)."""
 
 FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp"}
-"""Pillow's name of a format -> ours, also the file extension. MPO is a JPEG with extras, as phones write it."""
+"""Pillow's name of a format -> ours, also the file extension. MPO: a JPEG with extras, as phones write it."""
 
 EXTENSIONS = {"jpg": "jpg", "jpeg": "jpg", "png": "png", "webp": "webp", "bmp": "bmp"}
 """File extensions that are read from shards -> the name of the format."""

@@ -157,7 +157,7 @@ def _scaled(region: Region, scale: tuple[float, float], size: tuple[int, int]) -
 
 
 def color_names(text: str, colors: Mapping[str, str]) -> list[Piece]:
-    """The text in pieces: every region name, and the `<obj>` name that stands on it, has the region's colour."""
+    """The text in pieces; region names, and the `<obj>` names that stand on them, have their colour."""
     mine = {name: color for name, color in colors.items() if name in text}
     for call in parse_trace(text).trace.calls:
         for found in call.objects:
@@ -201,7 +201,7 @@ def token_pieces(
 ) -> list[Piece]:
     """One piece per token, marked `prompt`, `learned`, `pointer` or `given pointer`.
 
-    A run of image tokens is one piece `[image: 36 tokens]`, and so are tokens that only together make a character.
+    A run of image tokens is one piece `[image: 36 tokens]`; so are tokens that make a character together.
     `colors` holds the text colour of pointers by their position.
     """
     pieces: list[Piece] = []

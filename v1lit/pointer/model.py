@@ -41,18 +41,23 @@ class PointAndCopyConfig(PreTrainedConfig):
         if isinstance(backbone_config, dict):
             values = dict(backbone_config)
             backbone_config = AutoConfig.for_model(values.pop("model_type"), **values)
+        # The base class hands its own attention implementation, still None, down to every sub-config that it
+        # finds, and a decoder without one is not causal: so the backbone's config is attached afterwards.
+        self.backbone_config = None
+        super().__init__(**kwargs)
         self.backbone_config = backbone_config
         self.family = family
         self.pointer = asdict(PointerConfig(**(pointer or {})))
         self.pointer_start = pointer_start
         if backbone_config is not None:
+            if kwargs.get("attn_implementation") is None:
+                self._attn_implementation_internal = backbone_config._attn_implementation
             vocabulary = backbone_config.get_text_config().vocab_size
             self.pointer_start = vocabulary if pointer_start is None else pointer_start
             if not 0 < self.pointer_start <= vocabulary:
                 raise ValueError(
                     f"pointer_start is {self.pointer_start}; it must lie between 1 and the vocabulary's {vocabulary}"
                 )
-        super().__init__(**kwargs)
 
     @property
     def pointer_options(self) -> PointerConfig:

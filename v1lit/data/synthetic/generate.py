@@ -53,8 +53,8 @@ def make_example(
 ) -> Example:
     """One scene with `questions` turns about it, as a validated `Example`.
 
-    The kinds are drawn first, and then scenes until one allows them all: so the kinds are equally frequent. They
-    stand in the example's `source`, such as `synthetic/shapes/find` or `synthetic/bars/count+relate`.
+    The kinds are drawn first, and then scenes until one allows them all: so the kinds are equally frequent.
+    They stand in the example's `source`, such as `synthetic/shapes/find` or `synthetic/bars/count+relate`.
     """
     wanted = [rng.choice(list(kinds)) for _ in range(questions)]
     scene, turns = _scene_with_turns(rng, look, wanted, size)

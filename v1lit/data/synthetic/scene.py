@@ -23,7 +23,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
 }
 INK = (40, 40, 48)
 CLEAR_SHARE = 0.06
-"""Share of the image that an item's centre must keep from a line, before a question asks for the side it is on."""
+"""How far an item's centre must be from a line before a question asks for its side; a share of the image."""
 
 
 @dataclass(frozen=True)

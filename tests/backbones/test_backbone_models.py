@@ -1,0 +1,345 @@
+"""What every family offers the pointer: image embeddings, positions, parts, and complete weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from v1lit.backbones import BackboneConfig, load
+from v1lit.backbones.load import WeightsUnavailable, freeze, load_backbone, part_parameters
+from v1lit.backbones.processor import load_processor
+from v1lit.grounding.patch_map import PatchMap
+
+FAMILIES = ["qwen2_vl", "qwen2_5_vl", "llava", "internvl"]
+PARTS = ["vision", "projector", "language"]
+TEXT = 200
+
+
+class Family:
+    """A tiny model with its processor, and helpers to make rows of tokens."""
+
+    def __init__(self, name: str) -> None:
+        torch.manual_seed(0)
+        config = BackboneConfig(name)
+        self.model, self.processor = load_backbone(config).eval(), load_processor(config)
+        self.backbone = self.processor.backbone
+
+    def row(self, *parts: int | PatchMap) -> list[int]:
+        """Numbers are that many text tokens, a patch map is its image."""
+        ids: list[int] = []
+        for part in parts:
+            ids += [TEXT] * part if isinstance(part, int) else [self.processor.image_token_id] * len(part)
+        return ids
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> Family:
+    return Family(request.param)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A tiny checkpoint in the family's transformers layout."""
+    folder = tmp_path_factory.mktemp(request.param)
+    made = Family(request.param)
+    made.model.save_pretrained(folder)
+    made.processor.save_pretrained(folder)
+    return request.param, folder
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def padded(rows: list[list[int]], left: bool) -> tuple[Tensor, Tensor]:
+    length = max(map(len, rows))
+    fills = [[0] * (length - len(row)) for row in rows]
+    ids = [fill + row if left else row + fill for fill, row in zip(fills, rows, strict=True)]
+    ones = [[1] * len(row) for row in rows]
+    mask = [fill + one if left else one + fill for fill, one in zip(fills, ones, strict=True)]
+    return torch.tensor(ids), torch.tensor(mask)
+
+
+def test_an_image_sees_itself_only(family: Family) -> None:
+    images = [noise(168, 168), noise(90, 200, 1), noise(168, 168, 2), noise(60, 60, 3)]
+    tensors, maps = family.processor.images(images)
+    together = family.backbone.encode_images(family.model, **tensors)
+    assert together.shape == (sum(map(len, maps)), family.model.config.get_text_config().hidden_size)
+    alone = [
+        family.backbone.encode_images(family.model, **family.processor.images([image])[0]) for image in images
+    ]
+    assert [len(part) for part in alone] == [len(patch_map) for patch_map in maps]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-6)
+
+
+def test_embeddings_and_positions_reproduce_the_stock_forward(family: Family) -> None:
+    images = [noise(168, 168), noise(90, 200, 1)]
+    tensors, maps = family.processor.images(images)
+    for left in (True, False):
+        ids, mask = padded([family.row(3, maps[0], 4), family.row(1, maps[1], 9)], left)
+        embeds = family.model.get_input_embeddings()(ids)
+        at_image = ids == family.processor.image_token_id
+        features = family.backbone.encode_images(family.model, **tensors)
+        embeds = embeds.masked_scatter(at_image[..., None], features)
+        positions = family.backbone.positions(family.model, ids, mask, **tensors)
+        hidden = family.model.get_decoder()(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
+        ).last_hidden_state
+        extra = {"mm_token_type_ids": at_image.int()} if family.backbone.name.startswith("qwen") else {}
+        stock = family.model(input_ids=ids, attention_mask=mask, **tensors, **extra).logits
+        ours = family.model.get_output_embeddings()(hidden)
+        torch.testing.assert_close(ours[mask == 1], stock[mask == 1], rtol=1e-4, atol=1e-5)
+
+
+def test_padding_does_not_move_positions(family: Family) -> None:
+    tensors, maps = family.processor.images([noise(168, 168), noise(90, 200, 1)])
+    rows = [family.row(2, maps[0], 5), family.row(1, maps[1], 12)]
+    ids, mask = padded(rows, left=False)
+    right = family.backbone.positions(family.model, ids, mask, **tensors)
+    ids, mask_left = padded(rows, left=True)
+    left = family.backbone.positions(family.model, ids, mask_left, **tensors)
+    assert torch.equal(left[..., mask_left == 1], right[..., mask == 1])
+    assert (left[..., mask_left == 0] == 0).all()
+    assert (right[..., mask == 0] == 0).all()
+
+
+def test_positions_without_a_mask_are_those_of_a_full_row(family: Family) -> None:
+    tensors, maps = family.processor.images([noise(168, 168)])
+    ids = torch.tensor([family.row(2, maps[0], 5)])
+    without = family.backbone.positions(family.model, ids, None, **tensors)
+    assert torch.equal(without, family.backbone.positions(family.model, ids, torch.ones_like(ids), **tensors))
+
+
+def test_rows_without_an_image_count_plainly(family: Family) -> None:
+    ids, mask = padded([family.row(7), family.row(4)], left=True)
+    positions = family.backbone.positions(family.model, ids, mask)
+    expected = torch.tensor([[0, 1, 2, 3, 4, 5, 6], [0, 0, 0, 0, 1, 2, 3]])
+    assert torch.equal(positions, expected.expand_as(positions))
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl"])
+def test_qwen_image_tokens_have_rows_and_columns(name: str) -> None:
+    family = Family(name)
+    tensors, maps = family.processor.images([noise(168, 84), noise(56, 112, 1)])
+    ids = torch.tensor([family.row(2, maps[0], 3, maps[1], 1)])
+    time, row, column = family.backbone.positions(family.model, ids, **tensors)[:, 0]
+    first, second = slice(2, 20), slice(23, 31)
+    assert row[first].tolist() == [2 + r for r in range(3) for _ in range(6)]
+    assert column[first].tolist() == [2 + c for _ in range(3) for c in range(6)]
+    assert set(time[first].tolist()) == {2}
+    # Text goes on after the longer side: 2 + 6, three tokens, and the second image begins at 11.
+    assert time[20:23].tolist() == row[20:23].tolist() == [8, 9, 10]
+    assert row[second].tolist() == [11 + r for r in range(4) for _ in range(2)]
+
+
+def test_same_seed_same_tiny_model(family: Family) -> None:
+    again = Family(family.backbone.name).model.state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in family.model.state_dict().items())
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_tiny_sizes_reach_the_model(family: Family, tie: bool) -> None:
+    sizes: dict[str, Any] = {
+        "hidden_size": 96,
+        "layers": 3,
+        "heads": 3,
+        "kv_heads": 1,
+        "vision_layers": 1,
+        "tie_word_embeddings": tie,
+    }
+    if family.backbone.name == "qwen2_5_vl":
+        sizes.update(full_attention_layers=[0], window_size=56)
+    model = load_backbone(
+        BackboneConfig(family.backbone.name, tiny=sizes, dtype="bfloat16", attention="eager")
+    )
+    text = model.config.get_text_config()
+    assert (text.hidden_size, text.num_hidden_layers, text.num_key_value_heads) == (96, 3, 1)
+    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tie
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert text._attn_implementation == "eager"
+    tensors, maps = family.processor.images([noise(100, 100)])
+    assert family.backbone.encode_images(model, **tensors).shape == (len(maps[0]), 96)
+
+
+def test_the_parts_are_the_whole_model_and_disjoint(family: Family) -> None:
+    parts = {part: set(part_parameters(family.model, family.backbone, part)) for part in PARTS}
+    assert all(parts.values())
+    assert sum(map(len, parts.values())) == len(dict(family.model.named_parameters()))
+    assert set.union(*parts.values()) == set(dict(family.model.named_parameters()))
+    assert any("embed_tokens" in name for name in parts["language"])
+    assert "lm_head.weight" in parts["language"]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_freezing_a_part_stops_its_gradients_and_no_others(family: Family, part: str) -> None:
+    model = Family(family.backbone.name).model
+    frozen = freeze(model, family.backbone, [part])
+    inside = part_parameters(model, family.backbone, part)
+    assert frozen == sum(parameter.numel() for parameter in inside.values())
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == (name not in inside), name
+
+
+def test_freezing_an_unknown_part_lists_the_known(family: Family) -> None:
+    with pytest.raises(
+        ValueError, match=r"'visoin' .*did you mean 'vision'.*allowed: language, projector, vision"
+    ):
+        freeze(family.model, family.backbone, ["visoin"])
+
+
+def test_a_local_checkpoint_gives_the_same_model_and_processor(saved: tuple[str, Path]) -> None:
+    name, folder = saved
+    expected = Family(name)
+    config = BackboneConfig(name, weights=str(folder))
+    model, processor = load_backbone(config), load_processor(config)
+    state = model.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in expected.model.state_dict().items())
+    assert processor.image_options == expected.processor.image_options
+    assert processor.pointer_start == expected.processor.pointer_start
+    assert processor.encode_text("Where is <|im_end|>?") == expected.processor.encode_text(
+        "Where is <|im_end|>?"
+    )
+    tensors, maps = processor.images([noise(100, 50)])
+    wanted, wanted_maps = expected.processor.images([noise(100, 50)])
+    assert maps == wanted_maps
+    assert all(torch.equal(tensors[key], wanted[key]) for key in wanted)
+
+
+def test_wrong_weights_are_refused_by_name(saved: tuple[str, Path], tmp_path: Path) -> None:
+    name, folder = saved
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    weights = load_file(folder / "model.safetensors")
+    gone, bent = [key for key in weights if key.endswith("mlp.down_proj.weight")][:2]
+    del weights[gone]
+    weights[bent] = weights[bent][:3].clone()
+    weights["model.extra.weight"] = torch.zeros(2)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="does not fit the model") as error:
+        load_backbone(BackboneConfig(name, weights=str(tmp_path)))
+    text = str(error.value)
+    assert "missing (1)" in text
+    assert "unexpected (1)" in text
+    assert "extra.weight" in text
+    assert "of another shape (1)" in text
+    assert text.count("down_proj.weight") == 2
+
+
+def test_many_missing_weights_are_counted_not_listed() -> None:
+    report = {
+        "missing_keys": {f"layer.{n}" for n in range(40)},
+        "unexpected_keys": set(),
+        "mismatched_keys": set(),
+    }
+    with pytest.raises(ValueError, match=r"missing \(40\): layer\.0, .* and 35 more") as error:
+        load.refuse_incomplete(report, "x")
+    assert len(str(error.value)) < 200
+
+
+def checkpoint(folder: Path, **config: Any) -> str:
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("qwen2_5_vl", {"model_type": "qwen2_vl"}, r"use --model\.backbone\.name=qwen2_vl"),
+        ("llava", {"model_type": "bert"}, "'bert'.*no backbone of v1lit reads it"),
+        ("internvl", {"model_type": "internvl_chat", "auto_map": {}}, "OpenGVLab/InternVL3-1B-hf"),
+        ("llava", {"model_type": "internvl_chat"}, "OpenGVLab/InternVL3-1B-hf"),
+        (
+            "llava",
+            {"model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"]},
+            "llava-hf/llava-1.5-7b-hf",
+        ),
+        (
+            "llava",
+            {"model_type": "llava", "vision_config": {"model_type": "pixtral"}},
+            "vision tower is 'pixtral'",
+        ),
+        ("qwen2_vl", {"model_type": "qwen2_vl", "auto_map": {"a": "b"}}, "Qwen/Qwen2-VL-7B-Instruct"),
+    ],
+)
+def test_checkpoints_of_another_kind_are_refused(
+    tmp_path: Path, name: str, config: dict[str, Any], message: str
+) -> None:
+    weights = checkpoint(tmp_path, **config)
+    for read in (load_backbone, load_processor):
+        with pytest.raises(ValueError, match=message) as error:
+            read(BackboneConfig(name, weights=weights))
+        assert not isinstance(error.value, WeightsUnavailable)
+
+
+def unreachable(*args: object, **kwargs: object) -> None:
+    raise ConnectionError("[Errno -2] Name or service not known")
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "model_info", unreachable)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args, **kwargs: None)
+
+
+@pytest.mark.usefixtures("no_hub")
+@pytest.mark.parametrize("read", [load_backbone, load_processor])
+def test_weights_that_cannot_be_had_are_explained_in_two_lines(read: Any) -> None:
+    with pytest.raises(WeightsUnavailable, match="hub cannot be reached") as error:
+        read(BackboneConfig(weights="Qwen/Qwen2.5-VL-7B-Instruct"))
+    text = str(error.value)
+    assert "Qwen/Qwen2.5-VL-7B-Instruct" in text
+    assert "--model.backbone.weights=/path/to/folder" in text
+    assert "tiny_qwen" in text
+    assert text.count("\n") <= 1
+
+
+def test_a_gated_or_absent_repository_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args, **kwargs: None)
+    for kind, message in (
+        (GatedRepoError, "access is restricted"),
+        (RepositoryNotFoundError, "no such repository"),
+    ):
+
+        def refuse(*args: object, kind: type[Exception] = kind, **kwargs: object) -> None:
+            raise kind.__new__(kind, "refused")
+
+        monkeypatch.setattr(huggingface_hub, "model_info", refuse)
+        with pytest.raises(WeightsUnavailable, match=message):
+            load_backbone(BackboneConfig(weights="some/repository"))
+
+
+@pytest.mark.parametrize("weights", ["./nowhere", "/no/such/folder", "~/nothing", "a/b/c"])
+def test_a_folder_that_does_not_exist_is_named(weights: str) -> None:
+    with pytest.raises(WeightsUnavailable, match="there is no such folder") as error:
+        load_backbone(BackboneConfig(weights=weights))
+    assert weights in str(error.value)
+
+
+def test_a_folder_without_weights_is_named(saved: tuple[str, Path], tmp_path: Path) -> None:
+    name, folder = saved
+    with pytest.raises(WeightsUnavailable, match=r"config\.json"):
+        load_backbone(BackboneConfig(name, weights=str(tmp_path)))
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    with pytest.raises(WeightsUnavailable, match=r"model\.safetensors"):
+        load_backbone(BackboneConfig(name, weights=str(tmp_path)))
+
+
+def test_pickled_weights_are_not_read(saved: tuple[str, Path], tmp_path: Path) -> None:
+    name, folder = saved
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    torch.save(load_file(folder / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="safetensors"):
+        load_backbone(BackboneConfig(name, weights=str(tmp_path)))

@@ -1,0 +1,195 @@
+"""Every shipped recipe parses, holds the published settings, and trains on its family's tiny version."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image, ImageDraw
+
+from v1lit.cli.main import main
+from v1lit.cli.recipe import compose, shipped, shipped_recipes
+
+V1G = ("qwen_v1g", "qwen2_vl_v1g", "llava_v1g", "internvl_v1g")
+FEW = [
+    "--run.report_examples=2",
+    "--run.report_batch_size=2",
+    "--run.report_max_new_tokens=4",
+    "--run.pictures=1",
+]
+SMALL = [
+    "--trainer.max_steps=2",
+    "--trainer.val_check_interval=2",
+    "--trainer.check_val_every_n_epoch=1",
+    "--data.batch_size=2",
+    "--data.val_batch_size=2",
+    "--data.num_workers=0",
+    *FEW,
+]
+ON_ONE_CPU = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.strategy=auto"]
+
+
+@pytest.fixture
+def resolved(capsys) -> Callable[..., dict]:
+    def resolved(*arguments: str) -> dict:
+        assert main(["run", *arguments, "--print_config"]) == 0
+        return yaml.safe_load(capsys.readouterr().out)
+
+    return resolved
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> Path:
+    """A folder of parquet files in the published row format: 16 rows to train on and 4 to validate on."""
+    folder = tmp_path_factory.mktemp("v1g")
+    write_rows(folder / "train-00000-of-00001.parquet", 16)
+    write_rows(folder / "val-00000-of-00001.parquet", 4)
+    return folder
+
+
+def write_rows(path: Path, number: int) -> None:
+    rows = [row(f"{path.stem}_{index}", 10 * (index % 5)) for index in range(number)]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def row(name: str, left: int) -> dict:
+    image = Image.new("RGB", (112, 84), "white")
+    box = [left, 20, left + 40, 60]
+    ImageDraw.Draw(image).rectangle(box, fill="red")
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    call = 'detect(query="red box", objects=["<obj1><|region_1|>"])'
+    trace = f"<think>I look. {call} Here.</think><answer>one</answer>"
+    return {
+        "id": name,
+        "image": {"bytes": data.getvalue(), "path": f"{name}.png"},
+        "conversations": [{"from": "human", "value": "<image>\nHow many?"}, {"from": "gpt", "value": trace}],
+        "regions": json.dumps({"<|region_1|>": box}),
+        "image_size": [112, 84],
+        "num_tokens": 60,
+    }
+
+
+# ---------------------------------------------------------------- every file
+
+
+def test_the_recipes_of_the_readme_are_shipped():
+    assert set(shipped_recipes()) == {"tiny_qwen", "tiny_llava", "tiny_internvl", "tiny_qwen_real", *V1G}
+
+
+@pytest.mark.parametrize("path", shipped_recipes().values(), ids=str)
+def test_a_recipe_begins_with_what_it_is_and_how_to_run_it(path):
+    first, second = path.read_text(encoding="utf-8").splitlines()[:2]
+    assert first.startswith("# ")
+    assert second.startswith(f"# Run: lightning run recipes/{path.name}")
+
+
+def test_no_part_is_left_over_and_all_are_parsed():
+    composed = [compose(str(path)) for path in shipped_recipes().values()]
+    used = {Path(origin).resolve() for recipe in composed for origin in recipe.origins.values()}
+    assert used >= {path.resolve() for path in shipped("configs").rglob("*.y*ml")}
+
+
+# ---------------------------------------------------------------- the published run
+
+
+@pytest.mark.parametrize("name", V1G)
+def test_the_published_settings(name, resolved):
+    recipe = resolved(name)
+    model, data, trainer = recipe["model"], recipe["data"], recipe["trainer"]
+    assert model["optimizer"]["lr"] == 3e-5
+    assert model["optimizer"]["betas"] == [0.9, 0.95]
+    assert model["optimizer"]["schedule"] == "linear"
+    assert model["optimizer"]["warmup"] == 0.03
+    assert model["pointer"]["z_weight"] == 1e-5
+    assert model["backbone"]["gradient_checkpointing"] is True
+    assert model["backbone"]["image"]["max_side"] == 672
+    assert data["encoding"]["max_tokens"] == 8192
+    assert data["batch_size"] == 2
+    assert data["source"]["name"] == "v1g"
+    assert trainer["accumulate_grad_batches"] == 4
+    assert trainer["devices"] * trainer["num_nodes"] == 8
+    assert trainer["precision"].startswith("bf16")
+    assert trainer["gradient_clip_val"] == 0.5
+    assert trainer["max_epochs"] == 5
+
+
+def test_the_hub_ids(resolved):
+    assert [resolved(name)["model"]["backbone"]["weights"] for name in V1G] == [
+        "Qwen/Qwen2.5-VL-7B-Instruct",
+        "Qwen/Qwen2-VL-7B-Instruct",
+        "llava-hf/llava-1.5-7b-hf",
+        "OpenGVLab/InternVL3-8B-hf",
+    ]
+
+
+# ---------------------------------------------------------------- two steps of each
+
+
+def the_run(folder: Path) -> Path:
+    (run,) = (folder / "runs").iterdir()
+    return run
+
+
+@pytest.mark.parametrize("name", ["tiny_qwen", "tiny_llava", "tiny_internvl"])
+def test_a_tiny_recipe_trains_and_its_saved_recipe_runs_again(name, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    small = ["--data.source.options.examples=8", "--data.source.options.val_examples=2"]
+    assert main(["run", name, *SMALL, *small]) == 0, capfd.readouterr().err
+    run = the_run(tmp_path)
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["train/steps"] == 2
+    assert {
+        "val/pointer_first_in_region",
+        "val/region_iou",
+        "chance/pointer_first_in_region",
+        "train/seconds",
+    } <= set(metrics)
+    assert (run / "model" / "model.safetensors").is_file()
+    assert list((run / "pictures").glob("*.png"))
+    saved = (run / "recipe.yaml").read_text()
+    for words in ("# command: v1lit run", "# seed: ", "# git: ", "# torch: ", "# v1lit: "):
+        assert words in saved
+    assert str(run.relative_to(tmp_path)) in capfd.readouterr().out
+    if name == "tiny_qwen":  # once is enough: the file is the same kind for all
+        again = tmp_path / "again"
+        again.mkdir()
+        monkeypatch.chdir(again)
+        assert main(["run", str(run / "recipe.yaml"), "--run.name=second"]) == 0
+        repeated = json.loads((again / "runs" / "second" / "metrics.json").read_text())
+        assert repeated["val/loss"] == pytest.approx(metrics["val/loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["tiny_qwen_real", *V1G])
+def test_a_v1g_recipe_trains_on_its_familys_tiny_version(name, rows, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    source = [f"--data.source.path={rows}", "--data.source.folder=shards", "--model.backbone.weights=tiny"]
+    assert main(["run", name, *ON_ONE_CPU, *SMALL, *source]) == 0, capfd.readouterr().err
+    assert json.loads((the_run(tmp_path) / "metrics.json").read_text())["train/steps"] == 2
+
+
+def test_rows_without_a_validation_split_train_all_the_same(rows, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    only = tmp_path / "rows"
+    only.mkdir()
+    write_rows(only / "train-00000-of-00001.parquet", 8)
+    source = [f"--data.source.path={only}", "--data.source.folder=shards"]
+    assert main(["run", "tiny_qwen_real", *SMALL, *source, "--run.name=x"]) == 0
+    assert (tmp_path / "runs/x/model/model.safetensors").is_file()
+
+
+def test_a_run_never_overwrites_another(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/x").mkdir(parents=True)
+    (tmp_path / "runs/x/metrics.json").write_text("{}")
+    assert main(["run", "tiny_qwen", "--run.name=x"]) == 2
+    err = capfd.readouterr().err
+    assert "run.name is 'x'" in err
+    assert "--run.resume" in err
+    assert len(err.strip().splitlines()) <= 2

@@ -1,0 +1,97 @@
+"""Generation on every family: the cache, padding, beams and sampling change nothing they should not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from families import FAMILIES, build, inputs, mixed, processor
+from v1lit.data.batch import Batch, collate
+from v1lit.pointer.model import PointAndCopyModel
+
+MODES = {
+    "greedy": {"do_sample": False},
+    "beams": {"num_beams": 3, "do_sample": False},
+    "beams, all returned": {"num_beams": 3, "num_return_sequences": 3, "do_sample": False},
+    "sampling": {"do_sample": True, "temperature": 0.7, "top_k": 20},
+    "penalty": {"do_sample": False, "repetition_penalty": 1.3},
+}
+
+
+def generate(model: PointAndCopyModel, batch: Batch, **options: object) -> torch.Tensor:
+    torch.manual_seed(0)
+    out = model.generate(
+        **inputs(batch), max_new_tokens=10, min_new_tokens=10, eos_token_id=-1, pad_token_id=0, **options
+    )
+    return out[:, batch.input_ids.shape[1] :]
+
+
+def prompts(family: str, images: tuple[int, ...] = (1, 0, 2)) -> Batch:
+    return collate(mixed(family, images), processor(family).pad_token_id, side="left")
+
+
+def pointy(family: str) -> PointAndCopyModel:
+    """A model that likes to point: its pointer logits are scaled up."""
+    model = build(family)
+    model.pointer_head.query.weight.data.mul_(6.0)
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
+def test_cached_equals_uncached(family: str, mode: dict[str, object]) -> None:
+    model, batch = pointy(family), prompts(family)
+    cached, uncached = (generate(model, batch, use_cache=cache, **mode) for cache in (True, False))
+    assert torch.equal(cached, uncached)
+    assert (cached >= model.config.pointer_start).any()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("mode", ["greedy", "beams"])
+def test_padded_batch_equals_single_rows(family: str, mode: str) -> None:
+    model, images = pointy(family), (1, 0, 2)
+    together = generate(model, prompts(family, images), **MODES[mode])
+    for row, example in enumerate(mixed(family, images)):
+        alone = generate(model, collate([example], 0), **MODES[mode])
+        assert together[row].tolist() == alone[0].tolist()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_is_the_most_likely_next_token_of_a_full_forward_pass(family: str) -> None:
+    model = pointy(family)
+    batch = prompts(family, (1,))
+    ids, banned = batch.input_ids, model.config.image_token_id
+    generated = generate(model, batch, do_sample=False)[0].tolist()
+    for token in generated:
+        with torch.no_grad():
+            logits = model(ids, torch.ones_like(ids), **batch.image_inputs).logits[0, -1]
+        logits[banned] = -torch.inf
+        assert int(logits.argmax()) == token
+        ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_pointer_past_a_rows_own_images_and_no_placeholder(family: str) -> None:
+    model, batch = pointy(family), prompts(family)
+    out = generate(model, batch, do_sample=True, temperature=3.0, num_return_sequences=8)
+    counts = (batch.input_ids == model.config.image_token_id).sum(dim=1).repeat_interleave(8)
+    assert (out < model.config.pointer_start + counts[:, None]).all()
+    assert (out != model.config.image_token_id).all()
+
+
+def test_beams_keep_every_row_with_its_own_images() -> None:
+    """The same question about two images, as one batch, in both orders."""
+    model = pointy("qwen2_5_vl")
+    a, b = mixed("qwen2_5_vl", (1, 1))
+    pad = processor("qwen2_5_vl").pad_token_id
+    forward = generate(model, collate([a, b], pad, side="left"), num_beams=3)
+    backward = generate(model, collate([b, a], pad, side="left"), num_beams=3)
+    assert torch.equal(forward, backward.flip(0))
+    assert not torch.equal(forward[0], forward[1])
+
+
+def test_going_on_from_a_cache_needs_the_memory() -> None:
+    model, batch = build("llava"), prompts("llava", (1,))
+    with torch.no_grad():
+        out = model(**inputs(batch), use_cache=True)
+        with pytest.raises(ValueError, match="pointer_memory"):
+            model(batch.input_ids[:, -1:], past_key_values=out.past_key_values)

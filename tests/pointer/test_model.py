@@ -1,0 +1,242 @@
+"""The plug-in on every family: nothing changes without pointers, and everything is there with them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from families import FAMILIES, build, inputs, mixed, processor, training_batch, with_pointers
+from safetensors import safe_open
+from v1lit.data.batch import collate
+from v1lit.pointer.config import PointerConfig
+from v1lit.pointer.loss import LossInputs, reference_loss
+from v1lit.pointer.model import IGNORE, PointAndCopyModel
+
+OPTIONS = {
+    "default": PointerConfig(),
+    "tied": PointerConfig(tie_heads=True),
+    "narrow": PointerConfig(width=8),
+    "embedding keys, normalized": PointerConfig(key_source="embedding", normalize=True),
+    "gate": PointerConfig(gate=True),
+    "identity": PointerConfig(identity_init=True),
+    "separate": PointerConfig(loss="separate", z_weight=0.0),
+    "smoothed, top-k": PointerConfig(label_smoothing=0.1, z_top_k=10),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_pointers_the_vocabulary_logits_are_the_backbones(family: str) -> None:
+    model = build(family)
+    batch = collate(mixed(family, (1, 2)), processor(family).pad_token_id)
+    extra = {}
+    if family.startswith("qwen"):
+        extra["mm_token_type_ids"] = (batch.input_ids == model.config.image_token_id).int()
+    with torch.no_grad():
+        ours = model(**inputs(batch)).logits
+        theirs = model.backbone(**inputs(batch), **extra).logits
+    kept = batch.attention_mask.bool()
+    torch.testing.assert_close(ours[kept][:, : model.config.pointer_start], theirs[kept], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_token_sees_a_later_one(family: str) -> None:
+    """A decoder whose attention implementation got lost attends in both directions, and says nothing."""
+    model = build(family)
+    batch = training_batch(family, (1,))
+    with torch.no_grad():
+        whole = model(**inputs(batch)).logits
+        cut = model(batch.input_ids[:, :-3], batch.attention_mask[:, :-3], **batch.image_inputs).logits
+    torch.testing.assert_close(whole[:, :-3], cut, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_loss_is_the_reference_on_the_logits(family: str, options: PointerConfig) -> None:
+    model = build(family, options)
+    batch = training_batch(family)
+    out = model(**inputs(batch), labels=batch.labels)
+    with torch.no_grad():
+        logits = model(**inputs(batch)).logits
+    supervised = batch.labels[:, 1:] != IGNORE
+    start = model.config.pointer_start
+    # Logits given as they are: an identity head turns the first V states into the vocabulary logits.
+    flat = logits[:, :-1][supervised]
+    given = LossInputs(flat[:, :start], torch.eye(start), flat[:, start:], batch.labels[:, 1:][supervised], None)
+    expected, _ = reference_loss(given, start, options).total(options.z_weight)
+    torch.testing.assert_close(out.loss, expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(out.predictions, flat.argmax(dim=-1))
+    assert torch.equal(out.targets, batch.labels[:, 1:][supervised])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_of_a_mixed_batch_are_as_on_their_own(family: str) -> None:
+    model = build(family)
+    examples = [with_pointers(e, family, n) for n, e in enumerate(mixed(family, (1, 0, 2)))]
+    pad = processor(family).pad_token_id
+    with torch.no_grad():
+        together = model(**inputs(collate(examples, pad))).logits
+        for row, example in enumerate(examples):
+            alone = model(**inputs(collate([example], pad))).logits
+            tokens, classes = alone.shape[1:]
+            torch.testing.assert_close(together[row : row + 1, :tokens, :classes], alone, rtol=1e-4, atol=1e-4)
+            assert (together[row, :tokens, classes:] == torch.finfo(torch.float32).min).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pointer_copies_the_input_embedding_of_its_image_token(family: str) -> None:
+    """Logits after a pointer to token j equal those after a pointer to another token that holds the same value."""
+    model = build(family)
+    example = with_pointers(mixed(family, (1,))[0], family)
+    batch = collate([example], 0)
+    tokens = len(example.patch_maps[0])
+    values = torch.randn(1, tokens, model.config.get_text_config().hidden_size)
+    values[:, 1] = values[:, 0]
+    start = model.config.pointer_start
+    first = batch.input_ids.masked_fill(batch.input_ids >= start, start)
+    second = batch.input_ids.masked_fill(batch.input_ids >= start, start + 1)
+    other = batch.input_ids.masked_fill(batch.input_ids >= start, start + 2)
+    with torch.no_grad():
+        position_ids = model.family.positions(
+            model.backbone, first.masked_fill(first >= start, 0), batch.attention_mask, **batch.image_inputs
+        )
+        a, b, c = (
+            model(ids, batch.attention_mask, position_ids=position_ids, image_values=values).logits
+            for ids in (first, second, other)
+        )
+    torch.testing.assert_close(a, b)
+    assert not torch.allclose(a, c, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_flow_through_copies_and_keys(family: str) -> None:
+    model = build(family)
+    example = with_pointers(mixed(family, (1,))[0], family)
+    batch = collate([example], 0)
+    values = torch.randn(1, len(example.patch_maps[0]), model.config.get_text_config().hidden_size).requires_grad_()
+    # Only the text behind the last pointer is learned: the way to the values is attention, or the copies.
+    out = model(**inputs(batch), image_values=values, labels=batch.labels)
+    (gradient,) = torch.autograd.grad(out.loss, values, retain_graph=True)
+    assert gradient.abs().sum() > 0
+    out.loss.backward()
+    for name, parameter in model.pointer_head.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("options", [PointerConfig(), PointerConfig(tie_heads=True, width=8)], ids=["default", "tied"])
+def test_saved_and_opened_again_it_is_the_same(family: str, options: PointerConfig, tmp_path: Path) -> None:
+    model = build(family, options)
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").is_file()
+    again, info = PointAndCopyModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    batch = training_batch(family)
+    with torch.no_grad():
+        assert torch.equal(again.eval()(**inputs(batch)).logits, model(**inputs(batch)).logits)
+    assert again.config.to_dict()["pointer"] == model.config.to_dict()["pointer"]
+
+
+def test_tied_embeddings_stay_tied(tmp_path: Path) -> None:
+    model = build("qwen2_5_vl", tiny={"tie_word_embeddings": True})
+    model.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        assert not any("lm_head" in name for name in file.keys())  # noqa: SIM118  not a dict
+    again = PointAndCopyModel.from_pretrained(tmp_path)
+    assert again.get_output_embeddings().weight is again.get_input_embeddings().weight
+    batch = training_batch("qwen2_5_vl")
+    with torch.no_grad():
+        assert torch.equal(again(**inputs(batch)).logits, model(**inputs(batch)).logits)
+
+
+def test_a_gate_changes_nothing_at_the_start() -> None:
+    torch.manual_seed(0)
+    plain, gated = build("qwen2_5_vl"), build("qwen2_5_vl", PointerConfig(gate=True))
+    gated.load_state_dict(plain.state_dict(), strict=False)
+    torch.nn.init.zeros_(gated.pointer_head.gate.weight)
+    gated.get_output_embeddings().weight.data.mul_(2.0)
+    batch = training_batch("qwen2_5_vl")
+    with torch.no_grad():
+        ours, theirs = (m(**inputs(batch)).logits[..., : plain.config.pointer_start] for m in (gated, plain))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_build_doubles_the_head_for_a_gate() -> None:
+    torch.manual_seed(0)
+    plain = PointAndCopyModel.build(_tiny())
+    torch.manual_seed(0)
+    gated = PointAndCopyModel.build(_tiny(), PointerConfig(gate=True))
+    assert torch.equal(gated.get_output_embeddings().weight, 2 * plain.get_output_embeddings().weight)
+    with pytest.raises(ValueError, match="tie"):
+        PointAndCopyModel.build(_tiny(tiny={"tie_word_embeddings": True}), PointerConfig(gate=True))
+
+
+def test_identity_start() -> None:
+    model = PointAndCopyModel.build(_tiny(), PointerConfig(identity_init=True))
+    hidden = model.config.get_text_config().hidden_size
+    assert torch.allclose(model.pointer_head.query.weight, torch.eye(hidden) / hidden**0.5)
+
+
+@pytest.mark.parametrize("part", ["vision", "projector", "language", "pointer"])
+def test_a_frozen_part_does_not_learn(part: str) -> None:
+    model = PointAndCopyModel.build(_tiny(freeze=[part]))
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen
+    marks = {"vision": "visual", "projector": "merger", "language": "language_model", "pointer": "pointer_head"}
+    assert any(marks[part] in name for name in frozen)
+    assert all(marks[part] in name or (part == "language" and "lm_head" in name) for name in frozen)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradient_checkpointing_changes_no_gradient(family: str) -> None:
+    batch = training_batch(family)
+    found = []
+    for checkpointing in (False, True):
+        model = build(family, gradient_checkpointing=checkpointing).train()
+        model(**inputs(batch), labels=batch.labels).loss.backward()
+        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(gradient, found[1][name], msg=name)
+
+
+def test_a_pointer_beyond_the_image_is_refused() -> None:
+    model = build("llava")
+    batch = training_batch("llava", (1,))
+    tokens = int((batch.input_ids == model.config.image_token_id).sum())
+    ids = batch.input_ids.clone()
+    ids[0, -1] = model.config.pointer_start + tokens
+    with pytest.raises(ValueError, match=f"pointer to image token {tokens}, but the row has {tokens}"):
+        model(ids, batch.attention_mask, **batch.image_inputs)
+
+
+def test_features_that_do_not_fit_the_placeholders_are_refused() -> None:
+    model = build("llava")
+    batch = training_batch("llava", (1,))
+    ids = batch.input_ids.clone()
+    ids[0, (ids[0] == model.config.image_token_id).nonzero()[0]] = 7
+    with pytest.raises(ValueError, match=r"gave \d+ image tokens, but the text has \d+ placeholders"):
+        model(ids, batch.attention_mask, **batch.image_inputs)
+
+
+def test_unknown_image_inputs_are_refused() -> None:
+    batch = training_batch("llava", (1,))
+    with pytest.raises(ValueError, match="llava takes the image inputs pixel_values; not image_grid_thw"):
+        build("llava")(**inputs(batch), image_grid_thw=torch.ones(1, 3))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("width", 0), ("label_smoothing", 1.0), ("z_weight", -1.0), ("z_top_k", 0), ("loss_chunk", 0)]
+)
+def test_options_out_of_range_are_refused_by_name(option: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"pointer.{option} is {value}"):
+        replace(PointerConfig(), **{option: value})
+
+
+def _tiny(**options: object):  # noqa: ANN202
+    from v1lit.backbones.config import BackboneConfig
+
+    return BackboneConfig("qwen2_5_vl", **options)  # type: ignore[arg-type]
