@@ -298,13 +298,22 @@ def test_damaged_header_in_the_middle_is_noticed(tmp_path: Path, position: int) 
         list(iter_shard(path))
 
 
-def test_negative_sizes_do_not_hang(tmp_path: Path) -> None:
-    info = tarfile.TarInfo("a.json")
-    info.size = -1024
-    path = tmp_path / "negative.tar"
-    path.write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(10240))
-    with pytest.raises(ShardError, match="negative"):
+@pytest.mark.parametrize("size", [-512, -1024])
+def test_negative_sizes_do_not_hang(tmp_path: Path, size: int) -> None:
+    """tarfile would look for the next header at this one, or further back, for ever."""
+    info = tarfile.TarInfo("b.json")
+    info.size = size
+    path = tar(tmp_path / "negative.tar", [("a.json", b"{}")])
+    path.write_bytes(path.read_bytes()[:1024] + info.tobuf(tarfile.GNU_FORMAT) + bytes(10240))
+    with pytest.raises(ShardError, match=r"'b\.json' has a negative size"):
         Shard(path)
+
+
+def test_sparse_members_are_refused(tmp_path: Path) -> None:
+    sparse = {"GNU.sparse.map": "0,2", "GNU.sparse.size": str(2**20)}
+    path = tar(tmp_path / "sparse.tar", [("a.json", b"{}")], pax_headers=sparse)
+    with pytest.raises(ShardError, match=r"sparse\.tar, example 'a': .* only plain files"):
+        list(iter_shard(path))
 
 
 @pytest.mark.parametrize("content", [b"", b"no tar file at all" * 100, b"\x1f\x8b" + bytes(2000)])

@@ -150,7 +150,8 @@ def _refuse_other_family(backbone: Backbone, content: Mapping[str, Any], weights
         standard = f"{weights}-hf" if not Path(weights).exists() else "OpenGVLab/InternVL3-1B-hf"
         raise ValueError(
             f"{weights} is an InternVL checkpoint with code of its own (model_type internvl_chat), "
-            f"which v1lit does not run; the same weights in the transformers layout are named with -hf at the end: {standard}"
+            "which v1lit does not run; the same weights in the transformers layout are named with -hf at the "
+            f"end: {standard}"
         )
     if model_type != backbone.model_type:
         other = next((name for name in BUILTIN if get_backbone(name).model_type == model_type), None)

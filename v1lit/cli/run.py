@@ -45,7 +45,9 @@ def _run(argv: list[str]) -> None:
     )
 
     if flags & {"--help", "-h"}:
-        RecipeCLI(recipe, parse_only=True).parser.print_help()
+        from v1lit.cli.reference import key_reference
+
+        print(key_reference(RecipeCLI(recipe, parse_only=True).config.as_dict()))
     elif flags:
         print(RecipeCLI(recipe, parse_only=True).resolved(), end="")
     else:

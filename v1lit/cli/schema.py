@@ -9,6 +9,7 @@ import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal, Union
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -81,7 +82,7 @@ def _listed(names: list[str], group: str, like: str = "") -> str:
 
 def subfields(annotation: Any) -> dict[str, Any] | None:
     """Keys of a group with their types, or None where `annotation` is a plain value."""
-    annotation = _without_none(annotation)
+    annotation = without_none(annotation)
     if dataclasses.is_dataclass(annotation):
         hints = typing.get_type_hints(annotation)
         return {field.name: hints[field.name] for field in dataclasses.fields(annotation)}
@@ -92,7 +93,7 @@ def subfields(annotation: Any) -> dict[str, Any] | None:
     return None
 
 
-def _without_none(annotation: Any) -> Any:
+def without_none(annotation: Any) -> Any:
     """`X` for `X | None`, any other type as it is."""
     kinds = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
     union = typing.get_origin(annotation) in (Union, types.UnionType)
@@ -136,7 +137,7 @@ def dataclasses_of(config: Mapping[str, Any]) -> Iterator[tuple[str, Any, dict[s
             inner, value = subfields(annotation), values.get(name)
             if f"{prefix}{name}" in LINKED or inner is None or not isinstance(value, Mapping):
                 continue
-            kind = _without_none(annotation)
+            kind = without_none(annotation)
             if dataclasses.is_dataclass(kind):
                 yield f"{prefix}{name}", kind, dict(value)
             yield from walk(inner, value, f"{prefix}{name}.")
@@ -161,7 +162,14 @@ def describe(annotation: Any) -> str:
     """A type in words: `one of 'joint', 'separate'`, `an integer or null`, ..."""
     if isinstance(annotation, str):
         return annotation
-    words = {int: "an integer", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+    words = {
+        int: "an integer",
+        float: "a number",
+        bool: "true or false",
+        str: "a text",
+        Path: "a path",
+        type(None): "null",
+    }
     if annotation in words:
         return words[annotation]
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)

@@ -78,8 +78,10 @@ class V1DataModule(LightningDataModule):
         return self._processor
 
     def folder(self, split: str) -> Path:
-        """Folder of the shards of `train` or `val`."""
-        return Path(self.source.folder) / split
+        """Folder of the shards of `train` or `val`; a folder of shards without splits is all training data."""
+        root = Path(self.source.folder)
+        unsplit = split == "train" and not (root / "train").is_dir() and (root / INDEX_NAME).is_file()
+        return root if unsplit else root / split
 
     @property
     def has_val(self) -> bool:

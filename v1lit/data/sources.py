@@ -19,9 +19,9 @@ Source = Callable[..., None]
 
 def shards_source(folder: Path, path: str | None) -> None:
     """Shards that are there already."""
-    if not (folder / "train" / INDEX_NAME).is_file():
+    if not any((place / INDEX_NAME).is_file() for place in (folder / "train", folder)):
         raise ValueError(
-            f"data.source.folder is {str(folder)!r}, but {folder / 'train' / INDEX_NAME} does not exist; write shards "
+            f"data.source.folder is {str(folder)!r}, but neither it nor its train/ has an {INDEX_NAME}; write shards "
             "with `v1lit data import` or `v1lit data synth`, or choose data.source.name synthetic or v1g"
         )
 
@@ -47,7 +47,7 @@ def synthetic_source(
     synthesize(folder / "val", examples=val_examples, seed=seed + VAL_SEED, **given)
 
 
-def v1g_source(folder: Path, path: str | None, *, workers: int | None = None, val_fraction: float = 0.0) -> None:
+def v1g_source(folder: Path, path: str | None, *, workers: int | None = None) -> None:
     """Rows in the published v1g format, imported once."""
     from v1lit.data.importers.v1g import import_v1g
 

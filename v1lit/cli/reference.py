@@ -1,0 +1,46 @@
+"""`v1lit run RECIPE --help`: every key with its value in the recipe, what it may be and what it means."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import docstring_parser
+
+from v1lit.cli.schema import LINKED, ROOTS, describe, subfields, without_none
+
+WIDTH = 100
+
+
+def key_reference(config: Mapping[str, Any]) -> str:
+    """One paragraph per key of a parsed recipe."""
+    return "\n".join(_paragraphs(ROOTS, config, "", {"seed_everything": "Seed of every random number."}))
+
+
+def _paragraphs(
+    fields: Mapping[str, Any], values: Mapping[str, Any], prefix: str, meanings: Mapping[str, str]
+) -> Iterator[str]:
+    for name, annotation in fields.items():
+        key, inner = f"{prefix}{name}", subfields(annotation)
+        if key in LINKED:
+            continue
+        if inner is not None:
+            yield from _paragraphs(inner, values[name], f"{key}.", _meanings(without_none(annotation)))
+            continue
+        yield f"--{key}={values[name]!r}   ({describe(annotation)})"
+        text = " ".join(meanings.get(name, "").split())
+        yield from textwrap.wrap(text, WIDTH, initial_indent="    ", subsequent_indent="    ")
+
+
+def _meanings(owner: type) -> dict[str, str]:
+    """What the docstrings say about the keys of a group."""
+    if dataclasses.is_dataclass(owner):
+        parsed = docstring_parser.parse_from_object(owner)
+    else:
+        text: str = owner.__init__.__doc__ or ""  # type: ignore[misc]
+        if text.startswith("Args:"):  # no summary above: give the heading its indentation back
+            text = f"\n    {text}"
+        parsed = docstring_parser.parse(text)
+    return {one.arg_name: one.description or "" for one in parsed.params}
