@@ -106,6 +106,16 @@ MISTAKES = {
 }
 
 
+MISTAKES["missing rows"] = (
+    ["run", "tiny_qwen_real", "--data.source.path=nowhere", "--data.source.folder=shards"],
+    ["nowhere"],
+)
+MISTAKES["null for a value that must be there"] = (
+    ["run", "tiny_qwen", "--data.source.options=null"],
+    ["data.source.options is null", "a mapping"],
+)
+
+
 @pytest.fixture
 def no_weights(monkeypatch):
     def refuse(*args: object, **kwargs: object) -> None:
@@ -146,6 +156,21 @@ def test_a_mistake_in_a_part_names_the_part(tmp_path, monkeypatch, capfd):
     (tmp_path / "r.yaml").write_text("base: tiny_qwen\nmodel: {pointer: p.yaml}\n")
     assert main(["run", "r.yaml"]) == 2
     assert "'model.pointer.gaet' (p.yaml)" in capfd.readouterr().err
+
+
+def test_hub_weights_that_cannot_be_had_name_the_ways_out(no_weights, tmp_path, monkeypatch, capfd):
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise OSError("We couldn't connect to the hub")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("transformers.PreTrainedConfig.get_config_dict", unreachable)
+    one_cpu = ["--trainer.accelerator=cpu", "--trainer.devices=1"]
+    assert main(["run", "qwen_v1g", *one_cpu]) == 2
+    err = capfd.readouterr().err
+    for words in ("Qwen/Qwen2.5-VL-7B-Instruct", "--model.backbone.weights=/path", "tiny_qwen"):
+        assert words in err
+    assert len(err.strip().splitlines()) <= 2
+    assert not list(tmp_path.iterdir())
 
 
 def test_debug_shows_the_traceback(tmp_path, monkeypatch):

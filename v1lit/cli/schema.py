@@ -149,6 +149,10 @@ def type_problem(annotation: Any, value: object) -> str | None:
     """What jsonargparse has against `value` for that type, or None. Interpolations are left to the parser."""
     if annotation is Any or "${" in str(value):
         return None
+    if value is None and type(None) not in typing.get_args(
+        annotation
+    ):  # jsonargparse takes null for any type
+        return "null is not allowed"
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=annotation)
     try:
@@ -210,7 +214,8 @@ def wrong_value(recipe: Recipe, key: str, given: object, problem: str = "") -> s
     said = re.search(
         r"Option '.*' is not accepted|Expected a dot import path string: .*|Import.*fail.*", problem
     )
-    text = f"{key} is {given!r} ({recipe.origin(key)}){nearest(given, map(str, literals(annotation)))}"
+    written = "null" if given is None else repr(given)
+    text = f"{key} is {written} ({recipe.origin(key)}){nearest(given, map(str, literals(annotation)))}"
     if said is not None:
         text += f": {said[0]}"
     return (

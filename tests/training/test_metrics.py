@@ -1,0 +1,63 @@
+"""Metrics against counts done by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from v1lit.training.metrics import PointingMetrics
+
+V = 10
+
+
+def compute(targets: list[int], predictions: list[int]) -> dict[str, float]:
+    metrics = PointingMetrics(V)
+    metrics.update(torch.tensor(targets), torch.tensor(predictions))
+    return {name: float(value) for name, value in metrics.compute().items()}
+
+
+def test_two_regions_by_hand() -> None:
+    #          text  region {3,4,5}  text  region {7}
+    targets = [1, V + 3, V + 4, V + 5, 2, V + 7]
+    predictions = [1, V + 4, V + 4, 6, 3, V + 8]
+    values = compute(targets, predictions)
+    assert values["text_accuracy"] == 0.5
+    assert values["pointer_accuracy"] == 0.25
+    assert values["pointer_first_accuracy"] == 0.0
+    assert values["pointer_first_in_region"] == 0.5
+    # first run: pointed {4}, and text counts as one patch outside; 1 of {3, 4, 5, outside}; second run: 0
+    assert values["region_iou"] == pytest.approx((1 / 4 + 0) / 2)
+
+
+def test_nothing_to_count_is_nan() -> None:
+    values = compute([1, 2], [1, 3])
+    assert values["text_accuracy"] == 0.5
+    assert math.isnan(values["pointer_first_in_region"])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, V + 8), st.integers(0, V + 8)), min_size=1, max_size=30))
+def test_equals_plain_counting(pairs: list[tuple[int, int]]) -> None:
+    targets, predictions = (list(side) for side in zip(*pairs, strict=True))
+    runs: list[list[int]] = []
+    for place, target in enumerate(targets):
+        if target >= V:
+            if place > 0 and targets[place - 1] >= V:
+                runs[-1].append(place)
+            else:
+                runs.append([place])
+    inside = [predictions[run[0]] in {targets[p] for p in run} for run in runs]
+    overlaps = []
+    for run in runs:
+        true = {targets[p] for p in run}
+        pointed = {predictions[p] if predictions[p] >= V else -1 for p in run}
+        overlaps.append(len(true & pointed) / len(true | pointed))
+    values = compute(targets, predictions)
+    if runs:
+        assert values["pointer_first_in_region"] == pytest.approx(sum(inside) / len(runs))
+        assert values["region_iou"] == pytest.approx(sum(overlaps) / len(runs))
+    else:
+        assert math.isnan(values["region_iou"])

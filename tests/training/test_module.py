@@ -1,0 +1,199 @@
+"""Training: it learns, resumes exactly, stops at what is not a number, and logs what it should."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback
+from v1lit.data.batch import Batch
+from v1lit.pointer.config import PointerConfig
+from v1lit.pointer.model import PointAndCopyOutput
+from v1lit.training.module import NonFiniteLoss, V1Module
+from v1lit.training.run import trainer_defaults
+
+
+class Seen(Callback):
+    """Notes the examples of every training batch."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[str, ...]] = []
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Batch, batch_idx: int) -> None:
+        self.batches.append(batch.ids)
+
+
+def weights(module: V1Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in module.model.named_parameters()}
+
+
+def test_the_loss_falls(make_data: Any, make_module: Any, make_trainer: Any) -> None:
+    module, data = make_module(), make_data()
+    losses: list[float] = []
+
+    class Note(Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            losses.append(outputs["loss"].item())
+
+    make_trainer(max_epochs=5, callbacks=[Note()]).fit(module, datamodule=data)
+    assert len(losses) == 30
+    assert sum(losses[-6:]) < 0.9 * sum(losses[:6])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_every_example_once_per_epoch_in_an_order_of_seed_and_epoch(
+    make_data: Any, make_module: Any, make_trainer: Any, num_workers: int
+) -> None:
+    found = []
+    for _ in range(2):
+        seen = Seen()
+        make_trainer(max_epochs=2, callbacks=[seen], limit_val_batches=0).fit(
+            make_module(), datamodule=make_data(num_workers=num_workers)
+        )
+        found.append(seen.batches)
+    assert found[0] == found[1]
+    epochs = [sorted(sum(found[0][:6], ())), sorted(sum(found[0][6:], ()))]
+    assert len(set(epochs[0])) == 24
+    assert epochs[0] == epochs[1]
+    assert found[0][:6] != found[0][6:]
+
+
+@pytest.mark.parametrize("stop", [4, 6, 8], ids=["inside the first epoch", "at its end", "inside the second"])
+def test_resumed_weights_equal_those_of_a_run_that_never_stopped(
+    make_data: Any, make_module: Any, make_trainer: Any, tmp_path: Path, stop: int
+) -> None:
+    whole = make_module()
+    seen = Seen()
+    make_trainer(max_steps=10, max_epochs=-1, callbacks=[seen]).fit(whole, datamodule=make_data())
+
+    class StopAt(Callback):
+        """Ends the first part while the schedule still counts on 10 steps."""
+
+        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+            if trainer.global_step == stop:
+                trainer.save_checkpoint(tmp_path / "part.ckpt")
+                trainer.should_stop = True
+
+    first, second = Seen(), Seen()
+    make_trainer(max_steps=10, max_epochs=-1, callbacks=[first, StopAt()]).fit(make_module(), datamodule=make_data())
+    resumed = make_module()
+    make_trainer(max_steps=10, max_epochs=-1, callbacks=[second]).fit(
+        resumed, datamodule=make_data(), ckpt_path=tmp_path / "part.ckpt", weights_only=True
+    )
+    assert first.batches + second.batches == seen.batches
+    expected = weights(whole)
+    for name, value in weights(resumed).items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_a_checkpoint_opens_without_running_code(
+    make_data: Any, make_module: Any, make_trainer: Any, tmp_path: Path
+) -> None:
+    trainer = make_trainer(max_steps=1)
+    trainer.fit(make_module(), datamodule=make_data())
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    assert "state_dict" in torch.load(tmp_path / "one.ckpt", weights_only=True)
+
+
+def spoil(module: V1Module, at: set[int]) -> V1Module:
+    """Make the loss of these batches NaN."""
+    module.configure_model()
+    plain = module.model.forward
+    count = -1
+
+    def forward(*args: Any, **kwargs: Any) -> PointAndCopyOutput:
+        nonlocal count
+        out = plain(*args, **kwargs)
+        if module.training:
+            count += 1
+            if count in at:
+                out.loss = out.loss * float("nan")
+        return out
+
+    module.model.forward = forward  # type: ignore[method-assign]
+    return module
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_examples(
+    make_data: Any, make_module: Any, make_trainer: Any
+) -> None:
+    seen = Seen()
+    with pytest.raises(NonFiniteLoss) as error:
+        make_trainer(max_steps=6, callbacks=[seen]).fit(spoil(make_module(), {2}), datamodule=make_data())
+    assert len(seen.batches) == 3
+    assert all(example in str(error.value) for example in seen.batches[2])
+    assert "the loss is nan at step 2" in str(error.value)
+
+
+def test_or_it_is_skipped_and_counted_up_to_a_limit(make_data: Any, make_module: Any, make_trainer: Any) -> None:
+    module = spoil(make_module(on_nonfinite="skip", max_nonfinite=2), {1, 3})
+    trainer = make_trainer(max_epochs=1)
+    trainer.fit(module, datamodule=make_data())
+    assert module.nonfinite == 2
+    assert trainer.global_step == 4
+    assert all(torch.isfinite(value).all() for value in weights(module).values())
+    with pytest.raises(NonFiniteLoss, match="max_nonfinite=2"):
+        make_trainer(max_epochs=1).fit(
+            spoil(make_module(on_nonfinite="skip", max_nonfinite=2), {1, 2, 3}), datamodule=make_data()
+        )
+
+
+def test_everything_promised_is_logged(make_data: Any, make_module: Any, make_trainer: Any, tmp_path: Path) -> None:
+    options = trainer_defaults(tmp_path)
+    options["callbacks"] = options["callbacks"][:-1]  # no progress bar
+    make_trainer(
+        max_epochs=1, log_every_n_steps=2, gradient_clip_val=1.0, enable_checkpointing=True, **options
+    ).fit(make_module(), datamodule=make_data())
+    with (tmp_path / "csv" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    logged = {name for row in rows for name, value in row.items() if value}
+    assert logged >= {
+        "train/loss", "train/loss_joint", "train/loss_z", "train/learning_rate", "train/gradient_norm",
+        "train/pointer_accuracy", "train/pointer_first_accuracy", "train/pointer_first_in_region",
+        "train/region_iou", "train/text_accuracy", "train/tokens_per_second", "train/examples_per_second",
+        "train/padding_share", "val/loss", "val/forced_pointer_accuracy", "val/forced_pointer_first_accuracy",
+        "val/forced_pointer_first_in_region", "val/forced_region_iou", "val/forced_text_accuracy",
+    }  # fmt: skip
+    assert list((tmp_path / "tensorboard").glob("events.*"))
+    shares = [float(row["train/padding_share"]) for row in rows if row.get("train/padding_share")]
+    assert all(0 <= share < 0.6 for share in shares)
+
+
+def test_the_validation_loss_is_the_mean_over_all_positions(
+    make_data: Any, make_module: Any, make_trainer: Any
+) -> None:
+    """Batches of 4 and 2 examples: not the mean of two means."""
+    found = []
+    for size in (4, 6):
+        module = make_module()
+        trainer = make_trainer()
+        trainer.validate(module, datamodule=make_data(val_batch_size=size), verbose=False)
+        found.append(trainer.callback_metrics["val/loss"].item())
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_the_same_seed_gives_the_same_weights(make_module: Any) -> None:
+    first, second, other = make_module(), make_module(), make_module(init_seed=1)
+    torch.manual_seed(1)
+    first.configure_model()
+    torch.manual_seed(2)
+    for module in (second, other):
+        module.configure_model()
+    a, b, c = weights(first), weights(second), weights(other)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not all(torch.equal(a[name], c[name]) for name in a)
+
+
+def test_separate_losses_train_as_well(make_data: Any, make_module: Any, make_trainer: Any) -> None:
+    module = make_module(pointer=PointerConfig(loss="separate", z_weight=0.0))
+    trainer = make_trainer(max_steps=2)
+    trainer.fit(module, datamodule=make_data())
+    assert {"train/loss_text", "train/loss_pointer"} <= set(trainer.logged_metrics)
+
+
+def test_a_schedule_without_an_end_is_refused(make_data: Any, make_module: Any, make_trainer: Any) -> None:
+    with pytest.raises(ValueError, match=r"needs to know its end; set trainer.max_steps or trainer.max_epochs"):
+        make_trainer(max_epochs=-1).fit(make_module(), datamodule=make_data())
