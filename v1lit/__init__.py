@@ -51,7 +51,7 @@ _PLACES = {
     "register_backbone": "v1lit.backbones.registry",
 }
 
-__all__ = ["__version__", *_PLACES]  # noqa: PLE0604
+__all__ = ["__version__", *_PLACES]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.processor import Processor, load_processor
 from v1lit.data.batch import collate
@@ -22,7 +23,9 @@ from v1lit.data.stream import ShardDataset
 from v1lit.grounding.patch_map import region_tokens
 from v1lit.grounding.region import Region
 
-TEXT = 'I look. detect(query="it", objects=["<obj1><|region_1|>"])\nThen <obj1>. </think><answer>left</answer>'
+TEXT = (
+    'I look. detect(query="it", objects=["<obj1><|region_1|>"])\nThen <obj1>. </think><answer>left</answer>'
+)
 
 
 def png(width: int, height: int) -> bytes:
@@ -31,7 +34,9 @@ def png(width: int, height: int) -> bytes:
     return buffer.getvalue()
 
 
-def make_example(text: str = TEXT, box: tuple[float, ...] = (20, 30, 100, 90), size: tuple[int, int] = (168, 112)) -> Example:
+def make_example(
+    text: str = TEXT, box: tuple[float, ...] = (20, 30, 100, 90), size: tuple[int, int] = (168, 112)
+) -> Example:
     return Example(
         id="one",
         images=(read_header(png(*size)),),
@@ -57,7 +62,9 @@ def test_a_region_becomes_its_pointers(processor: Processor) -> None:
 
 
 def test_without_coordinates_only_pointers_are_written(processor: Processor) -> None:
-    text = processor.decode(encode(make_example(), processor, EncodingConfig(coordinates=False)).input_ids.tolist())
+    text = processor.decode(
+        encode(make_example(), processor, EncodingConfig(coordinates=False)).input_ids.tolist()
+    )
     assert "<obj1><region><|copy_6|>" in text
     assert "0.12" not in text
 
@@ -78,7 +85,9 @@ def test_the_published_way_learns_all_but_images(processor: Processor) -> None:
     before, after = processor.backbone.chat.image
     marks = torch.isin(
         encoded.input_ids,
-        torch.tensor([processor.image_token_id, *processor.encode_text(before), *processor.encode_text(after)]),
+        torch.tensor(
+            [processor.image_token_id, *processor.encode_text(before), *processor.encode_text(after)]
+        ),
     )
     assert torch.equal(learned, ~marks)
 
@@ -105,7 +114,9 @@ def test_nothing_is_cut_inside_an_image_or_a_region(processor: Processor, limit:
 
 
 def test_an_image_that_does_not_fit_is_refused_by_name(processor: Processor) -> None:
-    with pytest.raises(EncodingError, match=r"image 0 of example 'one' needs tokens \d+ to \d+ .* may hold 24"):
+    with pytest.raises(
+        EncodingError, match=r"image 0 of example 'one' needs tokens \d+ to \d+ .* may hold 24"
+    ):
         encode(make_example(), processor, EncodingConfig(max_tokens=24))
 
 
@@ -151,7 +162,10 @@ def test_a_prompt_ends_where_the_answer_begins(processor: Processor) -> None:
 
 
 def test_collate_pads_rows_and_keeps_images_in_order(processor: Processor) -> None:
-    a, b = encode(make_example(), processor, EncodingConfig()), encode(make_example("yes"), processor, EncodingConfig())
+    a, b = (
+        encode(make_example(), processor, EncodingConfig()),
+        encode(make_example("yes"), processor, EncodingConfig()),
+    )
     for side in ("left", "right"):
         batch = collate([a, b], processor.pad_token_id, side=side)
         assert batch.input_ids.shape == (2, len(a.input_ids))
@@ -161,13 +175,18 @@ def test_collate_pads_rows_and_keeps_images_in_order(processor: Processor) -> No
             assert torch.equal(batch.input_ids[row][kept], one.input_ids)
             assert torch.equal(batch.labels[row][kept], one.labels)
             assert (batch.labels[row][~kept] == IGNORE).all()
-        assert torch.equal(batch.image_inputs["pixel_values"][: len(a.image_inputs["pixel_values"])], a.image_inputs["pixel_values"])
+        assert torch.equal(
+            batch.image_inputs["pixel_values"][: len(a.image_inputs["pixel_values"])],
+            a.image_inputs["pixel_values"],
+        )
         assert batch.image_inputs["image_grid_thw"].shape == (2, 3)
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "llava", "internvl"])
 def test_real_rows_encode_on_every_family(family: str, shared: Path, tmp_path: Path) -> None:
-    import_v1g(shared / "data/v1g_real/val-00000-of-00001.parquet", tmp_path / "out", workers=1, progress=False)
+    import_v1g(
+        shared / "data/v1g_real/val-00000-of-00001.parquet", tmp_path / "out", workers=1, progress=False
+    )
     processor = load_processor(BackboneConfig(family))
     for number, example in enumerate(ShardDataset(tmp_path / "out", shuffle=False)):
         encoded = encode(example, processor, EncodingConfig())

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.pointer.published import save_published
 
@@ -56,7 +57,9 @@ def test_logits_equal_the_published_ones(golden: Path) -> None:
 def test_loss_and_gradients_equal_the_published_ones(golden: Path) -> None:
     model = PointAndCopyModel.from_published(golden).train()
     inputs, expected = load_file(golden / "inputs.safetensors"), load_file(golden / "expected.safetensors")
-    out = model(inputs["input_ids"], inputs["attention_mask"], labels=inputs["labels"], **image_inputs(inputs))
+    out = model(
+        inputs["input_ids"], inputs["attention_mask"], labels=inputs["labels"], **image_inputs(inputs)
+    )
     out.loss.backward()
     assert relative_error(out.loss.detach(), expected["loss"][0]) < 1e-4
     parts = {"joint": "gen_loss", "text": "gen_loss", "pointer": "copy_loss", "z": "z_loss"}

@@ -7,6 +7,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from PIL import Image
+
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.processor import Processor, load_processor
 from v1lit.data.batch import Batch, collate
@@ -25,7 +26,9 @@ def processor(family: str) -> Processor:
     return load_processor(BackboneConfig(family))
 
 
-def build(family: str, pointer: PointerConfig | None = None, seed: int = 0, **options: object) -> PointAndCopyModel:
+def build(
+    family: str, pointer: PointerConfig | None = None, seed: int = 0, **options: object
+) -> PointAndCopyModel:
     """A tiny model with large random weights, so that its decisions are far from ties."""
     torch.manual_seed(seed)
     model = PointAndCopyModel.build(BackboneConfig(family, **options), pointer)  # type: ignore[arg-type]
@@ -49,7 +52,9 @@ def prompt(family: str, images: int, seed: int = 0, words: str = "Where is it?")
 
 def mixed(family: str, images: tuple[int, ...] = (1, 0, 2)) -> list[Encoded]:
     """Prompts with these numbers of images, of different lengths."""
-    return [prompt(family, n, seed=3 * row, words="Where is it? " * (row + 1)) for row, n in enumerate(images)]
+    return [
+        prompt(family, n, seed=3 * row, words="Where is it? " * (row + 1)) for row, n in enumerate(images)
+    ]
 
 
 def with_pointers(example: Encoded, family: str, seed: int = 0) -> Encoded:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from families import FAMILIES, build, inputs, mixed, processor
+
 from v1lit.data.batch import Batch, collate
 from v1lit.pointer.model import PointAndCopyModel
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.loss import LossInputs, LossTerms, cross_entropy, pointer_loss, reference_loss
 
@@ -23,11 +24,17 @@ OPTIONS = {
 }
 
 
-def make_inputs(seed: int, positions: int, pointers: int = POINTERS, share: float = 0.4, gate: bool = False) -> LossInputs:
+def make_inputs(
+    seed: int, positions: int, pointers: int = POINTERS, share: float = 0.4, gate: bool = False
+) -> LossInputs:
     """Random double-precision inputs; rows have between one and all pointers."""
     random = torch.Generator().manual_seed(seed)
     scores = torch.randn(positions, pointers, generator=random).double()
-    available = torch.randint(1, pointers + 1, (positions,), generator=random) if pointers else torch.zeros(positions).long()
+    available = (
+        torch.randint(1, pointers + 1, (positions,), generator=random)
+        if pointers
+        else torch.zeros(positions).long()
+    )
     mask = torch.arange(pointers)[None] >= available[:, None]
     is_pointer = (torch.rand(positions, generator=random) < share) & (available > 0)
     text = torch.randint(0, START, (positions,), generator=random)

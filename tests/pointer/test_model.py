@@ -9,6 +9,7 @@ import pytest
 import torch
 from families import FAMILIES, build, inputs, mixed, processor, training_batch, with_pointers
 from safetensors import safe_open
+
 from v1lit.data.batch import collate
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.loss import LossInputs, reference_loss
@@ -37,7 +38,9 @@ def test_without_pointers_the_vocabulary_logits_are_the_backbones(family: str) -
         ours = model(**inputs(batch)).logits
         theirs = model.backbone(**inputs(batch), **extra).logits
     kept = batch.attention_mask.bool()
-    torch.testing.assert_close(ours[kept][:, : model.config.pointer_start], theirs[kept], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        ours[kept][:, : model.config.pointer_start], theirs[kept], rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -63,7 +66,9 @@ def test_loss_is_the_reference_on_the_logits(family: str, options: PointerConfig
     start = model.config.pointer_start
     # Logits given as they are: an identity head turns the first V states into the vocabulary logits.
     flat = logits[:, :-1][supervised]
-    given = LossInputs(flat[:, :start], torch.eye(start), flat[:, start:], batch.labels[:, 1:][supervised], None)
+    given = LossInputs(
+        flat[:, :start], torch.eye(start), flat[:, start:], batch.labels[:, 1:][supervised], None
+    )
     expected, _ = reference_loss(given, start, options).total(options.z_weight)
     torch.testing.assert_close(out.loss, expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(out.predictions, flat.argmax(dim=-1))
@@ -80,7 +85,9 @@ def test_rows_of_a_mixed_batch_are_as_on_their_own(family: str) -> None:
         for row, example in enumerate(examples):
             alone = model(**inputs(collate([example], pad))).logits
             tokens, classes = alone.shape[1:]
-            torch.testing.assert_close(together[row : row + 1, :tokens, :classes], alone, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(
+                together[row : row + 1, :tokens, :classes], alone, rtol=1e-4, atol=1e-4
+            )
             assert (together[row, :tokens, classes:] == torch.finfo(torch.float32).min).all()
 
 
@@ -114,7 +121,9 @@ def test_gradients_flow_through_copies_and_keys(family: str) -> None:
     model = build(family)
     example = with_pointers(mixed(family, (1,))[0], family)
     batch = collate([example], 0)
-    values = torch.randn(1, len(example.patch_maps[0]), model.config.get_text_config().hidden_size).requires_grad_()
+    values = torch.randn(
+        1, len(example.patch_maps[0]), model.config.get_text_config().hidden_size
+    ).requires_grad_()
     # Only the text behind the last pointer is learned: the way to the values is attention, or the copies.
     out = model(**inputs(batch), image_values=values, labels=batch.labels)
     (gradient,) = torch.autograd.grad(out.loss, values, retain_graph=True)
@@ -126,7 +135,9 @@ def test_gradients_flow_through_copies_and_keys(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("options", [PointerConfig(), PointerConfig(tie_heads=True, width=8)], ids=["default", "tied"])
+@pytest.mark.parametrize(
+    "options", [PointerConfig(), PointerConfig(tie_heads=True, width=8)], ids=["default", "tied"]
+)
 def test_saved_and_opened_again_it_is_the_same(family: str, options: PointerConfig, tmp_path: Path) -> None:
     model = build(family, options)
     model.save_pretrained(tmp_path)
@@ -185,7 +196,12 @@ def test_a_frozen_part_does_not_learn(part: str) -> None:
     model = PointAndCopyModel.build(_tiny(freeze=[part]))
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert frozen
-    marks = {"vision": "visual", "projector": "merger", "language": "language_model", "pointer": "pointer_head"}
+    marks = {
+        "vision": "visual",
+        "projector": "merger",
+        "language": "language_model",
+        "pointer": "pointer_head",
+    }
     assert any(marks[part] in name for name in frozen)
     assert all(marks[part] in name or (part == "language" and "lm_head" in name) for name in frozen)
 
@@ -229,14 +245,15 @@ def test_unknown_image_inputs_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("width", 0), ("label_smoothing", 1.0), ("z_weight", -1.0), ("z_top_k", 0), ("loss_chunk", 0)]
+    ("option", "value"),
+    [("width", 0), ("label_smoothing", 1.0), ("z_weight", -1.0), ("z_top_k", 0), ("loss_chunk", 0)],
 )
 def test_options_out_of_range_are_refused_by_name(option: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"pointer.{option} is {value}"):
         replace(PointerConfig(), **{option: value})
 
 
-def _tiny(**options: object):  # noqa: ANN202
+def _tiny(**options: object):
     from v1lit.backbones.config import BackboneConfig
 
     return BackboneConfig("qwen2_5_vl", **options)  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lightning import Trainer
+
 from v1lit.backbones.config import BackboneConfig
 from v1lit.data.config import EncodingConfig, SourceConfig
 from v1lit.data.datamodule import V1DataModule
@@ -20,13 +21,15 @@ from v1lit.training.optimizer import OptimizerConfig
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 training and 6 held-out scenes."""
     folder = tmp_path_factory.mktemp("scenes")
-    synthesize(folder / "train", examples=24, image_size=(112, 112), workers=1, progress=False, shard_examples=10)
+    synthesize(
+        folder / "train", examples=24, image_size=(112, 112), workers=1, progress=False, shard_examples=10
+    )
     synthesize(folder / "val", examples=6, seed=1, image_size=(112, 112), workers=1, progress=False)
     return folder
 
 
 @pytest.fixture
-def make_data(scenes: Path):  # noqa: ANN201
+def make_data(scenes: Path):
     def make(**options: Any) -> V1DataModule:
         return V1DataModule(
             BackboneConfig("qwen2_5_vl"),
@@ -39,7 +42,7 @@ def make_data(scenes: Path):  # noqa: ANN201
 
 
 @pytest.fixture
-def make_module():  # noqa: ANN201
+def make_module():
     def make(**options: Any) -> V1Module:
         return V1Module(
             BackboneConfig("qwen2_5_vl"), optimizer=OptimizerConfig(lr=1e-3, schedule="linear"), **options
@@ -49,7 +52,7 @@ def make_module():  # noqa: ANN201
 
 
 @pytest.fixture
-def make_trainer(tmp_path: Path):  # noqa: ANN201
+def make_trainer(tmp_path: Path):
     def make(**options: Any) -> Trainer:
         torch.manual_seed(0)
         quiet = {

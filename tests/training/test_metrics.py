@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from v1lit.training.metrics import PointingMetrics
 
 V = 10

@@ -82,7 +82,9 @@ def collate(examples: Sequence[Encoded], pad_id: int, side: Literal["left", "rig
         attention_mask=mask,
         labels=labels,
         image_inputs={
-            name: torch.cat([example.image_inputs[name] for example in examples if name in example.image_inputs])
+            name: torch.cat(
+                [example.image_inputs[name] for example in examples if name in example.image_inputs]
+            )
             for name in sorted(names)
         },
         unseen=sum(len(example.unseen) for example in examples),

@@ -55,7 +55,9 @@ class V1DataModule(LightningDataModule):
         """
         super().__init__()
         if batch_size < 1 or (val_batch_size or 1) < 1:
-            raise ValueError(f"data.batch_size is {batch_size} and data.val_batch_size {val_batch_size}; both must be positive")
+            raise ValueError(
+                f"data.batch_size is {batch_size} and data.val_batch_size {val_batch_size}; both must be positive"
+            )
         if num_workers < 0:
             raise ValueError(f"data.num_workers is {num_workers}; give 0 or more")
         self.backbone = backbone
@@ -183,7 +185,9 @@ class _TrainLoader(DataLoader[Batch]):
 
     def __len__(self) -> int:
         assert self.batch_size is not None
-        return max(1, self.num_workers) * math.ceil(self.dataset.per_reader(self.num_workers) / self.batch_size)
+        return max(1, self.num_workers) * math.ceil(
+            self.dataset.per_reader(self.num_workers) / self.batch_size
+        )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # DataLoader promises its own iterator class
         trainer = self._module.trainer

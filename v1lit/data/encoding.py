@@ -86,7 +86,11 @@ def encode(example: Example, processor: Processor, config: EncodingConfig) -> En
 
 
 def encode_prompt(
-    name: str, messages: Sequence[Message], images: Sequence[Image.Image], processor: Processor, config: EncodingConfig
+    name: str,
+    messages: Sequence[Message],
+    images: Sequence[Image.Image],
+    processor: Processor,
+    config: EncodingConfig,
 ) -> Encoded:
     """A conversation that ends with the user's turn, up to where the assistant's answer begins, for generation.
 
@@ -94,7 +98,9 @@ def encode_prompt(
     """
     marks = sum(message.content.count(IMAGE_MARKER) for message in messages)
     if marks != len(images):
-        raise EncodingError(f"{name!r} has {len(images)} images, but {marks} {IMAGE_MARKER} marks in its messages")
+        raise EncodingError(
+            f"{name!r} has {len(images)} images, but {marks} {IMAGE_MARKER} marks in its messages"
+        )
     writer = _write(messages, images, {}, processor, config)
     writer.mark(processor.backbone.chat.marks("assistant")[0])
     if len(writer.ids) > config.max_tokens:
@@ -156,7 +162,11 @@ class _Writer:
     def region(self, name: str, region: Region, learn: bool) -> None:
         """`<region>[x1, y1, x2, y2]pointers</region>`."""
         start = len(self.ids)
-        coordinates = format_box(region.box, self.patch_maps[region.image].image_size) if self.config.coordinates else ""
+        coordinates = (
+            format_box(region.box, self.patch_maps[region.image].image_size)
+            if self.config.coordinates
+            else ""
+        )
         self.text("<region>" + coordinates, learn)
         pointers = region_tokens(self.patch_maps, region)
         first = len(self.ids)

@@ -43,7 +43,9 @@ def synthetic_source(
 
     given: dict[str, Any] = {"look": look, "image_size": image_size, "kinds": kinds}
     given = {name: value for name, value in given.items() if value is not None}
-    synthesize(folder / "train", examples=examples, seed=seed, questions_per_scene=questions_per_scene, **given)
+    synthesize(
+        folder / "train", examples=examples, seed=seed, questions_per_scene=questions_per_scene, **given
+    )
     synthesize(folder / "val", examples=val_examples, seed=seed + VAL_SEED, **given)
 
 
@@ -52,7 +54,9 @@ def v1g_source(folder: Path, path: str | None, *, workers: int | None = None) ->
     from v1lit.data.importers.v1g import import_v1g
 
     if path is None:
-        raise ValueError("data.source.name is 'v1g', which needs data.source.path: a parquet file, a folder or a hub id")
+        raise ValueError(
+            "data.source.name is 'v1g', which needs data.source.path: a parquet file, a folder or a hub id"
+        )
     import_v1g(path, folder, workers=workers)
 
 

@@ -50,8 +50,8 @@ class Prediction:
 class Predictor:
     """A trained model with its processor.
 
-        predictor = v1lit.load("runs/tiny_qwen/model")
-        prediction = predictor("scene.png", "Where is the red circle?")
+    predictor = v1lit.load("runs/tiny_qwen/model")
+    prediction = predictor("scene.png", "Where is the red circle?")
     """
 
     def __init__(self, model: PointAndCopyModel, processor: Processor) -> None:
@@ -121,7 +121,9 @@ def load(folder: str | Path, dtype: str = "auto", device: str = "cpu", **kwargs:
     """Open an exported model folder. `dtype` as in transformers; further options go to `from_pretrained`."""
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is not an exported model: it has no config.json; give the run's `model` folder")
+        raise ValueError(
+            f"{folder} is not an exported model: it has no config.json; give the run's `model` folder"
+        )
     model = PointAndCopyModel.from_pretrained(folder, dtype=dtype, **kwargs).to(torch.device(device))
     return Predictor(model, Processor.from_pretrained(folder))
 

@@ -35,13 +35,17 @@ class PointerConfig:
 
     def __post_init__(self) -> None:
         if self.width is not None and self.width < 1:
-            raise ValueError(f"pointer.width is {self.width}; give a positive width, or null for the hidden size")
+            raise ValueError(
+                f"pointer.width is {self.width}; give a positive width, or null for the hidden size"
+            )
         if not 0.0 <= self.label_smoothing < 1.0:
             raise ValueError(f"pointer.label_smoothing is {self.label_smoothing}; it must lie in [0, 1)")
         if self.z_weight < 0.0:
             raise ValueError(f"pointer.z_weight is {self.z_weight}; it must not be negative")
         if self.z_top_k is not None and self.z_top_k < 1:
-            raise ValueError(f"pointer.z_top_k is {self.z_top_k}; give a positive count, or null for all logits")
+            raise ValueError(
+                f"pointer.z_top_k is {self.z_top_k}; give a positive count, or null for all logits"
+            )
         if self.loss_chunk < 1:
             raise ValueError(f"pointer.loss_chunk is {self.loss_chunk}; it must be positive")
         if self.loss == "separate" and self.z_weight > 0.0:

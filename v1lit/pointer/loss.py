@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from v1lit.pointer.config import PointerConfig
@@ -111,7 +111,11 @@ def _chunk(
     else:
         sums = {"joint": cross_entropy(logits, labels, config.label_smoothing)}
         if config.z_weight > 0:
-            top = logits if config.z_top_k is None else logits.topk(min(config.z_top_k, logits.shape[-1])).values
+            top = (
+                logits
+                if config.z_top_k is None
+                else logits.topk(min(config.z_top_k, logits.shape[-1])).values
+            )
             sums["z"] = top.logsumexp(dim=-1).square().sum()
     return sums, predictions
 

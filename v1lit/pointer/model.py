@@ -8,7 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.cache_utils import Cache
 from transformers.utils.generic import ModelOutput
 
@@ -223,7 +229,9 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
                 position_ids = self.family.positions(self.backbone, safe_ids, attention_mask, **image_inputs)
         else:
             if pointer_memory is None:
-                raise ValueError("going on from a cache needs pointer_memory, as the forward pass that filled it gave it")
+                raise ValueError(
+                    "going on from a cache needs pointer_memory, as the forward pass that filled it gave it"
+                )
             embeddings = self._embed_next(input_ids, pointer_memory)
 
         decoded = self.backbone.get_decoder()(
@@ -263,7 +271,9 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
         """Input embeddings of the image tokens, `[batch, pointers, hidden]`."""
         pixels = image_inputs.get(self.family.image_inputs[0])
         if pixels is None or pixels.shape[0] == 0:
-            return slots.pad(self.get_input_embeddings().weight.new_zeros(0, self.config.get_text_config().hidden_size))
+            return slots.pad(
+                self.get_input_embeddings().weight.new_zeros(0, self.config.get_text_config().hidden_size)
+            )
         features = self.family.encode_images(self.backbone, **image_inputs)
         return slots.pad(features.to(self.get_input_embeddings().weight.dtype))
 
@@ -325,7 +335,9 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
         if kwargs.get("image_values") is None:
             kwargs["image_values"] = self._image_values(slots, image_inputs, input_ids)
         if kwargs.get("position_ids") is None:
-            kwargs["position_ids"] = self.family.positions(self.backbone, safe_ids, attention_mask, **image_inputs)
+            kwargs["position_ids"] = self.family.positions(
+                self.backbone, safe_ids, attention_mask, **image_inputs
+            )
         return super().generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
     def _update_model_kwargs_for_generation(

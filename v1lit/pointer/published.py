@@ -33,15 +33,36 @@ _PREFIXES = (
     ("_copy_head.", "pointer_head.query."),
     ("gate.", "pointer_head.gate."),
 )
-_OPTIONS = (
-    "copy_extraction_layer copy_hidden_size copy_scaler copy_token_num copy_token_start do_copy label_smoothing "
-    "normalize_copy_states region_token_id separate_copy_loss tie_copy_heads tf_legacy_loss use_cfg "
-    "use_embeddings_as_keys use_gate z_loss_top_k z_loss_weight architectures model_type transformers_version "
-    "_attn_implementation_autoset _name_or_path torch_dtype"
-).split()
+_OPTIONS = [
+    "copy_extraction_layer",
+    "copy_hidden_size",
+    "copy_scaler",
+    "copy_token_num",
+    "copy_token_start",
+    "do_copy",
+    "label_smoothing",
+    "normalize_copy_states",
+    "region_token_id",
+    "separate_copy_loss",
+    "tie_copy_heads",
+    "tf_legacy_loss",
+    "use_cfg",
+    "use_embeddings_as_keys",
+    "use_gate",
+    "z_loss_top_k",
+    "z_loss_weight",
+    "architectures",
+    "model_type",
+    "transformers_version",
+    "_attn_implementation_autoset",
+    "_name_or_path",
+    "torch_dtype",
+]
 
 
-def load_published(folder: Path, dtype: torch.dtype | None = None, attention: str = "sdpa") -> PointAndCopyModel:
+def load_published(
+    folder: Path, dtype: torch.dtype | None = None, attention: str = "sdpa"
+) -> PointAndCopyModel:
     """Open a checkpoint folder in the published layout; weights keep their type unless `dtype` is given.
 
     Raises ValueError for a folder that lacks a file, for options that v1lit cannot express and for weights that are
@@ -49,7 +70,9 @@ def load_published(folder: Path, dtype: torch.dtype | None = None, attention: st
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise ValueError(f"{folder} has no config.json; give the folder of a checkpoint in the published v1 layout")
+        raise ValueError(
+            f"{folder} has no config.json; give the folder of a checkpoint in the published v1 layout"
+        )
     published = json.loads(path.read_text(encoding="utf-8"))
     config = _config(published, path)
     state = {_renamed(name): tensor for name, tensor in _read_tensors(folder).items()}
@@ -61,7 +84,9 @@ def load_published(folder: Path, dtype: torch.dtype | None = None, attention: st
     kept = state["backbone.model.language_model.embed_tokens.weight"].dtype
     with no_init_weights():
         config.backbone_config._attn_implementation = attention
-        model = PointAndCopyModel(config, backbone=Qwen2_5_VLForConditionalGeneration(config.backbone_config).to(kept))
+        model = PointAndCopyModel(
+            config, backbone=Qwen2_5_VLForConditionalGeneration(config.backbone_config).to(kept)
+        )
         model.pointer_head.to(kept)
     missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
     if missing or unexpected:
@@ -79,10 +104,14 @@ def save_published(model: PointAndCopyModel, folder: Path) -> None:
     Raises ValueError for another backbone than Qwen2.5-VL and for options that the published config cannot hold.
     """
     if model.config.family != "qwen2_5_vl":
-        raise ValueError(f"the published layout holds Qwen2.5-VL only; this model's backbone is {model.config.family}")
+        raise ValueError(
+            f"the published layout holds Qwen2.5-VL only; this model's backbone is {model.config.family}"
+        )
     options = model.pointer_options
     if options.label_smoothing not in (0.0, 0.1):
-        raise ValueError(f"the published layout knows a label smoothing of 0 or 0.1, not {options.label_smoothing}")
+        raise ValueError(
+            f"the published layout knows a label smoothing of 0 or 0.1, not {options.label_smoothing}"
+        )
     folder = Path(folder)
     if folder.exists():
         raise ValueError(f"{folder} exists already; name a new folder")
@@ -102,9 +131,13 @@ def save_published(model: PointAndCopyModel, folder: Path) -> None:
 
 def _config(published: dict[str, Any], path: Path) -> PointAndCopyConfig:
     if published.get("model_type") != "v1":
-        raise ValueError(f"{path}: model_type is {published.get('model_type')!r}; the published layout has 'v1'")
+        raise ValueError(
+            f"{path}: model_type is {published.get('model_type')!r}; the published layout has 'v1'"
+        )
     if published.get("copy_extraction_layer", -1) != -1:
-        raise ValueError(f"{path}: copy_extraction_layer {published['copy_extraction_layer']} is not supported, only -1")
+        raise ValueError(
+            f"{path}: copy_extraction_layer {published['copy_extraction_layer']} is not supported, only -1"
+        )
     hidden, width = published["hidden_size"], published.get("copy_hidden_size") or published["hidden_size"]
     separate = bool(published.get("separate_copy_loss"))
     z_weight = 0.0 if separate else float(published.get("z_loss_weight") or 0.0)
@@ -179,7 +212,9 @@ def _renamed(name: str) -> str:
 
 def _published_name(name: str, options: PointerConfig) -> str:
     if name.startswith("pointer_head.query."):
-        return ("_copy_head." if options.tie_heads else "_copy_q_head.") + name.removeprefix("pointer_head.query.")
+        return ("_copy_head." if options.tie_heads else "_copy_q_head.") + name.removeprefix(
+            "pointer_head.query."
+        )
     for theirs, ours in _PREFIXES:
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)

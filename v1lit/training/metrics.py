@@ -21,7 +21,16 @@ class PointingMetrics(Metric):
     """
 
     full_state_update = False
-    _COUNTS = ("pointers", "pointers_right", "runs", "first_right", "first_inside", "iou", "texts", "texts_right")
+    _COUNTS = (
+        "pointers",
+        "pointers_right",
+        "runs",
+        "first_right",
+        "first_inside",
+        "iou",
+        "texts",
+        "texts_right",
+    )
 
     def __init__(self, pointer_start: int) -> None:
         super().__init__()
@@ -47,7 +56,12 @@ class PointingMetrics(Metric):
         self.runs += runs
         self.first_right += (right & first).sum()
         inside = true == predictions[first][run]
-        self.first_inside += torch.zeros(runs, dtype=torch.long, device=run.device).index_add_(0, run, inside.long()).gt(0).sum()
+        self.first_inside += (
+            torch.zeros(runs, dtype=torch.long, device=run.device)
+            .index_add_(0, run, inside.long())
+            .gt(0)
+            .sum()
+        )
         self.iou += _overlap(run, true - self.pointer_start, predicted - self.pointer_start, runs)
 
     def compute(self) -> dict[str, Tensor]:

@@ -68,7 +68,9 @@ class V1Module(LightningModule):
         start = self.model.config.pointer_start
         self.train_metrics = PointingMetrics(start)
         self.val_metrics = PointingMetrics(start)
-        self.val_losses = torch.nn.ModuleDict({name: MeanMetric() for name in ("joint", "text", "pointer", "z")})
+        self.val_losses = torch.nn.ModuleDict(
+            {name: MeanMetric() for name in ("joint", "text", "pointer", "z")}
+        )
 
     def forward(self, batch: Batch) -> PointAndCopyOutput:
         """Loss and predictions of a batch."""
@@ -91,7 +93,9 @@ class V1Module(LightningModule):
         self.train_metrics.update(out.targets, out.predictions)
         self.log("train/loss", out.loss.detach(), batch_size=len(batch))
         self.log("loss", out.loss.detach(), prog_bar=True, logger=False, batch_size=len(batch))
-        self.log_dict({f"train/loss_{name}": part.detach() for name, part in out.losses.items()}, batch_size=len(batch))
+        self.log_dict(
+            {f"train/loss_{name}": part.detach() for name, part in out.losses.items()}, batch_size=len(batch)
+        )
         if (self.global_step + 1) % self._log_every == 0:
             self._log_train_metrics(len(batch))
         return out.loss
@@ -128,7 +132,9 @@ class V1Module(LightningModule):
                 f"{what}; look at them with `v1lit data show`, lower model.optimizer.lr, or set model.on_nonfinite=skip"
             )
         if self.nonfinite > self.max_nonfinite:
-            raise NonFiniteLoss(f"{what}; more than model.max_nonfinite={self.max_nonfinite} batches were skipped")
+            raise NonFiniteLoss(
+                f"{what}; more than model.max_nonfinite={self.max_nonfinite} batches were skipped"
+            )
         self.print(f"skipped a batch ({self.nonfinite} so far): {what}")
         self.log("train/skipped_batches", float(self.nonfinite), batch_size=len(batch))
 
@@ -175,5 +181,7 @@ class V1Module(LightningModule):
                 "model.optimizer.schedule=constant"
             )
         steps = int(total) if total < float("inf") else 1_000_000_000
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps, config))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate_factor(step, steps, config)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

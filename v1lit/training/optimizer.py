@@ -37,7 +37,9 @@ class OptimizerConfig:
             raise ValueError(f"optimizer.final is {self.final}; it is a share of the peak, from 0 to 1")
 
 
-def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> torch.optim.AdamW:
+def build_optimizer(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig
+) -> torch.optim.AdamW:
     """AdamW over the trainable parameters; weight decay for matrices only."""
     trainable = [parameter for _, parameter in named_parameters if parameter.requires_grad]
     groups = [

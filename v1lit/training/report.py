@@ -123,7 +123,9 @@ def _question(example: Example) -> tuple[Message, ...]:
 def _held(example: Example, question: tuple[Message, ...], prediction: Prediction) -> Held:
     reply = example.messages[len(question)].content
     names = REGION_NAME.findall(reply)
-    truth = frozenset(region_tokens(prediction.patch_maps, example.regions[names[0]])) if names else frozenset()
+    truth = (
+        frozenset(region_tokens(prediction.patch_maps, example.regions[names[0]])) if names else frozenset()
+    )
     single = sum(message.role == "assistant" for message in example.messages) == 1
     return Held(
         example=example,
