@@ -71,7 +71,7 @@ def test_loss_and_gradients_equal_the_published_ones(golden: Path) -> None:
     assert largest > 0
     for name, value in gradients.items():
         module, kind = name.removeprefix("grad.").rsplit(".", 1)
-        # With separate losses a bias of the keys shifts all pointer logits alike: its gradient is rounding noise.
+        # With separate losses a bias of the keys shifts all pointer logits alike: its gradient is noise.
         allowed = max(1e-3 * value.abs().max().item(), 1e-7 * largest)
         error = (ours[f"{OUR_NAMES[module]}.{kind}"].grad - value).abs().max().item()
         assert error < allowed, name

@@ -81,7 +81,7 @@ def test_chunks_give_the_reference_loss_and_gradients(
 
 
 def test_one_position_by_hand() -> None:
-    """Two vocabulary entries with logits 1 and 2, two pointers with logits 3 and (masked) 0; the target is pointer 0."""
+    """Vocabulary logits 1 and 2, pointer logits 3 and a masked one; the target is pointer 0."""
     inputs = LossInputs(
         hidden=torch.tensor([[1.0]]),
         head=torch.tensor([[1.0], [2.0]]),

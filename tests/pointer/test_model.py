@@ -93,7 +93,7 @@ def test_rows_of_a_mixed_batch_are_as_on_their_own(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_pointer_copies_the_input_embedding_of_its_image_token(family: str) -> None:
-    """Logits after a pointer to token j equal those after a pointer to another token that holds the same value."""
+    """Logits after a pointer to token j equal those after a pointer to another token of the same value."""
     model = build(family)
     example = with_pointers(mixed(family, (1,))[0], family)
     batch = collate([example], 0)

@@ -13,7 +13,7 @@ from lightning import Callback
 from v1lit.data.batch import Batch
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyOutput
-from v1lit.training.module import NonFiniteLoss, V1Module
+from v1lit.training.module import NonFiniteLossError, V1Module
 from v1lit.training.run import trainer_defaults
 
 
@@ -126,7 +126,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_examples(
     make_data: Any, make_module: Any, make_trainer: Any
 ) -> None:
     seen = Seen()
-    with pytest.raises(NonFiniteLoss) as error:
+    with pytest.raises(NonFiniteLossError) as error:
         make_trainer(max_steps=6, callbacks=[seen]).fit(spoil(make_module(), {2}), datamodule=make_data())
     assert len(seen.batches) == 3
     assert all(example in str(error.value) for example in seen.batches[2])
@@ -143,7 +143,7 @@ def test_or_it_is_skipped_and_counted_up_to_a_limit(
     # Lightning counts a skipped batch as a step of the schedule, but the optimizer saw four gradients.
     assert {int(state["step"]) for state in trainer.optimizers[0].state.values()} == {4}
     assert all(torch.isfinite(value).all() for value in weights(module).values())
-    with pytest.raises(NonFiniteLoss, match="max_nonfinite=2"):
+    with pytest.raises(NonFiniteLossError, match="max_nonfinite=2"):
         make_trainer(max_epochs=1).fit(
             spoil(make_module(on_nonfinite="skip", max_nonfinite=2), {1, 2, 3}), datamodule=make_data()
         )

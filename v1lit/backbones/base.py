@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from v1lit.backbones.config import VIEWS, explain_unknown
 from v1lit.grounding.patch_map import PatchMap, Views
@@ -51,8 +51,8 @@ class ChatFormat:
     default_system: str | None = None
     start: str = ""
 
-    def marks(self, role: Literal["system", "user", "assistant"]) -> tuple[str, str]:
-        """Text before and after a message of this role."""
+    def marks(self, role: str) -> tuple[str, str]:
+        """Text before and after a message of this role: "system", "user" or "assistant"."""
         if role not in ("system", "user", "assistant"):
             raise ValueError(explain_unknown("role", role, ("system", "user", "assistant")))
         marks: tuple[str, str] = getattr(self, role)

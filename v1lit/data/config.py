@@ -25,7 +25,7 @@ class EncodingConfig:
     """How an example becomes token ids and labels."""
 
     max_tokens: int = 8192
-    """Longest sequence in tokens, image and pointer tokens included; longer ones are cut at the end."""
+    """Longest sequence, image and pointer tokens included; longer ones are cut at the end."""
     supervise: Literal["assistant", "all"] = "assistant"
     """Learn the assistant's part only, or everything but image tokens (as the published run did)."""
     coordinates: bool = True

@@ -27,8 +27,9 @@ from v1lit.data.stream import ShardDataset
 class V1DataModule(LightningDataModule):
     """Training and validation batches for one backbone.
 
-    The order of the training examples depends on `seed` and epoch alone. Every rank gets the same number of batches:
-    what is left over when examples are divided by ranks x workers (fewer than that number) waits for another epoch.
+    The order of the training examples depends on `seed` and epoch alone. Every rank gets the same number of
+    batches: what is left over when examples are divided by ranks x workers (fewer than that number) waits for
+    another epoch.
     Raises ValueError for a source or options that do not exist, and what `load_processor` and `encode` raise.
     """
 
@@ -56,7 +57,8 @@ class V1DataModule(LightningDataModule):
         super().__init__()
         if batch_size < 1 or (val_batch_size or 1) < 1:
             raise ValueError(
-                f"data.batch_size is {batch_size} and data.val_batch_size {val_batch_size}; both must be positive"
+                f"data.batch_size is {batch_size} and data.val_batch_size {val_batch_size}; "
+                "both must be positive"
             )
         if num_workers < 0:
             raise ValueError(f"data.num_workers is {num_workers}; give 0 or more")
@@ -80,7 +82,7 @@ class V1DataModule(LightningDataModule):
         return self._processor
 
     def folder(self, split: str) -> Path:
-        """Folder of the shards of `train` or `val`; a folder of shards without splits is all training data."""
+        """Folder of the shards of `train` or `val`; shards without splits are all training data."""
         root = Path(self.source.folder)
         unsplit = split == "train" and not (root / "train").is_dir() and (root / INDEX_NAME).is_file()
         return root if unsplit else root / split
@@ -95,7 +97,7 @@ class V1DataModule(LightningDataModule):
         """Make the shards, where the source makes them; on one process per machine."""
         prepare_source(self.source)
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[Any]:
         examples = ShardDataset(self.folder("train"), seed=self.seed)
         world_size = self.trainer.world_size if self.trainer is not None else 1
         loader = _TrainLoader(
@@ -109,12 +111,12 @@ class V1DataModule(LightningDataModule):
         left_over = examples.num_examples % (world_size * max(1, self.num_workers))
         if left_over:
             rank_zero_info(
-                f"{left_over} of {examples.num_examples} training examples are left out of every epoch, others each "
-                f"time: they do not divide by {world_size} ranks x {max(1, self.num_workers)} workers"
+                f"{left_over} of {examples.num_examples} training examples are left out of every epoch, "
+                f"others each time: they do not divide by {world_size} ranks x {max(1, self.num_workers)} workers"
             )
         return loader
 
-    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         if not self.has_val:
             return []
         examples = ShardDataset(self.folder("val"), shuffle=False)
@@ -174,7 +176,7 @@ class _EncodedExamples(IterableDataset[Encoded]):
             yield encode(example, self.processor, self.config)
 
 
-class _TrainLoader(DataLoader[Batch]):
+class _TrainLoader(DataLoader[Any]):
     """Knows its length and epoch, numbers its batches, and can start in the middle of an epoch."""
 
     dataset: _EncodedExamples

@@ -54,7 +54,7 @@ class Encoded:
     """One per image."""
     regions: tuple[RegionSpan, ...]
     unseen: tuple[str, ...] = ()
-    """Names of regions that no image token sees, such as those outside LLaVA's crop: written without pointers."""
+    """Regions that no image token sees, such as those outside LLaVA's crop: written without pointers."""
     cut: int = 0
     """Tokens cut from the end to fit `max_tokens`."""
 
@@ -92,7 +92,7 @@ def encode_prompt(
     processor: Processor,
     config: EncodingConfig,
 ) -> Encoded:
-    """A conversation that ends with the user's turn, up to where the assistant's answer begins, for generation.
+    """For generation: a conversation that ends with the user's turn, up to where the answer begins.
 
     `name` is for error messages. Raises EncodingError if it is longer than `max_tokens` or lacks an image.
     """
@@ -227,7 +227,8 @@ def _fitting_length(example_id: str, writer: _Writer, max_tokens: int) -> int:
     for number, (start, stop) in enumerate(writer.images):
         if stop > max_tokens:
             raise EncodingError(
-                f"image {number} of example {example_id!r} needs tokens {start} to {stop} of a sequence that may hold "
-                f"{max_tokens}; raise data.encoding.max_tokens or lower model.backbone.image's max_side or max_pixels"
+                f"image {number} of example {example_id!r} needs tokens {start} to {stop} of a sequence that may "
+                f"hold {max_tokens}; raise data.encoding.max_tokens or lower model.backbone.image's max_side or "
+                "max_pixels"
             )
     return min([max_tokens, *(start for start, stop in writer.whole if start < max_tokens < stop)])

@@ -43,7 +43,7 @@ class Prediction:
 
     @property
     def regions(self) -> list[Region]:
-        """What the pointers cover, in pixels of the original images: for every run one region per image it touches."""
+        """What the pointers cover, in pixels of the original images: per run, one region per image it touches."""
         return [region for run in self.pointers for region in token_regions(self.patch_maps, run)]
 
 
@@ -124,7 +124,8 @@ def load(folder: str | Path, dtype: str = "auto", device: str = "cpu", **kwargs:
         raise ValueError(
             f"{folder} is not an exported model: it has no config.json; give the run's `model` folder"
         )
-    model = PointAndCopyModel.from_pretrained(folder, dtype=dtype, **kwargs).to(torch.device(device))
+    model = PointAndCopyModel.from_pretrained(folder, dtype=dtype, **kwargs)
+    model.to(torch.device(device))  # type: ignore[arg-type]  # typed as a function, not as a method
     return Predictor(model, Processor.from_pretrained(folder))
 
 

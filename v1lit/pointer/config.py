@@ -23,7 +23,7 @@ class PointerConfig:
     identity_init: bool = False
     """Start both projections as the identity times 1/sqrt(hidden size)."""
     loss: Literal["joint", "separate"] = "joint"
-    """One softmax over vocabulary and pointers, or two losses: text over the vocabulary, pointers over pointers."""
+    """One softmax over vocabulary and pointers, or two: text over the vocabulary, pointers over pointers."""
     z_weight: float = 1e-5
     """Weight of mean(logsumexp^2) over the supervised positions."""
     z_top_k: int | None = None

@@ -27,7 +27,7 @@ class PointerHead(nn.Module):
         self.identity_init = config.identity_init
 
     def init_weights(self, std: float) -> None:
-        """Normal weights of deviation `std` or the scaled identity; the gate starts at w = 0, that is g = 1/2."""
+        """Normal weights of deviation `std` or the scaled identity; the gate starts at w = 0, so g = 1/2."""
         for projection in (self.query, self.key):
             if projection is None:
                 continue

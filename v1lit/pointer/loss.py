@@ -1,7 +1,8 @@
 """The loss over vocabulary and pointers: a readable reference, and the same in chunks.
 
-Both take supervised positions only, so the cost scales with labels, not tokens. One position's classes are the
-`V = pointer_start` vocabulary ids and then the pointers of its example; masked pointers hold the lowest float.
+Both take supervised positions only, so the cost scales with labels, not tokens. One position's classes are
+the `V = pointer_start` vocabulary ids and then the pointers of its example; masked pointers hold the lowest
+float.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class LossTerms:
     """What the loss is made of. Terms are sums over positions, to be divided once, by the counts."""
 
     sums: dict[str, Tensor]
-    """`joint`, or `text` and `pointer` for separate losses; `z` (unweighted) where it has a weight. float32 []."""
+    """`joint`, or separately `text` and `pointer`; `z` (unweighted) where it has a weight. float32 []."""
     counts: dict[str, int]
     """Positions behind each sum."""
     predictions: Tensor
@@ -52,7 +53,7 @@ class LossInputs:
 
 
 def pointer_loss(inputs: LossInputs, pointer_start: int, config: PointerConfig) -> LossTerms:
-    """The loss without ever holding `[positions, vocabulary]`: chunks are recomputed in the backward pass."""
+    """The loss, never holding `[positions, vocabulary]`: chunks are recomputed in the backward pass."""
     totals: dict[str, list[Tensor]] = {}
     predictions = []
     for start in range(0, inputs.labels.shape[0], config.loss_chunk):
@@ -121,7 +122,7 @@ def _chunk(
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """Sum over positions of the cross-entropy; smoothing is spread evenly over the classes that are not masked."""
+    """Sum of the cross-entropy over positions; smoothing is spread evenly over classes not masked."""
     if logits.shape[0] == 0:
         return logits.sum()
     if smoothing == 0.0:

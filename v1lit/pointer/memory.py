@@ -42,16 +42,16 @@ class ImageSlots:
         return self.is_image.cumsum(dim=1) - 1
 
     def pad(self, flat: Tensor) -> Tensor:
-        """`[image_tokens, width]` in row-major order -> `[batch, pointers, width]`, zeros behind a row's last.
+        """`[image_tokens, width]`, row-major -> `[batch, pointers, width]`, zeros behind a row's last.
 
-        Raises ValueError where the number of features is not that of the placeholders: going on would tie patches
-        to the wrong places.
+        Raises ValueError where the number of features is not that of the placeholders: going on would tie
+        patches to the wrong places.
         """
         expected = int(self.mask.sum())
         if flat.shape[0] != expected:
             raise ValueError(
-                f"the vision tower gave {flat.shape[0]} image tokens, but the text has {expected} placeholders; "
-                "text and images were prepared with different image options"
+                f"the vision tower gave {flat.shape[0]} image tokens, but the text has {expected} "
+                "placeholders; text and images were prepared with different image options"
             )
         padded = flat.new_zeros(*self.mask.shape, flat.shape[-1])
         padded[self.mask] = flat
@@ -67,8 +67,9 @@ def embed_with_copies(
 ) -> Tensor:
     """Input embeddings of mixed sequences, `[batch, tokens, hidden]`.
 
-    `text` holds the embeddings of the text tokens. Image tokens get their own value, a pointer `pointer_start + j`
-    gets a copy of image token j's. Raises ValueError for a pointer to an image token that its row does not have.
+    `text` holds the embeddings of the text tokens. Image tokens get their own value, a pointer
+    `pointer_start + j` gets a copy of image token j's. Raises ValueError for a pointer to an image token that
+    its row does not have.
     """
     is_pointer = input_ids >= pointer_start
     indices = torch.where(is_pointer, input_ids - pointer_start, slots.ordinals)
@@ -87,6 +88,9 @@ def embed_with_copies(
 
 
 def copy_values(values: Tensor, indices: Tensor) -> Tensor:
-    """`values[b, indices[b, t]]`: `[batch, pointers, hidden]`, `[batch, tokens]` -> `[batch, tokens, hidden]`."""
+    """`values[b, indices[b, t]]`, `[batch, tokens, hidden]`.
+
+    values `[batch, pointers, hidden]`, indices `[batch, tokens]`.
+    """
     indices = indices.clamp(max=values.shape[1] - 1)
     return values.gather(1, indices[..., None].expand(-1, -1, values.shape[-1]))

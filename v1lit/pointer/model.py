@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,7 @@ class PointAndCopyConfig(PreTrainedConfig):
             backbone_config = AutoConfig.for_model(values.pop("model_type"), **values)
         # The base class hands its own attention implementation, still None, down to every sub-config that it
         # finds, and a decoder without one is not causal: so the backbone's config is attached afterwards.
-        self.backbone_config = None
+        self.backbone_config: Any = None
         super().__init__(**kwargs)
         self.backbone_config = backbone_config
         self.family = family
@@ -62,7 +62,8 @@ class PointAndCopyConfig(PreTrainedConfig):
             self.pointer_start = vocabulary if pointer_start is None else pointer_start
             if not 0 < self.pointer_start <= vocabulary:
                 raise ValueError(
-                    f"pointer_start is {self.pointer_start}; it must lie between 1 and the vocabulary's {vocabulary}"
+                    f"pointer_start is {self.pointer_start}; it must lie between 1 and the vocabulary's "
+                    f"{vocabulary}"
                 )
 
     @property
@@ -86,7 +87,7 @@ class PointAndCopyOutput(ModelOutput):
     loss: Tensor | None = None
     """Mean over supervised positions, `[]`; with labels only."""
     logits: Tensor | None = None
-    """float32 `[batch, tokens, V + pointers]`, lowest float where a row lacks the pointer; without labels only."""
+    """float32 `[batch, tokens, V + pointers]`, lowest float where a row lacks the pointer; not with labels."""
     losses: dict[str, Tensor] | None = None
     """Parts of the loss; their sum is `loss`."""
     terms: LossTerms | None = None
@@ -102,14 +103,14 @@ class PointAndCopyOutput(ModelOutput):
 class PointAndCopyModel(PreTrainedModel, GenerationMixin):
     """A backbone that may point at its image tokens and copies their input embeddings into the stream.
 
-    The token id `V + j` (`V = config.pointer_start`) is the pointer to the j-th image token of the row, counted over
-    all its images. arXiv 2505.18842.
+    The token id `V + j` (`V = config.pointer_start`) is the pointer to the j-th image token of the row, counted
+    over all its images. arXiv 2505.18842.
     """
 
     config_class = PointAndCopyConfig
     base_model_prefix = "backbone"
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ("image", "text")  # type: ignore[assignment]  # any sequence of names will do
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -151,14 +152,14 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
         return model
 
     def init_pointer(self) -> None:
-        """Give the head its start: see `PointerHead.init_weights`. With a gate, `lm_head` is doubled to undo g = 1/2."""
+        """Start the head as in `PointerHead.init_weights`; with a gate, double `lm_head` to undo g = 1/2."""
         self.pointer_head.init_weights(getattr(self.config.get_text_config(), "initializer_range", 0.02))
         if self.pointer_options.gate:
             head = self.get_output_embeddings()
             if head.weight is self.get_input_embeddings().weight:
                 raise ValueError(
-                    "pointer.gate doubles the language-model head at the start, but this backbone ties it to the "
-                    "input embeddings; set tie_word_embeddings to false, or pointer.gate to false"
+                    "pointer.gate doubles the language-model head at the start, but this backbone ties it to "
+                    "the input embeddings; set tie_word_embeddings to false, or pointer.gate to false"
                 )
             head.weight.data.mul_(2.0)
 
@@ -174,14 +175,14 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
         if isinstance(module, PointerHead):
             module.init_weights(getattr(self.config.get_text_config(), "initializer_range", 0.02))
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.backbone.get_input_embeddings()
+    def get_input_embeddings(self) -> nn.Embedding:
+        return cast(nn.Embedding, self.backbone.get_input_embeddings())
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.backbone.set_input_embeddings(value)
 
-    def get_output_embeddings(self) -> nn.Module:
-        return self.backbone.get_output_embeddings()
+    def get_output_embeddings(self) -> nn.Linear:
+        return cast(nn.Linear, self.backbone.get_output_embeddings())
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.backbone.set_output_embeddings(new_embeddings)
@@ -204,12 +205,13 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
     ) -> PointAndCopyOutput:
         """Joint logits, or with `labels` the loss.
 
-        input_ids `[batch, tokens]`: text, image placeholders, and pointers `V + j`. attention_mask `[batch, tokens]`, 1
-        where there is a token. labels `[batch, tokens]`, -100 where nothing is learned; shifted inside: position t
-        learns label t + 1. `**image_inputs`: the backbone's image tensors for all images of the batch in order, such
-        as `pixel_values` and `image_grid_thw`. Instead of those, `image_values [batch, pointers, hidden]` may hold the
-        images' input embeddings. `logits_to_keep`: logits of the last so many positions only, 0 for all.
-        `return_dict` is what `generate` passes to every model; the output is always a `PointAndCopyOutput`.
+        input_ids `[batch, tokens]`: text, image placeholders, and pointers `V + j`. attention_mask
+        `[batch, tokens]`, 1 where there is a token. labels `[batch, tokens]`, -100 where nothing is learned;
+        shifted inside: position t learns label t + 1. `**image_inputs`: the backbone's image tensors for all
+        images of the batch in order, such as `pixel_values` and `image_grid_thw`. Instead of those,
+        `image_values [batch, pointers, hidden]` may hold the images' input embeddings. `logits_to_keep`: logits
+        of the last so many positions only, 0 for all. `return_dict` is what `generate` passes to every model; the
+        output is always a `PointAndCopyOutput`.
 
         Raises ValueError for image inputs that the backbone does not take, for features that do not fit the
         placeholders and for pointers to image tokens that a row does not have.
@@ -243,6 +245,7 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
         )
         states = decoded.last_hidden_state
         if first:
+            assert image_values is not None
             pointer_memory = self._remember(states, image_values, slots)
         assert pointer_memory is not None
         if labels is not None:
@@ -320,11 +323,13 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
     # ------------------------------------------------------------------ generate
 
     @torch.no_grad()
-    def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
+    def generate(  # type: ignore[override]  # `inputs` is named, and needed, here
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> Any:
         """As in transformers: greedy, sampling, beams. Left-pad batches and pass their `attention_mask`.
 
-        Images are encoded once, here, into one row of values per sequence, so that expanding rows into beams keeps
-        every row with its own images. The image placeholder itself is never generated.
+        Images are encoded once, here, into one row of values per sequence, so that expanding rows into beams
+        keeps every row with its own images. The image placeholder itself is never generated.
         """
         image_inputs = {name: kwargs.pop(name) for name in self.family.image_inputs if name in kwargs}
         slots = ImageSlots.of(input_ids, self.config.image_token_id)
@@ -338,14 +343,17 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
             kwargs["position_ids"] = self.family.positions(
                 self.backbone, safe_ids, attention_mask, **image_inputs
             )
-        return super().generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        return super().generate(  # type: ignore[misc]  # the mixin types `self` as a protocol of its own
+            input_ids=input_ids, attention_mask=attention_mask, **kwargs
+        )
 
     def _update_model_kwargs_for_generation(
         self, outputs: ModelOutput, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
         model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
         if model_kwargs.get("use_cache", True):
-            # Rows were expanded into beams before prefill and beams only move within one prompt: no reordering.
+            assert isinstance(outputs, PointAndCopyOutput)
+            # Rows become beams before prefill, and beams only move within one prompt: no reordering.
             model_kwargs["pointer_memory"] = outputs.pointer_memory
         return model_kwargs
 

@@ -1,7 +1,7 @@
 """The checkpoint layout of the published v1-7B, read and written.
 
-It is Qwen2.5-VL's layout of its time (`model.*` for the decoder, `visual.*` for the tower) with the pointer heads and
-the gate beside it, and one flat config that names the options in its own words.
+It is Qwen2.5-VL's layout of its time (`model.*` for the decoder, `visual.*` for the tower) with the pointer
+heads and the gate beside it, and one flat config that names the options in its own words.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def load_published(
 ) -> PointAndCopyModel:
     """Open a checkpoint folder in the published layout; weights keep their type unless `dtype` is given.
 
-    Raises ValueError for a folder that lacks a file, for options that v1lit cannot express and for weights that are
-    missing or unexpected, by name.
+    Raises ValueError for a folder that lacks a file, for options that v1lit cannot express and for weights that
+    are missing or unexpected, by name.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -84,9 +84,9 @@ def load_published(
     kept = state["backbone.model.language_model.embed_tokens.weight"].dtype
     with no_init_weights():
         config.backbone_config._attn_implementation = attention
-        model = PointAndCopyModel(
-            config, backbone=Qwen2_5_VLForConditionalGeneration(config.backbone_config).to(kept)
-        )
+        backbone = Qwen2_5_VLForConditionalGeneration(config.backbone_config)
+        backbone.to(kept)  # type: ignore[arg-type]  # typed as a function, not as a method
+        model = PointAndCopyModel(config, backbone=backbone)
         model.pointer_head.to(kept)
     missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
     if missing or unexpected:
@@ -101,7 +101,7 @@ def load_published(
 def save_published(model: PointAndCopyModel, folder: Path) -> None:
     """Write `model` in the published layout; the folder appears whole or not at all.
 
-    Raises ValueError for another backbone than Qwen2.5-VL and for options that the published config cannot hold.
+    Raises ValueError for another backbone than Qwen2.5-VL and for options that the config cannot hold.
     """
     if model.config.family != "qwen2_5_vl":
         raise ValueError(
@@ -163,7 +163,7 @@ def _published_config(model: PointAndCopyModel) -> dict[str, Any]:
     text = inner.text_config.to_dict()
     rope = text.pop("rope_parameters")
     text.pop("layer_types", None)
-    flat = {
+    return {
         **text,
         **{k: v for k, v in inner.to_dict().items() if k not in ("text_config", "transformers_version")},
         "model_type": "v1",
@@ -184,7 +184,6 @@ def _published_config(model: PointAndCopyModel) -> dict[str, Any]:
         "z_loss_top_k": options.z_top_k,
         "label_smoothing": options.label_smoothing > 0,
     }
-    return flat
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:

@@ -12,9 +12,10 @@ from v1lit.data.encoding import IGNORE
 
 
 class Throughput(Callback):
-    """Logs per second, over all ranks: examples, tokens (padding included) and real tokens; and the padding share.
+    """Logs examples, tokens (padding included) and real tokens per second over all ranks; the padding share.
 
-    Time spent in validation is not counted. Also sums regions that no image token sees and tokens that were cut.
+    Time spent in validation is not counted. Also sums regions that no image token sees and tokens that were
+    cut.
     """
 
     def __init__(self) -> None:
@@ -44,7 +45,8 @@ class Throughput(Callback):
         self._learned += int((batch.labels != IGNORE).sum())
         self.unseen += batch.unseen
         self.cut += batch.cut
-        if trainer.global_step % max(1, trainer.log_every_n_steps) != 0 or not self._tokens:
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # a connector sets it
+        if trainer.global_step % max(1, every) != 0 or not self._tokens:
             return
         seconds = time.perf_counter() - self._start
         rate = trainer.world_size / seconds

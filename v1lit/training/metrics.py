@@ -10,17 +10,25 @@ from torchmetrics import Metric
 class PointingMetrics(Metric):
     """Accuracies of pointers and text, and the overlap of pointed and true patches; given the true prefix.
 
-    A run is a stretch of consecutive pointers: the patches of one region. A prediction counts over all classes, so a
-    text token predicted in place of a pointer is wrong.
+    A run is a stretch of consecutive pointers: the patches of one region. A prediction counts over all classes,
+    so a text token predicted in place of a pointer is wrong.
 
     - `pointer_accuracy`: share of pointers that are exactly the true one
     - `pointer_first_accuracy`: the same for the first pointer of every run
     - `pointer_first_in_region`: share of runs whose first pointer lies anywhere in the true region
-    - `region_iou`: mean over runs of |pointed and true| / |pointed or true|, patches predicted along the true run
+    - `region_iou`: mean over runs of |pointed and true| / |pointed or true|, predicted along the true run
     - `text_accuracy`: share of text tokens that are exactly the true one
     """
 
     full_state_update = False
+    pointers: Tensor
+    pointers_right: Tensor
+    runs: Tensor
+    first_right: Tensor
+    first_inside: Tensor
+    iou: Tensor
+    texts: Tensor
+    texts_right: Tensor
     _COUNTS = (
         "pointers",
         "pointers_right",
@@ -76,7 +84,7 @@ class PointingMetrics(Metric):
 
 
 def _overlap(run: Tensor, true: Tensor, predicted: Tensor, runs: int) -> Tensor:
-    """Sum over runs of the intersection over union of true and predicted patches; text counts as a patch outside."""
+    """Sum over runs of the IoU of true and predicted patches; text counts as a patch outside."""
     width = int(torch.maximum(true, predicted).max()) + 2
     tables = torch.zeros(2, runs, width, dtype=torch.bool, device=run.device)
     tables[0, run, true + 1] = True

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal, cast
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torchmetrics import MeanMetric
 
@@ -17,15 +18,15 @@ from v1lit.training.metrics import PointingMetrics
 from v1lit.training.optimizer import OptimizerConfig, build_optimizer, learning_rate_factor
 
 
-class NonFiniteLoss(ValueError):
+class NonFiniteLossError(ValueError):
     """The loss is NaN or infinite; the message names the examples."""
 
 
 class V1Module(LightningModule):
     """Trains a backbone to point.
 
-    The weights are made or loaded in `configure_model`, which Lightning calls when a run begins, so making a module
-    is cheap. Call it yourself to use `.model` before.
+    The weights are made or loaded in `configure_model`, which Lightning calls when a run begins, so making a
+    module is cheap. Call it yourself to use `.model` before.
     """
 
     model: PointAndCopyModel
@@ -89,7 +90,8 @@ class V1Module(LightningModule):
         assert out.losses is not None
         self._note_consumed(batch)
         if self._is_nonfinite(out.loss):
-            return self._skip(out, batch)
+            self._skip(out, batch)
+            return None
         self.train_metrics.update(out.targets, out.predictions)
         self.log("train/loss", out.loss.detach(), batch_size=len(batch))
         self.log("loss", out.loss.detach(), prog_bar=True, logger=False, batch_size=len(batch))
@@ -117,7 +119,7 @@ class V1Module(LightningModule):
             consumed(batch)
 
     def _is_nonfinite(self, loss: Tensor) -> bool:
-        """The same answer on every rank where batches may be skipped: a rank that skips alone would hang the others."""
+        """The same on every rank where batches may be skipped: a rank that skips alone hangs the others."""
         bad = ~torch.isfinite(loss.detach())
         if self.on_nonfinite == "skip" and self.trainer.world_size > 1:
             bad = self.trainer.strategy.reduce(bad.float(), reduce_op="sum") > 0
@@ -126,13 +128,15 @@ class V1Module(LightningModule):
     def _skip(self, out: PointAndCopyOutput, batch: Batch) -> None:
         assert out.loss is not None
         self.nonfinite += 1
-        what = f"the loss is {out.loss.item()} at step {self.global_step} for the examples {', '.join(batch.ids)}"
+        names = ", ".join(batch.ids)
+        what = f"the loss is {out.loss.item()} at step {self.global_step} for the examples {names}"
         if self.on_nonfinite == "stop":
-            raise NonFiniteLoss(
-                f"{what}; look at them with `v1lit data show`, lower model.optimizer.lr, or set model.on_nonfinite=skip"
+            raise NonFiniteLossError(
+                f"{what}; look at them with `v1lit data show`, lower model.optimizer.lr, or set "
+                "model.on_nonfinite=skip"
             )
         if self.nonfinite > self.max_nonfinite:
-            raise NonFiniteLoss(
+            raise NonFiniteLossError(
                 f"{what}; more than model.max_nonfinite={self.max_nonfinite} batches were skipped"
             )
         self.print(f"skipped a batch ({self.nonfinite} so far): {what}")
@@ -146,6 +150,10 @@ class V1Module(LightningModule):
 
     # ------------------------------------------------------------------ validation
 
+    @property
+    def _val_losses(self) -> dict[str, MeanMetric]:
+        return cast(dict[str, MeanMetric], dict(self.val_losses))
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         out = self(batch)
         assert out.terms is not None
@@ -153,11 +161,11 @@ class V1Module(LightningModule):
         for name, value in out.terms.sums.items():
             count = out.terms.counts[name]
             if count:
-                self.val_losses[name].update(value / count, weight=count)
+                self._val_losses[name].update(value / count, weight=count)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the means over all validation examples; `forced_` says that the model was given the true prefix."""
-        losses = {name: metric.compute() for name, metric in self.val_losses.items() if metric.update_called}
+        """Log the means over all validation examples; `forced_`: the model was given the true prefix."""
+        losses = {name: metric.compute() for name, metric in self._val_losses.items() if metric.update_called}
         if "z" in losses:
             losses["z"] = self.pointer_config.z_weight * losses["z"]
         self.log("val/loss", torch.stack(list(losses.values())).sum(), prog_bar=True)
@@ -166,19 +174,19 @@ class V1Module(LightningModule):
         self.log_dict({f"val/forced_{name}": value for name, value in values.items()})
         self.log("val pointing", values["pointer_first_in_region"], prog_bar=True, logger=False)
         self.val_metrics.reset()
-        for metric in self.val_losses.values():
+        for metric in self._val_losses.values():
             metric.reset()
 
     # ------------------------------------------------------------------ optimisation
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         config = self.optimizer_config
         optimizer = build_optimizer(self.model.named_parameters(), config)
         total = self.trainer.estimated_stepping_batches
         if config.schedule != "constant" and not total < float("inf"):
             raise ValueError(
-                f"the {config.schedule} schedule needs to know its end; set trainer.max_steps or trainer.max_epochs, or "
-                "model.optimizer.schedule=constant"
+                f"the {config.schedule} schedule needs to know its end; set trainer.max_steps or "
+                "trainer.max_epochs, or model.optimizer.schedule=constant"
             )
         steps = int(total) if total < float("inf") else 1_000_000_000
         schedule = torch.optim.lr_scheduler.LambdaLR(

@@ -27,15 +27,15 @@ from v1lit.training.report import Held, answer_held_out, draw_pictures, score
 
 def trainer_defaults(folder: Path, with_val: bool = True) -> dict[str, Any]:
     """Loggers and callbacks of a run in `folder`, as arguments of Lightning's Trainer."""
-    best = {"monitor": "val/loss", "mode": "min"} if with_val else {}
     callbacks: list[Callback] = [
         ModelCheckpoint(
             dirpath=folder / "checkpoints",
             filename="best" if with_val else "step-{step}",
+            monitor="val/loss" if with_val else None,
+            mode="min",
             auto_insert_metric_name=False,
             save_last=True,
             enable_version_counter=False,
-            **best,
         ),
         Throughput(),
         RichProgressBar(leave=True),
@@ -52,8 +52,8 @@ def run_training(
 ) -> dict[str, float]:
     """Train, then export the best model and report. Gives the numbers that `metrics.json` holds.
 
-    Everything is written to `folder`: `checkpoints/`, `csv/`, `tensorboard/`, `model/` (the export), `pictures/` and
-    `metrics.json`.
+    Everything is written to `folder`: `checkpoints/`, `csv/`, `tensorboard/`, `model/` (the export), `pictures/`
+    and `metrics.json`.
     """
     start = time.perf_counter()
     trainer.fit(module, datamodule=data, ckpt_path=run.resume, weights_only=True if run.resume else None)
@@ -91,7 +91,7 @@ def run_training(
 
 
 def export(predictor: Predictor, folder: Path) -> None:
-    """Write model and processor into one folder that `v1lit.load` opens; the folder appears whole or not at all."""
+    """Write model and processor into one folder, whole or not at all, that `v1lit.load` opens."""
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         predictor.model.save_pretrained(aside)

@@ -1,0 +1,103 @@
+"""The predictor: any kind of picture in; text, answer, pointers and regions out."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+import v1lit
+from PIL import Image
+from v1lit.backbones.config import BackboneConfig
+from v1lit.backbones.processor import load_processor
+from v1lit.data.example import Message
+from v1lit.data.images import ImageError
+from v1lit.grounding.patch_map import PatchMap
+from v1lit.grounding.region import Region
+from v1lit.grounding.trace import parse_trace
+from v1lit.inference.predictor import Prediction, Predictor, pointer_runs
+from v1lit.pointer.model import PointAndCopyModel
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    torch.manual_seed(0)
+    model = PointAndCopyModel.build(BackboneConfig("qwen2_5_vl"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.mul_(4.0)
+        model.pointer_head.query.weight.mul_(8.0)
+    return Predictor(model, load_processor(BackboneConfig("qwen2_5_vl")))
+
+
+def picture(color: str = "red") -> Image.Image:
+    return Image.linear_gradient("L").resize((112, 84)).convert("RGB") if color == "grey" else Image.new("RGB", (112, 84), color)
+
+
+def test_every_kind_of_picture_gives_the_same(predictor: Predictor, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    picture().save(buffer, "PNG")
+    (tmp_path / "a.png").write_bytes(buffer.getvalue())
+    found = {
+        predictor(given, "Where?", max_new_tokens=8).text
+        for given in (picture(), [picture()], buffer.getvalue(), tmp_path / "a.png", str(tmp_path / "a.png"))
+    }
+    assert len(found) == 1
+
+
+def test_a_batch_equals_single_questions(predictor: Predictor) -> None:
+    questions = [([picture("red")], "Where?"), ([], "Say something long, please."), ([picture("grey"), picture("blue")], "Both?")]
+    together = predictor.batch(questions, max_new_tokens=8)
+    alone = [predictor.batch([question], max_new_tokens=8)[0] for question in questions]
+    assert together == alone
+    assert [len(one.patch_maps) for one in together] == [1, 0, 2]
+
+
+def test_marks_say_where_images_stand(predictor: Predictor) -> None:
+    before = predictor(picture("grey"), "Where?", max_new_tokens=8)
+    marked = predictor(picture("grey"), "<image>\nWhere?", max_new_tokens=8)
+    chat = predictor.batch([([picture("grey")], [Message("user", "<image>\nWhere?")])], max_new_tokens=8)[0]
+    assert before == marked == chat
+    with pytest.raises(ValueError, match="1 images, but 2 <image> marks"):
+        predictor(picture(), "<image> or <image>?")
+
+
+def test_pointers_become_regions(predictor: Predictor) -> None:
+    ids = [*predictor.processor.encode_text("a"), 3 + predictor.processor.pointer_start]
+    prediction = predictor._read(ids, (PatchMap.grid((100, 100), 2, 2),))
+    assert prediction.pointers == ((3,),)
+    assert prediction.regions == [Region.from_box((50, 50, 100, 100))]
+    assert prediction.text.endswith("<|copy_3|>")
+
+
+def test_the_answer_is_taken_from_its_tags(predictor: Predictor) -> None:
+    text = '<think> Look. detect(query="it", objects=["<obj1>"]) </think><answer> left </answer>'
+    ids = [*predictor.processor.encode_text(text), predictor.processor.stop_token_id, 5]
+    prediction = predictor._read(ids, ())
+    assert prediction.answer == "left"
+    assert prediction.trace == parse_trace(text).trace
+    assert isinstance(prediction, Prediction)
+
+
+def test_runs_of_pointers() -> None:
+    assert pointer_runs([1, 12, 13, 2, 10, 3], 10) == ((2, 3), (0,))
+    assert pointer_runs([], 10) == ()
+
+
+def test_several_answers(predictor: Predictor) -> None:
+    torch.manual_seed(0)
+    options = {"do_sample": True, "num_return_sequences": 3, "temperature": 5.0}
+    answers = predictor.batch([([picture()], "Where?")], max_new_tokens=8, **options)
+    assert len(answers) == 3
+    assert len({answer.text for answer in answers}) > 1
+
+
+def test_mistakes_are_named(predictor: Predictor, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no image file"):
+        predictor(tmp_path / "missing.png", "Where?")
+    with pytest.raises(ImageError):
+        predictor(b"not an image", "Where?")
+    with pytest.raises(ValueError, match=r"not an exported model: it has no config\.json"):
+        v1lit.load(tmp_path)
