@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import v1lit
 from PIL import Image
+
+import v1lit
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.processor import load_processor
 from v1lit.data.example import Message
@@ -33,7 +34,9 @@ def predictor() -> Predictor:
 
 
 def picture(color: str = "red") -> Image.Image:
-    return Image.linear_gradient("L").resize((112, 84)).convert("RGB") if color == "grey" else Image.new("RGB", (112, 84), color)
+    if color == "grey":
+        return Image.linear_gradient("L").resize((112, 84)).convert("RGB")
+    return Image.new("RGB", (112, 84), color)
 
 
 def test_every_kind_of_picture_gives_the_same(predictor: Predictor, tmp_path: Path) -> None:
@@ -48,7 +51,11 @@ def test_every_kind_of_picture_gives_the_same(predictor: Predictor, tmp_path: Pa
 
 
 def test_a_batch_equals_single_questions(predictor: Predictor) -> None:
-    questions = [([picture("red")], "Where?"), ([], "Say something long, please."), ([picture("grey"), picture("blue")], "Both?")]
+    questions = [
+        ([picture("red")], "Where?"),
+        ([], "Say something long, please."),
+        ([picture("grey"), picture("blue")], "Both?"),
+    ]
     together = predictor.batch(questions, max_new_tokens=8)
     alone = [predictor.batch([question], max_new_tokens=8)[0] for question in questions]
     assert together == alone

@@ -1,4 +1,4 @@
-"""The report at the end of a run: scores against hand-made predictions, files, and a model that opens again."""
+"""The report at the end of a run: scores of hand-made predictions, files, a model that opens again."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-import v1lit
 from PIL import Image
+
+import v1lit
 from v1lit.data.example import Example
 from v1lit.data.stream import ShardDataset
 from v1lit.grounding.patch_map import PatchMap, region_tokens
@@ -31,7 +32,9 @@ KEYS = {
 }
 
 
-def held(example: Example, pointers: tuple[tuple[int, ...], ...], answer: str | None, truth: set[int]) -> Held:
+def held(
+    example: Example, pointers: tuple[tuple[int, ...], ...], answer: str | None, truth: set[int]
+) -> Held:
     text = "<think> I look. </think>"
     prediction = Prediction(
         text, answer, parse_trace(text).trace, pointers, (PatchMap.grid(example.images[0].size, 4, 4),)
@@ -75,7 +78,8 @@ def test_a_perfect_model_scores_one(examples: list[Example]) -> None:
         truth = region_tokens(maps, next(iter(example.regions.values()))) if example.regions else []
         answers.append(held(example, (tuple(truth),) if truth else (), example.answer, set(truth)))
     values = score(answers)
-    assert values["val/pointer_first_in_region"] == values["val/region_iou"] == values["val/answer_accuracy"] == 1.0
+    for name in ("pointer_first_in_region", "region_iou", "answer_accuracy"):
+        assert values[f"val/{name}"] == 1.0
     assert 0 < values["chance/pointer_first_in_region"] < 0.6
     assert 0 < values["chance/region_iou"] < 0.6
 
@@ -87,12 +91,19 @@ def test_pictures_are_drawn(examples: list[Example], tmp_path: Path) -> None:
         assert picture.width > 400
 
 
-def test_a_whole_run(make_data: Any, make_module: Any, make_trainer: Any, tmp_path: Path, capsys: Any) -> None:
+def test_a_whole_run(
+    make_data: Any, make_module: Any, make_trainer: Any, tmp_path: Path, capsys: Any
+) -> None:
     options = trainer_defaults(tmp_path)
     options["callbacks"] = options["callbacks"][:-1]  # no progress bar
     data = make_data()
     trainer = make_trainer(
-        max_steps=4, max_epochs=-1, val_check_interval=2, log_every_n_steps=2, enable_checkpointing=True, **options
+        max_steps=4,
+        max_epochs=-1,
+        val_check_interval=2,
+        log_every_n_steps=2,
+        enable_checkpointing=True,
+        **options,
     )
     run = RunConfig(report_examples=6, report_batch_size=4, report_max_new_tokens=12, pictures=2)
     metrics = run_training(make_module(), data, trainer, run, tmp_path)
@@ -109,7 +120,9 @@ def test_a_whole_run(make_data: Any, make_module: Any, make_trainer: Any, tmp_pa
     best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     for name, value in predictor.model.state_dict().items():
         assert torch.equal(value, best[f"model.{name}"]), name
-    prediction = predictor(Image.new("RGB", (112, 112), "white"), "Where is the red circle?", max_new_tokens=5)
+    prediction = predictor(
+        Image.new("RGB", (112, 112), "white"), "Where is the red circle?", max_new_tokens=5
+    )
     assert prediction.text
 
 
@@ -117,7 +130,11 @@ def test_the_table_shows_chance_beside_the_model(tmp_path: Path) -> None:
     from rich.console import Console
 
     console = Console(record=True, width=100)
-    metrics = {"val/pointer_first_in_region": 0.925, "chance/pointer_first_in_region": 0.125, "val/examples": 8.0}
+    metrics = {
+        "val/pointer_first_in_region": 0.925,
+        "chance/pointer_first_in_region": 0.125,
+        "val/examples": 8.0,
+    }
     print_report({**metrics, "train/steps": 3.0, "train/seconds": 1.0}, tmp_path, console)
     text = console.export_text()
     assert "92.5%" in text

@@ -25,11 +25,11 @@ class EncodingConfig:
     """How an example becomes token ids and labels."""
 
     max_tokens: int = 8192
-    """Longest sequence, image and pointer tokens included; longer ones are cut at the end."""
+    """Longest sequence in tokens, image and pointer tokens included; longer ones are cut at the end."""
     supervise: Literal["assistant", "all"] = "assistant"
     """Learn the assistant's part only, or everything but image tokens (as the published run did)."""
     coordinates: bool = True
-    """Write `[x1, y1, x2, y2]` (shares of the sides) before a region's pointers, as the published format does."""
+    """Write `[x1, y1, x2, y2]` (shares of the sides) before a region's pointers, as published."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 8:

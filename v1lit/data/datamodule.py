@@ -112,7 +112,8 @@ class V1DataModule(LightningDataModule):
         if left_over:
             rank_zero_info(
                 f"{left_over} of {examples.num_examples} training examples are left out of every epoch, "
-                f"others each time: they do not divide by {world_size} ranks x {max(1, self.num_workers)} workers"
+                f"others each time: they do not divide by {world_size} ranks x "
+                f"{max(1, self.num_workers)} workers"
             )
         return loader
 

@@ -62,7 +62,8 @@ class Encoded:
 def encode(example: Example, processor: Processor, config: EncodingConfig) -> Encoded:
     """The whole example, for training.
 
-    Raises EncodingError, naming the example, if an image does not fit `max_tokens` or nothing is left to learn.
+    Raises EncodingError, naming the example, if an image does not fit `max_tokens` or nothing is left to
+    learn.
     """
     images = [decode_image(image) for image in example.images]
     writer = _write(example.messages, images, example.regions, processor, config)
@@ -227,8 +228,8 @@ def _fitting_length(example_id: str, writer: _Writer, max_tokens: int) -> int:
     for number, (start, stop) in enumerate(writer.images):
         if stop > max_tokens:
             raise EncodingError(
-                f"image {number} of example {example_id!r} needs tokens {start} to {stop} of a sequence that may "
-                f"hold {max_tokens}; raise data.encoding.max_tokens or lower model.backbone.image's max_side or "
-                "max_pixels"
+                f"image {number} of example {example_id!r} needs tokens {start} to {stop} of a sequence "
+                f"that may hold {max_tokens}; raise data.encoding.max_tokens or lower model.backbone.image's "
+                "max_side or max_pixels"
             )
     return min([max_tokens, *(start for start, stop in writer.whole if start < max_tokens < stop)])

@@ -21,8 +21,9 @@ def shards_source(folder: Path, path: str | None) -> None:
     """Shards that are there already."""
     if not any((place / INDEX_NAME).is_file() for place in (folder / "train", folder)):
         raise ValueError(
-            f"data.source.folder is {str(folder)!r}, but neither it nor its train/ has an {INDEX_NAME}; write "
-            "shards with `v1lit data import` or `v1lit data synth`, or choose data.source.name synthetic or v1g"
+            f"data.source.folder is {str(folder)!r}, but neither it nor its train/ has an {INDEX_NAME}; "
+            "write shards with `v1lit data import` or `v1lit data synth`, or choose data.source.name "
+            "synthetic or v1g"
         )
 
 

@@ -43,7 +43,7 @@ class Prediction:
 
     @property
     def regions(self) -> list[Region]:
-        """What the pointers cover, in pixels of the original images: per run, one region per image it touches."""
+        """What the pointers cover, in pixels of the original images: one region per run and image."""
         return [region for run in self.pointers for region in token_regions(self.patch_maps, run)]
 
 
@@ -74,8 +74,8 @@ class Predictor:
     ) -> list[Prediction]:
         """Ask several questions at once, each with its own images.
 
-        A question may be a whole conversation that ends with the user's turn. The places of images may be marked
-        `<image>` in a question; without marks they stand before it.
+        A question may be a whole conversation that ends with the user's turn. The places of images may be
+        marked `<image>` in a question; without marks they stand before it.
         Raises ValueError for images that cannot be read and prompts longer than the model's.
         """
         config = EncodingConfig(max_tokens=self._max_tokens())

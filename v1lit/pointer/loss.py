@@ -79,7 +79,7 @@ def reference_loss(inputs: LossInputs, pointer_start: int, config: PointerConfig
 
 
 def joint_logits(vocabulary: Tensor, pointers: Tensor, gate: Tensor | None, pointer_start: int) -> Tensor:
-    """`[vocabulary logits[:V] ; pointer logits]` in float32, each side scaled by the gate where there is one."""
+    """`[vocabulary logits[:V] ; pointer logits]` in float32, each side scaled by the gate, if any."""
     text = vocabulary[..., :pointer_start].float()
     if gate is None:
         return torch.cat([text, pointers], dim=-1)

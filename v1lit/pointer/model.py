@@ -87,7 +87,7 @@ class PointAndCopyOutput(ModelOutput):
     loss: Tensor | None = None
     """Mean over supervised positions, `[]`; with labels only."""
     logits: Tensor | None = None
-    """float32 `[batch, tokens, V + pointers]`, lowest float where a row lacks the pointer; not with labels."""
+    """float32 `[batch, tokens, V + pointers]`, lowest float for absent pointers; None with labels."""
     losses: dict[str, Tensor] | None = None
     """Parts of the loss; their sum is `loss`."""
     terms: LossTerms | None = None
@@ -103,8 +103,8 @@ class PointAndCopyOutput(ModelOutput):
 class PointAndCopyModel(PreTrainedModel, GenerationMixin):
     """A backbone that may point at its image tokens and copies their input embeddings into the stream.
 
-    The token id `V + j` (`V = config.pointer_start`) is the pointer to the j-th image token of the row, counted
-    over all its images. arXiv 2505.18842.
+    The token id `V + j` (`V = config.pointer_start`) is the pointer to the j-th image token of the row,
+    counted over all its images. arXiv 2505.18842.
     """
 
     config_class = PointAndCopyConfig
@@ -209,9 +209,9 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
         `[batch, tokens]`, 1 where there is a token. labels `[batch, tokens]`, -100 where nothing is learned;
         shifted inside: position t learns label t + 1. `**image_inputs`: the backbone's image tensors for all
         images of the batch in order, such as `pixel_values` and `image_grid_thw`. Instead of those,
-        `image_values [batch, pointers, hidden]` may hold the images' input embeddings. `logits_to_keep`: logits
-        of the last so many positions only, 0 for all. `return_dict` is what `generate` passes to every model; the
-        output is always a `PointAndCopyOutput`.
+        `image_values [batch, pointers, hidden]` may hold the images' input embeddings. `logits_to_keep`:
+        logits of the last so many positions only, 0 for all. `return_dict` is what `generate` passes to every
+        model; the output is always a `PointAndCopyOutput`.
 
         Raises ValueError for image inputs that the backbone does not take, for features that do not fit the
         placeholders and for pointers to image tokens that a row does not have.

@@ -65,8 +65,8 @@ def load_published(
 ) -> PointAndCopyModel:
     """Open a checkpoint folder in the published layout; weights keep their type unless `dtype` is given.
 
-    Raises ValueError for a folder that lacks a file, for options that v1lit cannot express and for weights that
-    are missing or unexpected, by name.
+    Raises ValueError for a folder that lacks a file, for options that v1lit cannot express and for weights
+    that are missing or unexpected, by name.
     """
     path = folder / "config.json"
     if not path.is_file():

@@ -10,8 +10,8 @@ from torchmetrics import Metric
 class PointingMetrics(Metric):
     """Accuracies of pointers and text, and the overlap of pointed and true patches; given the true prefix.
 
-    A run is a stretch of consecutive pointers: the patches of one region. A prediction counts over all classes,
-    so a text token predicted in place of a pointer is wrong.
+    A run is a stretch of consecutive pointers: the patches of one region. A prediction counts over all
+    classes, so a text token predicted in place of a pointer is wrong.
 
     - `pointer_accuracy`: share of pointers that are exactly the true one
     - `pointer_first_accuracy`: the same for the first pointer of every run

@@ -71,8 +71,8 @@ def score(held: Sequence[Held], seed: int = 0) -> dict[str, float]:
     - `val/pointer_first_in_region`: share in which the first generated pointer lies in the true region
     - `val/region_iou`: patches of the first generated run against the true ones
     - `chance/pointer_first_in_region`: the same share for a pointer drawn evenly from the image's tokens
-    - `chance/region_iou`: the overlap with the true region of another held-out example, drawn at random, shifted
-      into the image where it has fewer tokens
+    - `chance/region_iou`: the overlap with the true region of another held-out example, drawn at random,
+      shifted into the image where it has fewer tokens
     - `val/answer_accuracy`: share of all examples whose generated answer is the true one, letter case aside
     """
     pointed = [one for one in held if one.truth]

@@ -52,8 +52,8 @@ def run_training(
 ) -> dict[str, float]:
     """Train, then export the best model and report. Gives the numbers that `metrics.json` holds.
 
-    Everything is written to `folder`: `checkpoints/`, `csv/`, `tensorboard/`, `model/` (the export), `pictures/`
-    and `metrics.json`.
+    Everything is written to `folder`: `checkpoints/`, `csv/`, `tensorboard/`, `model/` (the export),
+    `pictures/` and `metrics.json`.
     """
     start = time.perf_counter()
     trainer.fit(module, datamodule=data, ckpt_path=run.resume, weights_only=True if run.resume else None)

@@ -1,0 +1,176 @@
+"""Runs every snippet and command of one Markdown page, in order: `python page_runner.py PAGE`.
+
+In the current directory, which is like a checkout with the files that a reader brings along. Python blocks
+share one namespace. A line that ends in `# => text` claims that `text` is printed. Commands are run by the
+functions that the scripts call. What is changed to make it quick is written down here, and nothing else is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+LANGUAGES = ("bash", "json", "python", "text", "toml", "yaml")
+"""What may stand behind a fence; the others are for people only."""
+
+SUBSTITUTED = {
+    "max_steps=1200": "max_steps=2",
+    "val_check_interval=200": "val_check_interval=2",
+    "batch_size=32": "batch_size=4",
+    '"examples": 4096': '"examples": 16',
+    '"val_examples": 256': '"val_examples": 4',
+}
+"""Text of Python blocks -> what is run instead. A test sees that each is still needed."""
+
+READERS_OWN = {"kjunh/v1g": "my_rows"}
+"""Words of commands that need the network -> what the reader's directory holds in their place."""
+
+SHORT_RUN = (
+    *("--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.log_every_n_steps=1"),
+    *("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
+    *("--data.batch_size=2", "--data.val_batch_size=2"),
+    *(
+        "--run.report_examples=2",
+        "--run.report_batch_size=2",
+        "--run.report_max_new_tokens=4",
+        "--run.pictures=1",
+    ),
+)
+"""Added to commands that train, behind all other options."""
+
+FEW_SCENES = ("--data.source.options.examples=8", "--data.source.options.val_examples=4")
+"""Added as well where the recipe draws its data."""
+
+QUICK = {
+    "synth": ("--examples", "12", "--workers", "1", "--no-progress"),
+    "import": ("--workers", "1", "--no-progress"),
+    "show": (),
+}
+"""Added to `v1lit data ...`, behind all other options."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, its text, and the line of the page on which the text begins."""
+
+    language: str
+    text: str
+    line: int
+
+
+def blocks(page: str) -> Iterator[Block]:
+    """The fenced blocks of a page."""
+    for match in re.finditer(r"^```(.*?)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        yield Block(match[1].strip(), match[2], page[: match.start(2)].count("\n") + 1)
+
+
+def commands(block: Block) -> list[list[str]]:
+    """The commands of a bash block, as words."""
+    lines = block.text.replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def yaml_file(block: Block) -> str | None:
+    """Where a YAML block belongs: the file that one of its first two lines, a comment, names."""
+    match = re.search(r"^# .*?([\w./]+\.yaml)", "\n".join(block.text.splitlines()[:2]), re.MULTILINE)
+    return match[1] if match else None
+
+
+def run_page(page: Path) -> None:
+    """Run all blocks of a page; raises what a block raises, with a note that says where it stands."""
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for block in blocks(page.read_text(encoding="utf-8")):
+        try:
+            if block.language == "python":
+                run_python(block, namespace)
+            elif block.language == "yaml":
+                keep_yaml(block)
+            elif block.language == "bash":
+                for words in commands(block):
+                    run_command(words)
+        except BaseException:
+            print(f"{page.name}:{block.line}: this block failed:\n{block.text}", file=sys.stderr)
+            raise
+
+
+def run_python(block: Block, namespace: dict[str, Any]) -> None:
+    """Execute a block and compare what it prints with what it claims."""
+    text = block.text
+    for written, small in SUBSTITUTED.items():
+        text = text.replace(written, small)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile("\n" * (block.line - 1) + text, "page", "exec"), namespace)
+    lines = iter(printed.getvalue().splitlines())
+    for claim in re.findall(r"# => (.*)$", block.text, re.MULTILINE):
+        assert claim in lines, f"{claim!r} is claimed, but this is printed:\n{printed.getvalue()}"
+
+
+def keep_yaml(block: Block) -> None:
+    """Write the file that a block shows; a whole recipe is resolved at once."""
+    name = yaml_file(block)
+    assert name, "a YAML block names its file in a comment on top"
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(block.text, encoding="utf-8")
+    if re.search(r"^(base|model|trainer):", block.text, re.MULTILINE):
+        call(["v1lit", "run", str(path), "--print_config"])
+
+
+def run_command(words: Sequence[str]) -> None:
+    """Run a command of v1lit; of any other see that it is possible. Unknown kinds are an error."""
+    words = [READERS_OWN.get(word, word) for word in words]
+    program, *rest = words
+    if program in ("v1lit", "lightning") and rest[0] == "run":
+        call([*words, *added_to_run(rest[1:])])
+    elif program == "v1lit" and rest[0] == "data":
+        call([*words, *QUICK[rest[1]]])
+    elif words in (["v1lit", "doctor"], ["v1lit", "list"]):
+        call(words)
+    elif program == "make":
+        targets = re.findall(r"^(\w+):", Path("Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+        assert set(rest) <= set(targets), f"the Makefile has no {rest}"
+    elif program == "tensorboard":
+        assert Path(words[words.index("--logdir") + 1]).is_dir()
+    else:
+        raise AssertionError(f"no rule here how to test {shlex.join(words)!r}")
+
+
+def added_to_run(arguments: Sequence[str]) -> tuple[str, ...]:
+    """What makes a training run short. One for a cluster is resolved and checked, but not started."""
+    if {"--print_config", "--help"} & set(arguments):
+        return ()
+    from v1lit.cli.recipe import compose
+
+    config = compose(arguments[0], arguments[1:]).config
+    if config["trainer"]["accelerator"] == "gpu":
+        return ("--print_config",)
+    resumed = "run" in config and config["run"].get("resume")
+    few = FEW_SCENES if config["data"]["source"]["name"] == "synthetic" else ()
+    return (*SHORT_RUN, *few, *(("--trainer.max_steps=4",) if resumed else ()))
+
+
+def call(words: Sequence[str]) -> None:
+    """What the installed script does with these words; its exit code must be 0."""
+    from v1lit.cli import lightning
+    from v1lit.cli import main as v1lit
+
+    sys.argv = list(words)
+    code = lightning.main() if words[0] == "lightning" else v1lit.main()
+    assert code == 0, f"exit code {code} of {shlex.join(words)}"
+
+
+if __name__ == "__main__":
+    try:
+        run_page(Path(sys.argv[1]))
+    except BaseException:
+        traceback.print_exc()
+        sys.exit(1)
