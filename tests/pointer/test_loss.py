@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from v1lit.pointer.config import PointerConfig
-from v1lit.pointer.loss import LossInputs, LossTerms, cross_entropy, pointer_loss, reference_loss
+from v1lit.pointer.loss import (
+    LossInputs,
+    LossTerms,
+    cross_entropy,
+    first_pointers,
+    pointer_loss,
+    reference_loss,
+)
 
 HIDDEN, VOCABULARY, START, POINTERS = 16, 40, 37, 9
 OPTIONS = {
@@ -45,6 +52,7 @@ def make_inputs(
         pointer_logits=scores.masked_fill(mask, torch.finfo(torch.float32).min).requires_grad_(),
         labels=torch.where(is_pointer, START + chosen, text),
         gate=torch.rand(positions, 1, generator=random).double().requires_grad_() if gate else None,
+        weights=torch.rand(positions, generator=random).double() + 0.5 if gate else None,
     )
 
 
@@ -100,7 +108,23 @@ def test_one_position_by_hand() -> None:
 def test_smoothing_is_spread_over_classes_that_are_not_masked() -> None:
     logits = torch.tensor([[0.5, -1.0, 2.0, torch.finfo(torch.float32).min]])
     kept = torch.nn.functional.cross_entropy(logits[:, :3], torch.tensor([2]), label_smoothing=0.3)
-    assert cross_entropy(logits, torch.tensor([2]), 0.3).item() == pytest.approx(kept.item(), rel=1e-6)
+    assert cross_entropy(logits, torch.tensor([2]), torch.ones(1), 0.3).item() == pytest.approx(kept.item(), rel=1e-6)
+
+
+def test_weights_make_a_weighted_mean() -> None:
+    inputs = make_inputs(0, 12)
+    losses = torch.stack(
+        [reference_loss(_one(inputs, n), START, PointerConfig(z_weight=0.0)).sums["joint"] for n in range(12)]
+    )
+    weights = torch.linspace(0.5, 3.0, 12).double()
+    terms = pointer_loss(replace(inputs, weights=weights), START, PointerConfig(z_weight=0.0, loss_chunk=5))
+    torch.testing.assert_close(terms.total(0.0)[0], (weights * losses).sum() / weights.sum())
+
+
+def test_first_pointers_of_runs() -> None:
+    labels = torch.tensor([[START, START + 1, 3, START + 2, -100, START], [1, 2, START + 3, START + 3, 4, 5]])
+    expected = torch.tensor([[1, 0, 0, 1, 0, 1], [0, 0, 1, 0, 0, 0]]).bool()
+    assert torch.equal(first_pointers(labels, START), expected)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
@@ -125,3 +149,9 @@ def test_no_tensor_of_all_logits_is_kept_for_the_backward_pass() -> None:
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         pointer_loss(inputs, START, PointerConfig(loss_chunk=16))
     assert 0 < largest <= 512 * HIDDEN < 512 * START
+
+
+def _one(inputs: LossInputs, n: int) -> LossInputs:
+    return LossInputs(
+        inputs.hidden[n : n + 1], inputs.head, inputs.pointer_logits[n : n + 1], inputs.labels[n : n + 1]
+    )

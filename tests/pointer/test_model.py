@@ -24,6 +24,7 @@ OPTIONS = {
     "identity": PointerConfig(identity_init=True),
     "separate": PointerConfig(loss="separate", z_weight=0.0),
     "smoothed, top-k": PointerConfig(label_smoothing=0.1, z_top_k=10),
+    "first pointers count more": PointerConfig(first_pointer_weight=4.0),
 }
 
 

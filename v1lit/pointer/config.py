@@ -30,6 +30,8 @@ class PointerConfig:
     """Take the z-loss over the k largest logits only, as the published run did (40). Joint loss only."""
     label_smoothing: float = 0.0
     """Share of the probability spread evenly over all allowed classes."""
+    first_pointer_weight: float = 1.0
+    """Weight in the loss of a region's first pointer, which decides where to look; all other positions have 1."""
     loss_chunk: int = 256
     """Supervised positions per chunk of the loss; memory is chunk x vocabulary."""
 
@@ -45,6 +47,10 @@ class PointerConfig:
         if self.z_top_k is not None and self.z_top_k < 1:
             raise ValueError(
                 f"pointer.z_top_k is {self.z_top_k}; give a positive count, or null for all logits"
+            )
+        if self.first_pointer_weight <= 0.0:
+            raise ValueError(
+                f"pointer.first_pointer_weight is {self.first_pointer_weight}; it must be positive"
             )
         if self.loss_chunk < 1:
             raise ValueError(f"pointer.loss_chunk is {self.loss_chunk}; it must be positive")

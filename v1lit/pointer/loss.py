@@ -23,14 +23,14 @@ class LossTerms:
 
     sums: dict[str, Tensor]
     """`joint`, or separately `text` and `pointer`; `z` (unweighted) where it has a weight. float32 []."""
-    counts: dict[str, int]
-    """Positions behind each sum."""
+    counts: dict[str, float]
+    """Positions behind each sum, or the sum of their weights."""
     predictions: Tensor
     """Most likely class at every position, `[positions]`; detached."""
 
     def total(self, z_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to minimise and its parts, means over positions; the z part already has its weight."""
-        parts = {name: value / max(1, self.counts[name]) for name, value in self.sums.items()}
+        parts = {name: value / (self.counts[name] or 1) for name, value in self.sums.items()}
         if "z" in parts:
             parts["z"] = z_weight * parts["z"]
         return torch.stack(list(parts.values())).sum(), parts
@@ -48,8 +48,15 @@ class LossInputs:
     """float32 `[positions, pointers]`, lowest float where masked."""
     labels: Tensor
     """Class of every position: a vocabulary id, or `pointer_start + j`. `[positions]`."""
-    gate: Tensor | None
+    gate: Tensor | None = None
     """g of every position, `[positions, 1]`, or None."""
+    weights: Tensor | None = None
+    """Weight of every position's cross-entropy, `[positions]`; None for all alike. The z-loss has none."""
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """All fields, in order."""
+        return self.hidden, self.head, self.pointer_logits, self.labels, self.gate, self.weights
 
 
 def pointer_loss(inputs: LossInputs, pointer_start: int, config: PointerConfig) -> LossTerms:
@@ -58,8 +65,7 @@ def pointer_loss(inputs: LossInputs, pointer_start: int, config: PointerConfig) 
     predictions = []
     for start in range(0, inputs.labels.shape[0], config.loss_chunk):
         part = _slice(inputs, start, start + config.loss_chunk)
-        tensors = (part.hidden, part.head, part.pointer_logits, part.labels, part.gate)
-        sums, predicted = checkpoint(_chunk, *tensors, pointer_start, config, use_reentrant=False)
+        sums, predicted = checkpoint(_chunk, *part.tensors, pointer_start, config, use_reentrant=False)
         for name, value in sums.items():
             totals.setdefault(name, []).append(value)
         predictions.append(predicted)
@@ -67,15 +73,13 @@ def pointer_loss(inputs: LossInputs, pointer_start: int, config: PointerConfig) 
         zero = inputs.hidden.sum() * 0.0 + inputs.pointer_logits.sum() * 0.0
         return LossTerms({"joint": zero.float()}, {"joint": 0}, inputs.labels)
     sums = {name: torch.stack(values).sum() for name, values in totals.items()}
-    return LossTerms(sums, _counts(inputs.labels, pointer_start, sums), torch.cat(predictions))
+    return LossTerms(sums, _counts(inputs, pointer_start, sums), torch.cat(predictions))
 
 
 def reference_loss(inputs: LossInputs, pointer_start: int, config: PointerConfig) -> LossTerms:
     """The same at once, holding all logits: the specification that the chunked loss is tested against."""
-    sums, predictions = _chunk(
-        inputs.hidden, inputs.head, inputs.pointer_logits, inputs.labels, inputs.gate, pointer_start, config
-    )
-    return LossTerms(sums, _counts(inputs.labels, pointer_start, sums), predictions)
+    sums, predictions = _chunk(*inputs.tensors, pointer_start, config)
+    return LossTerms(sums, _counts(inputs, pointer_start, sums), predictions)
 
 
 def joint_logits(vocabulary: Tensor, pointers: Tensor, gate: Tensor | None, pointer_start: int) -> Tensor:
@@ -94,23 +98,25 @@ def _chunk(
     pointers: Tensor,
     labels: Tensor,
     gate: Tensor | None,
+    weights: Tensor | None,
     pointer_start: int,
     config: PointerConfig,
 ) -> tuple[dict[str, Tensor], Tensor]:
     vocabulary = F.linear(hidden, head)
     logits = joint_logits(vocabulary, pointers, gate, pointer_start)
     predictions = logits.detach().argmax(dim=-1)
-    is_text = labels < pointer_start
+    weights = torch.ones_like(labels, dtype=logits.dtype) if weights is None else weights
+    smoothing = config.label_smoothing
     if config.loss == "separate":
         text = vocabulary.float() if gate is None else (1 - gate) * vocabulary.float()
+        pointer = logits[:, pointer_start:]
+        t, p = labels < pointer_start, labels >= pointer_start
         sums = {
-            "text": cross_entropy(text[is_text], labels[is_text], config.label_smoothing),
-            "pointer": cross_entropy(
-                logits[:, pointer_start:][~is_text], labels[~is_text] - pointer_start, config.label_smoothing
-            ),
+            "text": cross_entropy(text[t], labels[t], weights[t], smoothing),
+            "pointer": cross_entropy(pointer[p], labels[p] - pointer_start, weights[p], smoothing),
         }
     else:
-        sums = {"joint": cross_entropy(logits, labels, config.label_smoothing)}
+        sums = {"joint": cross_entropy(logits, labels, weights, smoothing)}
         if config.z_weight > 0:
             top = (
                 logits
@@ -121,17 +127,24 @@ def _chunk(
     return sums, predictions
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """Sum of the cross-entropy over positions; smoothing is spread evenly over classes not masked."""
+def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, smoothing: float) -> Tensor:
+    """Weighted sum of the cross-entropy over positions; smoothing is spread evenly over classes not masked."""
     if logits.shape[0] == 0:
         return logits.sum()
     if smoothing == 0.0:
-        return F.cross_entropy(logits, labels, reduction="sum")
+        return (weights * F.cross_entropy(logits, labels, reduction="none")).sum()
     allowed = logits > torch.finfo(logits.dtype).min
     log_probabilities = logits.log_softmax(dim=-1)
     target = -log_probabilities.gather(-1, labels[:, None])[:, 0]
     even = -(log_probabilities.masked_fill(~allowed, 0.0).sum(dim=-1) / allowed.sum(dim=-1))
-    return ((1 - smoothing) * target + smoothing * even).sum()
+    return (weights * ((1 - smoothing) * target + smoothing * even)).sum()
+
+
+def first_pointers(labels: Tensor, pointer_start: int) -> Tensor:
+    """True at the first pointer of every run of pointers, `[batch, tokens]` -> the same."""
+    is_pointer = labels >= pointer_start
+    follows = F.pad(is_pointer[:, :-1], (1, 0))
+    return is_pointer & ~follows
 
 
 def _slice(inputs: LossInputs, start: int, stop: int) -> LossInputs:
@@ -141,10 +154,14 @@ def _slice(inputs: LossInputs, start: int, stop: int) -> LossInputs:
         inputs.pointer_logits[start:stop],
         inputs.labels[start:stop],
         None if inputs.gate is None else inputs.gate[start:stop],
+        None if inputs.weights is None else inputs.weights[start:stop],
     )
 
 
-def _counts(labels: Tensor, pointer_start: int, sums: dict[str, Tensor]) -> dict[str, int]:
-    pointers = int((labels >= pointer_start).sum())
-    every = {"joint": len(labels), "z": len(labels), "text": len(labels) - pointers, "pointer": pointers}
+def _counts(inputs: LossInputs, pointer_start: int, sums: dict[str, Tensor]) -> dict[str, float]:
+    """Positions, or their weights, behind each sum. The z-loss is a plain mean."""
+    weights = torch.ones_like(inputs.labels, dtype=torch.float32) if inputs.weights is None else inputs.weights
+    pointers = float(weights[inputs.labels >= pointer_start].sum())
+    total = float(weights.sum())
+    every = {"joint": total, "z": float(len(weights)), "text": total - pointers, "pointer": pointers}
     return {name: every[name] for name in sums}

@@ -24,7 +24,7 @@ from v1lit.backbones.load import freeze, load_backbone
 from v1lit.backbones.registry import get_backbone
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.head import PointerHead
-from v1lit.pointer.loss import LossInputs, LossTerms, joint_logits, pointer_loss
+from v1lit.pointer.loss import LossInputs, LossTerms, first_pointers, joint_logits, pointer_loss
 from v1lit.pointer.memory import ImageSlots, PointerMemory, copy_values, embed_with_copies
 
 IGNORE = -100
@@ -304,6 +304,14 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
             self.config.pointer_start,
         )
 
+    def _weights(self, labels: Tensor, supervised: Tensor) -> Tensor | None:
+        """Weights of the supervised positions, `[positions]`; None where all are 1."""
+        weight = self.pointer_options.first_pointer_weight
+        if weight == 1.0:
+            return None
+        first = first_pointers(labels, self.config.pointer_start)[supervised]
+        return torch.where(first, weight, 1.0)
+
     def _loss(self, states: Tensor, labels: Tensor, memory: PointerMemory) -> PointAndCopyOutput:
         supervised = labels[:, 1:] != IGNORE
         states = states[:, :-1]
@@ -313,6 +321,7 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
             pointer_logits=self._pointer_logits(states, memory)[supervised],
             labels=labels[:, 1:][supervised],
             gate=self.pointer_head.gate_values(states[supervised]),
+            weights=self._weights(labels[:, 1:], supervised),
         )
         terms = pointer_loss(inputs, self.config.pointer_start, self.pointer_options)
         loss, parts = terms.total(self.pointer_options.z_weight)

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.optim import AdamW, Muon, Optimizer
+
+EMBEDDINGS = ("embed", "lm_head")
+"""Marks in the names of matrices whose rows are tokens or patches: not for Muon."""
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with a warm-up and a schedule; the defaults are the published v1 settings."""
+    """Optimizer with a warm-up and a schedule; the defaults are the published v1 settings."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """`muon` orthogonalises the updates of hidden matrices (scaled as in arXiv 2502.16982, so that learning rates of
+    AdamW fit) and leaves everything else to AdamW."""
     lr: float = 3e-5
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -29,6 +36,12 @@ class OptimizerConfig:
     """Learning rate at the last step, as a share of the peak."""
 
     def __post_init__(self) -> None:
+        for key, value, allowed in (
+            ("name", self.name, ("adamw", "muon")),
+            ("schedule", self.schedule, ("linear", "cosine", "constant")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"optimizer.{key} is {value!r}; allowed: {', '.join(allowed)}")
         if self.lr <= 0:
             raise ValueError(f"optimizer.lr is {self.lr}; it must be positive")
         if not 0 <= self.warmup <= 1:
@@ -37,19 +50,53 @@ class OptimizerConfig:
             raise ValueError(f"optimizer.final is {self.final}; it is a share of the peak, from 0 to 1")
 
 
-def build_optimizer(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig
-) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; weight decay for matrices only."""
-    trainable = [parameter for _, parameter in named_parameters if parameter.requires_grad]
+class Together(Optimizer):
+    """Several optimizers that step as one, each with its own parameters. Lightning drives one optimizer only."""
+
+    def __init__(self, optimizers: list[Optimizer]) -> None:
+        self.optimizers = optimizers
+        super().__init__([group for one in optimizers for group in one.param_groups], {})
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for one in self.optimizers:
+            one.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizers": [one.state_dict() for one in self.optimizers]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for one, state in zip(self.optimizers, state_dict["optimizers"], strict=True):
+            one.load_state_dict(state)
+        # The schedule changes the groups of this optimizer: they must be the very same as the others'.
+        self.param_groups = [group for one in self.optimizers for group in one.param_groups]
+
+
+def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> Optimizer:
+    """The optimizer of the trainable parameters. Raises ValueError if there are none."""
+    trainable = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
+    if not trainable:
+        raise ValueError("no trainable parameter is left; remove a part from model.backbone.freeze")
+    if config.name == "adamw":
+        return _adamw([parameter for _, parameter in trainable], config)
+    hidden = [p for name, p in trainable if p.ndim == 2 and not any(mark in name for mark in EMBEDDINGS)]
+    chosen = set(map(id, hidden))
+    rest = [p for _, p in trainable if id(p) not in chosen]
+    muon = Muon(hidden, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+    return Together([muon, _adamw(rest, config)])
+
+
+def _adamw(parameters: list[nn.Parameter], config: OptimizerConfig) -> AdamW:
     groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    if not groups:
-        raise ValueError("no trainable parameter is left; remove a part from model.backbone.freeze")
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, foreach=True)
+    return AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, foreach=True)
 
 
 def learning_rate_factor(step: int, total: int, config: OptimizerConfig) -> float:
