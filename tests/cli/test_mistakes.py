@@ -63,6 +63,23 @@ MISTAKES = {
     "linked key": ("--data.backbone.name=llava", ["data.backbone", "model.backbone"]),
     "unknown source": ("--data.source.name=synthetc", ["'synthetc'", "'synthetic'", "v1g"]),
     "unknown source option": ("--data.source.options.lok=[x]", ["'lok'", "'look'"]),
+    "options of another source": ("--data.source.name=shards", ["'look'", "--data.source.options={}"]),
+    "wrong value of a source option": (
+        "--data.source.options.look=[shape]",
+        ["data.source.options.look is 'shape'", "did you mean 'shapes'", "command line"],
+    ),
+    "wrong number of a source option": (
+        "--data.source.options.val_examples=0",
+        ["data.source.options.val_examples is 0", "command line"],
+    ),
+    "unknown size of a tiny version": (
+        "--model.backbone.tiny.hidden=32",
+        ["error: model.backbone.tiny.hidden: unknown", "'hidden_size'"],
+    ),
+    "two keys that do not go together": (
+        "--model.pointer.loss=separate",
+        ["error: model.pointer.loss is 'separate'", "set model.pointer.z_weight to 0 (command line)"],
+    ),
     "unknown accelerator": (
         "--trainer.accelerator=gppu",
         ["trainer.accelerator is 'gppu'", "did you mean 'gpu'", "cpu"],

@@ -82,6 +82,21 @@ def test_changes_on_the_command_line_apply_in_order(write, tmp_path, monkeypatch
     assert composed.origin("model.backbone.weights") == "command line"
 
 
+def test_an_empty_mapping_clears_what_stood_there(write):
+    write("base.yaml", "data: {source: {options: {look: [a], n: 1}}, encoding: {x: 1}}\n")
+    recipe = write("r.yaml", "base: base.yaml\ndata: {encoding: {}}\n")
+    assert compose(str(recipe)).config["data"]["encoding"] == {}
+    changes = ["--data.source.options={}", "--data.source.options.m=2"]
+    assert compose(str(recipe), changes).config["data"]["source"]["options"] == {"m": 2}
+    assert compose(str(recipe), changes).origin("data.source.options") == "command line"
+
+
+def test_a_mistyped_shipped_part_is_told_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"did you mean 'configs/backbone/llava_tiny\.yaml'"):
+        compose("tiny_qwen", ["--model.backbone=configs/backbone/llava_tny.yaml"])
+
+
 def test_shipped_parts_are_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     composed = compose("tiny_qwen", ["--model.backbone=configs/backbone/llava_tiny.yaml"])

@@ -279,3 +279,12 @@ def test_an_example_that_cannot_be_encoded_says_why(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(encoding, "encode", encode)
     page = page_of(written(tmp_path / "set", example()), tmp_path / "page.html", processor=Bytes())
     assert "cannot be encoded: too long by 7" in page.text
+
+
+def test_of_a_folder_with_splits_the_training_split_is_shown(tmp_path: Path) -> None:
+    written(tmp_path / "v1g" / "train", example("in-train"))
+    written(tmp_path / "v1g" / "val", example("in-val"))
+    page = show(tmp_path / "v1g", tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "in-train" in page
+    assert "in-val" not in page
+    assert str(Path("v1g") / "train") in page

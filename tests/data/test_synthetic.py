@@ -114,7 +114,7 @@ def test_shapes_vary_in_number_kind_size_and_place() -> None:
         (c, s) for c in COLORS for s in ("circle", "square", "triangle")
     }
     sides = {item.box[2] - item.box[0] for item in items}
-    assert (min(sides), max(sides)) == (28, 56)
+    assert (min(sides), max(sides)) == (34, 60)
     for axis in (0, 1):
         offsets = {item.box[axis] % 28 for item in items}
         assert len(offsets) == 28, "objects must not sit on a grid"
@@ -488,7 +488,7 @@ def test_two_processes_may_write_the_same_data_set(tmp_path: Path, monkeypatch: 
         ({"examples": 0}, "examples is 0"),
         ({"examples": True}, "examples is True"),
         ({"seed": 1.5}, "seed is 1.5"),
-        ({"look": ["shape"]}, "look is 'shape'; allowed: shapes, bars, diagrams"),
+        ({"look": ["shape"]}, "look is 'shape' (did you mean 'shapes'?); allowed: shapes, bars, diagrams"),
         ({"look": []}, "look is empty"),
         ({"kinds": ["find", "guess"]}, "kinds is 'guess'; allowed: find, count, compare, relate"),
         ({"image_size": (168,)}, "image_size"),

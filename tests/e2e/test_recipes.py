@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from PIL import Image, ImageDraw
 
 from v1lit.cli.main import main
 from v1lit.cli.recipe import compose, shipped, shipped_recipes
+from v1lit.cli.run_folder import VARIABLE as RUN_FOLDER
 
 V1G = ("qwen_v1g", "qwen2_vl_v1g", "llava_v1g", "internvl_v1g")
 FEW = [
@@ -193,3 +197,35 @@ def test_a_run_never_overwrites_another(tmp_path, monkeypatch, capfd):
     assert "run.name is 'x'" in err
     assert "--run.resume" in err
     assert len(err.strip().splitlines()) <= 2
+
+
+def test_two_processes_end_cleanly_and_say_nothing_superfluous(tmp_path):
+    two = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    small = ["--data.source.options.examples=8", "--data.source.options.val_examples=2"]
+    command = [
+        sys.executable,
+        "-m",
+        "v1lit.cli.main",
+        "run",
+        "tiny_qwen",
+        *two,
+        *SMALL,
+        *small,
+        "--run.name=x",
+    ]
+    environment = {
+        **{name: value for name, value in os.environ.items() if name != RUN_FOLDER},
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "80",
+        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+    }
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "runs/x/metrics.json").read_text())["train/steps"] == 2
+    assert (tmp_path / "runs/x/model/model.safetensors").is_file()
+    said = [line for line in done.stderr.splitlines() if line.strip("- ")]
+    assert [line for line in said if "istributed" not in line] == []
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "parameters on 2 x cpu" in done.stdout

@@ -101,6 +101,16 @@ def test_several_answers(predictor: Predictor) -> None:
     assert len({answer.text for answer in answers}) > 1
 
 
+def test_a_processor_that_counts_pointers_from_elsewhere_is_refused(predictor: Predictor) -> None:
+    start = predictor.model.config.pointer_start
+    with pytest.raises(ValueError, match=rf"start at id {start}, but the processor's at {start + 3}"):
+        Predictor(predictor.model, load_processor(BackboneConfig("qwen2_5_vl"), pointer_start=start + 3))
+
+
+def test_the_text_of_a_prediction_shows_no_arrays(predictor: Predictor) -> None:
+    assert "array" not in repr(predictor._read([5], (PatchMap.grid((100, 100), 2, 2),)))
+
+
 def test_mistakes_are_named(predictor: Predictor, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no image file"):
         predictor(tmp_path / "missing.png", "Where?")

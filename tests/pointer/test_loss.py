@@ -108,7 +108,9 @@ def test_one_position_by_hand() -> None:
 def test_smoothing_is_spread_over_classes_that_are_not_masked() -> None:
     logits = torch.tensor([[0.5, -1.0, 2.0, torch.finfo(torch.float32).min]])
     kept = torch.nn.functional.cross_entropy(logits[:, :3], torch.tensor([2]), label_smoothing=0.3)
-    assert cross_entropy(logits, torch.tensor([2]), torch.ones(1), 0.3).item() == pytest.approx(kept.item(), rel=1e-6)
+    assert cross_entropy(logits, torch.tensor([2]), torch.ones(1), 0.3).item() == pytest.approx(
+        kept.item(), rel=1e-6
+    )
 
 
 def test_weights_make_a_weighted_mean() -> None:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from v1lit.training.metrics import PointingMetrics
+from v1lit.training.metrics import LossMeans, PointingMetrics
 
 V = 10
 
@@ -62,3 +62,15 @@ def test_equals_plain_counting(pairs: list[tuple[int, int]]) -> None:
         assert values["region_iou"] == pytest.approx(sum(overlaps) / len(runs))
     else:
         assert math.isnan(values["region_iou"])
+
+
+def test_the_parts_of_the_loss_are_means_over_all_positions() -> None:
+    """Two batches, or two ranks: a part without positions in one of them is there all the same."""
+    means = LossMeans()
+    means.update({"text": torch.tensor(6.0), "pointer": torch.tensor(0.0)}, {"text": 3, "pointer": 0})
+    other = LossMeans()
+    other.update({"text": torch.tensor(2.0), "pointer": torch.tensor(5.0)}, {"text": 1, "pointer": 2})
+    assert set(means.compute()) == {"text"}
+    means.sums, means.counts = means.sums + other.sums, means.counts + other.counts
+    means._computed = None
+    assert {name: float(value) for name, value in means.compute().items()} == {"text": 2.0, "pointer": 2.5}

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+
 from v1lit.training.optimizer import OptimizerConfig, Together, build_optimizer, learning_rate_factor
 
 
@@ -34,7 +35,10 @@ def steps(model: Small, optimizer: torch.optim.Optimizer, count: int) -> None:
 
 def test_weight_decay_is_for_matrices_only() -> None:
     optimizer = build_optimizer(Small().named_parameters(), OptimizerConfig(weight_decay=0.1))
-    assert {p.ndim: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]} == {2: 0.1, 1: 0.0}
+    assert {p.ndim: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]} == {
+        2: 0.1,
+        1: 0.0,
+    }
     assert optimizer.param_groups[0]["betas"] == (0.9, 0.95)
 
 
@@ -100,7 +104,9 @@ def test_the_published_schedule() -> None:
     warmup=st.floats(0, 1),
     final=st.floats(0, 1),
 )
-def test_factors_stay_between_final_and_one(step: int, total: int, schedule: str, warmup: float, final: float) -> None:
+def test_factors_stay_between_final_and_one(
+    step: int, total: int, schedule: str, warmup: float, final: float
+) -> None:
     config = OptimizerConfig(schedule=schedule, warmup=warmup, final=final)  # type: ignore[arg-type]
     factor = learning_rate_factor(step, total, config)
     assert 0 <= factor <= 1 + 1e-12

@@ -157,9 +157,11 @@ class Processor:
         return f"<|copy_{pointer}|>" if pointer >= 0 else f"<|unused_{token}|>"
 
 
-def load_processor(config: BackboneConfig) -> Processor:
+def load_processor(config: BackboneConfig, pointer_start: int | None = None) -> Processor:
     """The processor of a backbone, without its weights.
 
+    ``pointer_start`` is that of the model it shall serve, where that is not the number of rows of the
+    backbone's embedding table.
     Raises ``ValueError`` for a user's mistake, ``WeightsUnavailable`` if a checkpoint cannot be had.
     """
     from v1lit.backbones.load import check_backbone_config, checkpoint_config, hub_errors, named
@@ -178,9 +180,9 @@ def load_processor(config: BackboneConfig) -> Processor:
             tokenizer = AutoTokenizer.from_pretrained(config.weights)
     with named("model.backbone.image"):
         backbone.check_fit(image_processor.options, model_config)
-    return Processor(
-        backbone, tokenizer, image_processor, model_config.get_text_config().vocab_size, config.views
-    )
+    if pointer_start is None:
+        pointer_start = model_config.get_text_config().vocab_size
+    return Processor(backbone, tokenizer, image_processor, pointer_start, config.views)
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = True) -> list[int]:

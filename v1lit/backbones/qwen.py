@@ -61,6 +61,7 @@ class QwenVL(Backbone):
         "vision_heads": 2,
         "vision_intermediate_size": 64,
         "patch_size": 14,
+        "temporal_patch_size": 2,
         "min_pixels": 56 * 56,
         "max_pixels": 448 * 448,
         "tie_word_embeddings": False,
@@ -110,6 +111,7 @@ class QwenVL(Backbone):
     def tiny_image_options(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "patch_size": sizes["patch_size"],
+            "temporal_patch_size": sizes["temporal_patch_size"],
             "min_pixels": sizes["min_pixels"],
             "max_pixels": sizes["max_pixels"],
         }
@@ -193,6 +195,7 @@ class Qwen2VL(QwenVL):
             "num_heads": sizes["vision_heads"],
             "mlp_ratio": sizes["vision_intermediate_size"] // width,
             "patch_size": sizes["patch_size"],
+            "temporal_patch_size": sizes["temporal_patch_size"],
             "initializer_range": sizes["initializer_range"],
         }
 
@@ -218,6 +221,7 @@ class Qwen25VL(QwenVL):
             "num_heads": sizes["vision_heads"],
             "out_hidden_size": sizes["hidden_size"],
             "patch_size": sizes["patch_size"],
+            "temporal_patch_size": sizes["temporal_patch_size"],
             "window_size": sizes["window_size"],
             "fullatt_block_indexes": list(sizes["full_attention_layers"]),
             "initializer_range": sizes["initializer_range"],

@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 
 from v1lit.backbones.config import BackboneConfig
 from v1lit.cli.errors import UserError, nearest
-from v1lit.cli.recipe import Recipe
+from v1lit.cli.recipe import COMMAND_LINE, Recipe
 from v1lit.cli.schema import MOST_NAMED, dataclasses_of
 from v1lit.data.config import SourceConfig
 from v1lit.data.sources import check_source
@@ -92,12 +92,28 @@ def _check_device(recipe: Recipe, config: Mapping[str, Any]) -> None:
 
 
 def _placed(recipe: Recipe, group: str, message: str) -> str:
-    """`message` about a group, with the key in front that it is about and the file where that stands."""
-    words = set(re.findall(r"\w+", message))
-    inside = [
-        key for key in recipe.origins if key.startswith(f"{group}.") and words.issuperset(key.split(".")[-1:])
-    ]
-    key = max(inside, key=lambda one: (one.count("."), one in message), default=group)
+    """`message` about a group, with the key in front that it is about and the file where that stands.
+
+    Of the keys that the message names, that is one from the command line before one from a file, then the
+    deepest, then the one named first.
+    """
+    short = group.removeprefix("model.")
+    message = re.sub(rf"(?<![\w.]){re.escape(short)}\.(?=\w)", f"{group}.", message)
+    words = re.findall(r"\w+", message)
+    keys = [key for key in recipe.origins if key.startswith(f"{group}.") and not _last(key).isdigit()]
+    inside = [key for key in keys if _last(key) in words]
+
+    def rank(key: str) -> tuple[bool, int, int]:
+        return recipe.origins[key] == COMMAND_LINE, key.count("."), -words.index(_last(key))
+
+    key = max(inside, key=rank, default=group)
     first, _, rest = message.partition("\n")
-    text = first if key.removeprefix("model.") in first else f"{key}: {first}"
+    said, colon, problem = first.partition(": ")
+    if colon and f"{key}.".startswith(f"{said}."):
+        first = problem
+    text = first if key in first else f"{key}: {first}"
     return f"{text} ({recipe.origin(key)})" + (f"\n{rest}" if rest else "")
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]

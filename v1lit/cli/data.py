@@ -97,7 +97,7 @@ def _show(argv: list[str]) -> int:
     parser = Parser(
         prog="v1lit data show", description="Some examples: image, regions, trace, tokens of the loss."
     )
-    parser.add_argument("folder", help="a folder of shards, or one shard")
+    parser.add_argument("folder", help="a folder of shards, or one shard; train/ of a folder with splits")
     parser.add_argument("--out", default="examples.html", help="a .html page or a .png picture")
     parser.add_argument("--n", type=int, default=8, help="how many examples")
     parser.add_argument("--seed", type=int, default=0, help="chooses the examples")

@@ -5,6 +5,7 @@
 - `{part: ../configs/x.yaml, key: value}` takes a part and changes single keys of it in place.
 - `base: other.yaml` at the top of a recipe takes another recipe, or a shipped one by its bare name; the other
   keys change it.
+- `{}` replaces a mapping by an empty one, where any other mapping changes single keys of it.
 - `--a.b=value` changes one key, `--a.b=part.yaml` a whole part, in the order given.
 - `${a.b}` takes another key's value, once parts and changes are merged. That is left to the parser.
 
@@ -86,12 +87,19 @@ def find_recipe(text: str) -> Path:
 
 def find_file(text: str, folder: Path) -> Path | None:
     """`text` below `folder`; `configs/...` and `recipes/...` are found among the shipped files as well."""
-    below = folder / Path(text).expanduser()
-    if below.is_file():
-        return below
+    return next((place for place in _places(text, folder) if place.is_file()), None)
+
+
+def parts_beside(text: str, folder: Path) -> list[str]:
+    """What `text` could have been: the same path with the name of a part that is there."""
+    found = {other.name for place in _places(text, folder) for other in place.parent.glob("*.yaml")}
+    return [str(Path(text).with_name(name)) for name in sorted(found)]
+
+
+def _places(text: str, folder: Path) -> list[Path]:
     kind, _, rest = text.removeprefix("./").partition("/")
-    packaged = shipped(kind) / rest if rest and kind in ("configs", "recipes") else None
-    return packaged if packaged is not None and packaged.is_file() else None
+    packaged = [shipped(kind) / rest] if rest and kind in ("configs", "recipes") else []
+    return [folder / Path(text).expanduser(), *packaged]
 
 
 def read_changes(arguments: Sequence[str]) -> list[tuple[str, str]]:
@@ -177,10 +185,10 @@ class _Composer:
         path: Path | None,
         trail: tuple[Path, ...],
     ) -> None:
-        """Write `changes` into `below`: mappings key by key, all else whole."""
+        """Write `changes` into `below`: mappings key by key, all else, and the empty mapping, whole."""
         for name, value in changes.items():
             full = f"{key}.{name}" if key else str(name)
-            whole = not isinstance(value, dict) or "part" in value or "class_path" in value
+            whole = not isinstance(value, dict) or not value or "part" in value or "class_path" in value
             if whole or not isinstance(below.get(name), dict):
                 self._forget(full)
                 below[name] = self._value(value, full, path, trail)
@@ -210,10 +218,8 @@ class _Composer:
         found = find_file(text, path.parent if path else Path()) if isinstance(text, str) else None
         if found is None:
             folder = path.parent if path else Path()
-            others = [other.name for other in (folder / str(text)).parent.glob("*.yaml")]
-            raise UserError(
-                f"{where}: {key}: there is no part {str(text)!r}{nearest(Path(str(text)).name, others)}"
-            )
+            others = parts_beside(str(text), folder)
+            raise UserError(f"{where}: {key}: there is no part {str(text)!r}{nearest(str(text), others)}")
         raw, trail = self._open(found, key, trail)
         return self._value(raw, key, found, trail)
 

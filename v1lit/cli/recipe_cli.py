@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import re
 from argparse import ArgumentError
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -21,35 +20,36 @@ from v1lit.cli import checks
 from v1lit.cli.environment import describe_environment
 from v1lit.cli.errors import UserError, nearest, two_lines
 from v1lit.cli.recipe import Recipe
-from v1lit.cli.run_folder import make_run_folder, name_run_folder, save_recipe
+from v1lit.cli.run_folder import run_folder, save_recipe
 from v1lit.cli.schema import check_keys, leaves, with_all_groups, wrong_value
 from v1lit.data.datamodule import V1DataModule
 from v1lit.data.shards import INDEX_NAME
 from v1lit.training.config import RunConfig
 from v1lit.training.module import V1Module
+from v1lit.training.quiet import quiet
 from v1lit.training.run import run_training, trainer_defaults
 
 
 class RecipeCLI(LightningCLI):
     """Model, data and Trainer of a recipe; a mistake in it is a UserError, before weights are loaded."""
 
+    folder: Path
+    """The folder of the run, while it goes on."""
+
     def __init__(self, recipe: Recipe, parse_only: bool = False) -> None:
         self.recipe = recipe
         self.parse_only = parse_only
         with quiet():
-            self._build()
-
-    def _build(self) -> None:
-        super().__init__(
-            V1Module,
-            V1DataModule,
-            run=False,
-            save_config_callback=None,  # the run saves its recipe itself, with versions and revision
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False, "dump_header": None},
-        )
+            super().__init__(
+                V1Module,
+                V1DataModule,
+                run=False,
+                save_config_callback=None,  # the run saves its recipe itself, with versions and revision
+                seed_everything_default=0,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False, "dump_header": None},
+            )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(RunConfig, "run")
@@ -71,9 +71,9 @@ class RecipeCLI(LightningCLI):
             checks.check_surroundings(self.recipe, config)
 
     def instantiate_classes(self) -> None:
-        if self.parse_only:
-            return
-        self.folder = name_run_folder(RunConfig(**self.config.as_dict()["run"]), self.recipe.name)
+        """Left to `train`, where the run has its folder."""
+
+    def _instantiate(self) -> None:
         try:
             super().instantiate_classes()
         except (ValueError, MisconfigurationException) as error:
@@ -96,11 +96,13 @@ class RecipeCLI(LightningCLI):
 
     def train(self, argv: Sequence[str]) -> dict[str, float]:
         """Train and report; `argv` is what followed `v1lit run`."""
-        self._prepare_data()
-        make_run_folder(self.folder)
-        header = describe_environment(argv, seed=self.config["seed_everything"])
-        save_recipe(self.folder, header + self.resolved())
-        return run_training(self.model, self.datamodule, self.trainer, self.config_init["run"], self.folder)
+        run = RunConfig(**self.config.as_dict()["run"])
+        with quiet(), run_folder(run, self.recipe.name) as self.folder:
+            self._instantiate()
+            self._prepare_data()
+            header = describe_environment(argv, seed=self.config["seed_everything"])
+            save_recipe(self.folder, header + self.resolved())
+            return run_training(self.model, self.datamodule, self.trainer, run, self.folder)
 
     def _prepare_data(self) -> None:
         """Make the shards: only then is it known whether the best checkpoint can be chosen by validation."""
@@ -114,20 +116,6 @@ class RecipeCLI(LightningCLI):
             self.trainer.callbacks = [  # type: ignore[attr-defined]
                 plain[type(one)] if one in self.filled_in else one for one in callbacks
             ]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep Lightning's remarks off the screen, so that a mistake stands there alone; warnings stay."""
-    loggers = [logging.getLogger(name) for name in ("lightning.fabric", "lightning.pytorch")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.WARNING)
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def fill_in(config: Mapping[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
@@ -147,7 +135,9 @@ def fill_in(config: Mapping[str, Any], defaults: dict[str, Any]) -> dict[str, An
         return not off.get(kind) and not any(isinstance(other, kind) for other in given)
 
     ours = [callback for callback in defaults["callbacks"] if wanted(callback)]
-    filled: dict[str, Any] = {"default_root_dir": config["default_root_dir"] or defaults["default_root_dir"]}
+    filled: dict[str, Any] = {
+        name: config[name] or defaults[name] for name in ("default_root_dir", "enable_model_summary")
+    }
     if config["logger"] in (None, True) and not config["barebones"]:
         filled["logger"] = defaults["logger"]
     return filled if config["barebones"] else {**filled, "callbacks": [*given, *ours]}

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
@@ -12,30 +15,32 @@ from v1lit.cli.errors import UserError
 from v1lit.training.config import RunConfig
 
 VARIABLE = "V1LIT_RUN_FOLDER"
-"""Tells the processes that Lightning starts for the other devices which folder the first one chose."""
+"""Tells the processes that Lightning starts for the other devices which folder the first one made."""
 
 
-def name_run_folder(run: RunConfig, recipe: str) -> Path:
-    """The folder that this run will write to: `run.folder` / (`run.name`, or recipe name and time)."""
-    if int(os.environ.get("LOCAL_RANK", "0")) > 0 and VARIABLE in os.environ:
-        return Path(os.environ[VARIABLE])
-    folder = Path(run.folder) / (run.name or f"{recipe}-{_stamp()}")
-    if run.name is not None and run.resume is None and _is_first() and _holds_files(folder):
-        raise UserError(
-            f"run.name is {run.name!r}, but {folder} holds a run already\n"
-            "choose another name, or go on from a checkpoint with --run.resume=FILE"
-        )
-    return folder
+@contextmanager
+def run_folder(run: RunConfig, recipe: str) -> Iterator[Path]:
+    """The folder that this run writes to: `run.folder` / (`run.name`, or recipe name and time).
 
-
-def make_run_folder(folder: Path) -> None:
-    """Create the folder (first process only) and tell processes started from here about it."""
+    The first process makes it, and takes it away again if the run ends before anything is in it. Raises
+    UserError if the name is taken by another run, or if the folder cannot be made.
+    """
+    if not _is_first():
+        yield Path(os.environ.get(VARIABLE) or _wanted(run, recipe))
+        return
+    wanted = _wanted(run, recipe)
+    missing = [place for place in wanted.parents if not place.exists()]
+    try:
+        folder, made = _make(run, wanted)
+    except OSError as error:
+        raise UserError(f"run.folder: {wanted} cannot be made: {error.strerror}") from error
     os.environ[VARIABLE] = str(folder)
-    if _is_first():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"run.folder: {folder} cannot be made: {error.strerror}") from error
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):  # only empty folders can be removed
+            for place in [*([folder] if made else []), *missing]:
+                place.rmdir()
 
 
 def save_recipe(folder: Path, text: str) -> None:
@@ -52,6 +57,31 @@ def save_recipe(folder: Path, text: str) -> None:
     os.replace(aside, path)
 
 
+def _wanted(run: RunConfig, recipe: str) -> Path:
+    return Path(run.folder) / (run.name or f"{recipe}-{_stamp()}")
+
+
+def _make(run: RunConfig, wanted: Path) -> tuple[Path, bool]:
+    """Make the folder; gives it, and whether it is new. One that the run does not name is always new."""
+    wanted.parent.mkdir(parents=True, exist_ok=True)
+    if run.name is not None:
+        if run.resume is None and wanted.is_dir() and any(wanted.iterdir()):
+            raise UserError(
+                f"run.name is {run.name!r}, but {wanted} holds a run already\n"
+                "choose another name, or go on from a checkpoint with --run.resume=FILE"
+            )
+        made = not wanted.exists()
+        wanted.mkdir(parents=True, exist_ok=True)
+        return wanted, made
+    folder = wanted
+    for number in count(2):
+        with suppress(FileExistsError):
+            folder.mkdir()
+            break
+        folder = wanted.with_name(f"{wanted.name}-{number}")
+    return folder, True
+
+
 def _is_first() -> bool:
     rank: int = getattr(rank_zero_only, "rank", 0)
     return rank == 0
@@ -66,7 +96,3 @@ def _stamp() -> str:
             "name it: --run.name=NAME"
         )
     return time.strftime("%Y%m%d-%H%M%S")
-
-
-def _holds_files(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.iterdir())

@@ -12,7 +12,7 @@ from torch import Tensor
 from v1lit.data.encoding import IGNORE, Encoded
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning's precision plugins write the converted tensors into a copy
 class Batch:
     """Several examples, one per row, padded to the longest."""
 

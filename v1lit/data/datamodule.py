@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -42,6 +44,7 @@ class V1DataModule(LightningDataModule):
         val_batch_size: int | None = None,
         max_val_examples: int | None = None,
         num_workers: int = 0,
+        group_by_length: int = 1,
         seed: int = 0,
     ) -> None:
         """Args:
@@ -52,16 +55,19 @@ class V1DataModule(LightningDataModule):
         val_batch_size: the same for validation; `batch_size` when not given.
         max_val_examples: validate on the first so many only.
         num_workers: processes that read and encode, on every rank; 0 for none beside the training process.
+        group_by_length: batches to look ahead when putting training examples of similar length together, so that
+            less is padded; 1 leaves the order as it is.
         seed: of the order of the training examples.
         """
         super().__init__()
-        if batch_size < 1 or (val_batch_size or 1) < 1:
-            raise ValueError(
-                f"data.batch_size is {batch_size} and data.val_batch_size {val_batch_size}; "
-                "both must be positive"
-            )
-        if num_workers < 0:
-            raise ValueError(f"data.num_workers is {num_workers}; give 0 or more")
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("val_batch_size", val_batch_size or batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("group_by_length", group_by_length, 1),
+        ):
+            if value < least:
+                raise ValueError(f"data.{name} is {value}; give {least} or more")
         self.backbone = backbone
         self.source = source or SourceConfig()
         self.encoding = encoding or EncodingConfig()
@@ -69,7 +75,9 @@ class V1DataModule(LightningDataModule):
         self.val_batch_size = val_batch_size or batch_size
         self.max_val_examples = max_val_examples
         self.num_workers = num_workers
+        self.group_by_length = group_by_length
         self.seed = seed
+        self._prepared = False
         self._processor: Processor | None = None
         self._consumed: tuple[int, int] | None = None
         self._resume: tuple[int, int] | None = None
@@ -94,14 +102,23 @@ class V1DataModule(LightningDataModule):
     # ------------------------------------------------------------------ Lightning's hooks
 
     def prepare_data(self) -> None:
-        """Make the shards, where the source makes them; on one process per machine."""
-        prepare_source(self.source)
+        """Make the shards, where the source makes them, once; on one process per machine."""
+        if not self._prepared:
+            prepare_source(self.source)
+        self._prepared = True
 
     def train_dataloader(self) -> DataLoader[Any]:
         examples = ShardDataset(self.folder("train"), seed=self.seed)
         world_size = self.trainer.world_size if self.trainer is not None else 1
         loader = _TrainLoader(
-            _EncodedExamples(examples, self.processor, self.encoding, even=world_size),
+            _EncodedExamples(
+                examples,
+                self.processor,
+                self.encoding,
+                even=world_size,
+                group=self.batch_size,
+                window=self.group_by_length,
+            ),
             self,
             batch_size=self.batch_size,
             num_workers=self.num_workers,
@@ -150,7 +167,10 @@ class V1DataModule(LightningDataModule):
 
 
 class _EncodedExamples(IterableDataset[Encoded]):
-    """A reader's examples, encoded. With `even`, the number of ranks, all readers give equally many."""
+    """A reader's examples, encoded. With `even`, the number of ranks, all readers give equally many.
+
+    `group` consecutive examples make a batch; over a `window` of several batches they are grouped by length.
+    """
 
     def __init__(
         self,
@@ -159,9 +179,12 @@ class _EncodedExamples(IterableDataset[Encoded]):
         config: EncodingConfig,
         even: int | None = None,
         limit: int | None = None,
+        group: int = 1,
+        window: int = 1,
     ) -> None:
         self.examples, self.processor, self.config = examples, processor, config
         self.even, self.limit = even, limit
+        self.group, self.window = group, window
 
     def per_reader(self, workers: int) -> int:
         """Examples that every reader gives per epoch."""
@@ -173,8 +196,28 @@ class _EncodedExamples(IterableDataset[Encoded]):
         limit = self.limit
         if self.even is not None:
             limit = self.per_reader(worker.num_workers if worker is not None else 1)
-        for example in islice(self.examples, limit):
-            yield encode(example, self.processor, self.config)
+        encoded = (encode(example, self.processor, self.config) for example in islice(self.examples, limit))
+        if self.window == 1:
+            return encoded
+        number = worker.id if worker is not None else 0
+        return grouped_by_length(
+            encoded, self.group, self.window, seed=f"{self.examples.seed} {self.examples.epoch} {number}"
+        )
+
+
+def grouped_by_length(examples: Iterator[Encoded], group: int, window: int, seed: str) -> Iterator[Encoded]:
+    """The same examples, so that `group` consecutive ones are of similar length.
+
+    Sorted within `window` groups, which then come in random order. Only the last group may have fewer examples.
+    """
+    rng = random.Random(seed)
+    while chunk := list(islice(examples, group * window)):
+        chunk.sort(key=lambda example: len(example.input_ids))
+        short = chunk[: len(chunk) % group]
+        rest = chunk[len(short) :]
+        groups = [rest[start : start + group] for start in range(0, len(rest), group)]
+        rng.shuffle(groups)
+        yield from itertools.chain(*groups, short)
 
 
 class _TrainLoader(DataLoader[Any]):

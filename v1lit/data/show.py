@@ -14,7 +14,7 @@ from PIL import Image
 
 from v1lit.data.example import Example
 from v1lit.data.images import decode_image
-from v1lit.data.shards import Shard, list_shards
+from v1lit.data.shards import INDEX_NAME, Shard, list_shards
 from v1lit.data.show_render import GREY, INK, RED, Card, Piece, render_html, render_png
 from v1lit.grounding.draw import draw_regions
 from v1lit.grounding.region import Region
@@ -53,7 +53,7 @@ def show(
     """Draw `n` examples of a folder of shards, or of one shard, to the file `out`; give its path back.
 
     Args:
-        source: a folder with shards, or a `.tar` file.
+        source: a folder with shards, or a `.tar` file. Of a folder with splits, `train` is shown.
         out: `.html` for a self-contained page, `.png` for one picture.
         n: how many examples, chosen by `seed` and shown in the order of the shards.
         processor: where given, every example is encoded as well and its tokens are shown, coloured by whether
@@ -70,13 +70,20 @@ def show(
         raise ValueError(f"{out} ends in {out.suffix or 'no suffix'!r}; allowed: .html, .png")
     if n < 1:
         raise ValueError(f"n is {n}; at least 1 example is needed")
-    cards = [_card(shard, number, processor, encoding) for shard, number in _pick(Path(source), n, seed)]
+    source = _with_index(Path(source))
+    cards = [_card(shard, number, processor, encoding) for shard, number in _pick(source, n, seed)]
     page = renderers[out.suffix.lower()](f"{source}: {len(cards)} examples", cards)
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_name(f".{out.name}.{os.getpid()}.part")
     aside.write_bytes(page)
     os.replace(aside, out)
     return out
+
+
+def _with_index(source: Path) -> Path:
+    """The folder of the shards: that of the training split where there are splits."""
+    train = source / "train"
+    return train if (train / INDEX_NAME).is_file() and not (source / INDEX_NAME).is_file() else source
 
 
 def _pick(source: Path, n: int, seed: int) -> Iterator[tuple[Shard, int]]:

@@ -50,6 +50,16 @@ def synthetic_source(
     synthesize(folder / "val", examples=val_examples, seed=seed + VAL_SEED, **given)
 
 
+def check_synthetic(options: Mapping[str, Any]) -> None:
+    """Raise ValueError for option values that cannot be drawn."""
+    from v1lit.data.synthetic.generate import check_setting
+
+    for name, value in options.items():
+        if value is not None:
+            setting = "examples" if name == "val_examples" else name
+            check_setting(setting, value, shown=f"data.source.options.{name}")
+
+
 def v1g_source(folder: Path, path: str | None, *, workers: int | None = None) -> None:
     """Rows in the published v1g format, imported once."""
     from v1lit.data.importers.v1g import import_v1g
@@ -62,6 +72,8 @@ def v1g_source(folder: Path, path: str | None, *, workers: int | None = None) ->
 
 
 SOURCES: Mapping[str, Source] = {"shards": shards_source, "synthetic": synthetic_source, "v1g": v1g_source}
+CHECKS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {"synthetic": check_synthetic}
+"""What is wrong with the values of a source's options can be told before anything is written."""
 
 
 def check_source(config: SourceConfig) -> None:
@@ -75,7 +87,12 @@ def check_source(config: SourceConfig) -> None:
     ]
     for name in config.options:
         if name not in allowed:
-            raise ValueError(_unknown(f"option of the {config.name} source", name, allowed))
+            problem = _unknown(f"option of the {config.name} source", name, allowed)
+            raise ValueError(
+                f"data.source.options: {problem}; options that another file set are cleared with "
+                "--data.source.options={}"
+            )
+    CHECKS.get(config.name, lambda options: None)(config.options)
 
 
 def prepare_source(config: SourceConfig) -> None:

@@ -65,7 +65,7 @@ def draw_tokens(
     if not seen:
         return picture
     mask = _mask(patch_map.region(seen), patch_map.image_size, picture.size)
-    picture = _blend(picture, mask, color, 0.38)
+    picture = _blend(picture, mask, color, 0.28)
     scale = np.tile(np.array(picture.size) / patch_map.image_size, 2)
     cells = Image.new("L", picture.size)
     for box in patch_map.boxes[seen] * scale:
@@ -183,7 +183,7 @@ def _legend(patches: int, with_patches: bool, truths: int) -> Image.Image:
         mask = np.zeros((22, strip.width), dtype=bool)
         mask[4:18, x + 2 : x + 24] = True
         if filled:
-            strip = _blend(strip, mask, color, 0.38)
+            strip = _blend(strip, mask, color, 0.28)
         strip = _outline(strip, mask, color, casing=False)
         ImageDraw.Draw(strip).text((x + 34, 2), text, fill=_INK, font=font)
     return strip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class Prediction:
     """The text with its `detect(...)` calls taken apart."""
     pointers: tuple[tuple[int, ...], ...]
     """Image tokens that were pointed at: one tuple for every run of consecutive pointers."""
-    patch_maps: tuple[PatchMap, ...]
+    patch_maps: tuple[PatchMap, ...] = field(repr=False)
     """One per image."""
 
     @property
@@ -55,6 +55,13 @@ class Predictor:
     """
 
     def __init__(self, model: PointAndCopyModel, processor: Processor) -> None:
+        """Raises ValueError where model and processor count pointers from different ids."""
+        if model.config.pointer_start != processor.pointer_start:
+            raise ValueError(
+                f"the model's pointers start at id {model.config.pointer_start}, but the processor's at "
+                f"{processor.pointer_start}; make the processor with "
+                "load_processor(config, pointer_start=model.config.pointer_start)"
+            )
         self.model = model.eval()
         self.processor = processor
 

@@ -160,7 +160,9 @@ def _slice(inputs: LossInputs, start: int, stop: int) -> LossInputs:
 
 def _counts(inputs: LossInputs, pointer_start: int, sums: dict[str, Tensor]) -> dict[str, float]:
     """Positions, or their weights, behind each sum. The z-loss is a plain mean."""
-    weights = torch.ones_like(inputs.labels, dtype=torch.float32) if inputs.weights is None else inputs.weights
+    weights = (
+        torch.ones_like(inputs.labels, dtype=torch.float32) if inputs.weights is None else inputs.weights
+    )
     pointers = float(weights[inputs.labels >= pointer_start].sum())
     total = float(weights.sum())
     every = {"joint": total, "z": float(len(weights)), "text": total - pointers, "pointer": pointers}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -148,7 +149,10 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
         if "pointer" in backbone.freeze:
             model.pointer_head.requires_grad_(False)
         if backbone.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            with warnings.catch_warnings():
+                # Its new name is younger than the oldest transformers that v1lit runs with.
+                warnings.filterwarnings("ignore", message="`gradient_checkpointing_enable` is deprecated")
+                model.gradient_checkpointing_enable({"use_reentrant": False})
         return model
 
     def init_pointer(self) -> None:

@@ -1,4 +1,4 @@
-"""What is measured beside the loss while a run goes on."""
+"""What happens beside the training steps: measuring speed, weighing the final weights."""
 
 from __future__ import annotations
 
@@ -62,3 +62,17 @@ class Throughput(Callback):
         }
         module.log_dict(values, batch_size=len(batch))
         self._reset()
+
+
+class ValidateAtEnd(Callback):
+    """Validates after the last step, wherever the interval falls: the final weights are weighed as well."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        steps = 0 <= trainer.max_steps <= trainer.global_step
+        last_epoch = trainer.max_epochs is not None and 0 < trainer.max_epochs <= trainer.current_epoch + 1
+        if steps or (last_epoch and trainer.is_last_batch):
+            # Told to stop, Lightning validates first; but only in epochs that ask for validation.
+            trainer.should_stop = True
+            trainer.check_val_every_n_epoch = 1

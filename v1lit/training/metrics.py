@@ -1,6 +1,8 @@
-"""How well a model points, measured on the supervised positions of a forward pass."""
+"""How well a model points and what its loss is, over the supervised positions of many forward passes."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -81,6 +83,31 @@ class PointingMetrics(Metric):
             "region_iou": self.iou / self.runs,
             "text_accuracy": self.texts_right / self.texts,
         }
+
+
+class LossMeans(Metric):
+    """The parts of the loss as means over all positions of all batches and ranks, by name."""
+
+    full_state_update = False
+    NAMES = ("joint", "text", "pointer", "z")
+    sums: Tensor
+    counts: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("sums", "counts"):
+            self.add_state(name, torch.zeros(len(self.NAMES), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, sums: Mapping[str, Tensor], counts: Mapping[str, float]) -> None:
+        """Sums over positions and how many those are, as in `LossTerms`."""
+        for name, value in sums.items():
+            self.sums[self.NAMES.index(name)] += value.detach()
+            self.counts[self.NAMES.index(name)] += counts[name]
+
+    def compute(self) -> dict[str, Tensor]:
+        """The means of the parts that had a position on any rank, so that all ranks give the same names."""
+        means = (self.sums / self.counts).float()
+        return {name: means[i] for i, name in enumerate(self.NAMES) if self.counts[i] > 0}
 
 
 def _overlap(run: Tensor, true: Tensor, predicted: Tensor, runs: int) -> Tensor:

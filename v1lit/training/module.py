@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torchmetrics import MeanMetric
 
 from v1lit.backbones.config import BackboneConfig
 from v1lit.data.batch import Batch
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel, PointAndCopyOutput
-from v1lit.training.metrics import PointingMetrics
+from v1lit.training.metrics import LossMeans, PointingMetrics
 from v1lit.training.optimizer import OptimizerConfig, build_optimizer, learning_rate_factor
 
 
@@ -65,13 +64,23 @@ class V1Module(LightningModule):
             return
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.init_seed)
-            self.model = PointAndCopyModel.build(self.backbone_config, self.pointer_config)
+            model = PointAndCopyModel.build(self.backbone_config, self.pointer_config)
+        self.model = model.train()  # checkpoints open in eval mode, in which gradient checkpointing is off
         start = self.model.config.pointer_start
         self.train_metrics = PointingMetrics(start)
         self.val_metrics = PointingMetrics(start)
-        self.val_losses = torch.nn.ModuleDict(
-            {name: MeanMetric() for name in ("joint", "text", "pointer", "z")}
-        )
+        self.val_losses = LossMeans()
+
+    def to(self, *args: Any, **kwargs: Any) -> V1Module:
+        """As in torch, but of the tensors only parameters change their type, as in transformers.
+
+        Sums of metrics and frequencies of rotary embeddings are no parameters, and useless in half precision.
+        """
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        if dtype is not None:
+            for parameter in self.parameters():
+                parameter.data = parameter.data.to(dtype)
+        return self if device is None else super().to(device)
 
     def forward(self, batch: Batch) -> PointAndCopyOutput:
         """Loss and predictions of a batch."""
@@ -150,32 +159,29 @@ class V1Module(LightningModule):
 
     # ------------------------------------------------------------------ validation
 
-    @property
-    def _val_losses(self) -> dict[str, MeanMetric]:
-        return cast(dict[str, MeanMetric], dict(self.val_losses))
-
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         out = self(batch)
         assert out.terms is not None
         self.val_metrics.update(out.targets, out.predictions)
-        for name, value in out.terms.sums.items():
-            count = out.terms.counts[name]
-            if count:
-                self._val_losses[name].update(value / count, weight=count)
+        self.val_losses.update(out.terms.sums, out.terms.counts)
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over all validation examples; `forced_`: the model was given the true prefix."""
-        losses = {name: metric.compute() for name, metric in self._val_losses.items() if metric.update_called}
+        losses = self.val_losses.compute()
         if "z" in losses:
             losses["z"] = self.pointer_config.z_weight * losses["z"]
-        self.log("val/loss", torch.stack(list(losses.values())).sum(), prog_bar=True)
-        self.log_dict({f"val/loss_{name}": value for name, value in losses.items()})
         values = self.val_metrics.compute()
-        self.log_dict({f"val/forced_{name}": value for name, value in values.items()})
-        self.log("val pointing", values["pointer_first_in_region"], prog_bar=True, logger=False)
+        logged = {
+            "val/loss": torch.stack(list(losses.values())).sum(),
+            **{f"val/loss_{name}": value for name, value in losses.items()},
+            **{f"val/forced_{name}": value for name, value in values.items()},
+        }
+        # The metrics are those of all ranks already; Lightning wants to hear it.
+        self.log_dict(logged, sync_dist=True)
+        pointing = values["pointer_first_in_region"]
+        self.log("val pointing", pointing, prog_bar=True, logger=False, sync_dist=True)
+        self.val_losses.reset()
         self.val_metrics.reset()
-        for metric in self._val_losses.values():
-            metric.reset()
 
     # ------------------------------------------------------------------ optimisation
 

@@ -76,7 +76,9 @@ class Together(Optimizer):
         self.param_groups = [group for one in self.optimizers for group in one.param_groups]
 
 
-def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> Optimizer:
+def build_optimizer(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig
+) -> Optimizer:
     """The optimizer of the trainable parameters. Raises ValueError if there are none."""
     trainable = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
     if not trainable:

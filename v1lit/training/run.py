@@ -7,21 +7,24 @@ import os
 import shutil
 import tempfile
 import time
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
 
 from v1lit.data.datamodule import V1DataModule
 from v1lit.inference.predictor import Predictor
-from v1lit.training.callbacks import Throughput
+from v1lit.training.callbacks import Throughput, ValidateAtEnd
 from v1lit.training.config import RunConfig
 from v1lit.training.module import V1Module
+from v1lit.training.progress import RunProgress
+from v1lit.training.quiet import no_weights_bar
 from v1lit.training.report import Held, answer_held_out, draw_pictures, score
 
 
@@ -38,13 +41,19 @@ def trainer_defaults(folder: Path, with_val: bool = True) -> dict[str, Any]:
             enable_version_counter=False,
         ),
         Throughput(),
-        RichProgressBar(leave=True),
+        ValidateAtEnd(),
+        RunProgress(),
     ]
     loggers = [
-        CSVLogger(folder, name="", version="csv"),
+        CSVLogger(folder, name="", version=_free_name(folder, "csv")),  # it deletes what is in its folder
         TensorBoardLogger(folder, name="", version="tensorboard"),
     ]
-    return {"callbacks": callbacks, "logger": loggers, "default_root_dir": str(folder)}
+    return {
+        "callbacks": callbacks,
+        "logger": loggers,
+        "default_root_dir": str(folder),
+        "enable_model_summary": False,
+    }
 
 
 def run_training(
@@ -52,8 +61,8 @@ def run_training(
 ) -> dict[str, float]:
     """Train, then export the best model and report. Gives the numbers that `metrics.json` holds.
 
-    Everything is written to `folder`: `checkpoints/`, `csv/`, `tensorboard/`, `model/` (the export),
-    `pictures/` and `metrics.json`.
+    Everything is written to `folder`: `checkpoints/`, `csv/` (`csv-2/`, ... after resuming), `tensorboard/`,
+    `model/` (the export), `pictures/` and `metrics.json`.
     """
     start = time.perf_counter()
     trainer.fit(module, datamodule=data, ckpt_path=run.resume, weights_only=True if run.resume else None)
@@ -65,7 +74,8 @@ def run_training(
         for name, value in trainer.logged_metrics.items()
         if "/" in name and "val/" not in name
     }
-    _load_best(module, trainer)
+    if not _load_best(module, trainer):
+        trainer.print("no validation chose a best checkpoint: the last weights are taken")
     if trainer.is_global_zero:
         predictor = Predictor(module.model, data.processor)
         if run.export:
@@ -94,7 +104,8 @@ def export(predictor: Predictor, folder: Path) -> None:
     """Write model and processor into one folder, whole or not at all, that `v1lit.load` opens."""
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        predictor.model.save_pretrained(aside)
+        with no_weights_bar():
+            predictor.model.save_pretrained(aside)
         predictor.processor.save_pretrained(aside)
         aside.chmod(0o755)
         if folder.exists():
@@ -135,13 +146,21 @@ def print_report(metrics: dict[str, float], folder: Path, console: Console) -> N
     console.print(str(folder), soft_wrap=True, highlight=False)
 
 
-def _load_best(module: LightningModule, trainer: Trainer) -> None:
-    """Put the best checkpoint's weights into the module; the last ones stay where there is no validation."""
+def _load_best(module: LightningModule, trainer: Trainer) -> bool:
+    """Put the best checkpoint's weights into the module; False where validation chose none."""
     checkpoint = trainer.checkpoint_callback
-    path = getattr(checkpoint, "best_model_path", "")
-    if path and getattr(checkpoint, "monitor", None):
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        module.load_state_dict(state["state_dict"])
+    path = Path(getattr(checkpoint, "best_model_path", ""))
+    if getattr(checkpoint, "monitor", None) is None or not path.is_file():
+        return False
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    module.load_state_dict(state["state_dict"])
+    return True
+
+
+def _free_name(folder: Path, name: str) -> str:
+    """`name`, or `name-2`, `name-3`, ... where that is taken."""
+    names = chain([name], (f"{name}-{number}" for number in count(2)))
+    return next(one for one in names if not (folder / one).exists())
 
 
 def _best_metrics(trainer: Trainer) -> dict[str, float]:

@@ -10,6 +10,7 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -161,7 +162,8 @@ def synthesize(
         "questions_per_scene": questions_per_scene,
         "shard_examples": shard_examples,
     }
-    _check({**settings, "workers": 1 if workers is None else workers})
+    for name, value in {**settings, "workers": 1 if workers is None else workers}.items():
+        check_setting(name, value)
     out = Path(out)
     if _holds(out, settings):
         return out
@@ -257,19 +259,24 @@ def _holds(out: Path, settings: Mapping[str, Any]) -> bool:
     return True
 
 
-def _check(settings: Mapping[str, Any]) -> None:
-    for key in ("examples", "questions_per_scene", "shard_examples", "workers"):
-        if not _is_int(settings[key]) or settings[key] < 1:
-            raise ValueError(f"{key} is {settings[key]!r}; a whole number of at least 1 is needed")
-    if not _is_int(settings["seed"]):
-        raise ValueError(f"seed is {settings['seed']!r}; a whole number is needed")
-    size = settings["image_size"]
-    if len(size) != 2 or not all(_is_int(side) and MIN_SIDE <= side <= MAX_SIDE for side in size):
-        raise ValueError(
-            f"image_size is {size!r}; allowed: width and height, each {MIN_SIDE} to {MAX_SIDE} pixels"
-        )
-    _check_choice("look", settings["look"], LOOKS)
-    _check_choice("kinds", settings["kinds"], KINDS)
+def check_setting(name: str, value: Any, shown: str | None = None) -> None:
+    """Raise ValueError for a value that the setting `name` of `synthesize` cannot have, calling it `shown`.
+
+    Without `shown` it is called by its name.
+    """
+    shown = shown or name
+    if name == "image_size":
+        pair = isinstance(value, Sequence) and len(value) == 2
+        if not pair or not all(_is_int(side) and MIN_SIDE <= side <= MAX_SIDE for side in value):
+            raise ValueError(
+                f"{shown} is {value!r}; allowed: width and height, each {MIN_SIDE} to {MAX_SIDE} pixels"
+            )
+    elif name in ("look", "kinds"):
+        _check_choice(shown, [value] if isinstance(value, str) else value, LOOKS if name == "look" else KINDS)
+    elif not _is_int(value):
+        raise ValueError(f"{shown} is {value!r}; a whole number is needed")
+    elif name != "seed" and value < 1:
+        raise ValueError(f"{shown} is {value!r}; a whole number of at least 1 is needed")
 
 
 def _is_int(value: object) -> bool:
@@ -280,6 +287,8 @@ def _check_choice(key: str, given: Sequence[str], allowed: Iterable[str]) -> Non
     allowed = list(allowed)
     wrong = [name for name in given if name not in allowed]
     if wrong or not given:
+        near = get_close_matches(str(wrong[0]), allowed, n=1, cutoff=0.5) if wrong else []
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise ValueError(
-            f"{key} is {', '.join(map(repr, wrong or given)) or 'empty'}; allowed: {', '.join(allowed)}"
+            f"{key} is {', '.join(map(repr, wrong or given)) or 'empty'}{hint}; allowed: {', '.join(allowed)}"
         )

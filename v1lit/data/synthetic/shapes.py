@@ -25,7 +25,7 @@ from v1lit.data.synthetic.scene import (
 SHAPES = ("circle", "square", "triangle")
 AREA = {"circle": 0.785, "square": 1.0, "triangle": 0.5}
 """Drawn share of the box."""
-SIDE_SHARE = (1 / 6, 1 / 3)
+SIDE_SHARE = (0.2, 0.36)
 """Smallest and largest side of an object, as shares of the image's shorter side."""
 GAP = 2
 """Free pixels kept between two objects."""
@@ -35,11 +35,9 @@ OVERSAMPLE = 4
 def draw(rng: random.Random, size: tuple[int, int]) -> Scene:
     """A scene of `size` (width, height) pixels."""
     boxes = _place(rng, rng.randint(2, 5), size)
-    # Few colours in a scene make groups to count and look-alikes to tell apart; many make single objects.
-    palette = rng.sample(list(COLORS), rng.randint(2, 6))
     items = []
     for box in boxes:
-        color, shape = rng.choice(palette), rng.choice(SHAPES)
+        color, shape = rng.choice(list(COLORS)), rng.choice(SHAPES)
         items.append(Item(f"{color} {shape}", box, color, shape))
     image = paper(rng, size)
     for item in items:

@@ -1,0 +1,59 @@
+"""Every run has a folder of its own, and one that ends before it wrote anything leaves none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from v1lit.cli.errors import UserError
+from v1lit.cli.run_folder import run_folder, save_recipe
+from v1lit.training.config import RunConfig
+
+
+@pytest.fixture(autouse=True)
+def one_second(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("v1lit.cli.run_folder.time.strftime", lambda format: "now")
+
+
+def test_runs_without_a_name_in_the_same_second_have_folders_of_their_own():
+    with run_folder(RunConfig(), "r") as first, run_folder(RunConfig(), "r") as second:
+        save_recipe(first, "a: 1\n")
+        with run_folder(RunConfig(), "r") as third:
+            assert [first.name, second.name, third.name] == ["r-now", "r-now-2", "r-now-3"]
+            assert third.is_dir()
+    assert first.is_dir()
+    assert not second.exists()
+
+
+def test_a_run_that_ends_before_it_wrote_anything_leaves_nothing(tmp_path):
+    with run_folder(RunConfig(folder="a/b", name="c"), "r") as folder:
+        assert folder.is_dir()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_was_there_stays():
+    Path("runs/x").mkdir(parents=True)
+    with run_folder(RunConfig(name="x"), "r"):
+        pass
+    assert Path("runs/x").is_dir()
+
+
+def test_a_taken_name_is_refused_unless_the_run_goes_on_from_a_checkpoint():
+    with run_folder(RunConfig(name="x"), "r") as folder:
+        save_recipe(folder, "a: 1\n")
+    with pytest.raises(UserError, match=r"run\.name is 'x'"), run_folder(RunConfig(name="x"), "r"):
+        pass
+    with run_folder(RunConfig(name="x", resume="x.ckpt"), "r") as again:
+        save_recipe(again, "a: 2\n")
+    assert (folder / "recipe.yaml").read_text() == "a: 1\n"
+    assert (folder / "recipe-2.yaml").read_text() == "a: 2\n"
+
+
+def test_a_process_for_another_device_takes_the_folder_of_the_first(monkeypatch):
+    with run_folder(RunConfig(), "r") as first:
+        monkeypatch.setattr("v1lit.cli.run_folder.rank_zero_only.rank", 1)
+        with run_folder(RunConfig(), "r") as same:
+            assert same == first
+        assert first.is_dir()
