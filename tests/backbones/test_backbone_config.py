@@ -16,7 +16,6 @@ from v1lit.backbones.load import check_backbone_config
         ({"dtype": "float23"}, "'float23'.*did you mean 'float32'.*allowed: auto, bfloat16"),
         ({"views": "tile"}, "'tile'.*did you mean 'tiles'"),
         ({"freeze": ["visoin"]}, "'visoin'.*did you mean 'vision'.*allowed: language, pointer"),
-        ({"weights": "some/repo", "tiny": {"layers": 3}}, "sets sizes of the tiny version"),
     ],
 )
 def test_values_that_no_backbone_takes_are_refused(wrong: dict[str, Any], message: str) -> None:

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from v1lit.data.batch import collate
 from v1lit.pointer.config import PointerConfig
-from v1lit.pointer.loss import LossInputs, reference_loss
+from v1lit.pointer.loss import LossInputs, first_pointers, reference_loss
 from v1lit.pointer.model import IGNORE, PointAndCopyModel
 
 OPTIONS = {
@@ -67,8 +67,13 @@ def test_loss_is_the_reference_on_the_logits(family: str, options: PointerConfig
     start = model.config.pointer_start
     # Logits given as they are: an identity head turns the first V states into the vocabulary logits.
     flat = logits[:, :-1][supervised]
+    first = first_pointers(batch.labels, start)[:, 1:][supervised]
     given = LossInputs(
-        flat[:, :start], torch.eye(start), flat[:, start:], batch.labels[:, 1:][supervised], None
+        hidden=flat[:, :start],
+        head=torch.eye(start),
+        pointer_logits=flat[:, start:],
+        labels=batch.labels[:, 1:][supervised],
+        weights=torch.where(first, options.first_pointer_weight, 1.0),
     )
     expected, _ = reference_loss(given, start, options).total(options.z_weight)
     torch.testing.assert_close(out.loss, expected, rtol=1e-4, atol=1e-5)

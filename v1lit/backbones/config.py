@@ -27,7 +27,8 @@ class BackboneConfig:
     Args:
         name: Registered backbone, such as ``qwen2_5_vl``, ``qwen2_vl``, ``llava`` or ``internvl``.
         weights: ``tiny`` (small, randomly initialised, no download), a hub id or a local folder.
-        tiny: Sizes of the tiny version that differ from its defaults, such as ``{hidden_size: 128}``.
+        tiny: Sizes of the tiny version that differ from its defaults, such as ``{hidden_size: 128}``; without
+            meaning for other weights.
         dtype: Type of the loaded weights; ``auto`` takes the checkpoint's own.
         attention: Attention implementation of transformers: ``sdpa``, ``eager``, ``flash_attention_2``, ...
         freeze: Parts that are not trained: ``vision``, ``projector``, ``language``, ``pointer``.
@@ -56,8 +57,3 @@ class BackboneConfig:
         for part in self.freeze:
             if part not in PARTS:
                 raise ValueError(explain_unknown("part in freeze", part, PARTS))
-        if self.tiny and self.weights != "tiny":
-            raise ValueError(
-                f"tiny={self.tiny!r} sets sizes of the tiny version, but weights={self.weights!r} asks for a "
-                "checkpoint; drop one of the two"
-            )

@@ -55,8 +55,8 @@ class V1DataModule(LightningDataModule):
         val_batch_size: the same for validation; `batch_size` when not given.
         max_val_examples: validate on the first so many only.
         num_workers: processes that read and encode, on every rank; 0 for none beside the training process.
-        group_by_length: batches to look ahead when putting training examples of similar length together, so that
-            less is padded; 1 leaves the order as it is.
+        group_by_length: batches to look ahead when putting training examples of similar length together,
+            so that less is padded; 1 leaves the order as it is.
         seed: of the order of the training examples.
         """
         super().__init__()
@@ -208,7 +208,7 @@ class _EncodedExamples(IterableDataset[Encoded]):
 def grouped_by_length(examples: Iterator[Encoded], group: int, window: int, seed: str) -> Iterator[Encoded]:
     """The same examples, so that `group` consecutive ones are of similar length.
 
-    Sorted within `window` groups, which then come in random order. Only the last group may have fewer examples.
+    Sorted within `window` groups, which then come in random order. Only the last group may be smaller.
     """
     rng = random.Random(seed)
     while chunk := list(islice(examples, group * window)):

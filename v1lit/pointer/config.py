@@ -31,7 +31,7 @@ class PointerConfig:
     label_smoothing: float = 0.0
     """Share of the probability spread evenly over all allowed classes."""
     first_pointer_weight: float = 1.0
-    """Weight in the loss of a region's first pointer, which decides where to look; all other positions have 1."""
+    """Weight in the loss of a region's first pointer, which decides where to look; other positions have 1."""
     loss_chunk: int = 256
     """Supervised positions per chunk of the loss; memory is chunk x vocabulary."""
 

@@ -53,11 +53,6 @@ class LossInputs:
     weights: Tensor | None = None
     """Weight of every position's cross-entropy, `[positions]`; None for all alike. The z-loss has none."""
 
-    @property
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        """All fields, in order."""
-        return self.hidden, self.head, self.pointer_logits, self.labels, self.gate, self.weights
-
 
 def pointer_loss(inputs: LossInputs, pointer_start: int, config: PointerConfig) -> LossTerms:
     """The loss, never holding `[positions, vocabulary]`: chunks are recomputed in the backward pass."""
@@ -65,7 +60,7 @@ def pointer_loss(inputs: LossInputs, pointer_start: int, config: PointerConfig) 
     predictions = []
     for start in range(0, inputs.labels.shape[0], config.loss_chunk):
         part = _slice(inputs, start, start + config.loss_chunk)
-        sums, predicted = checkpoint(_chunk, *part.tensors, pointer_start, config, use_reentrant=False)
+        sums, predicted = checkpoint(_chunk, part, pointer_start, config, use_reentrant=False)
         for name, value in sums.items():
             totals.setdefault(name, []).append(value)
         predictions.append(predicted)
@@ -78,7 +73,7 @@ def pointer_loss(inputs: LossInputs, pointer_start: int, config: PointerConfig) 
 
 def reference_loss(inputs: LossInputs, pointer_start: int, config: PointerConfig) -> LossTerms:
     """The same at once, holding all logits: the specification that the chunked loss is tested against."""
-    sums, predictions = _chunk(*inputs.tensors, pointer_start, config)
+    sums, predictions = _chunk(inputs, pointer_start, config)
     return LossTerms(sums, _counts(inputs, pointer_start, sums), predictions)
 
 
@@ -92,18 +87,11 @@ def joint_logits(vocabulary: Tensor, pointers: Tensor, gate: Tensor | None, poin
     return torch.cat([(1 - gate) * text, gated], dim=-1)
 
 
-def _chunk(
-    hidden: Tensor,
-    head: Tensor,
-    pointers: Tensor,
-    labels: Tensor,
-    gate: Tensor | None,
-    weights: Tensor | None,
-    pointer_start: int,
-    config: PointerConfig,
-) -> tuple[dict[str, Tensor], Tensor]:
-    vocabulary = F.linear(hidden, head)
-    logits = joint_logits(vocabulary, pointers, gate, pointer_start)
+def _chunk(inputs: LossInputs, pointer_start: int, config: PointerConfig) -> tuple[dict[str, Tensor], Tensor]:
+    """Sums of the terms, and the most likely classes, of a few positions."""
+    labels, gate, weights = inputs.labels, inputs.gate, inputs.weights
+    vocabulary = F.linear(inputs.hidden, inputs.head)
+    logits = joint_logits(vocabulary, inputs.pointer_logits, gate, pointer_start)
     predictions = logits.detach().argmax(dim=-1)
     weights = torch.ones_like(labels, dtype=logits.dtype) if weights is None else weights
     smoothing = config.label_smoothing
@@ -128,7 +116,7 @@ def _chunk(
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, smoothing: float) -> Tensor:
-    """Weighted sum of the cross-entropy over positions; smoothing is spread evenly over classes not masked."""
+    """Weighted sum of the cross-entropy over positions; smoothing is spread over the classes not masked."""
     if logits.shape[0] == 0:
         return logits.sum()
     if smoothing == 0.0:

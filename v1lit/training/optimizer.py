@@ -20,8 +20,8 @@ class OptimizerConfig:
     """Optimizer with a warm-up and a schedule; the defaults are the published v1 settings."""
 
     name: Literal["adamw", "muon"] = "adamw"
-    """`muon` orthogonalises the updates of hidden matrices (scaled as in arXiv 2502.16982, so that learning rates of
-    AdamW fit) and leaves everything else to AdamW."""
+    """`muon` orthogonalises the updates of hidden matrices, scaled as in arXiv 2502.16982 so that AdamW's
+    learning rates fit, and leaves everything else to AdamW."""
     lr: float = 3e-5
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -51,7 +51,7 @@ class OptimizerConfig:
 
 
 class Together(Optimizer):
-    """Several optimizers that step as one, each with its own parameters. Lightning drives one optimizer only."""
+    """Several optimizers that step as one, each with its own parameters: Lightning drives one only."""
 
     def __init__(self, optimizers: list[Optimizer]) -> None:
         self.optimizers = optimizers
