@@ -9,6 +9,7 @@ import pytest
 import torch
 from families import FAMILIES, build, inputs, mixed, processor, training_batch, with_pointers
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from v1lit.data.batch import collate
 from v1lit.pointer.config import PointerConfig
@@ -155,6 +156,18 @@ def test_saved_and_opened_again_it_is_the_same(family: str, options: PointerConf
     with torch.no_grad():
         assert torch.equal(again.eval()(**inputs(batch)).logits, model(**inputs(batch)).logits)
     assert again.config.to_dict()["pointer"] == model.config.to_dict()["pointer"]
+
+
+def test_weights_that_are_missing_or_unexpected_are_refused_by_name(tmp_path: Path) -> None:
+    model = build("qwen2_5_vl")
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["pointer_head.extra.weight"] = weights.pop("pointer_head.key.weight")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        ValueError, match=r"missing \(1\): pointer_head.key.weight; unexpected \(1\): pointer_head.extra"
+    ):
+        PointAndCopyModel.from_pretrained(tmp_path)
 
 
 def test_tied_embeddings_stay_tied(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from transformers.utils.generic import ModelOutput
 
 from v1lit.backbones.base import Backbone
 from v1lit.backbones.config import BackboneConfig
-from v1lit.backbones.load import freeze, load_backbone
+from v1lit.backbones.load import freeze, load_backbone, refuse_incomplete
 from v1lit.backbones.registry import get_backbone
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.head import PointerHead
@@ -166,6 +166,17 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
                     "the input embeddings; set tie_word_embeddings to false, or pointer.gate to false"
                 )
             head.weight.data.mul_(2.0)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # stricter
+        """Open a folder that `save_pretrained` wrote; options as in transformers.
+
+        Raises ValueError, naming them, for weights that are missing, unexpected or of another shape.
+        """
+        with_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
+        refuse_incomplete(info, str(folder))
+        return (model, info) if with_info else model
 
     @classmethod
     def from_published(cls, folder: str | Path, **kwargs: Any) -> PointAndCopyModel:

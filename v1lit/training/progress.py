@@ -21,6 +21,8 @@ FORMATS = {
 """How the measurements logged with `prog_bar=True` are written, in this order; others come after, by name."""
 SECONDS_BETWEEN_READS = 0.5
 """Reading a measurement waits for the GPU, so it is not done at every step."""
+SECONDS_BETWEEN_LINES = 30.0
+"""How often a line is printed where there is no terminal whose line could change, such as in a log file."""
 
 
 class RunProgress(ProgressBar):
@@ -35,6 +37,7 @@ class RunProgress(ProgressBar):
         self.progress: Progress | None = None
         self._train = self._val = TaskID(0)
         self._read = -math.inf
+        self._printed = -math.inf
 
     def disable(self) -> None:
         self.enabled = False
@@ -110,7 +113,16 @@ class RunProgress(ProgressBar):
     def _read_numbers(self, trainer: Trainer) -> None:
         if self.progress is not None:
             self._read = time.monotonic()
-            self.progress.update(self._train, numbers=in_short(trainer.progress_bar_metrics))
+            numbers = in_short(trainer.progress_bar_metrics)
+            self.progress.update(self._train, numbers=numbers)
+            self._print_line(trainer, numbers)
+
+    def _print_line(self, trainer: Trainer, numbers: str) -> None:
+        assert self.progress is not None
+        console = self.progress.console
+        if not console.is_terminal and self._read - self._printed >= SECONDS_BETWEEN_LINES:
+            self._printed = self._read
+            console.print(f"step {trainer.global_step} {numbers}", highlight=False)
 
     def _stop(self) -> None:
         if self.progress is not None:
