@@ -57,6 +57,21 @@ def last_line(screen: io.StringIO) -> str:
     return text[text.rindex("train ━") :].splitlines()[0].rstrip("\x1b[?25h ")
 
 
+def test_without_a_terminal_lines_are_printed_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, make_data: Any, make_module: Any, make_trainer: Any
+) -> None:
+    file = io.StringIO()
+    monkeypatch.setattr("rich.progress.get_console", lambda: Console(file=file, width=80))
+    monkeypatch.setattr("v1lit.training.progress.SECONDS_BETWEEN_READS", 0.0)
+    monkeypatch.setattr("v1lit.training.progress.SECONDS_BETWEEN_LINES", 0.0)
+    trainer = make_trainer(
+        max_steps=3, log_every_n_steps=1, callbacks=[RunProgress()], enable_progress_bar=True
+    )
+    trainer.fit(make_module(), datamodule=make_data())
+    lines = [line for line in file.getvalue().splitlines() if line.startswith("step ")]
+    assert [line.split(" loss ")[0] for line in lines][:3] == ["step 1", "step 2", "step 3"]
+
+
 def test_a_bar_that_is_switched_off_shows_nothing(
     screen: io.StringIO, make_data: Any, make_module: Any, make_trainer: Any
 ) -> None:
