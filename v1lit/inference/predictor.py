@@ -132,7 +132,7 @@ def load(folder: str | Path, dtype: str = "auto", device: str = "cpu", **kwargs:
             f"{folder} is not an exported model: it has no config.json; give the run's `model` folder"
         )
     model = PointAndCopyModel.from_pretrained(folder, dtype=dtype, **kwargs)
-    model.to(torch.device(device))  # type: ignore[arg-type]  # typed as a function, not as a method
+    model.to(torch.device(device))
     return Predictor(model, Processor.from_pretrained(folder))
 
 

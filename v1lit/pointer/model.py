@@ -174,7 +174,8 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
         Raises ValueError, naming them, for weights that are missing, unexpected or of another shape.
         """
         with_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
+        model, info = loaded
         refuse_incomplete(info, str(folder))
         return (model, info) if with_info else model
 
