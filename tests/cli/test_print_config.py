@@ -35,7 +35,9 @@ def test_interpolations_reach_defaults_that_no_file_names(capsys):
 
 
 def test_data_follows_the_backbone_and_does_not_repeat_it(capsys):
-    config = yaml.safe_load(printed(capsys, "tiny_qwen", "--model.backbone.name=llava"))
+    config = yaml.safe_load(
+        printed(capsys, "tiny_qwen", "--model.backbone.name=llava", "--model.backbone.tiny={}")
+    )
     assert config["model"]["backbone"]["name"] == "llava"
     assert "backbone" not in config["data"]
 
