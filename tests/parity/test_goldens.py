@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.pointer.published import save_published
@@ -104,3 +105,31 @@ def test_written_back_it_is_the_same_checkpoint(golden: Path, tmp_path: Path) ->
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     again = PointAndCopyModel.from_published(tmp_path / "out")
     assert again.config.to_dict() == model.config.to_dict()
+
+
+def test_a_checkpoint_in_several_files_opens(shared: Path, tmp_path: Path) -> None:
+    golden = shared / "golden" / "v1_reference" / "published"
+    tensors = load_file(golden / "model.safetensors")
+    names = sorted(tensors)
+    files = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
+    for file, part in files.items():
+        save_file({name: tensors[name] for name in part}, tmp_path / file)
+    places = {name: file for file, part in files.items() for name in part}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    (tmp_path / "config.json").write_text((golden / "config.json").read_text())
+    ours, whole = PointAndCopyModel.from_published(tmp_path), PointAndCopyModel.from_published(golden)
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), whole.parameters(), strict=True))
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_by_name(shared: Path, tmp_path: Path) -> None:
+    golden = shared / "golden" / "v1_reference" / "published"
+    tensors = load_file(golden / "model.safetensors")
+    tensors["surprise.weight"] = tensors.pop("_copy_q_head.bias")
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((golden / "config.json").read_text())
+    with pytest.raises(
+        ValueError, match=r"missing \['pointer_head.query.bias'\], unexpected \['surprise.weight'\]"
+    ):
+        PointAndCopyModel.from_published(tmp_path)
+    with pytest.raises(ValueError, match=r"no config\.json"):
+        PointAndCopyModel.from_published(tmp_path / "nowhere")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -168,9 +169,9 @@ class QwenVL(Backbone):
         )
         return config
 
+    @abstractmethod
     def tiny_vision_config(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
         """The vision tower's part of the tiny config, from all sizes."""
-        raise NotImplementedError
 
 
 class Qwen2VL(QwenVL):
