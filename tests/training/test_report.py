@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from v1lit.grounding.trace import parse_trace
 from v1lit.inference.predictor import Prediction
 from v1lit.training.config import RunConfig
 from v1lit.training.report import Held, draw_pictures, overlap, score
-from v1lit.training.run import print_report, run_training, trainer_defaults
+from v1lit.training.run import print_report, run_training, trainer_defaults, write_json
 
 KEYS = {
     "val/pointer_first_in_region",
@@ -108,7 +109,9 @@ def test_a_whole_run(
     run = RunConfig(report_examples=6, report_batch_size=4, report_max_new_tokens=12, pictures=2)
     metrics = run_training(make_module(), data, trainer, run, tmp_path)
     written = json.loads((tmp_path / "metrics.json").read_text())
-    assert written == pytest.approx(metrics, nan_ok=True)
+    assert {name: math.nan if value is None else value for name, value in written.items()} == pytest.approx(
+        metrics, nan_ok=True
+    )
     assert set(written) >= KEYS
     assert written["train/steps"] == 4
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 2
@@ -124,6 +127,12 @@ def test_a_whole_run(
         Image.new("RGB", (112, 112), "white"), "Where is the red circle?", max_new_tokens=5
     )
     assert prediction.text
+
+
+def test_what_was_not_counted_is_null(tmp_path: Path) -> None:
+    write_json(tmp_path / "metrics.json", {"b": math.nan, "a": 1.0})
+    assert (tmp_path / "metrics.json").read_text() == '{\n  "a": 1.0,\n  "b": null\n}\n'
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
 
 
 def test_the_table_shows_chance_beside_the_model(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -116,9 +117,11 @@ def export(predictor: Predictor, folder: Path) -> None:
 
 
 def write_json(path: Path, content: dict[str, float]) -> None:
-    """Write sorted keys; the file appears whole or not at all."""
+    """Write sorted keys, null for what is not finite; the file appears whole or not at all."""
     aside = path.with_name(f".{path.name}.part")
-    aside.write_text(json.dumps(dict(sorted(content.items())), indent=2) + "\n", encoding="utf-8")
+    # JSON has no NaN, which stands for "nothing was counted".
+    known = {name: value if math.isfinite(value) else None for name, value in sorted(content.items())}
+    aside.write_text(json.dumps(known, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(aside, path)
 
 
