@@ -82,7 +82,8 @@ def test_registering_a_taken_name_raises() -> None:
 
 def test_registering_the_same_class_again_is_no_conflict() -> None:
     for _ in range(2):
-        register_backbone("mine")(type("Same", (Qwen25VL,), {"__module__": "m"}))
+        same = register_backbone("mine")(type("Same", (Qwen25VL,), {"__module__": "m"}))
+        assert type(get_backbone("mine")) is same
 
 
 def test_a_class_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,12 @@ import pytest
 import torch
 from lightning import Callback
 
+from v1lit.backbones.config import BackboneConfig
 from v1lit.data.batch import Batch
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyOutput
 from v1lit.training.module import NonFiniteLossError, V1Module
+from v1lit.training.optimizer import OptimizerConfig
 from v1lit.training.run import trainer_defaults
 
 
@@ -64,13 +66,24 @@ def test_every_example_once_per_epoch_in_an_order_of_seed_and_epoch(
     assert found[0][:6] != found[0][6:]
 
 
+@pytest.mark.parametrize(
+    ("data", "optimizer"),
+    [
+        ({}, OptimizerConfig(lr=1e-3)),
+        ({"num_workers": 1, "group_by_length": 3}, OptimizerConfig(name="muon", lr=1e-3)),
+    ],
+    ids=["plain", "as the tiny recipes: a worker, grouped, Muon"],
+)
 @pytest.mark.parametrize("stop", [4, 6, 8], ids=["inside the first epoch", "at its end", "inside the second"])
 def test_resumed_weights_equal_those_of_a_run_that_never_stopped(
-    make_data: Any, make_module: Any, make_trainer: Any, tmp_path: Path, stop: int
+    make_data: Any, make_trainer: Any, tmp_path: Path, stop: int, data: Any, optimizer: Any
 ) -> None:
-    whole = make_module()
+    def start() -> V1Module:
+        return V1Module(BackboneConfig("qwen2_5_vl"), optimizer=optimizer)
+
+    whole = start()
     seen = Seen()
-    make_trainer(max_steps=10, max_epochs=-1, callbacks=[seen]).fit(whole, datamodule=make_data())
+    make_trainer(max_steps=10, max_epochs=-1, callbacks=[seen]).fit(whole, datamodule=make_data(**data))
 
     class StopAt(Callback):
         """Ends the first part while the schedule still counts on 10 steps."""
@@ -82,11 +95,11 @@ def test_resumed_weights_equal_those_of_a_run_that_never_stopped(
 
     first, second = Seen(), Seen()
     make_trainer(max_steps=10, max_epochs=-1, callbacks=[first, StopAt()]).fit(
-        make_module(), datamodule=make_data()
+        start(), datamodule=make_data(**data)
     )
-    resumed = make_module()
+    resumed = start()
     make_trainer(max_steps=10, max_epochs=-1, callbacks=[second]).fit(
-        resumed, datamodule=make_data(), ckpt_path=tmp_path / "part.ckpt", weights_only=True
+        resumed, datamodule=make_data(**data), ckpt_path=tmp_path / "part.ckpt", weights_only=True
     )
     assert first.batches + second.batches == seen.batches
     expected = weights(whole)
