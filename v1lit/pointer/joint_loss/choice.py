@@ -1,0 +1,75 @@
+"""Which implementation computes the loss, and why."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import torch
+
+from v1lit.pointer.joint_loss.chunked import chunked_terms
+from v1lit.pointer.joint_loss.reference import reference_terms
+from v1lit.pointer.joint_loss.rows import torch_rows
+from v1lit.pointer.joint_loss.terms import JointRows, LossOptions, Terms
+
+NAMES = ("auto", "reference", "chunked", "triton")
+
+
+class LossChoice(NamedTuple):
+    name: str
+    line: str
+    """What was chosen and why, for the log."""
+
+
+def choose_loss(
+    wanted: str, device: torch.device, dtype: torch.dtype, z_top_k: int | None = None
+) -> LossChoice:
+    """The implementation for products in `dtype` on `device`.
+
+    "auto" is `triton` where it can work and gains something: half precision on a GPU; else `chunked`. Raises
+    ValueError for an unknown name, and for `triton` where that cannot work.
+    """
+    if wanted not in NAMES:
+        raise ValueError(f"pointer.loss_implementation is {wanted!r}; allowed: {', '.join(NAMES)}")
+    obstacle = _why_not_triton(device, dtype, z_top_k)
+    if wanted == "triton" and obstacle is not None:
+        raise ValueError(
+            f"pointer.loss_implementation is 'triton', but {obstacle}; take 'chunked', or 'auto', which "
+            "takes what works"
+        )
+    if wanted != "auto":
+        return LossChoice(wanted, f"loss: {wanted}, as asked for")
+    if obstacle is None and dtype == torch.float32:
+        obstacle = "it gains nothing in float32"
+    if obstacle is None:
+        return LossChoice("triton", f"loss: triton, for {_short(dtype)} on a GPU")
+    return LossChoice("chunked", f"loss: chunked; not triton: {obstacle}")
+
+
+def compute(name: str, rows: JointRows, options: LossOptions, reduce: bool, chunk: int | None) -> Terms:
+    """The terms of `rows` by an implementation; `chunk` positions at a time, None for a good number."""
+    if name == "reference":
+        return reference_terms(rows, options, reduce)
+    if name == "chunked":
+        return chunked_terms(rows, options, reduce, torch_rows, chunk)
+    from v1lit.pointer.joint_loss.triton_rows import triton_rows
+
+    return chunked_terms(rows, options, reduce, triton_rows, chunk)
+
+
+def _why_not_triton(device: torch.device, dtype: torch.dtype, z_top_k: int | None) -> str | None:
+    """The first thing in its way, or None."""
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"it needs a GPU, and the model is on {device.type}"
+    if dtype == torch.float64:
+        return "it computes in float32, and the products are in float64"
+    if z_top_k is not None:
+        return "it computes the z-loss over all logits, and pointer.z_top_k is set"
+    return None
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

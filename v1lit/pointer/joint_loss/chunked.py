@@ -1,0 +1,288 @@
+"""The joint loss and its gradients, chunk by chunk in one buffer.
+
+A chunk of positions fills `[chunk, vocabulary + pointers]` with its logits, a row function turns them into
+the gradient in place, and products with that give the chunk's share of all gradients. So the logits of a
+position are computed once, and never those of all positions held.
+
+The gate needs no code in here: (1 - g) (h . w) = ((1 - g) h) . w and g (q . k) = (g q) . k, so autograd
+applies it to hidden states and queries outside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from v1lit.pointer.joint_loss.rows import RowFunction, RowTerms
+from v1lit.pointer.joint_loss.terms import JointRows, LossOptions, Terms, wide
+
+BUFFER = {"cpu": 5 * 2**25, "cuda": 5 * 2**26}
+"""Bytes of logits to hold. Every chunk reads and writes the gradient of the head once: fewer would be slower,
+and at some 1,000 rows a GPU's products are no longer bound by that."""
+BLOCK = 2**14
+"""Rows of a gradient that a product in half precision is added to at a time."""
+
+
+class Inputs(NamedTuple):
+    """What a chunk's logits are products of."""
+
+    hidden: Tensor
+    head: Tensor
+    queries: Tensor | None
+    keys: Tensor | None
+
+
+class Gradients(NamedTuple):
+    """Of `Inputs`; None where nobody wants one."""
+
+    hidden: Tensor | None
+    head: Tensor | None
+    queries: Tensor | None
+    keys: Tensor | None
+
+
+class Piece(NamedTuple):
+    """Positions of one sequence within a chunk, and the keys of that sequence."""
+
+    positions: slice
+    rows: slice
+    keys: slice
+
+    @property
+    def pointers(self) -> int:
+        return int(self.keys.stop - self.keys.start)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is known about a pass over the positions before it begins; nothing of it is on a device."""
+
+    vocabulary: int
+    positions: tuple[int, ...]
+    image_tokens: tuple[int, ...]
+    scale: float
+    options: LossOptions
+    rows: RowFunction
+    chunk: int | None
+    dtype: torch.dtype
+    """Of the products."""
+    wanted: tuple[bool, ...]
+    """Which gradients, in the order of `Gradients`."""
+
+    def width(self, device: torch.device) -> int:
+        """Columns of the buffer. A GPU's fast products want rows that begin at multiples of 16 bytes."""
+        width = self.vocabulary + max(self.image_tokens, default=0)
+        return width if device.type == "cpu" else math.ceil(width / 64) * 64
+
+    def rows_per_chunk(self, device: torch.device) -> int:
+        """As given, or so many as the buffer holds: then in chunks that are alike, of multiples of 16."""
+        total = max(1, sum(self.positions))
+        if self.chunk is not None:
+            return min(self.chunk, total)
+        row = self.width(device) * self.dtype.itemsize
+        most = max(16, BUFFER.get(device.type, BUFFER["cuda"]) // row)
+        alike = math.ceil(total / math.ceil(total / most))
+        return min(math.ceil(alike / 16) * 16, total)
+
+    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
+        """Sequences that have some of the positions `start` to `stop`."""
+        first = key = 0
+        for positions, tokens in zip(self.positions, self.image_tokens, strict=True):
+            low, high = max(first, start), min(first + positions, stop)
+            if low < high:
+                yield Piece(slice(low, high), slice(low - start, high - start), slice(key, key + tokens))
+            first, key = first + positions, key + tokens
+
+
+class Swept(NamedTuple):
+    terms: RowTerms
+    gradients: Gradients
+
+
+def chunked_terms(
+    rows: JointRows, options: LossOptions, reduce: bool, how: RowFunction, chunk: int | None
+) -> Terms:
+    """The terms of `rows`, `chunk` positions at a time, None for a good number; `how` takes the softmax.
+
+    The gradients of a sum are computed at once with it. Those of single losses are not known before the
+    backward pass, in which the logits are computed again.
+    """
+    hidden, queries, pointers = rows.hidden, None, rows.pointers
+    if rows.gate is not None:
+        hidden = ((1 - rows.gate) * hidden).to(hidden.dtype)
+    if pointers is not None:
+        queries = pointers.queries
+        if rows.gate is not None:
+            queries = (rows.gate * queries).to(queries.dtype)
+    inputs = Inputs(hidden, rows.head, queries, None if pointers is None else pointers.keys)
+    plan = Plan(
+        vocabulary=rows.vocabulary,
+        positions=(len(hidden),) if pointers is None else pointers.positions,
+        image_tokens=(0,) if pointers is None else pointers.image_tokens,
+        scale=1.0 if pointers is None else pointers.scale,
+        options=options,
+        rows=how,
+        chunk=chunk,
+        dtype=hidden.dtype,
+        wanted=tuple(torch.is_grad_enabled() and t is not None and t.requires_grad for t in inputs),
+    )
+    if reduce:
+        return Terms(*_Sum.apply(plan, rows.labels, rows.weights, *inputs))
+    losses, *others = _EveryPosition.apply(plan, rows.labels, *inputs)
+    return Terms(rows.weights * losses, *others)
+
+
+class _Sum(torch.autograd.Function):
+    """The weighted sum of the losses. Its gradient is ready before it is asked for, up to a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, plan: Plan, labels: Tensor, weights: Tensor, *inputs: Any) -> Any:
+        swept = sweep(plan, labels, weights if any(plan.wanted) else None, Inputs(*inputs))
+        ctx.gradients = swept.gradients
+        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in inputs]
+        ctx.mark_non_differentiable(*swept.terms)
+        return (weights * plan.options.combine(*swept.terms[:2])).sum(), *swept.terms
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor, *_: Any) -> Any:
+        if ctx.gradients is None:
+            raise RuntimeError(
+                "the gradients of this loss were handed out and are gone; to go backward through it twice, "
+                "take reduction='none' and sum"
+            )
+        gradients, ctx.gradients = ctx.gradients, None
+        # Of shape [1, 1], the factor is no scalar, which would be rounded to the type of the gradient first.
+        scaled = [None if g is None else g.mul_(upstream.reshape(1, 1)) for g in gradients]
+        return None, None, None, *_cast(scaled, ctx.dtypes)
+
+
+class _EveryPosition(torch.autograd.Function):
+    """The loss of every position."""
+
+    @staticmethod
+    def forward(ctx: Any, plan: Plan, labels: Tensor, *inputs: Any) -> Any:
+        ctx.plan = plan
+        ctx.save_for_backward(labels, *inputs)
+        terms = sweep(replace(plan, wanted=(False,) * 4), labels, None, Inputs(*inputs)).terms
+        ctx.mark_non_differentiable(*terms)
+        return plan.options.combine(*terms[:2]), *terms
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor, *_: Any) -> Any:
+        labels, *inputs = ctx.saved_tensors
+        gradients = sweep(ctx.plan, labels, upstream, Inputs(*inputs)).gradients
+        return None, None, *_cast(gradients, [None if t is None else t.dtype for t in inputs])
+
+
+def _cast(tensors: Any, dtypes: Any) -> list[Tensor | None]:
+    return [None if t is None else t.to(dtype) for t, dtype in zip(tensors, dtypes, strict=True)]
+
+
+# ---------------------------------------------------------------------- one pass over all positions
+
+
+def sweep(plan: Plan, labels: Tensor, weights: Tensor | None, inputs: Inputs) -> Swept:
+    """Terms of every position and, with weights `[positions]`, gradients of the weighted sum of losses."""
+    gradients = _zeros(plan, inputs)
+    inputs = Inputs(*(None if t is None else t.detach().to(plan.dtype) for t in inputs))  # type: ignore[arg-type]
+    terms = RowTerms.empty(len(labels), inputs.hidden)
+    chunk = plan.rows_per_chunk(labels.device)
+    buffer = inputs.hidden.new_empty(chunk, plan.width(labels.device))
+    classes = _classes(plan, labels)
+    for start in range(0, len(labels), chunk):
+        part = slice(start, min(start + chunk, len(labels)))
+        pieces = list(plan.pieces(part.start, part.stop))
+        logits = buffer[: part.stop - start]
+        _write_logits(logits, inputs, part, pieces, plan)
+        share = None if weights is None else weights[part]
+        found = plan.rows(logits, labels[part], classes[part], share, plan.vocabulary, plan.options)
+        for whole, piece in zip(terms, found, strict=True):
+            whole[part] = piece
+        if weights is not None:
+            _add_gradients(gradients, logits, inputs, part, pieces, plan)
+    return Swept(terms, gradients)
+
+
+def _zeros(plan: Plan, inputs: Inputs) -> Gradients:
+    """Room for the gradients. Those that many chunks add to are float32, the others of the products' type."""
+    has_text = plan.vocabulary > 0
+    dtypes = (plan.dtype, wide(plan.dtype), plan.dtype, wide(plan.dtype))
+    wanted = (plan.wanted[0] and has_text, plan.wanted[1] and has_text, *plan.wanted[2:])
+    return Gradients(
+        *(
+            torch.zeros_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)
+            if want and tensor is not None
+            else None
+            for tensor, dtype, want in zip(inputs, dtypes, wanted, strict=True)
+        )
+    )
+
+
+def _classes(plan: Plan, labels: Tensor) -> Tensor:
+    """How many classes every position has, `[positions]`; written piece by piece, which waits for nothing.
+
+    At least one: a position without any, whose weight is 0, has the first of the lowest floats.
+    """
+    classes = torch.empty_like(labels, dtype=torch.int32)
+    for piece in plan.pieces(0, len(labels)):
+        classes[piece.positions] = max(1, plan.vocabulary + piece.pointers)
+    return classes
+
+
+def _write_logits(logits: Tensor, inputs: Inputs, part: slice, pieces: list[Piece], plan: Plan) -> None:
+    """`[vocabulary ; pointers of the own sequence ; lowest float]`."""
+    hidden, head, queries, keys = inputs
+    vocabulary = plan.vocabulary
+    if vocabulary:
+        torch.mm(hidden[part], head[:vocabulary].T, out=logits[:, :vocabulary])
+    for piece in pieces:
+        stop = vocabulary + piece.pointers
+        if piece.pointers:
+            assert queries is not None
+            assert keys is not None
+            own = logits[piece.rows, vocabulary:stop]
+            _product(own, queries[piece.positions], keys[piece.keys].T, plan.scale)
+        logits[piece.rows, stop:] = torch.finfo(logits.dtype).min
+
+
+def _add_gradients(
+    gradients: Gradients, logits: Tensor, inputs: Inputs, part: slice, pieces: list[Piece], plan: Plan
+) -> None:
+    """`logits` holds the gradient of the logits by now."""
+    hidden, head, queries, keys = inputs
+    vocabulary = plan.vocabulary
+    text = logits[:, :vocabulary]
+    if gradients.hidden is not None:
+        torch.mm(text, head[:vocabulary], out=gradients.hidden[part])
+    if gradients.head is not None:
+        _add_product(gradients.head[:vocabulary], text.T, hidden[part])
+    for piece in pieces:
+        own = logits[piece.rows, vocabulary : vocabulary + piece.pointers]
+        if gradients.queries is not None and keys is not None:
+            _product(gradients.queries[piece.positions], own, keys[piece.keys], plan.scale)
+        if gradients.keys is not None and queries is not None:
+            _add_product(gradients.keys[piece.keys], own.T, queries[piece.positions], plan.scale)
+
+
+def _product(out: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
+    """`out = scale * left @ right`, rounded once."""
+    torch.addmm(out, left, right, beta=0, alpha=scale, out=out)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor, scale: float = 1.0) -> None:
+    """`total += scale * left @ right`, float32 += half @ half too."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right, alpha=scale)
+    elif total.is_cuda:
+        torch.addmm(total, left, right, alpha=scale, out_dtype=total.dtype, out=total)
+    else:
+        for some, rows in zip(total.split(BLOCK), left.split(BLOCK), strict=True):
+            some.add_(rows @ right, alpha=scale)

@@ -1,0 +1,125 @@
+"""The loss of a chunk of joint rows, and its gradient written over the logits: in plain torch.
+
+For one row with logits z, classes K, target y, weight w, smoothing e and z-loss weight c:
+
+    loss     = w (lse - (1 - e) z_y - e mean(z) + c lse^2),   lse = logsumexp(z)
+    gradient = w ((1 + 2 c lse) softmax(z) - (1 - e) 1_y - e / K)
+
+Absent pointers hold the lowest float, so they have no share in the softmax. What is written over them is of
+no consequence: no product reads it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from v1lit.pointer.joint_loss.terms import LossOptions, wide
+
+SCRATCH = {"cpu": 2**23, "cuda": 2**27}
+"""Bytes of the softmax to hold: on a CPU what stays in its cache, on a GPU rows for all of its processors."""
+
+
+class RowTerms(NamedTuple):
+    """Of every row, `[rows]`."""
+
+    cross_entropy: Tensor
+    z: Tensor
+    predictions: Tensor
+
+    @staticmethod
+    def empty(rows: int, like: Tensor) -> RowTerms:
+        numbers = like.new_empty(2, rows, dtype=wide(like.dtype))
+        return RowTerms(numbers[0], numbers[1], like.new_empty(rows, dtype=torch.long))
+
+
+class RowFunction(Protocol):
+    """One implementation of the above."""
+
+    def __call__(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        classes: Tensor,
+        weights: Tensor | None,
+        vocabulary: int,
+        options: LossOptions,
+    ) -> RowTerms:
+        """logits `[rows, width]`, overwritten with the gradient where there are weights `[rows]`; labels
+        `[rows]`; classes `[rows]`: how many of a row's columns are there, the others hold the lowest float;
+        vocabulary: how many columns every row has."""
+
+
+def torch_rows(
+    logits: Tensor,
+    labels: Tensor,
+    classes: Tensor,
+    weights: Tensor | None,
+    vocabulary: int,
+    options: LossOptions,
+) -> RowTerms:
+    """See `RowFunction`; a few rows at a time, so that one pass finds in the cache what the last one left."""
+    dtype = wide(logits.dtype)
+    count = max(1, SCRATCH.get(logits.device.type, 2**27) // (dtype.itemsize * logits.shape[1]))
+    scratch = logits.new_empty(min(count, len(logits)), logits.shape[1], dtype=dtype)
+    terms = RowTerms.empty(len(logits), logits)
+    for start in range(0, len(logits), count):
+        part = slice(start, min(start + count, len(logits)))
+        found = _few_rows(
+            logits[part],
+            scratch[: part.stop - start],
+            labels[part, None],
+            classes[part],
+            None if weights is None else weights[part],
+            vocabulary,
+            options,
+        )
+        for whole, piece in zip(terms, found, strict=True):
+            whole[part] = piece
+    return terms
+
+
+def _few_rows(
+    logits: Tensor,
+    scratch: Tensor,
+    labels: Tensor,
+    classes: Tensor,
+    weights: Tensor | None,
+    vocabulary: int,
+    options: LossOptions,
+) -> RowTerms:
+    """`labels` is `[rows, 1]`; `scratch` has the shape of `logits`, in the type of the softmax."""
+    smoothing = options.label_smoothing
+    peak, predictions = logits.max(dim=1)
+    target = logits.gather(1, labels)[:, 0].to(scratch.dtype)
+    if smoothing:
+        target = (1 - smoothing) * target + smoothing * _mean(logits, classes, vocabulary, scratch.dtype)
+    top = None if options.z_top_k is None else logits.topk(min(options.z_top_k, logits.shape[1]))
+    torch.softmax(logits, 1, dtype=scratch.dtype, out=scratch)
+    # The largest probability never vanishes: its logarithm is safe, and saves a pass of its own.
+    lse = peak.to(scratch.dtype) - scratch.gather(1, predictions[:, None])[:, 0].log()
+    z = lse if top is None else top.values.to(scratch.dtype).logsumexp(dim=1)
+    if weights is not None:
+        scale = weights if top is not None else weights * (1 + 2 * options.z_weight * lse)
+        # In half precision the scratch takes the gradient: 0.999 - 1 is only exact before it is rounded.
+        gradient = logits if logits.dtype == scratch.dtype else scratch
+        torch.mul(scratch, scale[:, None], out=gradient)
+        if smoothing:
+            gradient.sub_((weights * smoothing / classes)[:, None])
+        if top is not None:
+            share = top.values.to(scratch.dtype).softmax(dim=1)
+            gradient.scatter_add_(1, top.indices, (weights * 2 * options.z_weight * z)[:, None] * share)
+        gradient.scatter_add_(1, labels, (weights * (smoothing - 1))[:, None])
+        if gradient is not logits:
+            logits.copy_(gradient)
+    return RowTerms(lse - target, z.square(), predictions)
+
+
+def _mean(logits: Tensor, classes: Tensor, vocabulary: int, dtype: torch.dtype) -> Tensor:
+    """Of the logits that are there, `[rows]`."""
+    pointers = logits[:, vocabulary:].to(dtype)
+    column = torch.arange(vocabulary, logits.shape[1], device=logits.device)
+    pointers = pointers.masked_fill(column >= classes[:, None], 0.0)
+    return (logits[:, :vocabulary].sum(dim=1, dtype=dtype) + pointers.sum(dim=1)) / classes

@@ -1,0 +1,117 @@
+"""What goes into the joint loss and what comes out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Reduction = Literal["mean", "sum", "none"]
+
+
+@dataclass(frozen=True)
+class Pointers:
+    """The pointer side of the softmax. A position may point at the image tokens of its own sequence only.
+
+    The counts are of the host, so that no device is waited for.
+    """
+
+    queries: Tensor
+    """Of every position, `[positions, width]`."""
+    keys: Tensor
+    """Of the image tokens of all sequences, one behind another, `[image_tokens, width]`."""
+    positions: tuple[int, ...]
+    """How many of the positions belong to sequence 0, 1, ...; they stand in this order."""
+    image_tokens: tuple[int, ...]
+    """How many of the keys belong to sequence 0, 1, ..."""
+    scale: float
+    """Factor of `query . key`."""
+
+    @property
+    def longest(self) -> int:
+        """Image tokens of the sequence that has most."""
+        return max(self.image_tokens, default=0)
+
+
+@dataclass
+class PointerLoss:
+    """The loss and what it is made of."""
+
+    loss: Tensor
+    """What to minimise: `[]`, or `[positions]` with reduction "none"."""
+    sums: dict[str, Tensor]
+    """Weighted sums over positions, detached, each `[]`: `joint`, or separately `text` and `pointer`, of the
+    cross-entropy; `z` of logsumexp^2, where it has a weight."""
+    counts: dict[str, Tensor]
+    """Sum of the weights behind each of `sums`, `[]`."""
+    predictions: Tensor
+    """Most likely class of the joint softmax at every position, `[positions]`; detached."""
+
+    def means(self, z_weight: float) -> dict[str, Tensor]:
+        """The parts as means over the positions at hand, z with its weight; 0 where nothing was counted."""
+        parts = {name: value / or_one(self.counts[name]) for name, value in self.sums.items()}
+        return {name: z_weight * value if name == "z" else value for name, value in parts.items()}
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """A position's loss is `CE + z_weight * logsumexp^2`."""
+
+    label_smoothing: float = 0.0
+    z_weight: float = 0.0
+    z_top_k: int | None = None
+    """logsumexp over the largest logits only; None for all. The cross-entropy is always over all."""
+
+    def combine(self, cross_entropy: Tensor, z: Tensor) -> Tensor:
+        """A new tensor. Without a weight z may be infinite, as it is of a row without classes."""
+        return cross_entropy + self.z_weight * z if self.z_weight else cross_entropy.clone()
+
+
+@dataclass(frozen=True)
+class JointRows:
+    """The rows of one softmax: the first `vocabulary` rows of the head, then the pointers."""
+
+    hidden: Tensor
+    """`[positions, hidden]`"""
+    head: Tensor
+    """`[at least vocabulary, hidden]`"""
+    labels: Tensor
+    """Column of the true class, `[positions]`."""
+    weights: Tensor
+    """`[positions]`, of the type in which losses are computed."""
+    vocabulary: int
+    pointers: Pointers | None = None
+    gate: Tensor | None = None
+    """g, `[positions, 1]`: vocabulary logits times 1 - g, pointer logits times g."""
+
+
+class Terms(NamedTuple):
+    """What an implementation makes of rows."""
+
+    value: Tensor
+    """Differentiable: the weighted sum, `[]`, or every position's weighted loss, `[positions]`."""
+    cross_entropy: Tensor
+    """`[positions]`, unweighted, detached; as are the others."""
+    z: Tensor
+    """logsumexp^2"""
+    predictions: Tensor
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The type for softmax and sums: float32, or float64 where the products are in float64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def or_one(count: Tensor) -> Tensor:
+    """The count to divide by: 1 for 0, so that nothing over nothing is 0. Waits for no device."""
+    return torch.where(count == 0, 1.0, count)
+
+
+def first_pointers(labels: Tensor, pointer_start: int) -> Tensor:
+    """True at the first pointer of every run of pointers, `[batch, tokens]` -> the same."""
+    is_pointer = labels >= pointer_start
+    follows = F.pad(is_pointer[:, :-1], (1, 0))
+    return is_pointer & ~follows

@@ -1,0 +1,131 @@
+"""Compares the loss that a run uses with the reference, on a live batch and in the run's own precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from v1lit.pointer.joint_loss.cross_entropy import pointer_cross_entropy
+from v1lit.pointer.joint_loss.terms import Pointers, wide
+
+SLACK = 2.0
+"""Times the error of the reference itself that an implementation may have; and one rounding of its type."""
+ROUNDINGS = 30
+"""What it may have beyond that: errors of sums, which are in float32, or in float64 with such products."""
+
+
+class LossMismatchError(ValueError):
+    """An implementation of the loss is further from the truth than its precision explains."""
+
+
+def verify_pointer_loss(
+    hidden: Tensor,
+    head: Tensor,
+    labels: Tensor,
+    pointer_start: int,
+    pointers: Pointers | None = None,
+    *,
+    gate: Tensor | None = None,
+    weights: Tensor | None = None,
+    implementation: str = "auto",
+    limit: int = 256,
+    **options: Any,
+) -> dict[str, float]:
+    """Check the loss of every position and the gradients of hidden, head, queries and keys.
+
+    Arguments as in `pointer_cross_entropy`; of the positions, `limit` spread over all of them are compared.
+    The truth is the reference with products in the next wider type, for which the head and its gradient are
+    held in that type for a moment. An error is the norm of a difference over the norm of the truth; allowed
+    is `SLACK` times the error of the reference in the run's own type, and a rounding. No `.grad` is touched.
+    Returns the errors by name. Raises LossMismatchError with the quantity, its error and what was allowed.
+    """
+    options = {name: value for name, value in options.items() if name not in ("reduction", "normalizer")}
+    if torch.is_autocast_enabled(hidden.device.type):
+        hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+    some = _Inputs(hidden, head, labels, pointers, gate, weights).some(limit)
+    dtype = hidden.dtype
+    wider = torch.float64 if wide(dtype) == dtype else torch.float32
+    with torch.autocast(hidden.device.type, enabled=False):
+        truth = _quantities(some.to(wider), pointer_start, "reference", options)
+        naive = _errors(_quantities(some.to(dtype), pointer_start, "reference", options), truth)
+        ours = _errors(_quantities(some.to(dtype), pointer_start, implementation, options), truth)
+    for name, error in ours.items():
+        floor = torch.finfo(dtype).eps / 2 + ROUNDINGS * torch.finfo(wide(dtype)).eps
+        allowed = SLACK * naive[name] + floor
+        if not error <= allowed:
+            raise LossMismatchError(
+                f"the loss implementation {implementation!r} is off: relative error {error:.3g} of {name}, "
+                f"allowed {allowed:.3g} in {str(dtype).removeprefix('torch.')}; set "
+                "pointer.loss_implementation to another, and please report this"
+            )
+    return ours
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    hidden: Tensor
+    head: Tensor
+    labels: Tensor
+    pointers: Pointers | None
+    gate: Tensor | None
+    weights: Tensor | None
+
+    def some(self, limit: int) -> _Inputs:
+        """Every so many-th position, `limit` at most."""
+        total = len(self.labels)
+        every = slice(None, None, max(1, -(-total // limit)))
+        pointers = self.pointers
+        if pointers is not None:
+            chosen = range(total)[every]
+            bounds = accumulate(pointers.positions, initial=0)
+            counts = tuple(sum(low <= n < high for n in chosen) for low, high in pairwise(bounds))
+            pointers = replace(pointers, queries=pointers.queries[every], positions=counts)
+        gate, weights = (None if t is None else t[every] for t in (self.gate, self.weights))
+        return _Inputs(self.hidden[every], self.head, self.labels[every], pointers, gate, weights)
+
+    def to(self, dtype: torch.dtype) -> _Inputs:
+        """Leaves of their own in `dtype`, with gradients."""
+
+        def leaf(tensor: Tensor) -> Tensor:
+            return tensor.detach().to(dtype, copy=True).requires_grad_()
+
+        pointers = self.pointers
+        if pointers is not None:
+            pointers = replace(pointers, queries=leaf(pointers.queries), keys=leaf(pointers.keys))
+        gate = None if self.gate is None else self.gate.detach().to(wide(dtype))
+        return replace(self, hidden=leaf(self.hidden), head=leaf(self.head), pointers=pointers, gate=gate)
+
+
+def _quantities(
+    inputs: _Inputs, pointer_start: int, implementation: str, options: dict[str, Any]
+) -> dict[str, Tensor]:
+    """The loss per position, and the gradients of the sum: by both passes of an implementation."""
+    leaves = {"hidden": inputs.hidden, "head": inputs.head}
+    if inputs.pointers is not None:
+        leaves |= {"queries": inputs.pointers.queries, "keys": inputs.pointers.keys}
+    arguments = (inputs.hidden, inputs.head, inputs.labels, pointer_start, inputs.pointers)
+    options = {**options, "implementation": implementation, "gate": inputs.gate, "weights": inputs.weights}
+    with torch.no_grad():
+        losses = pointer_cross_entropy(*arguments, **options, reduction="none").loss
+    with torch.enable_grad():
+        total = pointer_cross_entropy(*arguments, **options, reduction="sum").loss
+        found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+    gradients = {
+        f"the gradient of {name}": torch.zeros_like(leaf) if gradient is None else gradient
+        for (name, leaf), gradient in zip(leaves.items(), found, strict=True)
+    }
+    return {"the loss": losses.detach(), **gradients}
+
+
+def _errors(found: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, float]:
+    """|found - truth| / |truth| of each; a loss of nothing counts as 0.001 a position."""
+    errors = {}
+    for name, true in truth.items():
+        least = 1e-3 * len(true) ** 0.5 if name == "the loss" else torch.finfo(torch.float32).tiny
+        size = max(float(true.norm()), least)
+        errors[name] = float((found[name].to(true.dtype) - true).norm()) / size
+    return errors
