@@ -9,9 +9,9 @@ import torch
 import transformers
 from torch import Tensor
 
-from v1lit.backbones import BackboneConfig, get_backbone
+from v1lit.backbones import BackboneConfig, get_backbone, qwen_vision
 from v1lit.backbones.load import load_backbone
-from v1lit.backbones.qwen_vision import REPLACEMENTS, attention_by_length
+from v1lit.backbones.qwen_vision import REPLACEMENTS, attention_by_length, group_by_length
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl"]
 # Rows and columns of patches. Windows are 8x8 patches: whole ones, cut ones, and images below one window.
@@ -36,6 +36,11 @@ def inputs(grids: list[tuple[int, int]]) -> dict[str, Tensor]:
     }
 
 
+def stock_features(model: transformers.PreTrainedModel, images: dict[str, Tensor]) -> Tensor:
+    """Without anything of ours: the stock method works out the grids itself."""
+    return torch.cat(model.get_image_features(**images, return_dict=True).pooler_output)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("grids", [SAME, MIXED], ids=["same", "mixed"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -46,8 +51,8 @@ def test_features_and_gradients_equal_the_stock_tower(
     fast = load_backbone(BackboneConfig(name, attention=attention))
     stock = stock_twin(name, fast)
     assert sum(type(module) in REPLACEMENTS.values() for module in fast.modules()) == 3
-    backbone, images = get_backbone(name), inputs(grids)
-    features = [backbone.encode_images(model, **images) for model in (fast, stock)]
+    images = inputs(grids)
+    features = [get_backbone(name).encode_images(fast, **images), stock_features(stock, images)]
     torch.testing.assert_close(*features, rtol=1e-5, atol=1e-6)
     weight = torch.randn(features[0].shape, generator=torch.Generator().manual_seed(2))
     for feature in features:
@@ -95,3 +100,54 @@ def test_segments_attend_to_themselves_only(lengths: list[int]) -> None:
         q, k, v = (x[start:end].transpose(0, 1) for x in (query, key, value))
         expected.append(((q @ k.mT * 0.3).softmax(-1) @ v).transpose(0, 1))
     torch.testing.assert_close(attention_by_length(query, key, value, bounds, 0.3), torch.cat(expected))
+
+
+@pytest.mark.parametrize("lengths", [[3, 3, 3], [2, 5, 2, 1, 5], [4, 0, 4, 2]])
+def test_attention_has_the_gradients_of_a_loop_over_segments(lengths: list[int]) -> None:
+    torch.manual_seed(0)
+    rows = torch.randn(3, sum(lengths), 2, 4, dtype=torch.float64).unbind()
+    one, other = ([x.clone().requires_grad_() for x in rows] for _ in range(2))
+    bounds = torch.tensor([0, *lengths]).cumsum(0).int()
+    weight = torch.randn(sum(lengths), 2, 4, dtype=torch.float64)
+    (attention_by_length(one[0], one[1], one[2], bounds, 0.3) * weight).sum().backward()
+    parts = zip(*(x.split(lengths) for x in other), strict=True)
+    outputs = [attention_by_length(q, k, v, torch.tensor([0, len(q)]), 0.3) for q, k, v in parts if len(q)]
+    (torch.cat(outputs) * weight).sum().backward()
+    for x, y in zip(one, other, strict=True):
+        torch.testing.assert_close(x.grad, y.grad)
+
+
+@pytest.mark.parametrize("lengths", [[7], [3, 3, 3], [5, 5, 2, 2], [4, 0, 4]])
+def test_tokens_that_stand_well_are_not_moved(lengths: list[int]) -> None:
+    groups = group_by_length(lengths, torch.device("cpu"))
+    assert groups.order is groups.back is None
+    assert groups.lengths == tuple(dict.fromkeys(length for length in lengths if length))
+
+
+def test_equal_lengths_are_brought_together() -> None:
+    groups = group_by_length([2, 3, 0, 2, 1, 3], torch.device("cpu"))
+    assert (groups.lengths, groups.tokens) == ((2, 3, 1), (4, 6, 1))
+    assert groups.order is not None
+    assert groups.back is not None
+    assert groups.order.tolist() == [0, 1, 5, 6, 2, 3, 4, 8, 9, 10, 7]
+    assert groups.order[groups.back].tolist() == list(range(11))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_segments_are_grouped_once_per_batch_and_not_in_every_layer(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[list[int]] = []
+
+    def counted(lengths: list[int], device: torch.device) -> qwen_vision.LengthGroups:
+        calls.append(lengths)
+        return group_by_length(lengths, device)
+
+    monkeypatch.setattr(qwen_vision, "group_by_length", counted)
+    sizes = {"vision_layers": 6} | ({"full_attention_layers": [2, 5]} if name == "qwen2_5_vl" else {})
+    model = load_backbone(BackboneConfig(name, tiny=sizes, gradient_checkpointing=["vision"])).train()
+    get_backbone(name).encode_images(model, **inputs(MIXED)).sum().backward()
+    assert len(calls) == (2 if name == "qwen2_5_vl" else 1)
+    # The stock method gives bounds without groups: the first layer that sees them notes them.
+    stock_features(model, inputs(MIXED)).sum().backward()
+    assert len(calls) == (4 if name == "qwen2_5_vl" else 2)

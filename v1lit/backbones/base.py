@@ -18,7 +18,7 @@ from v1lit.grounding.patch_map import PatchMap, Views
 
 if TYPE_CHECKING:
     from PIL import Image
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 Size = tuple[int, int]
@@ -101,6 +101,9 @@ class Backbone(ABC):
     """The published mean and standard deviation."""
     tiny_sizes: ClassVar[Mapping[str, Any]]
     """Sizes of the tiny version and their defaults."""
+    packs: ClassVar[bool] = True
+    """Whether the decoder can attend inside segments of a packed row; if not, batches are padded and grouped
+    by length."""
 
     # ---- images -------------------------------------------------------------------------------------------
 
@@ -227,6 +230,14 @@ class Backbone(ABC):
         output = encode(**image_inputs, return_dict=True)
         return join_features(output.pooler_output)
 
+    @abstractmethod
+    def blank_image(self, model: PreTrainedModel) -> dict[str, Tensor]:
+        """The smallest image that ``encode_images`` takes, all zeros, on the vision tower's device.
+
+        For a rank or an accumulation step without an image: DDP and FSDP need every parameter in every
+        backward pass, so the tower runs on it and nothing of its features enters the loss.
+        """
+
     def positions(
         self,
         model: PreTrainedModel,
@@ -292,6 +303,15 @@ def join_features(features: Tensor | Sequence[Tensor]) -> Tensor:
     if isinstance(features, torch.Tensor):
         return features.flatten(0, 1) if features.ndim == 3 else features
     return torch.cat([feature.flatten(0, -2) for feature in features])
+
+
+def blank_pixels(tower: nn.Module, *shape: int) -> Tensor:
+    """Zeros ``[*shape]`` on the tower's device and in its type."""
+    import torch
+
+    # Not of the weight's class: that of a sharded tower is distributed.
+    weight = next(tower.parameters())
+    return torch.zeros(shape, dtype=weight.dtype, device=weight.device)
 
 
 def check_positive(name: str, value: Any) -> int:

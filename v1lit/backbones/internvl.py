@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from v1lit.backbones.base import Backbone, ChatFormat, Size, as_size, check_flag, check_positive
+from v1lit.backbones.base import Backbone, ChatFormat, Size, as_size, blank_pixels, check_flag, check_positive
 from v1lit.backbones.tiny import token_id
 from v1lit.grounding.patch_map import OVERVIEW, PatchMap, Views
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from torch import Tensor
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 class InternVL(Backbone):
@@ -139,6 +140,16 @@ class InternVL(Backbone):
                 "the vision tower takes tiles of (height, width, patch_size, downsample_ratio) = "
                 f"{needed}, but the image options give {given}"
             )
+
+    def blank_image(self, model: PreTrainedModel) -> dict[str, Tensor]:
+        config, tower = model.config.vision_config, model.get_submodule(self.parts["vision"][0])
+        return {"pixel_values": blank_pixels(tower, 1, config.num_channels, *config.image_size)}
+
+    def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
+        from v1lit.backbones.patch_embedding import speed_up_patch_embedding
+
+        speed_up_patch_embedding(model.get_submodule(self.parts["vision"][0]))
+        return model
 
     def tiny_config(self, tokenizer: PreTrainedTokenizerBase, **sizes: Any) -> PreTrainedConfig:
         from transformers import InternVLConfig, InternVLVisionConfig, Qwen2Config

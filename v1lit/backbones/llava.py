@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from v1lit.backbones.base import Backbone, ChatFormat, Size, as_size, check_flag, check_positive
+from v1lit.backbones.base import Backbone, ChatFormat, Size, as_size, blank_pixels, check_flag, check_positive
 from v1lit.backbones.tiny import token_id
 from v1lit.grounding.patch_map import PatchMap, Views
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from torch import Tensor, nn
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Llava(Backbone):
@@ -144,6 +145,19 @@ class Llava(Backbone):
                 f"llava needs 'clip_vision_model' with 'default', such as {self.hub_id}"
             )
 
+    def blank_image(self, model: PreTrainedModel) -> dict[str, Tensor]:
+        config, tower = model.config.vision_config, model.get_submodule(self.parts["vision"][0])
+        side = config.image_size
+        return {"pixel_values": blank_pixels(tower, 1, config.num_channels, side, side)}
+
+    def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
+        from v1lit.backbones.patch_embedding import speed_up_patch_embedding
+
+        speed_up_patch_embedding(model.get_submodule(self.parts["vision"][0]))
+        for module in unused_modules(model):
+            module.requires_grad_(False)
+        return model
+
     def tiny_config(self, tokenizer: PreTrainedTokenizerBase, **sizes: Any) -> PreTrainedConfig:
         from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
@@ -180,6 +194,19 @@ class Llava(Backbone):
             vision_feature_layer=-1,
             tie_word_embeddings=full["tie_word_embeddings"],
         )
+
+
+def unused_modules(model: Any) -> list[nn.Module]:
+    """Parts of the vision tower that no feature depends on: the layers behind the last one that is taken.
+
+    They never get a gradient, which distributed training takes for a mistake.
+    """
+    tower, taken = model.model.vision_tower, model.config.vision_feature_layer
+    layers = list(tower.encoder.layers)
+    # State 0 is what the first layer gets, state n what layer n gives; negative ones count from the end.
+    states = [taken] if isinstance(taken, int) else taken
+    used = max(state % (len(layers) + 1) for state in states)
+    return [*layers[used:], tower.post_layernorm]
 
 
 def resized_size(image_size: Size, size: Mapping[str, int]) -> Size:

@@ -48,6 +48,8 @@ def load_backbone(config: BackboneConfig) -> PreTrainedModel:
     """
     import transformers
 
+    from v1lit.backbones.attention import stock_attention
+
     backbone = check_backbone_config(config)
     cls = getattr(transformers, backbone.model_class)
     if config.weights == "tiny":
@@ -57,7 +59,7 @@ def load_backbone(config: BackboneConfig) -> PreTrainedModel:
         model, report = cls.from_pretrained(
             config.weights,
             dtype=config.dtype,
-            attn_implementation=config.attention,
+            attn_implementation=stock_attention(config.attention),
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # reported below, by name
             output_loading_info=True,
@@ -70,10 +72,13 @@ def load_backbone(config: BackboneConfig) -> PreTrainedModel:
 def _new_model(cls: Any, backbone: Backbone, config: BackboneConfig) -> PreTrainedModel:
     import torch
 
+    from v1lit.backbones.attention import stock_attention
+
     model_config = backbone.tiny_config(tiny_tokenizer(backbone.chat.stop), **config.tiny)
     dtype = torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype)
     # Drawn in float32 whatever the type, so that one seed means one model.
-    model: PreTrainedModel = cls._from_config(model_config, attn_implementation=config.attention).to(dtype)
+    attention = stock_attention(config.attention)
+    model: PreTrainedModel = cls._from_config(model_config, attn_implementation=attention).to(dtype)
     model.config.dtype = dtype
     return model
 

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from v1lit.backbones.base import Backbone, ChatFormat, Size, check_positive
+from v1lit.backbones.base import Backbone, ChatFormat, Size, blank_pixels, check_positive
 from v1lit.backbones.tiny import token_id
 from v1lit.grounding.patch_map import PatchMap, Views
 
@@ -127,6 +127,21 @@ class QwenVL(Backbone):
         given = {key: options[key] for key in needed}
         if given != needed:
             raise ValueError(f"the vision tower needs {needed}, but the image options give {given}")
+
+    def encode_images(self, model: PreTrainedModel, **image_inputs: Tensor) -> Tensor:
+        from v1lit.backbones.qwen_vision import encode
+
+        return encode(model.get_submodule(self.parts["vision"][0]), **image_inputs)
+
+    def blank_image(self, model: PreTrainedModel) -> dict[str, Tensor]:
+        import torch
+
+        config, tower = model.config.vision_config, self.parts["vision"][0]
+        merge, frames = config.spatial_merge_size, config.temporal_patch_size
+        values = config.in_channels * frames * config.patch_size**2
+        pixels = blank_pixels(model.get_submodule(tower), merge * merge, values)
+        grid = torch.tensor([[1, merge, merge]], device=pixels.device)
+        return {"pixel_values": pixels, "image_grid_thw": grid}
 
     def positions(
         self,

@@ -2,63 +2,33 @@
 
 * The patch embedding is a ``Conv3d`` whose kernel is as large as its input: a matrix product.
 * The stock attention calls sdpa once per image or window. Here segments of equal length share one call.
+* What follows from the images' sizes alone is computed once per batch and on the host. The stock attention
+  asks the GPU for the segments' lengths in every layer, and waits for the answer.
 
-Both are subclasses of the stock modules, put in place by changing the class of the existing instances: no
+The modules are subclasses of the stock ones, put in place by changing the class of the existing instances: no
 parameter is renamed, copied or lost, and copies and checkpoints of the model need nothing special.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen25
 from transformers.models.qwen2_vl import modeling_qwen2_vl as qwen2
+from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
+
+# ---- patch embedding --------------------------------------------------------------------------------------
 
 
 def patches_to_width(patches: Tensor, weight: Tensor) -> Tensor:
     """``[patches, channels * frames * side * side] -> [patches, width]``, the convolution as a product."""
     return F.linear(patches.to(weight.dtype), weight.flatten(1))
-
-
-def attention_by_length(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, scale: float) -> Tensor:
-    """Full attention inside each segment, none across. ``[tokens, heads, head dim]`` each.
-
-    ``bounds`` are the segments' ends as in variable-length attention: 0, end of the first, ... , tokens.
-    """
-    lengths = bounds.diff().tolist()
-    starts = bounds[:-1].tolist()
-    groups: dict[int, list[int]] = {}
-    for start, length in zip(starts, lengths, strict=True):
-        if length:
-            groups.setdefault(length, []).append(start)
-    if len(groups) == 1:
-        return _attend(query, key, value, lengths[0], scale)
-    rows = [
-        (torch.tensor(group)[:, None] + torch.arange(length)).flatten().to(query.device)
-        for length, group in groups.items()
-    ]
-    outputs = []
-    for row, length in zip(rows, groups, strict=True):
-        picked = [x.index_select(0, row) for x in (query, key, value)]
-        outputs.append(_attend(picked[0], picked[1], picked[2], length, scale))
-    return torch.cat(outputs).index_select(0, torch.cat(rows).argsort())
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, length: int, scale: float) -> Tensor:
-    q, k, v = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in (query, key, value))
-    return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(0, 1)
-
-
-def _attend_segments(
-    module: Any, hidden_states: Tensor, bounds: Tensor, rotation: Any, rotate: Any
-) -> Tensor:
-    query, key, value = module.qkv(hidden_states).unflatten(-1, (3, module.num_heads, -1)).unbind(1)
-    query, key = rotate(query, key, *rotation)
-    return module.proj(attention_by_length(query, key, value, bounds, module.scaling).flatten(1))
 
 
 class Qwen2PatchEmbed(qwen2.PatchEmbed):
@@ -73,6 +43,97 @@ class Qwen25PatchEmbed(qwen25.Qwen2_5_VisionPatchEmbed):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         return patches_to_width(hidden_states, self.proj.weight)
+
+
+# ---- attention --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LengthGroups:
+    """An order of a row's tokens in which segments of equal length are neighbours.
+
+    Args:
+        lengths: The different lengths.
+        tokens: How many tokens the segments of each length have together.
+        order: Where each token of the new order stands in the row, ``[tokens]``; ``None`` if nothing moves.
+        back: Where each token of the row stands in the new order, ``[tokens]``; ``None`` likewise.
+    """
+
+    lengths: tuple[int, ...]
+    tokens: tuple[int, ...]
+    order: Tensor | None = None
+    back: Tensor | None = None
+
+
+def group_by_length(lengths: Sequence[int], device: torch.device) -> LengthGroups:
+    """The groups of segments with these lengths that stand one behind another; empty ones are left out."""
+    segments: dict[int, list[Tensor]] = {}
+    for rows in torch.arange(sum(lengths)).split(list(lengths)):
+        if len(rows):
+            segments.setdefault(len(rows), []).append(rows)
+    tokens = tuple(length * len(group) for length, group in segments.items())
+    order = torch.cat([rows for group in segments.values() for rows in group])
+    if bool((order.diff() == 1).all()):
+        return LengthGroups(tuple(segments), tokens)
+    return LengthGroups(tuple(segments), tokens, _send(order, device), _send(order.argsort(), device))
+
+
+def keep_groups(bounds: Tensor, groups: LengthGroups) -> Tensor:
+    """Note the groups of these bounds on the tensor itself, for all layers that get it; returns it."""
+    bounds.__dict__["length_groups"] = groups
+    return bounds
+
+
+def _groups_of(bounds: Tensor) -> LengthGroups:
+    groups: LengthGroups | None = bounds.__dict__.get("length_groups")
+    if groups is None:
+        groups = group_by_length(bounds.diff().tolist(), bounds.device)
+        keep_groups(bounds, groups)
+    return groups
+
+
+class _Reorder(torch.autograd.Function):
+    """Rows in another order. The backward pass picks as well, where that of ``index_select`` would add."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, order: Tensor, back: Tensor) -> Tensor:
+        ctx.back = back
+        return rows.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient.index_select(0, ctx.back), None, None
+
+
+# Lengths differ from batch to batch: compiled code would be compiled for every one of them.
+@torch.compiler.disable
+def attention_by_length(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, scale: float) -> Tensor:
+    """Full attention inside each segment, none across. ``[tokens, heads, head dim]`` each.
+
+    ``bounds`` are the segments' ends as in variable-length attention: 0, end of the first, ... , tokens.
+    """
+    groups = _groups_of(bounds)
+    order, back = groups.order, groups.back
+    if order is not None:
+        query, key, value = (_Reorder.apply(x, order, back) for x in (query, key, value))
+    # Split and not sliced: the gradients of all parts come back in one concatenation.
+    parts = zip(*(x.split(groups.tokens) for x in (query, key, value)), strict=True)
+    outputs = [_attend(part, length, scale) for part, length in zip(parts, groups.lengths, strict=True)]
+    joined = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+    return joined if order is None else _Reorder.apply(joined, back, order)
+
+
+def _attend(rows: Sequence[Tensor], length: int, scale: float) -> Tensor:
+    q, k, v = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in rows)
+    return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(0, 1)
+
+
+def _attend_segments(
+    module: Any, hidden_states: Tensor, bounds: Tensor, rotation: Any, rotate: Any
+) -> Tensor:
+    query, key, value = module.qkv(hidden_states).unflatten(-1, (3, module.num_heads, -1)).unbind(1)
+    query, key = rotate(query, key, *rotation)
+    return module.proj(attention_by_length(query, key, value, bounds, module.scaling).flatten(1))
 
 
 class Qwen2Attention(qwen2.VisionAttention):
@@ -107,6 +168,43 @@ class Qwen25Attention(qwen25.Qwen2_5_VLVisionAttention):
             return super().forward(hidden_states, cu_seqlens, position_embeddings, max_seqlen, **kwargs)
         rotate = qwen25.apply_rotary_pos_emb_vision
         return _attend_segments(self, hidden_states, cu_seqlens, position_embeddings, rotate)
+
+
+# ---- the whole tower --------------------------------------------------------------------------------------
+
+
+def encode(tower: nn.Module, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
+    """Features of all images in one call of the tower, ``[image tokens, hidden]``.
+
+    ``pixel_values`` are patches ``[patches, values]``, ``image_grid_thw [images, 3]`` their frames, rows and
+    columns. On a GPU nothing waits if the grids are on the host, and once if they are not.
+    """
+    layout = tower_layout(tower, image_grid_thw, pixel_values.device)
+    features: Tensor = tower(pixel_values, grid_thw=image_grid_thw, return_dict=True, **layout).pooler_output
+    return features
+
+
+def tower_layout(tower: Any, image_grid_thw: Tensor, device: torch.device) -> dict[str, Tensor]:
+    """What the tower would otherwise derive from the grids: positions, windows, segments and their groups."""
+    grids, merge = image_grid_thw.cpu(), tower.spatial_merge_size
+    layout = {
+        "position_ids": _send(get_vision_position_ids(grids, merge), device),
+        "cu_seqlens": _send_bounds(get_vision_cu_seqlens(grids), device),
+    }
+    if hasattr(tower, "window_size"):
+        index, bounds = get_vision_window_index(grids, merge, tower.window_size, tower.patch_size)
+        layout["window_index"] = _send(index, device)
+        layout["cu_window_seqlens"] = _send_bounds(bounds, device)
+    return layout
+
+
+def _send_bounds(bounds: Tensor, device: torch.device) -> Tensor:
+    return keep_groups(_send(bounds, device), group_by_length(bounds.diff().tolist(), device))
+
+
+def _send(values: Tensor, device: torch.device) -> Tensor:
+    # From pinned memory the copy does not wait for the GPU's queue of work.
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 REPLACEMENTS: dict[type, type] = {

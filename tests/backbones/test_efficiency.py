@@ -1,0 +1,207 @@
+"""Recomputed and compiled layers: exactly those asked for, and the same results."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+from v1lit.backbones.attention import packed_decoder_arguments, use_segments
+from v1lit.backbones.config import BackboneConfig
+from v1lit.backbones.efficiency import (
+    check_compiler,
+    compile_layers,
+    compiler_name,
+    enable_checkpointing,
+    part_layers,
+)
+from v1lit.backbones.load import freeze, load_backbone
+from v1lit.backbones.registry import get_backbone
+from v1lit.backbones.segments import Segments
+
+FAMILIES = ("qwen2_5_vl", "qwen2_vl", "llava", "internvl")
+LANGUAGE_BATCHES = ((10, 20, 30), (17, 9), (40,), (5, 6, 7, 8, 9, 1))
+VISION_BATCHES = (((4, 6), (8, 12)), ((16, 10),), ((4, 4), (4, 4), (20, 20)))
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which(compiler_name()) is None, reason=f"torch.compile needs a C++ compiler ({compiler_name()})"
+)
+
+
+def tiny(name: str) -> tuple[Any, Any]:
+    torch.manual_seed(0)
+    model = load_backbone(BackboneConfig(name)).train()
+    use_segments(model.config.get_text_config())
+    return model, get_backbone(name)
+
+
+def text(model: Any, lengths: tuple[int, ...]) -> Tensor:
+    """Hidden states of a packed row of random embeddings."""
+    torch.manual_seed(sum(lengths))
+    embeddings = torch.randn(1, sum(lengths), model.config.get_text_config().hidden_size)
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    arguments = packed_decoder_arguments(Segments(lengths), embeddings.device, embeddings.dtype)
+    return model.get_decoder()(
+        inputs_embeds=embeddings, position_ids=positions, **arguments
+    ).last_hidden_state
+
+
+def images(model: Any, backbone: Any, grids: tuple[tuple[int, int], ...]) -> Tensor:
+    """Features of as many images as there are grids; of these sizes where the family has several."""
+    torch.manual_seed(len(grids))
+    if "image_grid_thw" in backbone.image_inputs:
+        thw = torch.tensor([[1, *grid] for grid in grids])
+        pixels = torch.randn(
+            int(thw.prod(1).sum()), 3 * model.config.vision_config.temporal_patch_size * 14**2
+        )
+        return backbone.encode_images(model, pixel_values=pixels, image_grid_thw=thw)
+    size = model.config.vision_config.image_size
+    side = size if isinstance(size, int) else size[0]
+    return backbone.encode_images(model, pixel_values=torch.randn(len(grids), 3, side, side))
+
+
+def results(model: Any, run: Callable[[], Tensor]) -> list[Tensor]:
+    """The output, and the gradients of its mean square."""
+    model.zero_grad()
+    output = run()
+    if output.requires_grad:
+        output.square().mean().backward()
+    gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    return [output.detach(), *gradients]
+
+
+def assert_same(ours: list[Tensor], theirs: list[Tensor]) -> None:
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * max(1.0, float(other.abs().max())))
+
+
+def count_calls(layers: list[Any]) -> list[int]:
+    """How often each layer's first product is computed from now on; a second pass may end before the last."""
+    counts = [0] * len(layers)
+    for number, layer in enumerate(layers):
+
+        def count(*_: Any, number: int = number) -> None:
+            counts[number] += 1
+
+        linear = [module for module in layer.modules() if isinstance(module, torch.nn.Linear)]
+        linear[0].register_forward_hook(count)
+    return counts
+
+
+@pytest.mark.parametrize("part", ["language", "vision"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_exactly_the_layers_of_the_part_are_computed_again_and_nothing_changes(name: str, part: str) -> None:
+    model, backbone = tiny(name)
+
+    def both() -> Tensor:
+        features = images(model, backbone, ((4, 6), (8, 12)))
+        return torch.cat([features.flatten(), text(model, (10, 20)).flatten()])
+
+    before = results(model, both)
+    layers = {one: part_layers(model, backbone, one) for one in ("language", "vision")}
+    assert enable_checkpointing(model, backbone, [part]) == len(layers[part])
+    counts = {one: count_calls(found) for one, found in layers.items()}
+    assert_same(results(model, both), before)
+    for one, counted in counts.items():
+        assert set(counted) == ({2} if one == part else {1})
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_frozen_tower_is_not_computed_again(name: str) -> None:
+    model, backbone = tiny(name)
+    freeze(model, backbone, ["vision"])
+    enable_checkpointing(model, backbone, ["language", "vision"])
+    counts = count_calls(part_layers(model, backbone, "vision"))
+    results(model, lambda: images(model, backbone, ((4, 6),)))
+    assert set(counts) == {1}
+
+
+def test_nothing_is_computed_again_outside_of_training() -> None:
+    model, backbone = tiny("qwen2_5_vl")
+    enable_checkpointing(model, backbone, ["language"])
+    model.eval()
+    counts = count_calls(part_layers(model, backbone, "language"))
+    results(model, lambda: text(model, (10, 20)))
+    assert set(counts) == {1}
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    counters.clear()
+    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
+    yield
+    torch._dynamo.reset()
+
+
+@needs_compiler
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize(
+    ("name", "part", "recomputed"),
+    [("qwen2_5_vl", "language", True), ("qwen2_5_vl", "vision", False)],
+    ids=["language, recomputed", "vision"],
+)
+def test_compiled_layers_give_the_same_and_one_compilation_serves_all_batches(
+    name: str, part: str, recomputed: bool
+) -> None:
+    model, backbone = tiny(name)
+    names = list(model.state_dict())
+    if part == "language":
+        runs = [lambda lengths=lengths: text(model, lengths) for lengths in LANGUAGE_BATCHES]
+    else:
+        runs = [lambda grids=grids: images(model, backbone, grids) for grids in VISION_BATCHES]
+    eager = [results(model, run) for run in runs]
+    if recomputed:
+        enable_checkpointing(model, backbone, [part])
+    layers = part_layers(model, backbone, part)
+    assert compile_layers(model, backbone, [part]) == len(layers)
+    graphs = []
+    for run, expected in zip(runs, eager, strict=True):
+        assert_same(results(model, run), expected)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert list(model.state_dict()) == names
+    # The pieces of one layer around its attention, compiled once. A row of one segment may need its own.
+    assert 0 < graphs[0] <= 8
+    assert graphs[-1] <= graphs[0] + 2
+
+
+@needs_compiler
+@pytest.mark.usefixtures("fresh_compiler")
+def test_outside_of_training_nothing_is_compiled() -> None:
+    model, backbone = tiny("llava")
+    compile_layers(model, backbone, ["language", "vision"])
+    model.eval()
+    with torch.no_grad():
+        text(model, (4, 5))
+        images(model, backbone, ((4, 4),))
+    assert not counters["stats"]
+
+
+def test_without_a_compiler_the_message_names_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, backbone = tiny("qwen2_5_vl")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(
+        ValueError, match=r"model\.backbone\.compile needs a C\+\+ compiler, and no-such-compiler"
+    ):
+        compile_layers(model, backbone, ["language"])
+    compile_layers(model, backbone, [])
+    monkeypatch.setenv("CXX", "python3")
+    check_compiler()
+
+
+@pytest.mark.parametrize("field", ["gradient_checkpointing", "compile"])
+def test_a_part_without_layers_is_refused_by_name(field: str) -> None:
+    with pytest.raises(ValueError, match=f"part in {field} 'projector'.*allowed: language, vision"):
+        BackboneConfig("llava", **{field: ["projector"]})
+    assert BackboneConfig("llava", **{field: ["vision", "language"]})
+    model, backbone = tiny("llava")
+    with pytest.raises(ValueError, match="unknown part with layers 'projector'"):
+        part_layers(model, backbone, "projector")

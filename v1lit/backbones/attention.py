@@ -1,0 +1,192 @@
+"""One `attention` option: which kernel attends inside packed rows, and how it gets into a stock decoder.
+
+transformers looks up the attention function of a model by the name in its config. The text decoder gets a
+name of ours whose function attends per segment when the decoder is called with `segments=`, and otherwise
+hands on to the stock function. The vision tower keeps the stock one.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
+
+from v1lit.backbones.attention_kernels import AUTO, KERNELS
+from v1lit.backbones.config import ATTENTION, explain_unknown
+from v1lit.backbones.segments import Segments
+
+PREFIX = "v1lit_"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The kernel that was chosen, and a line for the log that says why not another."""
+
+    name: str
+    line: str
+
+
+def choose_attention(wanted: str, device: torch.device | str, dtype: torch.dtype) -> Choice:
+    """The kernel for packed rows: `wanted`, or for "auto" the first of `AUTO` that trains here.
+
+    dtype: the one that attention computes in, under autocast that of autocast. Raises ValueError for a name
+    that does not exist, and for a kernel that does not run here, with the reason.
+    """
+    device = torch.device(device)
+    if wanted not in ATTENTION:
+        raise ValueError(f"model.backbone.attention: {explain_unknown('attention', wanted, ATTENTION)}")
+    if wanted == "auto":
+        return _first_that_runs(device, dtype)
+    reason = KERNELS[wanted].reason(device, dtype)
+    if reason is not None:
+        usable = [name for name, kernel in KERNELS.items() if kernel.reason(device, dtype) is None]
+        raise ValueError(
+            f"model.backbone.attention={wanted}: {wanted} {reason}; on this {device.type} device in "
+            f"{_short(dtype)} these run: {', '.join(usable)}, or auto for the fastest of them"
+        )
+    return Choice(wanted, f"attention: {wanted} (as given)")
+
+
+def _first_that_runs(device: torch.device, dtype: torch.dtype) -> Choice:
+    refused: list[str] = []
+    for name in AUTO:
+        reason = KERNELS[name].reason(device, dtype)
+        if reason is None:
+            others = f" ({'; '.join(refused)})" if refused else ""
+            return Choice(name, f"attention: {name}{others}")
+        refused.append(f"{name}: {reason}")
+    raise AssertionError("sdpa runs everywhere")
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+@torch.compiler.disable
+def attend_segments(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float) -> Tensor:
+    """Causal attention inside each segment, none across, by the kernel that `segments` names.
+
+    query `[tokens, heads, head dim]`, key and value `[tokens, kv heads, head dim]`; heads is a multiple of kv
+    heads. Gives `[tokens, heads, head dim]`. Raises ValueError if the segments do not fill the row.
+    """
+    if not query.shape[0] == key.shape[0] == value.shape[0] == segments.tokens:
+        raise ValueError(
+            f"segments of {segments.tokens} tokens for a query of {query.shape[0]} and keys of {key.shape[0]}"
+        )
+    return KERNELS[segments.attention].attend(query, key, value, segments, scale)
+
+
+# ---- in transformers --------------------------------------------------------------------------------------
+
+
+def stock_attention(name: str) -> str:
+    """transformers' implementation beside an `attention` option, for the vision tower and generation.
+
+    "auto" gives sdpa, until the device is known: see `set_attention`. Raises ValueError if transformers
+    could not load it.
+    """
+    kernel = KERNELS["sdpa" if name == "auto" else name]
+    if kernel.stock == "flash_attention_2":
+        reason = kernel.missing() or (None if torch.cuda.is_available() else "needs a CUDA GPU")
+        if reason is not None:
+            raise ValueError(f"model.backbone.attention={name}: {name} {reason}; use auto or sdpa")
+    return kernel.stock
+
+
+def set_attention(model: PreTrainedModel, name: str) -> None:
+    """Switch a loaded backbone to what belongs to a chosen kernel: vision tower, generation, text decoder."""
+    model.set_attn_implementation(stock_attention(name))
+    use_segments(model.config.get_text_config())
+
+
+def use_segments(text_config: PreTrainedConfig) -> None:
+    """Let the text decoder with this config take `segments=`; without it, it computes as before.
+
+    The vision tower has a config of its own and is not touched. Raises ValueError for an attention
+    implementation that `stock_attention` never gives.
+    """
+    stock = (text_config._attn_implementation or "sdpa").removeprefix(PREFIX)
+    if stock not in STOCK:
+        raise ValueError(f"packed rows need one of {', '.join(STOCK)} in the config, not {stock}")
+    text_config._attn_implementation = PREFIX + stock
+
+
+def packed_decoder_arguments(segments: Segments, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """What the decoder is called with, beside embeddings and positions, to attend inside segments.
+
+    The mask is a single NaN: it is never read, and a layer that does not know `segments` and takes the mask
+    instead gives NaN, not a row whose examples see each other.
+    """
+    poison = torch.full((1, 1, 1, 1), float("nan"), device=device, dtype=dtype)
+    return {"attention_mask": poison, "segments": segments, "use_cache": False}
+
+
+def _attention(
+    stock: Callable[..., Any],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *args: Any,
+    segments: Segments | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """As transformers calls it: `[batch, heads, tokens, head dim]` to `[batch, tokens, heads, head dim]`."""
+    if segments is None:
+        return stock(module, query, key, value, attention_mask, *args, **options)
+    _refuse(options, query, segments)
+    # Under autocast, rotation leaves queries and keys in float32; values come straight from a product.
+    q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
+    scale = options.get("scaling")
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return attend_segments(q, k, v, segments, scale)[None], None
+
+
+def _refuse(options: dict[str, Any], query: Tensor, segments: Segments) -> None:
+    """Raise ValueError for what no kernel here computes, rather than leave it out silently."""
+    if query.shape[0] != 1:
+        raise ValueError(f"packed examples are one row, not {query.shape[0]}")
+    window = options.get("sliding_window")
+    wrong = [name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None]
+    if options.get("dropout"):
+        wrong.append("attention_dropout")
+    if window is not None and window < segments.longest:
+        wrong.append(f"sliding_window={window} below a segment of {segments.longest} tokens")
+    if wrong:
+        raise ValueError(f"packed rows cannot be computed with this model's {', '.join(wrong)}")
+
+
+def _stock_sdpa(module: nn.Module, *args: Any, **options: Any) -> Any:
+    return AttentionInterface()["sdpa"](module, *args, **options)
+
+
+def _stock_eager(module: nn.Module, *args: Any, **options: Any) -> Any:
+    # Every model file of transformers has its own.
+    return sys.modules[type(module).__module__].eager_attention_forward(module, *args, **options)
+
+
+def _stock_flash(module: Any, *args: Any, **options: Any) -> Any:
+    # This one asks the config once more which of several flash packages is meant.
+    config = module.config
+    ours, config._attn_implementation = config._attn_implementation, "flash_attention_2"
+    try:
+        return AttentionInterface()["flash_attention_2"](module, *args, **options)
+    finally:
+        config._attn_implementation = ours
+
+
+STOCK: dict[str, Callable[..., Any]] = {
+    "sdpa": _stock_sdpa,
+    "flash_attention_2": _stock_flash,
+    "eager": _stock_eager,
+}
+for _name, _function in STOCK.items():
+    AttentionInterface.register(PREFIX + _name, partial(_attention, _function))
+    AttentionMaskInterface.register(PREFIX + _name, AttentionMaskInterface()[_name])

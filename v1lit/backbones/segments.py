@@ -1,0 +1,104 @@
+"""Examples that share a row: how long each is, and what follows from that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from v1lit.backbones.config import ATTENTION, explain_unknown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from v1lit.backbones.base import Backbone
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Examples that stand one behind another in one row of tokens, without padding.
+
+    The lengths are host integers: no kernel has to ask the GPU for one.
+
+    Args:
+        lengths: Tokens of each segment, each at least 1.
+        attention: Name of the kernel that attends inside the segments, see `choose_attention`.
+
+    Raises ValueError for no segments, an empty one, or a kernel that does not exist.
+    """
+
+    lengths: tuple[int, ...]
+    attention: str = "sdpa"
+
+    def __post_init__(self) -> None:
+        if not self.lengths or min(self.lengths) < 1:
+            raise ValueError(f"segments must have at least one token each, not {list(self.lengths)}")
+        kernels = [name for name in ATTENTION if name != "auto"]
+        if self.attention not in kernels:
+            raise ValueError(explain_unknown("attention", self.attention, kernels))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the row."""
+        return sum(self.lengths)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest segment."""
+        return max(self.lengths)
+
+    def bounds(self, device: torch.device | str) -> Tensor:
+        """Ends of the segments: 0, end of the first, ..., tokens; int32 `[segments + 1]`."""
+        return _bounds(self.lengths, torch.device(device))
+
+    def owners(self, device: torch.device | str) -> Tensor:
+        """Number of the segment of each token; int64 `[tokens]`."""
+        return _owners(self.lengths, torch.device(device))
+
+
+# Every layer asks for the same, so each is copied to the device once per row. These tensors outlive the mode
+# they were asked for in: as inference tensors they could not be kept for a backward pass later on.
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def _bounds(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    return _to_device(torch.tensor([0, *lengths]).cumsum(0).int(), device)
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def _owners(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    return _to_device(torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)), device)
+
+
+def _to_device(values: Tensor, device: torch.device) -> Tensor:
+    # From pinned memory the copy does not wait for the GPU's queue of work.
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
+def packed_positions(
+    family: Backbone, model: PreTrainedModel, input_ids: Tensor, segments: Segments, **image_inputs: Any
+) -> Tensor:
+    """Positions of a packed row, starting anew in every segment: `[1, tokens]` or `[3, 1, tokens]`.
+
+    input_ids `[1, tokens]`, pointers already replaced by a text id as for `Backbone.positions`, which is
+    asked; image_inputs: those of all images of the row in order (pixels are not needed). Raises ValueError
+    if the segments do not fill the row.
+
+    Computed on the CPU, since the published code asks for single numbers and each such question to a GPU
+    would wait for it; the result is on the device of `input_ids`.
+    """
+    if input_ids.shape != (1, segments.tokens):
+        raise ValueError(
+            f"segments of {segments.tokens} tokens need input_ids [1, {segments.tokens}], "
+            f"not {list(input_ids.shape)}"
+        )
+    # A segment per row, filled up at the end.
+    rows = pad_sequence(list(input_ids[0].cpu().split(segments.lengths)), batch_first=True)
+    mask = (torch.arange(rows.shape[1]) < torch.tensor(segments.lengths)[:, None]).long()
+    inputs = {name: value.cpu() for name, value in image_inputs.items() if not value.is_floating_point()}
+    positions = family.positions(model, rows, mask, **inputs)
+    return positions[..., mask.bool()].unsqueeze(-2).to(input_ids.device)
