@@ -1,4 +1,4 @@
-"""Grouping by length."""
+"""Options of the data module, and grouping by length."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from v1lit.backbones.config import BackboneConfig
-from v1lit.data.datamodule import V1DataModule, grouped_by_length
+from v1lit.data.config import EncodingConfig, PackingConfig
+from v1lit.data.datamodule import V1DataModule
 from v1lit.data.encoding import Encoded
+from v1lit.data.loader import grouped_by_length
 
 
 def made(lengths: list[int]) -> list[Encoded]:
@@ -57,3 +59,11 @@ def test_grouping_saves_padding() -> None:
 def test_options_out_of_range_are_refused_by_name(option: str, value: int) -> None:
     with pytest.raises(ValueError, match=f"data.{option} is {value}"):
         V1DataModule(BackboneConfig(), **{option: value})  # type: ignore[arg-type]
+
+
+def test_an_example_must_fit_a_row() -> None:
+    with pytest.raises(
+        ValueError, match=r"max_tokens is 8192.*length is 4096.*4096 tokens longer.*length=8192"
+    ):
+        V1DataModule(BackboneConfig(), packing=PackingConfig(4096))
+    V1DataModule(BackboneConfig(), encoding=EncodingConfig(max_tokens=4096), packing=PackingConfig(4096))

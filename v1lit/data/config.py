@@ -36,3 +36,28 @@ class EncodingConfig:
             raise ValueError(f"data.encoding.max_tokens is {self.max_tokens}; at least 8 are needed")
         if self.supervise not in ("assistant", "all"):
             raise ValueError(f"data.encoding.supervise is {self.supervise!r}; allowed: assistant, all")
+
+
+@dataclass(frozen=True)
+class PackingConfig:
+    """Which examples share a row. Without a `length`, always `data.batch_size` of them."""
+
+    length: int | None = None
+    """Tokens of a row, filled with as many examples as fit best; at least `data.encoding.max_tokens`."""
+    look_ahead: int = 128
+    """Examples that wait to be chosen, in every worker, images included: more fill rows better."""
+    max_images: int | None = None
+    """Images of a row at most."""
+    max_image_tokens: int | None = None
+    """Image tokens of a row at most, which bounds the memory of the vision tower."""
+
+    def __post_init__(self) -> None:
+        for name in ("length", "look_ahead", "max_images", "max_image_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"data.packing.{name} is {value}; give 1 or more")
+            if self.length is None and value is not None and name.startswith("max_"):
+                raise ValueError(
+                    f"data.packing.{name} is {value}, but without data.packing.length rows are not filled; "
+                    "give a length, or leave it out"
+                )

@@ -1,26 +1,19 @@
-"""`V1DataModule`: shards in, padded batches out."""
+"""`V1DataModule`: shards in, batches out."""
 
 from __future__ import annotations
 
-import itertools
-import math
-import random
-from collections.abc import Iterator
-from dataclasses import replace
-from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from lightning import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader
 
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.processor import Processor, load_processor
-from v1lit.data.batch import Batch, collate
-from v1lit.data.config import EncodingConfig, SourceConfig
-from v1lit.data.encoding import Encoded, encode
+from v1lit.data.batch import Batch
+from v1lit.data.config import EncodingConfig, PackingConfig, SourceConfig
+from v1lit.data.loader import Grouping, Groups, TrainLoader, batch_maker
 from v1lit.data.shards import INDEX_NAME
 from v1lit.data.sources import prepare_source
 from v1lit.data.stream import ShardDataset
@@ -29,9 +22,12 @@ from v1lit.data.stream import ShardDataset
 class V1DataModule(LightningDataModule):
     """Training and validation batches for one backbone.
 
-    The order of the training examples depends on `seed` and epoch alone. Every rank gets the same number of
-    batches: what is left over when examples are divided by ranks x workers (fewer than that number) waits for
-    another epoch.
+    Batches are flat: examples one behind another in one row, without padding, a fixed number of them or, with
+    `packing.length`, as many as fill the row. They are padded for backbones that cannot pack.
+
+    The order of the training examples depends on `seed`, epoch and, when packed or grouped, `num_workers`
+    alone. Every rank gets the same number of batches. What is left over when examples are divided by ranks x
+    workers (fewer than that number) waits for another epoch, and so do packs that not all ranks have.
     Raises ValueError for a source or options that do not exist, and what `load_processor` and `encode` raise.
     """
 
@@ -46,18 +42,21 @@ class V1DataModule(LightningDataModule):
         num_workers: int = 0,
         group_by_length: int = 1,
         seed: int = 0,
+        packing: PackingConfig | None = None,
     ) -> None:
         """Args:
         backbone: that of the model; tokenizer and image processor come from it.
         source: where the shards are, or how to make them.
         encoding: how examples become tokens.
-        batch_size: examples per batch on every rank.
+        batch_size: examples per batch on every rank, where rows are not filled by `packing`.
         val_batch_size: the same for validation; `batch_size` when not given.
         max_val_examples: validate on the first so many only.
         num_workers: processes that read and encode, on every rank; 0 for none beside the training process.
-        group_by_length: batches to look ahead when putting training examples of similar length together,
-            so that less is padded; 1 leaves the order as it is.
+        group_by_length: for backbones that cannot pack: batches to look ahead when putting training examples
+            of similar length together, so that less is padded; 1 leaves the order as it is. Flat batches have
+            no padding and are not grouped.
         seed: of the order of the training examples.
+        packing: fill the rows of training batches to a length.
         """
         super().__init__()
         for name, value, least in (
@@ -77,10 +76,13 @@ class V1DataModule(LightningDataModule):
         self.num_workers = num_workers
         self.group_by_length = group_by_length
         self.seed = seed
+        self.packing = packing or PackingConfig()
+        _check_lengths(self.packing, self.encoding)
         self._prepared = False
         self._processor: Processor | None = None
         self._consumed: tuple[int, int] | None = None
         self._resume: tuple[int, int] | None = None
+        self._begun = False
 
     @property
     def processor(self) -> Processor:
@@ -88,6 +90,11 @@ class V1DataModule(LightningDataModule):
         if self._processor is None:
             self._processor = load_processor(self.backbone)
         return self._processor
+
+    @property
+    def flat(self) -> bool:
+        """Whether batches are flat: the backbone keeps the examples of one row apart."""
+        return self.processor.backbone.packs
 
     def folder(self, split: str) -> Path:
         """Folder of the shards of `train` or `val`; shards without splits are all training data."""
@@ -103,26 +110,27 @@ class V1DataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Make the shards, where the source makes them, once; on one process per machine."""
+        self._check_packing()
         if not self._prepared:
             prepare_source(self.source)
         self._prepared = True
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def setup(self, stage: str) -> None:
+        """Begin a run: forget where an earlier one on this data module would have been resumed."""
+        self._resume, self._begun = None, False
+
+    def train_dataloader(self) -> TrainLoader:
+        """Flat or padded batches, of unknown number (no `len`) where rows are filled."""
+        self._check_packing()
         examples = ShardDataset(self.folder("train"), seed=self.seed)
         world_size = self.trainer.world_size if self.trainer is not None else 1
-        loader = _TrainLoader(
-            _EncodedExamples(
-                examples,
-                self.processor,
-                self.encoding,
-                even=world_size,
-                group=self.batch_size,
-                window=self.group_by_length,
-            ),
-            self,
-            batch_size=self.batch_size,
+        grouping = Grouping(self.batch_size, self.packing, by_length=1 if self.flat else self.group_by_length)
+        loader = TrainLoader(
+            Groups(examples, self.processor, self.encoding, grouping, even=world_size),
+            self.take_place,
+            self.trainer,
             num_workers=self.num_workers,
-            collate_fn=partial(collate, pad_id=self.processor.pad_token_id),
+            collate_fn=batch_maker(self.processor, self.flat),
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
         left_over = examples.num_examples % (world_size * max(1, self.num_workers))
@@ -135,111 +143,67 @@ class V1DataModule(LightningDataModule):
         return loader
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Flat or padded batches of `val_batch_size` examples, in the order of the shards."""
         if not self.has_val:
             return []
         examples = ShardDataset(self.folder("val"), shuffle=False)
+        grouping = Grouping(self.val_batch_size)
         return DataLoader(
-            _EncodedExamples(examples, self.processor, self.encoding, limit=self.max_val_examples),
-            batch_size=self.val_batch_size,
+            Groups(examples, self.processor, self.encoding, grouping, limit=self.max_val_examples),
+            batch_size=None,
             num_workers=min(self.num_workers, 1),
-            collate_fn=partial(collate, pad_id=self.processor.pad_token_id),
+            collate_fn=batch_maker(self.processor, self.flat),
         )
+
+    def _check_packing(self) -> None:
+        if self.packing.length is not None and not self.flat:
+            raise ValueError(
+                f"data.packing.length is {self.packing.length}, but the backbone {self.backbone.name!r} "
+                "cannot keep the examples of a row apart; set data.packing.length=null, and "
+                "data.group_by_length=16 or so to pad little"
+            )
 
     # ------------------------------------------------------------------ resuming
 
     def consumed(self, batch: Batch) -> None:
         """Note that training has used this batch; a checkpoint then says where to go on."""
-        self._consumed = batch.position
+        epoch, number = batch.position
+        # Which batch of an epoch is its last is known to Lightning alone, which may end epochs early.
+        is_last = self.trainer is not None and self.trainer.is_last_batch
+        self._consumed = (epoch + 1, -1) if is_last else (epoch, number)
 
     def state_dict(self) -> dict[str, Any]:
-        """Epoch and number of the last batch that was used; the same on every rank."""
+        """Epoch and number of the last batch that was used; -1 before the first. The same on every rank."""
         return {} if self._consumed is None else {"consumed": list(self._consumed)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if "consumed" in state_dict:
-            epoch, number = state_dict["consumed"]
-            self._resume = (int(epoch), int(number))
+        """Go on where the state was saved. Raises ValueError if training data are being read already."""
+        if "consumed" not in state_dict:
+            return
+        if self._begun:
+            raise ValueError(
+                "the trainer read training data before it loaded the checkpoint, to estimate the number of "
+                "steps; set trainer.max_steps, and trainer.max_epochs=-1"
+            )
+        epoch, number = state_dict["consumed"]
+        self._resume = (int(epoch), int(number))
 
-    def take_start(self, epoch: int) -> int:
-        """Batches of this epoch that a resumed run has already used; asked once."""
-        resume, self._resume = self._resume, None
-        return resume[1] + 1 if resume is not None and resume[0] == epoch else 0
+    def take_place(self, current_epoch: int) -> tuple[int, int]:
+        """Epoch and number of the next batch to read.
+
+        The trainer's epoch from its start, except once after a checkpoint was loaded: Lightning fetches the
+        first batch before it restores its own counters, where the number of batches is unknown.
+        """
+        resume, self._resume, self._begun = self._resume, None, True
+        beginning = (current_epoch, 0)
+        return beginning if resume is None else max(beginning, (resume[0], resume[1] + 1))
 
 
-class _EncodedExamples(IterableDataset[Encoded]):
-    """A reader's examples, encoded. With `even`, the number of ranks, all readers give equally many.
-
-    `group` consecutive examples make a batch; over a `window` of several batches they are grouped by length.
-    """
-
-    def __init__(
-        self,
-        examples: ShardDataset,
-        processor: Processor,
-        config: EncodingConfig,
-        even: int | None = None,
-        limit: int | None = None,
-        group: int = 1,
-        window: int = 1,
-    ) -> None:
-        self.examples, self.processor, self.config = examples, processor, config
-        self.even, self.limit = even, limit
-        self.group, self.window = group, window
-
-    def per_reader(self, workers: int) -> int:
-        """Examples that every reader gives per epoch."""
-        assert self.even is not None
-        return self.examples.num_examples // (self.even * max(1, workers))
-
-    def __iter__(self) -> Iterator[Encoded]:
-        worker = get_worker_info()
-        limit = self.limit
-        if self.even is not None:
-            limit = self.per_reader(worker.num_workers if worker is not None else 1)
-        encoded = (encode(example, self.processor, self.config) for example in islice(self.examples, limit))
-        if self.window == 1:
-            return encoded
-        number = worker.id if worker is not None else 0
-        return grouped_by_length(
-            encoded, self.group, self.window, seed=f"{self.examples.seed} {self.examples.epoch} {number}"
+def _check_lengths(packing: PackingConfig, encoding: EncodingConfig) -> None:
+    length, longest = packing.length, encoding.max_tokens
+    if length is not None and longest > length:
+        raise ValueError(
+            f"data.encoding.max_tokens is {longest}, but data.packing.length is {length}: an example may be "
+            f"{longest - length} tokens longer than a row; set data.encoding.max_tokens={length} or less, or "
+            f"data.packing.length={longest} or more"
         )
-
-
-def grouped_by_length(examples: Iterator[Encoded], group: int, window: int, seed: str) -> Iterator[Encoded]:
-    """The same examples, so that `group` consecutive ones are of similar length.
-
-    Sorted within `window` groups, which then come in random order. Only the last group may be smaller.
-    """
-    rng = random.Random(seed)
-    while chunk := list(islice(examples, group * window)):
-        chunk.sort(key=lambda example: len(example.input_ids))
-        short = chunk[: len(chunk) % group]
-        rest = chunk[len(short) :]
-        groups = [rest[start : start + group] for start in range(0, len(rest), group)]
-        rng.shuffle(groups)
-        yield from itertools.chain(*groups, short)
-
-
-class _TrainLoader(DataLoader[Any]):
-    """Knows its length and epoch, numbers its batches, and can start in the middle of an epoch."""
-
-    dataset: _EncodedExamples
-
-    def __init__(self, dataset: _EncodedExamples, module: V1DataModule, **kwargs: Any) -> None:
-        super().__init__(dataset, **kwargs)
-        self._module = module
-
-    def __len__(self) -> int:
-        assert self.batch_size is not None
-        return max(1, self.num_workers) * math.ceil(
-            self.dataset.per_reader(self.num_workers) / self.batch_size
-        )
-
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # DataLoader promises its own iterator class
-        trainer = self._module.trainer
-        epoch = trainer.current_epoch if trainer is not None else self.dataset.examples.epoch
-        self.dataset.examples.set_epoch(epoch)
-        start = self._module.take_start(epoch)
-        for number, batch in enumerate(super().__iter__()):
-            if number >= start:
-                yield replace(batch, position=(epoch, number))
