@@ -1,11 +1,13 @@
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests; makes `families` importable from all of them."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

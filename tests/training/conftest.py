@@ -34,8 +34,7 @@ def make_data(scenes: Path):
         return V1DataModule(
             BackboneConfig("qwen2_5_vl"),
             source=SourceConfig("shards", str(scenes)),
-            encoding=EncodingConfig(coordinates=False),
-            **{"batch_size": 4, **options},
+            **{"batch_size": 4, "encoding": EncodingConfig(coordinates=False), **options},
         )
 
     return make

@@ -12,6 +12,7 @@ from lightning import Callback
 
 from v1lit.backbones.config import BackboneConfig
 from v1lit.data.batch import Batch
+from v1lit.data.config import EncodingConfig, PackingConfig
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyOutput
 from v1lit.training.module import NonFiniteLossError, V1Module
@@ -218,7 +219,58 @@ def test_separate_losses_train_as_well(make_data: Any, make_module: Any, make_tr
 
 
 def test_a_schedule_without_an_end_is_refused(make_data: Any, make_module: Any, make_trainer: Any) -> None:
-    with pytest.raises(
-        ValueError, match=r"needs to know its end; set trainer.max_steps or trainer.max_epochs"
-    ):
+    with pytest.raises(ValueError, match=r"needs to know its end; set trainer.max_steps"):
         make_trainer(max_epochs=-1).fit(make_module(), datamodule=make_data())
+
+
+def test_verify_loss_stops_at_a_wrong_loss(
+    make_data: Any, make_module: Any, make_trainer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compared every second step: the loss goes wrong after the first, unseen at the second."""
+    from v1lit.pointer.joint_loss import LossMismatchError, choice
+
+    original = choice.torch_rows
+    steps: list[int] = []
+
+    def wrong(logits: torch.Tensor, *rest: Any) -> Any:
+        terms = original(logits, *rest)
+        if steps:
+            logits.mul_(1.01)
+        return terms
+
+    class Count(Callback):
+        def on_train_batch_end(self, *args: Any) -> None:
+            steps.append(1)
+
+    monkeypatch.setattr(choice, "torch_rows", wrong)
+    trainer = make_trainer(max_steps=6, callbacks=[Count()], limit_val_batches=0)
+    with pytest.raises(LossMismatchError, match="gradient"):
+        trainer.fit(make_module(verify_loss=2), datamodule=make_data())
+    assert len(steps) == 2
+
+
+def test_verify_loss_is_content_with_a_right_one(make_data: Any, make_module: Any, make_trainer: Any) -> None:
+    trainer = make_trainer(max_steps=2, limit_val_batches=0)
+    trainer.fit(make_module(verify_loss=1), datamodule=make_data())
+    assert trainer.global_step == 2
+
+
+def test_the_log_says_which_kernels_were_chosen(
+    make_data: Any, make_module: Any, make_trainer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        make_trainer(max_steps=1, limit_val_batches=0).fit(make_module(), datamodule=make_data())
+    assert "attention: sdpa (flash_attention_2: needs a CUDA GPU" in caplog.text
+    assert "loss: chunked; not triton" in caplog.text
+
+
+def test_a_schedule_needs_to_know_the_end_of_packed_epochs(
+    make_data: Any, make_module: Any, make_trainer: Any
+) -> None:
+    packed = {"packing": PackingConfig(length=1024), "encoding": EncodingConfig(max_tokens=1024)}
+    with pytest.raises(ValueError, match=r"set trainer\.max_steps \(with data\.packing\.length"):
+        make_trainer(max_epochs=1).fit(make_module(), datamodule=make_data(**packed))
+    constant = OptimizerConfig(schedule="constant")
+    trainer = make_trainer(max_epochs=1, limit_val_batches=0)
+    trainer.fit(V1Module(BackboneConfig("qwen2_5_vl"), optimizer=constant), datamodule=make_data(**packed))
+    assert trainer.global_step > 0

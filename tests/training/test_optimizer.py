@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -120,3 +122,63 @@ def test_factors_stay_between_final_and_one(
 def test_options_out_of_range_are_refused_by_name(key: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"optimizer.{key} is"):
         replace(OptimizerConfig(), **{key: value})
+
+
+def test_adamw_takes_one_kernel_for_the_whole_step_and_lightning_may_clip() -> None:
+    optimizer = build_optimizer(Small().named_parameters(), OptimizerConfig())
+    assert optimizer.defaults["fused"] is True
+    assert optimizer._step_supports_amp_scaling is False  # type: ignore[attr-defined]
+
+
+def test_one_kernel_gives_what_the_plain_optimizer_gives() -> None:
+    ours, theirs = Small(), Small()
+    steps(ours, build_optimizer(ours.named_parameters(), OptimizerConfig(lr=1e-2, weight_decay=0.1)), 5)
+    groups = [
+        {"params": [p for p in theirs.parameters() if p.ndim == 2], "weight_decay": 0.1},
+        {"params": [p for p in theirs.parameters() if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    steps(theirs, torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), foreach=False), 5)
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+class Wide(nn.Module):
+    """Wide enough for 8 bits: bitsandbytes keeps tensors below 4096 numbers in 32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.hidden = nn.Linear(96, 96)
+
+    def loss(self) -> torch.Tensor:
+        return (self.hidden(torch.eye(96)) - torch.eye(96)).square().sum()
+
+
+def test_8_bit_moments_learn_as_32_bit_ones_and_go_on_from_a_checkpoint(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="the extra adamw8bit is not installed")
+    config = OptimizerConfig(name="adamw8bit", lr=1e-2)
+    whole, part, plain = Wide(), Wide(), Wide()
+    steps(plain, build_optimizer(plain.named_parameters(), OptimizerConfig(lr=1e-2)), 20)
+    optimizer = build_optimizer(whole.named_parameters(), config)
+    steps(whole, optimizer, 20)
+    assert {torch.uint8} <= {
+        v.dtype for v in optimizer.state[whole.hidden.weight].values() if hasattr(v, "dtype")
+    }
+    assert whole.loss().item() == pytest.approx(plain.loss().item(), rel=0.1)
+    first = build_optimizer(part.named_parameters(), config)
+    steps(part, first, 8)
+    torch.save(first.state_dict(), tmp_path / "optimizer.pt")
+    second = build_optimizer(part.named_parameters(), config)
+    second.load_state_dict(torch.load(tmp_path / "optimizer.pt", weights_only=True))
+    steps(part, second, 12)
+    for ours, theirs in zip(part.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_without_bitsandbytes_the_message_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(
+        ValueError, match=r"model.optimizer.name is 'adamw8bit'.*pip install 'v1lit\[adamw8bit\]'"
+    ):
+        build_optimizer(Small().named_parameters(), OptimizerConfig(name="adamw8bit"))

@@ -66,6 +66,8 @@ def test_a_converted_batch_keeps_everything_else(make_data: Any) -> None:
 def test_a_checkpoint_is_trained_in_training_mode(tmp_path: Path) -> None:
     """transformers opens checkpoints in eval mode, in which it ignores gradient checkpointing."""
     load_backbone(BackboneConfig("qwen2_5_vl")).save_pretrained(tmp_path)
-    module = V1Module(BackboneConfig("qwen2_5_vl", weights=str(tmp_path), gradient_checkpointing=True))
+    module = V1Module(
+        BackboneConfig("qwen2_5_vl", weights=str(tmp_path), gradient_checkpointing=["language"])
+    )
     module.configure_model()
     assert all(part.training for part in module.model.modules())

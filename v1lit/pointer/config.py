@@ -32,8 +32,10 @@ class PointerConfig:
     """Share of the probability spread evenly over all allowed classes."""
     first_pointer_weight: float = 1.0
     """Weight in the loss of a region's first pointer, which decides where to look; other positions have 1."""
-    loss_chunk: int = 256
-    """Supervised positions per chunk of the loss; memory is chunk x vocabulary."""
+    loss_implementation: Literal["auto", "reference", "chunked", "triton"] = "auto"
+    """How the loss is computed; all give the same. `auto` takes the fastest that runs on the device."""
+    loss_chunk: int | None = None
+    """Supervised positions per chunk of the loss: memory is chunk x vocabulary. Null for a good number."""
 
     def __post_init__(self) -> None:
         if self.width is not None and self.width < 1:
@@ -52,13 +54,16 @@ class PointerConfig:
             raise ValueError(
                 f"pointer.first_pointer_weight is {self.first_pointer_weight}; it must be positive"
             )
-        if self.loss_chunk < 1:
-            raise ValueError(f"pointer.loss_chunk is {self.loss_chunk}; it must be positive")
+        if self.loss_chunk is not None and self.loss_chunk < 1:
+            raise ValueError(
+                f"pointer.loss_chunk is {self.loss_chunk}; give a positive number, or null for a good one"
+            )
         if self.loss == "separate" and self.z_weight > 0.0:
             raise ValueError("pointer.loss is 'separate', which has no z-loss; set pointer.z_weight to 0")
         for name, value, allowed in (
             ("key_source", self.key_source, ("hidden", "embedding")),
             ("loss", self.loss, ("joint", "separate")),
+            ("loss_implementation", self.loss_implementation, ("auto", "reference", "chunked", "triton")),
         ):
             if value not in allowed:
                 raise ValueError(f"pointer.{name} is {value!r}; allowed: {', '.join(allowed)}")

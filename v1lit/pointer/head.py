@@ -19,7 +19,7 @@ class PointerHead(nn.Module):
     def __init__(self, hidden_size: int, config: PointerConfig) -> None:
         super().__init__()
         width = config.width or hidden_size
-        self.hidden_size = hidden_size
+        self.scale = 1.0 / math.sqrt(hidden_size)
         self.normalize = config.normalize
         self.query = nn.Linear(hidden_size, width)
         self.key = None if config.tie_heads else nn.Linear(hidden_size, width)
@@ -33,7 +33,7 @@ class PointerHead(nn.Module):
                 continue
             if self.identity_init:
                 nn.init.eye_(projection.weight)
-                projection.weight.data.mul_(1.0 / math.sqrt(self.hidden_size))
+                projection.weight.data.mul_(self.scale)
             else:
                 nn.init.normal_(projection.weight, std=std)
             nn.init.zeros_(projection.bias)
@@ -54,7 +54,7 @@ class PointerHead(nn.Module):
         queries `[batch, tokens, width]`, keys `[batch, pointers, width]`, mask `[batch, pointers]` ->
         `[batch, tokens, pointers]`.
         """
-        scores = (queries @ keys.transpose(1, 2)).float() / math.sqrt(self.hidden_size)
+        scores = (queries @ keys.transpose(1, 2)).float() * self.scale
         return scores.masked_fill(~mask[:, None, :], torch.finfo(scores.dtype).min)
 
     def gate_values(self, states: Tensor) -> Tensor | None:

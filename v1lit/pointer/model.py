@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,14 +19,30 @@ from transformers import (
 from transformers.cache_utils import Cache
 from transformers.utils.generic import ModelOutput
 
+from v1lit.backbones.attention import (
+    packed_decoder_arguments,
+    set_attention,
+    stock_attention,
+    use_segments,
+)
 from v1lit.backbones.base import Backbone
 from v1lit.backbones.config import BackboneConfig
+from v1lit.backbones.efficiency import compile_layers, enable_checkpointing
 from v1lit.backbones.load import freeze, load_backbone, refuse_incomplete
 from v1lit.backbones.registry import get_backbone
+from v1lit.backbones.segments import Segments, packed_positions
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.head import PointerHead
-from v1lit.pointer.loss import LossInputs, LossTerms, first_pointers, joint_logits, pointer_loss
-from v1lit.pointer.memory import ImageSlots, PointerMemory, copy_values, embed_with_copies
+from v1lit.pointer.joint_loss import (
+    PointerLoss,
+    Pointers,
+    Reduction,
+    first_pointers,
+    joint_logits,
+    pointer_cross_entropy,
+    verify_pointer_loss,
+)
+from v1lit.pointer.memory import ImageSlots, PointerMemory, copy_values, embed_with_copies, per_sequence
 
 IGNORE = -100
 
@@ -91,12 +107,10 @@ class PointAndCopyOutput(ModelOutput):
     """float32 `[batch, tokens, V + pointers]`, lowest float for absent pointers; None with labels."""
     losses: dict[str, Tensor] | None = None
     """Parts of the loss; their sum is `loss`."""
-    terms: LossTerms | None = None
-    """The same as sums and counts, for exact averages over several batches."""
+    terms: PointerLoss | None = None
+    """The same as sums and counts, for exact averages over several batches; and predictions."""
     targets: Tensor | None = None
     """Labels of the supervised positions, in row-major order, `[positions]`."""
-    predictions: Tensor | None = None
-    """Most likely id at each of them, `[positions]`."""
     past_key_values: Cache | None = None
     pointer_memory: PointerMemory | None = None
 
@@ -125,6 +139,12 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
         if backbone is None:
             backbone = AutoModelForImageTextToText.from_config(config.backbone_config)
         self.backbone = self.family.prepare(backbone)
+        if self.family.packs:
+            use_segments(self.backbone.config.get_text_config())
+        self.verify_loss = False
+        """Whether the loss is compared with its readable reference; raises `LossMismatchError`."""
+        self.attention = "sdpa"
+        """Kernel that attends inside the segments of packed rows; see `v1lit.backbones.attention`."""
         self.pointer_options = config.pointer_options
         self.pointer_head = PointerHead(config.get_text_config().hidden_size, self.pointer_options)
         self.post_init()
@@ -148,12 +168,19 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
         freeze(inner, model.family, [part for part in backbone.freeze if part != "pointer"])
         if "pointer" in backbone.freeze:
             model.pointer_head.requires_grad_(False)
-        if backbone.gradient_checkpointing:
-            with warnings.catch_warnings():
-                # Its new name is younger than the oldest transformers that v1lit runs with.
-                warnings.filterwarnings("ignore", message="`gradient_checkpointing_enable` is deprecated")
-                model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable_checkpointing(inner, model.family, backbone.gradient_checkpointing)
+        compile_layers(inner, model.family, backbone.compile)
         return model
+
+    def use_attention(self, kernel: str) -> None:
+        """Attend inside the segments of packed rows with this kernel, chosen by `choose_attention`.
+
+        The vision tower and generation follow where the kernel's library offers them something.
+        """
+        if self.family.packs:
+            self.attention = kernel
+            set_attention(self.backbone, kernel)
+            self.config._attn_implementation_internal = stock_attention(kernel)  # `generate` asks this one
 
     def init_pointer(self) -> None:
         """Start the head as in `PointerHead.init_weights`; with a gate, double `lm_head` to undo g = 1/2."""
@@ -216,6 +243,9 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
         logits_to_keep: int = 0,
         image_values: Tensor | None = None,
         pointer_memory: PointerMemory | None = None,
+        segment_lengths: Sequence[int] | None = None,
+        reduction: Reduction = "mean",
+        normalizer: Tensor | None = None,
         return_dict: bool | None = None,
         **image_inputs: Any,
     ) -> PointAndCopyOutput:
@@ -229,49 +259,63 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
         logits of the last so many positions only, 0 for all. `return_dict` is what `generate` passes to every
         model; the output is always a `PointAndCopyOutput`.
 
+        segment_lengths: tokens of every example where these stand one behind another in one row, `[1,
+        tokens]`, without padding. None sees or points to another, and results are those of each on its own.
+        reduction: of the loss over supervised positions: "mean", "sum", or "none" for `[positions]`.
+        normalizer: with "mean", by what the summed loss is divided in place of the sum of this batch's
+        weights, `[]`, or `[2]` for separate losses (text, pointers): that of a whole optimizer step, say.
+
         Raises ValueError for image inputs that the backbone does not take, for features that do not fit the
-        placeholders and for pointers to image tokens that a row does not have.
+        placeholders, for pointers to image tokens that a sequence does not have and for segments that do not
+        fit the row.
         """
         self._check_image_inputs(image_inputs)
-        first = past_key_values is None or past_key_values.get_seq_length() == 0
-        if labels is not None:
-            use_cache = False
-        if first:
-            slots = ImageSlots.of(input_ids, self.config.image_token_id)
-            safe_ids = self._without_pointers(input_ids)
-            if image_values is None:
-                image_values = self._image_values(slots, image_inputs, input_ids)
-            text = self.get_input_embeddings()(safe_ids)
-            embeddings = embed_with_copies(text, image_values, slots, input_ids, self.config.pointer_start)
-            if position_ids is None:
-                position_ids = self.family.positions(self.backbone, safe_ids, attention_mask, **image_inputs)
-        else:
-            if pointer_memory is None:
-                raise ValueError(
-                    "going on from a cache needs pointer_memory, as the forward pass that filled it gave it"
-                )
-            embeddings = self._embed_next(input_ids, pointer_memory)
-
+        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+            return self._go_on(
+                input_ids, pointer_memory, logits_to_keep, attention_mask=attention_mask,
+                position_ids=position_ids, past_key_values=past_key_values, use_cache=use_cache,
+            )  # fmt: skip
+        segments = self._segments(input_ids, segment_lengths)
+        slots = ImageSlots.of(input_ids, self.config.image_token_id, segments)
+        safe_ids = self._without_pointers(input_ids)
+        values = image_values[slots.mask] if image_values is not None else self._image_values(image_inputs)
+        text = self.get_input_embeddings()(safe_ids)
+        embeddings = embed_with_copies(text, slots.check(values), slots, input_ids, self.config.pointer_start)
+        if position_ids is None:
+            position_ids = self._positions(safe_ids, attention_mask, segments, image_inputs)
+        arguments: dict[str, Any] = {"attention_mask": attention_mask, "use_cache": use_cache}
+        if segments is not None:
+            arguments = packed_decoder_arguments(segments, embeddings.device, embeddings.dtype)
+        elif labels is not None:
+            arguments["use_cache"] = False
         decoded = self.backbone.get_decoder()(
-            inputs_embeds=embeddings,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
+            inputs_embeds=embeddings, position_ids=position_ids, past_key_values=past_key_values, **arguments
         )
         states = decoded.last_hidden_state
-        if first:
-            assert image_values is not None
-            pointer_memory = self._remember(states, image_values, slots)
-        assert pointer_memory is not None
+        keys = self._keys(states, values, slots)
         if labels is not None:
-            return self._loss(states, labels, pointer_memory)
+            return self._loss(states, labels, keys, slots, reduction, normalizer)
+        memory = PointerMemory(slots.pad(keys), slots.pad(values), slots.mask)
+        return self._output(states, memory, logits_to_keep, decoded.past_key_values)
+
+    def _go_on(
+        self, input_ids: Tensor, memory: PointerMemory | None, logits_to_keep: int, **arguments: Any
+    ) -> PointAndCopyOutput:
+        """The logits of tokens that follow those of a cache."""
+        if memory is None:
+            raise ValueError(
+                "going on from a cache needs pointer_memory, as the forward pass that filled it gave it"
+            )
+        decoded = self.backbone.get_decoder()(inputs_embeds=self._embed_next(input_ids, memory), **arguments)
+        return self._output(decoded.last_hidden_state, memory, logits_to_keep, decoded.past_key_values)
+
+    def _output(
+        self, states: Tensor, memory: PointerMemory, logits_to_keep: int, cache: Cache | None
+    ) -> PointAndCopyOutput:
         if logits_to_keep:
             states = states[:, -logits_to_keep:]
         return PointAndCopyOutput(
-            logits=self._logits(states, pointer_memory),
-            past_key_values=decoded.past_key_values,
-            pointer_memory=pointer_memory,
+            logits=self._logits(states, memory), past_key_values=cache, pointer_memory=memory
         )
 
     def _check_image_inputs(self, image_inputs: dict[str, Any]) -> None:
@@ -286,15 +330,41 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
         """Pointers count as text for positions and never reach the embedding table, `[batch, tokens]`."""
         return input_ids.masked_fill(input_ids >= self.config.pointer_start, 0)
 
-    def _image_values(self, slots: ImageSlots, image_inputs: dict[str, Any], input_ids: Tensor) -> Tensor:
-        """Input embeddings of the image tokens, `[batch, pointers, hidden]`."""
-        pixels = image_inputs.get(self.family.image_inputs[0])
-        if pixels is None or pixels.shape[0] == 0:
-            return slots.pad(
-                self.get_input_embeddings().weight.new_zeros(0, self.config.get_text_config().hidden_size)
+    def _segments(self, input_ids: Tensor, lengths: Sequence[int] | None) -> Segments | None:
+        if lengths is None:
+            return None
+        if not self.family.packs:
+            raise ValueError(f"{self.config.family} cannot pack examples into one row; pad them instead")
+        if input_ids.shape != (1, sum(lengths)):
+            raise ValueError(
+                f"segments of {sum(lengths)} tokens in all do not fit input_ids of shape "
+                f"{tuple(input_ids.shape)}; packed examples fill one row, [1, tokens]"
             )
-        features = self.family.encode_images(self.backbone, **image_inputs)
-        return slots.pad(features.to(self.get_input_embeddings().weight.dtype))
+        return Segments(tuple(lengths), self.attention)
+
+    def _positions(
+        self,
+        safe_ids: Tensor,
+        mask: Tensor | None,
+        segments: Segments | None,
+        image_inputs: dict[str, Tensor],
+    ) -> Tensor:
+        if segments is None:
+            return self.family.positions(self.backbone, safe_ids, mask, **image_inputs)
+        return packed_positions(self.family, self.backbone, safe_ids, segments, **image_inputs)
+
+    def _image_values(self, image_inputs: dict[str, Tensor]) -> Tensor:
+        """Input embeddings of the image tokens, `[image_tokens, hidden]`."""
+        weight = self.get_input_embeddings().weight
+        pixels = image_inputs.get(self.family.image_inputs[0])
+        if pixels is not None and pixels.shape[0]:
+            return self.family.encode_images(self.backbone, **image_inputs).to(weight.dtype)
+        if not (self.training and torch.is_grad_enabled()):
+            return weight.new_zeros(0, weight.shape[1])
+        # Nothing of a blank image: every rank needs a gradient, here zero, of every parameter, and sharded
+        # towers gather their weights together.
+        blank = self.family.encode_images(self.backbone, **self.family.blank_image(self.backbone))
+        return blank[:0].to(weight.dtype)
 
     def _embed_next(self, input_ids: Tensor, memory: PointerMemory) -> Tensor:
         text = self.get_input_embeddings()(self._without_pointers(input_ids))
@@ -304,18 +374,16 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
         is_pointer = (input_ids >= self.config.pointer_start)[..., None]
         return torch.where(is_pointer, copy_values(memory.values, indices), text)
 
-    def _remember(self, states: Tensor, image_values: Tensor, slots: ImageSlots) -> PointerMemory:
-        source = image_values if self.pointer_options.key_source == "embedding" else slots.gather(states)
-        return PointerMemory(self.pointer_head.project_keys(source), image_values, slots.mask)
-
-    def _pointer_logits(self, states: Tensor, memory: PointerMemory) -> Tensor:
-        return self.pointer_head.scores(self.pointer_head.project_queries(states), memory.keys, memory.mask)
+    def _keys(self, states: Tensor, values: Tensor, slots: ImageSlots) -> Tensor:
+        """Keys of the image tokens of all sequences in order, `[image_tokens, width]`."""
+        source = values if self.pointer_options.key_source == "embedding" else states[slots.is_image]
+        return self.pointer_head.project_keys(source)
 
     def _logits(self, states: Tensor, memory: PointerMemory) -> Tensor:
-        vocabulary = self.get_output_embeddings()(states)
+        queries = self.pointer_head.project_queries(states)
         return joint_logits(
-            vocabulary,
-            self._pointer_logits(states, memory),
+            self.get_output_embeddings()(states),
+            self.pointer_head.scores(queries, memory.keys, memory.mask),
             self.pointer_head.gate_values(states),
             self.config.pointer_start,
         )
@@ -328,21 +396,42 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
         first = first_pointers(labels, self.config.pointer_start)[supervised]
         return torch.where(first, weight, 1.0)
 
-    def _loss(self, states: Tensor, labels: Tensor, memory: PointerMemory) -> PointAndCopyOutput:
-        supervised = labels[:, 1:] != IGNORE
-        states = states[:, :-1]
-        inputs = LossInputs(
-            hidden=states[supervised],
-            head=self.get_output_embeddings().weight,
-            pointer_logits=self._pointer_logits(states, memory)[supervised],
-            labels=labels[:, 1:][supervised],
-            gate=self.pointer_head.gate_values(states[supervised]),
-            weights=self._weights(labels[:, 1:], supervised),
+    def _loss(
+        self,
+        states: Tensor,
+        labels: Tensor,
+        keys: Tensor,
+        slots: ImageSlots,
+        reduction: Reduction,
+        normalizer: Tensor | None,
+    ) -> PointAndCopyOutput:
+        # The last token of a segment does not learn the first of the next.
+        follows = slots.sequence[:, 1:] == slots.sequence[:, :-1]
+        supervised = (labels[:, 1:] != IGNORE) & follows
+        hidden, targets = states[:, :-1][supervised], labels[:, 1:][supervised]
+        positions = per_sequence(slots.sequence[:, 1:][supervised], len(slots.counts))
+        pointers = Pointers(
+            self.pointer_head.project_queries(hidden), keys, positions, slots.counts, self.pointer_head.scale
         )
-        terms = pointer_loss(inputs, self.config.pointer_start, self.pointer_options)
-        loss, parts = terms.total(self.pointer_options.z_weight)
+        head, start = self.get_output_embeddings().weight, self.config.pointer_start
+        options = self.pointer_options
+        arguments: dict[str, Any] = {
+            "gate": self.pointer_head.gate_values(hidden),
+            "weights": self._weights(labels[:, 1:], supervised),
+            "label_smoothing": options.label_smoothing,
+            "z_weight": options.z_weight,
+            "z_top_k": options.z_top_k,
+            "separate": options.loss == "separate",
+            "implementation": options.loss_implementation,
+            "chunk": options.loss_chunk,
+        }
+        if self.verify_loss:
+            verify_pointer_loss(hidden, head, targets, start, pointers, **arguments)
+        terms = pointer_cross_entropy(
+            hidden, head, targets, start, pointers, reduction=reduction, normalizer=normalizer, **arguments
+        )
         return PointAndCopyOutput(
-            loss=loss, losses=parts, terms=terms, targets=inputs.labels, predictions=terms.predictions
+            loss=terms.loss, losses=terms.means(options.z_weight), terms=terms, targets=targets
         )
 
     # ------------------------------------------------------------------ generate
@@ -363,7 +452,7 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
             attention_mask = torch.ones_like(input_ids)
         kwargs["suppress_tokens"] = [*(kwargs.get("suppress_tokens") or []), self.config.image_token_id]
         if kwargs.get("image_values") is None:
-            kwargs["image_values"] = self._image_values(slots, image_inputs, input_ids)
+            kwargs["image_values"] = slots.pad(slots.check(self._image_values(image_inputs)))
         if kwargs.get("position_ids") is None:
             kwargs["position_ids"] = self.family.positions(
                 self.backbone, safe_ids, attention_mask, **image_inputs

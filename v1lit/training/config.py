@@ -22,5 +22,11 @@ class RunConfig:
     """Longest trace to generate in the report, tokens."""
     pictures: int = 8
     """PNG files of generated traces to draw."""
+    peak_tflops: float | None = None
+    """What one device can do at most, TFLOP/s, for the MFU; else published for the device, else measured."""
     export: bool = True
     """Write the best model as a folder that `PointAndCopyModel.from_pretrained` opens."""
+
+    def __post_init__(self) -> None:
+        if self.peak_tflops is not None and self.peak_tflops <= 0:
+            raise ValueError(f"run.peak_tflops is {self.peak_tflops}; it must be positive, or null")

@@ -98,8 +98,8 @@ class LossMeans(Metric):
         for name in ("sums", "counts"):
             self.add_state(name, torch.zeros(len(self.NAMES), dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, sums: Mapping[str, Tensor], counts: Mapping[str, float]) -> None:
-        """Sums over positions and how many those are, as in `LossTerms`."""
+    def update(self, sums: Mapping[str, Tensor], counts: Mapping[str, Tensor]) -> None:
+        """Weighted sums over positions and the sums of the weights, as in `PointerLoss`."""
         for name, value in sums.items():
             self.sums[self.NAMES.index(name)] += value.detach()
             self.counts[self.NAMES.index(name)] += counts[name]

@@ -6,15 +6,22 @@ from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from v1lit.backbones.attention import choose_attention
 from v1lit.backbones.config import BackboneConfig
 from v1lit.data.batch import Batch
 from v1lit.pointer.config import PointerConfig
+from v1lit.pointer.joint_loss import choose_loss
 from v1lit.pointer.model import PointAndCopyModel, PointAndCopyOutput
 from v1lit.training.metrics import LossMeans, PointingMetrics
 from v1lit.training.optimizer import OptimizerConfig, build_optimizer, learning_rate_factor
+from v1lit.training.steps import total_steps
+
+UNKNOWN = 1_000_000_000
+"""Steps of a run without an end, for a warm-up that is a share of them."""
 
 
 class NonFiniteLossError(ValueError):
@@ -37,6 +44,7 @@ class V1Module(LightningModule):
         optimizer: OptimizerConfig | None = None,
         on_nonfinite: Literal["stop", "skip"] = "stop",
         max_nonfinite: int = 10,
+        verify_loss: int = 0,
         init_seed: int = 0,
     ) -> None:
         """Args:
@@ -45,16 +53,21 @@ class V1Module(LightningModule):
         optimizer: options of the optimizer and the learning-rate schedule.
         on_nonfinite: a NaN or infinite loss stops the run, or its batch is skipped and counted.
         max_nonfinite: skipped batches after which the run stops all the same.
+        verify_loss: every so many steps, compare the loss and its gradients with the readable reference on
+            up to 256 positions of the batch, and stop where they differ; 0 for never.
         init_seed: of the weights that start at random: the pointer head's, and a tiny backbone's.
         """
         super().__init__()
         if on_nonfinite not in ("stop", "skip"):
             raise ValueError(f"model.on_nonfinite is {on_nonfinite!r}; allowed: stop, skip")
+        if verify_loss < 0:
+            raise ValueError(f"model.verify_loss is {verify_loss}; give a number of steps, or 0 for never")
         self.backbone_config = backbone
         self.pointer_config = pointer or PointerConfig()
         self.optimizer_config = optimizer or OptimizerConfig()
         self.on_nonfinite = on_nonfinite
         self.max_nonfinite = max_nonfinite
+        self.verify_loss = verify_loss
         self.init_seed = init_seed
         self.nonfinite = 0
 
@@ -84,26 +97,56 @@ class V1Module(LightningModule):
 
     def forward(self, batch: Batch) -> PointAndCopyOutput:
         """Loss and predictions of a batch."""
+        packed = batch.segment_lengths is not None
         return self.model(
             input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
+            attention_mask=None if packed else batch.attention_mask,
+            segment_lengths=batch.segment_lengths,
             labels=batch.labels,
+            normalizer=self._normalizer(batch),
             **batch.image_inputs,
         )
 
+    def _normalizer(self, batch: Batch) -> Tensor | None:
+        """What the summed loss is divided by: the weights of the whole optimizer step, over all ranks.
+
+        So that accumulated and distributed batches of unequal content give exactly the gradient of one big
+        batch. None for a batch on its own, which is divided by its own weights.
+        """
+        if batch.step_counts is None or not self.training:
+            return None
+        text, pointers, runs = batch.step_counts.unbind()
+        pointers = pointers + (self.pointer_config.first_pointer_weight - 1.0) * runs
+        return text + pointers if self.pointer_config.loss == "joint" else torch.stack([text, pointers])
+
     # ------------------------------------------------------------------ training
 
+    def on_fit_start(self) -> None:
+        """Choose the kernels for the device and the precision that training runs in, and say which."""
+        kind = self.device.type
+        with self.trainer.precision_plugin.forward_context():
+            autocast = torch.is_autocast_enabled(kind)
+            dtype = torch.get_autocast_dtype(kind) if autocast else self.model.dtype
+        attention = choose_attention(self.backbone_config.attention, self.device, dtype)
+        self.model.use_attention(attention.name)
+        options = self.pointer_config
+        loss = choose_loss(options.loss_implementation, self.device, dtype, options.z_top_k)
+        rank_zero_info(f"{attention.line}\n{loss.line}")
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        self.model.verify_loss = self.verify_loss > 0 and self.global_step % self.verify_loss == 0
         out = self(batch)
         assert out.loss is not None
         assert out.losses is not None
+        assert out.terms is not None
         self._note_consumed(batch)
         if self._is_nonfinite(out.loss):
             self._skip(out, batch)
             return None
-        self.train_metrics.update(out.targets, out.predictions)
-        self.log("train/loss", out.loss.detach(), batch_size=len(batch))
-        self.log("loss", out.loss.detach(), prog_bar=True, logger=False, batch_size=len(batch))
+        self.train_metrics.update(out.targets, out.terms.predictions)
+        loss = torch.stack([part.detach() for part in out.losses.values()]).sum()  # of this batch alone
+        self.log("train/loss", loss, batch_size=len(batch))
+        self.log("loss", loss, prog_bar=True, logger=False, batch_size=len(batch))
         self.log_dict(
             {f"train/loss_{name}": part.detach() for name, part in out.losses.items()}, batch_size=len(batch)
         )
@@ -162,7 +205,7 @@ class V1Module(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         out = self(batch)
         assert out.terms is not None
-        self.val_metrics.update(out.targets, out.predictions)
+        self.val_metrics.update(out.targets, out.terms.predictions)
         self.val_losses.update(out.terms.sums, out.terms.counts)
 
     def on_validation_epoch_end(self) -> None:
@@ -188,13 +231,14 @@ class V1Module(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         config = self.optimizer_config
         optimizer = build_optimizer(self.model.named_parameters(), config)
-        total = self.trainer.estimated_stepping_batches
-        if config.schedule != "constant" and not total < float("inf"):
+        steps = total_steps(self.trainer)
+        if steps is None and config.schedule != "constant":
             raise ValueError(
-                f"the {config.schedule} schedule needs to know its end; set trainer.max_steps or "
-                "trainer.max_epochs, or model.optimizer.schedule=constant"
+                f"the {config.schedule} schedule needs to know its end; set trainer.max_steps (with "
+                "data.packing.length nobody knows how many rows an epoch has) or trainer.max_epochs, or "
+                "model.optimizer.schedule=constant"
             )
-        steps = int(total) if total < float("inf") else 1_000_000_000
+        steps = steps or UNKNOWN
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(step, steps, config)
         )

@@ -12,6 +12,8 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
+from v1lit.training.steps import total_steps
+
 FORMATS = {
     "loss": "loss {:.3f}",
     "pointing": "pointing {:.0%}",
@@ -60,7 +62,7 @@ class RunProgress(ProgressBar):
             speed_estimate_period=600,
         )
         self.progress.console.print(what_is_trained(trainer, module), highlight=False)
-        self._train = self._add("train", trainer.estimated_stepping_batches, trainer.global_step)
+        self._train = self._add("train", total_steps(trainer), trainer.global_step)
         self.progress.start()
 
     def on_train_batch_end(
@@ -96,9 +98,9 @@ class RunProgress(ProgressBar):
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
         self._stop()
 
-    def _add(self, name: str, total: float, done: int = 0) -> TaskID:
+    def _add(self, name: str, total: float | None, done: int = 0) -> TaskID:
         assert self.progress is not None
-        known = total if total < math.inf else None
+        known = None if total is None or total == math.inf else total
         task = self.progress.add_task(name, total=known, completed=done, count="", numbers="")
         self._show(task, done)
         return task

@@ -21,12 +21,13 @@ from rich.table import Table
 
 from v1lit.data.datamodule import V1DataModule
 from v1lit.inference.predictor import Predictor
-from v1lit.training.callbacks import Throughput, ValidateAtEnd
+from v1lit.training.callbacks import ValidateAtEnd
 from v1lit.training.config import RunConfig
 from v1lit.training.module import V1Module
 from v1lit.training.progress import RunProgress
 from v1lit.training.quiet import no_weights_bar
 from v1lit.training.report import Held, answer_held_out, draw_pictures, score
+from v1lit.training.throughput import Throughput
 
 
 def trainer_defaults(folder: Path, with_val: bool = True) -> dict[str, Any]:
@@ -65,6 +66,9 @@ def run_training(
     Everything is written to `folder`: `checkpoints/`, `csv/` (`csv-2/`, ... after resuming), `tensorboard/`,
     `model/` (the export), `pictures/` and `metrics.json`.
     """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # a connector sets it
+        if isinstance(callback, Throughput) and run.peak_tflops is not None:
+            callback.peak_tflops = run.peak_tflops
     start = time.perf_counter()
     trainer.fit(module, datamodule=data, ckpt_path=run.resume, weights_only=True if run.resume else None)
     metrics = {"train/seconds": time.perf_counter() - start, "train/steps": float(trainer.global_step)}

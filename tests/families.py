@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from PIL import Image
 
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.processor import Processor, load_processor
-from v1lit.data.batch import Batch, collate
+from v1lit.data.batch import Batch, collate, flatten
 from v1lit.data.config import EncodingConfig
 from v1lit.data.encoding import Encoded, encode_prompt
 from v1lit.data.example import Message
@@ -76,9 +77,20 @@ def with_pointers(example: Encoded, family: str, seed: int = 0) -> Encoded:
 
 
 def training_batch(family: str, images: tuple[int, ...] = (1, 0, 2)) -> Batch:
-    examples = [with_pointers(e, family, seed) for seed, e in enumerate(mixed(family, images))]
-    return collate(examples, processor(family).pad_token_id)
+    return collate(training_examples(family, images), processor(family).pad_token_id)
 
 
-def inputs(batch: Batch) -> dict[str, torch.Tensor]:
-    return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, **batch.image_inputs}
+def training_examples(family: str, images: tuple[int, ...] = (1, 0, 2)) -> list[Encoded]:
+    return [with_pointers(e, family, seed) for seed, e in enumerate(mixed(family, images))]
+
+
+def packed_batch(family: str, images: tuple[int, ...] = (1, 0, 2)) -> Batch:
+    return flatten(training_examples(family, images))
+
+
+def inputs(batch: Batch) -> dict[str, Any]:
+    """What the model takes, padded or packed."""
+    given: dict[str, object] = {"input_ids": batch.input_ids, **batch.image_inputs}
+    if batch.segment_lengths is None:
+        return {**given, "attention_mask": batch.attention_mask}
+    return {**given, "segment_lengths": batch.segment_lengths}

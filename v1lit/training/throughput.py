@@ -1,0 +1,203 @@
+"""How fast a run is, and how close to what the device could do."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
+
+from v1lit.data.batch import Batch
+from v1lit.training.flops import ModelFlops, WorkSum
+from v1lit.training.peak import Peak, find_peak, product_kind
+
+FETCH, SAVE = "train_dataloader_next", "save_checkpoint"
+"""What Lightning calls waiting for the next batch, and writing a checkpoint."""
+
+
+class Stopwatch(Profiler):
+    """Adds up the seconds that a Trainer spends waiting for batches and writing checkpoints.
+
+    Lightning tells its profiler when it begins and ends anything. The one that was set before hears it too.
+    """
+
+    def __init__(self, inner: Profiler) -> None:
+        super().__init__(dirpath=inner.dirpath, filename=inner.filename)
+        self.inner = inner
+        self.seconds = {FETCH: 0.0, SAVE: 0.0}
+        self._began: dict[str, float] = {}
+
+    def start(self, action_name: str) -> None:
+        self.inner.start(action_name)
+        self._began[action_name] = time.perf_counter()
+
+    def stop(self, action_name: str) -> None:
+        name = action_name.rpartition(".")[2]
+        if name in self.seconds and action_name in self._began:
+            self.seconds[name] += time.perf_counter() - self._began.pop(action_name)
+        self.inner.stop(action_name)
+
+    def setup(self, *args: Any, **kwargs: Any) -> None:
+        self.inner.setup(*args, **kwargs)
+
+    def describe(self) -> None:
+        self.inner.describe()
+
+    def summary(self) -> str:
+        return self.inner.summary()
+
+    def teardown(self, stage: str | None) -> None:
+        self.inner.teardown(stage)
+
+
+@dataclass
+class Interval:
+    """What happened on this rank since the last time it was logged."""
+
+    start: float
+    steps: int = 0
+    examples: int = 0
+    tokens: int = 0
+    real_tokens: int = 0
+    images: int = 0
+    supervised: int = 0
+    away: float = 0.0
+    """Seconds spent in validation and on checkpoints."""
+
+    def add(self, batch: Batch) -> None:
+        assert batch.counts is not None, "training batches count their labels"
+        self.examples += len(batch)
+        self.tokens += batch.tokens
+        self.real_tokens += batch.real_tokens
+        self.images += batch.images
+        self.supervised += batch.counts.text + batch.counts.pointers
+
+
+class Throughput(Callback):
+    """Logs rates over all ranks, the share of time that data was waited for, and the share of the peak (MFU).
+
+    Everything is of the interval between two logs: the time of its clock, less validation and checkpoints. No
+    step waits for the GPU because of it; at the end of an interval, the ranks' sums are added up once.
+    """
+
+    def __init__(self, peak_tflops: float | None = None) -> None:
+        """peak_tflops: of one device, TFLOP/s; else published for it, else measured. See `find_peak`."""
+        self.peak_tflops = peak_tflops
+        self.unseen = 0
+        self.cut = 0
+        self._peak: Peak | None = None
+        self._flops: ModelFlops | None = None
+        self._watch: Stopwatch | None = None
+
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._watch = Stopwatch(trainer.profiler)  # type: ignore[attr-defined]  # a connector sets it
+            trainer.profiler = self._watch  # type: ignore[attr-defined]
+
+    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        if self._watch is not None:
+            trainer.profiler = self._watch.inner  # type: ignore[attr-defined]
+            self._watch = None
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._prepare_mfu(trainer, module)
+        self._logged = trainer.global_step
+        self._begin()
+
+    def _prepare_mfu(self, trainer: Trainer, module: LightningModule) -> None:
+        """Find formula and peak, and say which; without one of them, say why there is no MFU."""
+        model: Any = module.model
+        try:
+            kind = product_kind(str(trainer.precision), model.dtype, module.device)
+            self._flops = ModelFlops(model)
+            self._peak = find_peak(module.device, kind, self.peak_tflops)
+        except (ValueError, RuntimeError) as error:
+            self._flops = self._peak = None
+            rank_zero_info(f"train/mfu is not logged: {error}")
+        else:
+            rank_zero_info(f"MFU is the share of {self._peak.flops / 1e12:.3g} TFLOP/s ({self._peak.source})")
+
+    def _begin(self) -> None:
+        self._interval = Interval(time.perf_counter())
+        self._work = None if self._flops is None else WorkSum(self._flops.images)
+        self._waited, self._saved = self._clock(FETCH), self._clock(SAVE)
+
+    def _clock(self, name: str) -> float:
+        return 0.0 if self._watch is None else self._watch.seconds[name]
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        _finish_queue(module.device)
+        self._left = time.perf_counter()
+        self._saved_before = self._clock(SAVE)
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            # A checkpoint written meanwhile counts once.
+            self._interval.away += time.perf_counter() - self._left - (self._clock(SAVE) - self._saved_before)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self._interval.add(batch)
+        if self._work is not None:
+            self._work.add(batch)
+        self.unseen += batch.unseen
+        self.cut += batch.cut
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # a connector sets it
+        if trainer.global_step == self._logged or trainer.global_step % max(1, every):
+            return
+        self._interval.steps = trainer.global_step - self._logged
+        self._log(trainer, module, len(batch))
+        self._logged = trainer.global_step
+        self._begin()
+
+    def _log(self, trainer: Trainer, module: LightningModule, batch_size: int) -> None:
+        values = self._values(trainer, module.device)
+        per_second = values["train/examples_per_second"]
+        module.log("examples/s", per_second, prog_bar=True, logger=False, batch_size=batch_size)
+        module.log_dict(values, batch_size=batch_size)
+
+    def _values(self, trainer: Trainer, device: torch.device) -> dict[str, float]:
+        one = self._interval
+        flops = 0.0 if self._flops is None or self._work is None else self._flops.total(self._work.sum())
+        _finish_queue(device)
+        seconds = time.perf_counter() - one.start - one.away - (self._clock(SAVE) - self._saved)
+        mine = [one.examples, one.tokens, one.real_tokens, one.images, one.supervised, flops]
+        sums = _over_ranks(trainer, [*mine, seconds, self._clock(FETCH) - self._waited])
+        examples, tokens, real, images, supervised, flops, seconds, waited = sums
+        seconds_each = seconds / trainer.world_size
+        values = {
+            "train/examples_per_second": examples / seconds_each,
+            "train/tokens_per_second": tokens / seconds_each,
+            "train/real_tokens_per_second": real / seconds_each,
+            "train/images_per_second": images / seconds_each,
+            "train/seconds_per_step": seconds_each / one.steps,
+            "train/data_wait_share": waited / seconds,
+            "train/padding_share": 1.0 - real / tokens,
+            "train/supervised_share": supervised / real,
+            "train/unseen_regions": float(self.unseen),
+            "train/cut_tokens": float(self.cut),
+        }
+        if self._peak is not None:
+            values["train/mfu"] = flops / seconds / self._peak.flops
+        return values
+
+
+def _over_ranks(trainer: Trainer, values: list[float]) -> list[float]:
+    if trainer.world_size == 1:
+        return values
+    mine = torch.tensor(values, dtype=torch.float64, device=trainer.strategy.root_device)
+    summed: Any = trainer.strategy.reduce(mine, reduce_op="sum")
+    assert isinstance(summed, Tensor)
+    return [float(value) for value in summed.tolist()]
+
+
+def _finish_queue(device: torch.device) -> None:
+    """Wait for a GPU, so that its work is counted where it was asked for. Not for every step."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
