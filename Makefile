@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart install check fix test docs clean
+.PHONY: help quickstart install check fix test bench bench-gpu docs clean
 
 help:
 	@echo "make quickstart   install, then watch a tiny model learn to point (minutes on a laptop, no download of data)"
@@ -11,6 +11,8 @@ help:
 	@echo "make check        ruff and mypy"
 	@echo "make fix          let ruff mend what it can"
 	@echo "make test         all tests"
+	@echo "make bench        measure speed and memory (ten minutes on a CPU) and write docs/benchmarks.md"
+	@echo "make bench-gpu    the same for what needs a GPU"
 	@echo "make docs         build the pages of docs/ into site/"
 	@echo "make clean        remove caches and built files; data, runs and $(VENV) stay"
 
@@ -30,6 +32,12 @@ fix: $(VENV)/.dev
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+bench: $(VENV)/.dev
+	$(BIN)/python tools/bench/run.py
+
+bench-gpu: $(VENV)/.dev
+	$(BIN)/python tools/bench/gpu.py
 
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict

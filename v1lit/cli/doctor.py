@@ -12,10 +12,12 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from v1lit.cli.environment import versions
-from v1lit.cli.errors import Parser, guard
+from v1lit.cli.errors import Parser, UserError, guard
 
 EXTRAS = {
     "wandb": "logging to Weights & Biases (trainer.logger)",
+    "adamw8bit": "model.optimizer.name=adamw8bit: AdamW's moments in 8 bits",
+    "xformers": "model.backbone.attention=xformers on NVIDIA GPUs with CUDA 12",
     "flash-attn": "model.backbone.attention=flash_attention_2 on NVIDIA GPUs",
     "sdk": "Lightning AI studios and jobs: the other commands of `lightning`",
     "docs": "building the documentation",
@@ -29,11 +31,25 @@ def main(argv: Sequence[str]) -> int:
     return guard(lambda: _doctor(argv))
 
 
-def _doctor(argv: Sequence[str]) -> None:
+def _doctor(argv: Sequence[str]) -> int:
     about = (
         "Versions, devices, which `lightning` comes first on the path, and optional extras that are missing."
     )
-    Parser(prog="v1lit doctor", description=about).read(argv)
+    parser = Parser(prog="v1lit doctor", description=about)
+    parser.add_argument(
+        "--packing",
+        metavar="RECIPE",
+        help="show instead that examples packed into one row give this recipe's model the same losses and "
+        "gradients as each alone; --key=value changes the recipe as in `v1lit run`",
+    )
+    overrides = [word for word in argv if "=" in word and not word.startswith("--packing=")]
+    options = parser.read([word for word in argv if word not in overrides])
+    if options.packing:
+        from v1lit.cli.packing import check_recipe  # torch and Lightning: only where they are needed
+
+        return check_recipe(options.packing, overrides)
+    if overrides:
+        raise UserError(f"{overrides[0].partition('=')[0]} changes a recipe: name it with --packing RECIPE")
     for title, lines in (
         ("versions", [f"{name:<14}{number}" for name, number in versions().items()]),
         ("devices", list(devices())),
@@ -42,6 +58,7 @@ def _doctor(argv: Sequence[str]) -> None:
     ):
         print(title)
         print("".join(f"  {line}\n" for line in lines), end="")
+    return 0
 
 
 def devices() -> Iterator[str]:

@@ -89,6 +89,11 @@ class RecipeCLI(LightningCLI):
         except (ValueError, MisconfigurationException) as error:
             raise UserError(f"trainer: {two_lines(str(error))}") from error
 
+    def model_and_data(self) -> tuple[V1Module, V1DataModule]:
+        """Both as the recipe has them, without a Trainer and without a run's folder."""
+        made = self.parser.instantiate_classes(self.config)
+        return made["model"], made["data"]
+
     def resolved(self) -> str:
         """The recipe as YAML that runs by itself: no parts, no interpolations, every default spelled out."""
         text: str = self.parser.dump(self.config, skip_unset=False)

@@ -30,7 +30,7 @@ ROOTS: dict[str, Any] = {
 }
 LINKED = {"data.backbone": "model.backbone"}
 """Keys that follow another one and cannot be set by themselves."""
-MOST_NAMED = 12
+MOST_NAMED = 16
 """Longest list of allowed keys that a message spells out."""
 
 

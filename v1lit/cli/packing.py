@@ -1,0 +1,70 @@
+"""`v1lit doctor --packing RECIPE`: are packed examples as good as alone, on this model and this data?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from v1lit.backbones.attention import choose_attention
+from v1lit.cli.recipe import compose
+from v1lit.cli.recipe_cli import RecipeCLI
+from v1lit.data.datamodule import V1DataModule
+from v1lit.data.encoding import Encoded, encode
+from v1lit.data.stream import ShardDataset
+from v1lit.training.packing_check import PackingCheck, check_packing
+
+EXAMPLES = 6
+
+
+def check_recipe(name: str, overrides: Sequence[str]) -> int:
+    """Run the check on a recipe's model and the first training examples; returns the exit code."""
+    module, data = RecipeCLI(compose(name, list(overrides))).model_and_data()
+    data.prepare_data()
+    examples = _encoded(data)
+    module.configure_model()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = module.model
+    model.to(device)  # type: ignore[arg-type]  # typed as a function, not as a method
+    choice = choose_attention(module.backbone_config.attention, device, model.dtype)
+    model.use_attention(choice.name)
+    print(choice.line)
+    check = check_packing(model, examples, data.processor.pad_token_id)
+    print_check(check, Console())
+    return 0 if check.passed else 1
+
+
+def _encoded(data: V1DataModule) -> list[Encoded]:
+    examples = ShardDataset(data.folder("train"), shuffle=False, rank=0, world_size=1)
+    return [encode(one, data.processor, data.encoding) for one in islice(examples, EXAMPLES)]
+
+
+def print_check(check: PackingCheck, console: Console) -> None:
+    """One line per example, then the gradients and the verdict."""
+    table = Table(title=f"{len(check.examples)} examples in one row, and each alone")
+    for column in ("tokens", "images", "loss alone", "packed", "differ", "leak"):
+        table.add_column(column, justify="right")
+    table.add_column("example", no_wrap=True)
+    for one in check.examples:
+        table.add_row(
+            str(one.tokens),
+            str(one.images),
+            f"{one.alone:.6g}",
+            f"{one.packed:.6g}",
+            f"{one.difference:.1e}",
+            f"{one.leak:.1e}",
+            one.id,
+        )
+    console.print(table)
+    print(f"differ: relative difference of the losses; rounding explains up to {check.tolerance:.0e}")
+    print("leak: change of an example's losses when the text of all others is replaced; must be exactly 0")
+    print(f"gradients differ by at most {check.gradient:.1e} of a parameter's largest, in {check.parameter}")
+    if check.passed:
+        print("packed equals alone: nothing leaks from one example into another")
+    else:
+        print(
+            "packed does NOT equal alone: this backbone must not be trained on flat batches; please report it"
+        )
