@@ -11,9 +11,10 @@ from torch import Tensor
 
 from v1lit.backbones import BackboneConfig, get_backbone, qwen_vision
 from v1lit.backbones.load import load_backbone
-from v1lit.backbones.qwen_vision import REPLACEMENTS, attention_by_length, group_by_length
+from v1lit.backbones.qwen_vision import REPLACEMENTS, LengthGroups, attention_by_length, group_by_length
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl"]
+CPU = torch.device("cpu")
 # Rows and columns of patches. Windows are 8x8 patches: whole ones, cut ones, and images below one window.
 SAME = [(12, 12)] * 3
 MIXED = [(12, 12), (4, 6), (16, 8), (2, 2), (10, 22)]
@@ -90,7 +91,9 @@ def test_gradient_checkpointing_changes_nothing(name: str) -> None:
     torch.testing.assert_close(*gradients)
 
 
-@pytest.mark.parametrize("lengths", [[3, 3, 3], [1], [2, 5, 2, 1, 5], [4, 0, 4], [0, 3, 1]])
+@pytest.mark.parametrize(
+    "lengths", [[3, 3, 3], [1], [2, 5, 2, 1, 5], [2, 5, 2, 5, 2, 0, 5], [4, 0, 4], [0, 3, 1]]
+)
 def test_segments_attend_to_themselves_only(lengths: list[int]) -> None:
     torch.manual_seed(0)
     query, key, value = torch.randn(3, sum(lengths), 2, 4, dtype=torch.float64)
@@ -102,7 +105,7 @@ def test_segments_attend_to_themselves_only(lengths: list[int]) -> None:
     torch.testing.assert_close(attention_by_length(query, key, value, bounds, 0.3), torch.cat(expected))
 
 
-@pytest.mark.parametrize("lengths", [[3, 3, 3], [2, 5, 2, 1, 5], [4, 0, 4, 2]])
+@pytest.mark.parametrize("lengths", [[3, 3, 3], [2, 5, 2, 1, 5], [2, 5, 2, 5, 2, 0, 5]])
 def test_attention_has_the_gradients_of_a_loop_over_segments(lengths: list[int]) -> None:
     torch.manual_seed(0)
     rows = torch.randn(3, sum(lengths), 2, 4, dtype=torch.float64).unbind()
@@ -117,20 +120,30 @@ def test_attention_has_the_gradients_of_a_loop_over_segments(lengths: list[int])
         torch.testing.assert_close(x.grad, y.grad)
 
 
-@pytest.mark.parametrize("lengths", [[7], [3, 3, 3], [5, 5, 2, 2], [4, 0, 4]])
-def test_tokens_that_stand_well_are_not_moved(lengths: list[int]) -> None:
-    groups = group_by_length(lengths, torch.device("cpu"))
-    assert groups.order is groups.back is None
-    assert groups.lengths == tuple(dict.fromkeys(length for length in lengths if length))
+@pytest.mark.parametrize(
+    ("lengths", "groups", "tokens"),
+    [
+        ([7], (7,), (7,)),
+        ([3, 3, 3], (3,), (9,)),
+        ([5, 5, 2, 2], (5, 2), (10, 4)),
+        ([4, 0, 4], (4,), (8,)),
+        ([2, 3, 0, 2, 2], (2, 3, 2), (2, 3, 4)),
+    ],
+    ids=str,
+)
+def test_tokens_stay_where_moving_them_saves_few_calls(
+    lengths: list[int], groups: tuple[int, ...], tokens: tuple[int, ...]
+) -> None:
+    assert group_by_length(lengths, CPU) == LengthGroups(groups, tokens)
 
 
-def test_equal_lengths_are_brought_together() -> None:
-    groups = group_by_length([2, 3, 0, 2, 1, 3], torch.device("cpu"))
-    assert (groups.lengths, groups.tokens) == ((2, 3, 1), (4, 6, 1))
+def test_equal_lengths_are_brought_together_where_that_saves_calls() -> None:
+    groups = group_by_length([2, 3, 0, 2, 3, 2], CPU)
+    assert (groups.lengths, groups.tokens) == ((2, 3), (6, 6))
     assert groups.order is not None
     assert groups.back is not None
-    assert groups.order.tolist() == [0, 1, 5, 6, 2, 3, 4, 8, 9, 10, 7]
-    assert groups.order[groups.back].tolist() == list(range(11))
+    assert groups.order.tolist() == [0, 1, 5, 6, 10, 11, 2, 3, 4, 7, 8, 9]
+    assert groups.order[groups.back].tolist() == list(range(12))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -139,7 +152,7 @@ def test_segments_are_grouped_once_per_batch_and_not_in_every_layer(
 ) -> None:
     calls: list[list[int]] = []
 
-    def counted(lengths: list[int], device: torch.device) -> qwen_vision.LengthGroups:
+    def counted(lengths: list[int], device: torch.device) -> LengthGroups:
         calls.append(lengths)
         return group_by_length(lengths, device)
 

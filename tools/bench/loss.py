@@ -193,6 +193,10 @@ class Report:
         share = "all supervised" if self.size.supervised == 1.0 else f"{self.size.supervised:.0%} supervised"
         return f"Loss, {self.size.positions:,} tokens {share}"
 
+    def _add(self, row: Row) -> None:
+        print_rows([row])
+        self.rows.append(row)
+
     def run(self, way: str, repeats: int) -> dict[str, float] | None:
         """Measure, and add rows of time and memory."""
         note, found = "", None
@@ -206,11 +210,11 @@ class Report:
             note = f"failed: {error}"
         limit = self.size.products / self.ceiling
         time, peak = (found["seconds"], found["peak"] / 2**20) if found else (None, None)
-        self.rows.append(
+        self._add(
             Row(f"{self.title}: {way}, time", time, "s", self.command, limit=limit,
                 share=None if time is None else limit / time, note=note)
         )  # fmt: skip
-        self.rows.append(Row(f"{self.title}: {way}, peak memory", peak, "MiB", self.command, note=note))
+        self._add(Row(f"{self.title}: {way}, peak memory", peak, "MiB", self.command, note=note))
         return found
 
     def compare(
@@ -224,14 +228,14 @@ class Report:
         """Ratios of time and memory with their goals; `name` is "chunked / published"."""
         for key, goal in goals.items():
             what = "time" if key == "seconds" else "peak memory"
-            value = ours[key] / theirs[key] if ours and theirs else None
-            self.rows.append(
+            value = ours[key] / max(theirs[key], 1e-9) if ours and theirs else None
+            self._add(
                 Row(f"{self.title}: {name}, {what}", value, "x", self.command, goal=f"<= {goal:g}",
                     met=None if value is None else value <= goal, note=note)
             )  # fmt: skip
 
     def missing(self, name: str, why: str) -> None:
-        self.rows.append(Row(f"{self.title}: {name}", None, "s", self.command, note=why))
+        self._add(Row(f"{self.title}: {name}", None, "s", self.command, note=why))
 
 
 def cpu_rows(size: Size, ceiling: float) -> list[Row]:
@@ -299,7 +303,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     size = replace(size, positions=given.positions or size.positions)
     ceiling = matmul_ceiling(given.device, getattr(torch, size.dtype), given.quick)
     rows = (gpu_rows if given.device == "cuda" else cpu_rows)(size, ceiling)
-    print_rows(rows)
     if given.json is not None:
         write_rows(given.json, rows)
     return 0

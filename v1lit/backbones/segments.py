@@ -65,16 +65,17 @@ class Segments:
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)
 def _bounds(lengths: tuple[int, ...], device: torch.device) -> Tensor:
-    return _to_device(torch.tensor([0, *lengths]).cumsum(0).int(), device)
+    return send(torch.tensor([0, *lengths]).cumsum(0).int(), device)
 
 
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)
 def _owners(lengths: tuple[int, ...], device: torch.device) -> Tensor:
-    return _to_device(torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)), device)
+    return send(torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)), device)
 
 
-def _to_device(values: Tensor, device: torch.device) -> Tensor:
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on a device."""
     # From pinned memory the copy does not wait for the GPU's queue of work.
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
