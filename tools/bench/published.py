@@ -11,12 +11,10 @@ from __future__ import annotations
 import math
 
 import torch
+from published_loss import joint_loss
 from torch import Tensor
-from torch.nn import functional as F
 
 from v1lit.pointer.model import PointAndCopyModel
-
-IGNORE = -100
 
 
 def published_loss(
@@ -74,12 +72,3 @@ def all_logits(model: PointAndCopyModel, states: Tensor, is_image: Tensor) -> Te
     present = torch.arange(keys.shape[1], device=keys.device) < is_image.sum(dim=1, keepdim=True)
     scores = scores.masked_fill(~present[:, None, :], torch.finfo(scores.dtype).min)
     return torch.cat([vocabulary[..., : model.config.pointer_start], scores], dim=-1)
-
-
-def joint_loss(logits: Tensor, labels: Tensor, z_weight: float, z_top_k: int) -> Tensor:
-    """Cross-entropy over all positions but those to be ignored, plus `z_weight` mean(logsumexp^2)."""
-    shifted = logits[:, :-1].contiguous().flatten(0, 1)
-    targets = labels[:, 1:].contiguous().flatten()
-    cross_entropy = F.cross_entropy(shifted, targets, ignore_index=IGNORE)
-    top = shifted.topk(min(z_top_k, shifted.shape[-1]), dim=-1).values
-    return cross_entropy + z_weight * top.logsumexp(dim=-1)[targets != IGNORE].square().mean()

@@ -31,8 +31,13 @@ def published_loss(
     vocabulary = F.linear(hidden, head)
     pointers = queries @ keys.transpose(1, 2) * hidden.shape[-1] ** -0.5
     logits = torch.cat([vocabulary[..., :pointer_start], pointers], dim=-1).float()
+    return joint_loss(logits, labels, z_weight, z_top_k)
+
+
+def joint_loss(logits: Tensor, labels: Tensor, z_weight: float, z_top_k: int) -> Tensor:
+    """Cross-entropy over all positions but those to be ignored, plus `z_weight` mean(logsumexp^2)."""
     shifted = logits[:, :-1].contiguous().flatten(0, 1)
     targets = labels[:, 1:].contiguous().flatten()
     cross_entropy = F.cross_entropy(shifted, targets, ignore_index=IGNORE)
-    top = shifted.topk(z_top_k, dim=-1).values
+    top = shifted.topk(min(z_top_k, shifted.shape[-1]), dim=-1).values
     return cross_entropy + z_weight * top.logsumexp(dim=-1)[targets != IGNORE].square().mean()

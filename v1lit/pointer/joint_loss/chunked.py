@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -277,12 +278,24 @@ def _product(out: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
     torch.addmm(out, left, right, beta=0, alpha=scale, out=out)
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor, scale: float = 1.0) -> None:
-    """`total += scale * left @ right`, float32 += half @ half too."""
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """`total += left @ right`, float32 += half @ half too."""
     if total.dtype == left.dtype:
-        total.addmm_(left, right, alpha=scale)
-    elif total.is_cuda:
-        torch.addmm(total, left, right, alpha=scale, out_dtype=total.dtype, out=total)
+        total.addmm_(left, right)
+    elif _adds_in_place(total.device, left.dtype):
+        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
     else:
         for some, rows in zip(total.split(BLOCK), left.split(BLOCK), strict=True):
-            some.add_(rows @ right, alpha=scale)
+            some.add_(torch.mm(rows, right, out_dtype=total.dtype) if rows.is_cuda else rows @ right)
+
+
+@cache
+def _adds_in_place(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether this torch adds a product in half precision to a float32 total: a GPU's does, if it is new."""
+    total = torch.zeros(8, 8, device=device)
+    half = torch.zeros(8, 8, device=device, dtype=dtype)
+    try:
+        torch.addmm(total, half, half, out_dtype=torch.float32, out=total)
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
