@@ -278,15 +278,16 @@ def _product(out: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
     torch.addmm(out, left, right, beta=0, alpha=scale, out=out)
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """`total += left @ right`, float32 += half @ half too."""
+def _add_product(total: Tensor, left: Tensor, right: Tensor, scale: float = 1.0) -> None:
+    """`total += scale * left @ right`, float32 += half @ half too."""
     if total.dtype == left.dtype:
-        total.addmm_(left, right)
+        total.addmm_(left, right, alpha=scale)
     elif _adds_in_place(total.device, left.dtype):
-        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
+        torch.addmm(total, left, right, alpha=scale, out_dtype=total.dtype, out=total)
     else:
         for some, rows in zip(total.split(BLOCK), left.split(BLOCK), strict=True):
-            some.add_(torch.mm(rows, right, out_dtype=total.dtype) if rows.is_cuda else rows @ right)
+            product = torch.mm(rows, right, out_dtype=total.dtype) if rows.is_cuda else rows @ right
+            some.add_(product, alpha=scale)
 
 
 @cache
