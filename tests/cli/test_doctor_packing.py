@@ -29,6 +29,17 @@ def test_tiny_recipes_pass(recipe: str, capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_the_check_is_made_in_the_precision_of_the_run(
+    precision: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", "--packing", "tiny_qwen", f"--trainer.precision={precision}", *FEW]) == 0
+    shown = capsys.readouterr().out
+    assert f"precision: {precision}" in shown
+    assert "rounding explains up to 3e-02" in shown
+
+
+@pytest.mark.usefixtures("here")
 def test_a_leak_ends_with_exit_code_1(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -164,3 +164,13 @@ def test_two_processes_with_different_numbers_of_packs_make_the_same_steps(tmp_p
         assert rank["gradients"] == pytest.approx([1.0] * sum(steps))
     seen = [name for rank in ranks for epoch, _, *names in rank["batches"] if epoch == 0 for name in names]
     assert len(set(seen)) == len(seen)
+
+
+def test_a_limit_ends_the_last_window_where_lightning_steps() -> None:
+    """Windows of 3, at most 4 batches: the second window counts one batch, not three."""
+    batches = [batch(str(number), 10 + number) for number in range(9)]
+    found = [
+        [one.ids[0] for one in window.batches] + [window.batches[0].step_counts[0].item() * 3]  # type: ignore[index]
+        for window in windows(batches, lambda: 3, Ranks(), limit=4)
+    ]
+    assert found == [["0", "1", "2", pytest.approx(33)], ["3", pytest.approx(13)]]

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from v1lit.data.batch import collate
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.joint_loss import Pointers, first_pointers, pointer_cross_entropy
-from v1lit.pointer.model import IGNORE, PointAndCopyModel
+from v1lit.pointer.layout import IGNORE
+from v1lit.pointer.model import PointAndCopyModel
 
 OPTIONS = {
     "default": PointerConfig(),

@@ -250,7 +250,7 @@ def test_verify_loss_stops_at_a_wrong_loss(
 
 
 def test_verify_loss_is_content_with_a_right_one(make_data: Any, make_module: Any, make_trainer: Any) -> None:
-    trainer = make_trainer(max_steps=2, limit_val_batches=0)
+    trainer = make_trainer(max_steps=2, val_check_interval=1)  # validation has no gradients to compare
     trainer.fit(make_module(verify_loss=1), datamodule=make_data())
     assert trainer.global_step == 2
 
@@ -270,7 +270,10 @@ def test_a_schedule_needs_to_know_the_end_of_packed_epochs(
     packed = {"packing": PackingConfig(length=1024), "encoding": EncodingConfig(max_tokens=1024)}
     with pytest.raises(ValueError, match=r"set trainer\.max_steps \(with data\.packing\.length"):
         make_trainer(max_epochs=1).fit(make_module(), datamodule=make_data(**packed))
-    constant = OptimizerConfig(schedule="constant")
+    unending = V1Module(BackboneConfig("qwen2_5_vl"), optimizer=OptimizerConfig(schedule="constant"))
+    with pytest.raises(ValueError, match=r"model\.optimizer\.warmup=0"):
+        make_trainer(max_epochs=1).fit(unending, datamodule=make_data(**packed))
+    constant = OptimizerConfig(schedule="constant", warmup=0.0)
     trainer = make_trainer(max_epochs=1, limit_val_batches=0)
     trainer.fit(V1Module(BackboneConfig("qwen2_5_vl"), optimizer=constant), datamodule=make_data(**packed))
     assert trainer.global_step > 0

@@ -102,4 +102,4 @@ def packed_positions(
     mask = (torch.arange(rows.shape[1]) < torch.tensor(segments.lengths)[:, None]).long()
     inputs = {name: value.cpu() for name, value in image_inputs.items() if not value.is_floating_point()}
     positions = family.positions(model, rows, mask, **inputs)
-    return positions[..., mask.bool()].unsqueeze(-2).to(input_ids.device)
+    return send(positions[..., mask.bool()].unsqueeze(-2), input_ids.device)

@@ -18,21 +18,28 @@ from v1lit.data.stream import ShardDataset
 from v1lit.training.packing_check import PackingCheck, check_packing
 
 EXAMPLES = 6
+HALF = {"bf16": torch.bfloat16, "16": torch.float16}
+"""What Lightning's precisions begin with, where they compute in less than float32."""
 
 
 def check_recipe(name: str, overrides: Sequence[str]) -> int:
     """Run the check on a recipe's model and the first training examples; returns the exit code."""
-    module, data = RecipeCLI(compose(name, list(overrides))).model_and_data()
+    cli = RecipeCLI(compose(name, list(overrides)))
+    module, data = cli.model_and_data()
+    precision = str(cli.config["trainer"]["precision"] or "32-true")
     data.prepare_data()
     examples = _encoded(data)
     module.configure_model()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = module.model
-    model.to(device)  # type: ignore[arg-type]  # typed as a function, not as a method
-    choice = choose_attention(module.backbone_config.attention, device, model.dtype)
-    model.use_attention(choice.name)
-    print(choice.line)
-    check = check_packing(model, examples, data.processor.pad_token_id)
+    kind, _, how = precision.partition("-")
+    dtype = HALF.get(kind, module.model.dtype)
+    module.to(dtype if how == "true" and kind in HALF else module.model.dtype)
+    module.to(device)
+    choice = choose_attention(module.backbone_config.attention, device, dtype)
+    module.model.use_attention(choice.name)
+    print(f"{choice.line}\nprecision: {precision}")
+    with torch.autocast(device.type, dtype, enabled=how == "mixed"):
+        check = check_packing(module.model, examples, data.processor.pad_token_id, dtype)
     print_check(check, Console())
     return 0 if check.passed else 1
 

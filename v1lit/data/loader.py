@@ -156,10 +156,15 @@ class TrainLoader(DataLoader[Any]):
 
     def _windows(self, start: int) -> Iterator[Window]:
         whole = self.dataset.grouping.packs
-        for window in windows(
-            super().__iter__(), lambda: _accumulate(self._trainer), self._ranks, start, whole=whole
-        ):
+        accumulate = partial(_accumulate, self._trainer)
+        batches = super().__iter__()
+        for window in windows(batches, accumulate, self._ranks, start, whole=whole, limit=self._limit):
             yield window.pinned() if self.pin_memory else window
+
+    @property
+    def _limit(self) -> float:
+        """Batches of an epoch that the trainer wants, which may be fewer than there are."""
+        return math.inf if self._trainer is None else self._trainer.num_training_batches
 
     def _report_left_over(self, epoch: int, used: int) -> None:
         """Raises ValueError where nothing was used at all: epochs would follow one another for ever."""
@@ -171,7 +176,8 @@ class TrainLoader(DataLoader[Any]):
                 f"{total} training examples do not fill the {batches} that make one optimizer step; lower "
                 "trainer.accumulate_grad_batches, the number of devices or data.packing.length"
             )
-        if used < total:
+        limited = self._trainer is not None and self._trainer.limit_train_batches not in (None, 1.0)
+        if used < total and not limited:
             rank_zero_info(
                 f"epoch {epoch}: {total - used} of {total} training examples are left over, others each "
                 f"time: they do not make a whole optimizer step of {batches}"

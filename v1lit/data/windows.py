@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import islice
 
 import torch
@@ -32,17 +34,23 @@ class Ranks:
         if not (dist.is_available() and dist.is_initialized()):
             raise ValueError(
                 f"trainer runs on {world_size} ranks without torch.distributed; v1lit needs a strategy that "
-                "uses it, such as ddp or fsdp"
+                "uses it, such as ddp"
             )
-        group = dist.new_group(backend="gloo")
-        assert isinstance(group, dist.ProcessGroup)  # every rank is in it
-        return cls(world_size, group)
+        return cls(world_size, _cpu_group(dist.group.WORLD))
 
     def add_up(self, table: Tensor) -> Tensor:
         """The sum over ranks, on the CPU; waits for them."""
         if self.group is not None:
             dist.all_reduce(table, group=self.group)
         return table
+
+
+@lru_cache(maxsize=1)
+def _cpu_group(world: object) -> dist.ProcessGroup:
+    """A gloo group of the same processes, made once for every `world`."""
+    group = dist.new_group(backend="gloo")
+    assert isinstance(group, dist.ProcessGroup)  # every rank is in it
+    return group
 
 
 @dataclass(frozen=True)
@@ -62,18 +70,24 @@ class Window:
 
 
 def windows(
-    batches: Iterable[Batch], accumulate: Callable[[], int], ranks: Ranks, start: int = 0, whole: bool = False
+    batches: Iterable[Batch],
+    accumulate: Callable[[], int],
+    ranks: Ranks,
+    start: int = 0,
+    whole: bool = False,
+    limit: float = math.inf,
 ) -> Iterator[Window]:
     """Put `accumulate()` batches into one window and tell each of them the label counts of the whole step.
 
     All ranks end together: the last window has only as many batches as every rank still has, or is left out
     if that is fewer than `accumulate()` and only `whole` windows are wanted. The first `start` batches, used
-    before a run was resumed, are in no sum, but in their windows: those stay where they were.
+    before a run was resumed, are in no sum, but in their windows: those stay where they were. No more than
+    `limit` batches are used.
     """
     source, first = iter(batches), 0
     while True:
         size = accumulate()
-        here = list(islice(source, size))
+        here = list(islice(source, int(min(size, limit - first))))
         table = ranks.add_up(_table(here, size))
         common = int((table[:, BATCHES] == ranks.number).sum())
         if common == 0 or (whole and common < size):

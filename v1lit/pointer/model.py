@@ -37,14 +37,12 @@ from v1lit.pointer.joint_loss import (
     PointerLoss,
     Pointers,
     Reduction,
-    first_pointers,
     joint_logits,
     pointer_cross_entropy,
     verify_pointer_loss,
 )
-from v1lit.pointer.memory import ImageSlots, PointerMemory, copy_values, embed_with_copies, per_sequence
-
-IGNORE = -100
+from v1lit.pointer.layout import Layout, Targets
+from v1lit.pointer.memory import PointerMemory, copy_values, embed_with_copies
 
 
 class PointAndCopyConfig(PreTrainedConfig):
@@ -118,8 +116,8 @@ class PointAndCopyOutput(ModelOutput):
 class PointAndCopyModel(PreTrainedModel, GenerationMixin):
     """A backbone that may point at its image tokens and copies their input embeddings into the stream.
 
-    The token id `V + j` (`V = config.pointer_start`) is the pointer to the j-th image token of the row,
-    counted over all its images. arXiv 2505.18842.
+    The token id `V + j` (`V = config.pointer_start`) is the pointer to the j-th image token of its sequence
+    (a row, or a segment of a packed row), counted over all its images. arXiv 2505.18842.
     """
 
     config_class = PointAndCopyConfig
@@ -276,26 +274,27 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
                 position_ids=position_ids, past_key_values=past_key_values, use_cache=use_cache,
             )  # fmt: skip
         segments = self._segments(input_ids, segment_lengths)
-        slots = ImageSlots.of(input_ids, self.config.image_token_id, segments)
+        layout = self._layout(input_ids, segments)
+        targets = None if labels is None else Targets.of(labels, layout, self.config.pointer_start)
         safe_ids = self._without_pointers(input_ids)
-        values = image_values[slots.mask] if image_values is not None else self._image_values(image_inputs)
-        text = self.get_input_embeddings()(safe_ids)
-        embeddings = embed_with_copies(text, slots.check(values), slots, input_ids, self.config.pointer_start)
         if position_ids is None:
             position_ids = self._positions(safe_ids, attention_mask, segments, image_inputs)
+        values = image_values[layout.mask] if image_values is not None else self._image_values(image_inputs)
+        text = self.get_input_embeddings()(safe_ids)
+        embeddings = embed_with_copies(text, layout.check(values), layout)
         arguments: dict[str, Any] = {"attention_mask": attention_mask, "use_cache": use_cache}
         if segments is not None:
             arguments = packed_decoder_arguments(segments, embeddings.device, embeddings.dtype)
-        elif labels is not None:
+        elif targets is not None:
             arguments["use_cache"] = False
         decoded = self.backbone.get_decoder()(
             inputs_embeds=embeddings, position_ids=position_ids, past_key_values=past_key_values, **arguments
         )
         states = decoded.last_hidden_state
-        keys = self._keys(states, values, slots)
-        if labels is not None:
-            return self._loss(states, labels, keys, slots, reduction, normalizer)
-        memory = PointerMemory(slots.pad(keys), slots.pad(values), slots.mask)
+        keys = self._keys(states, values, layout)
+        if targets is not None:
+            return self._loss(states, targets, keys, layout, reduction, normalizer)
+        memory = PointerMemory(layout.pad(keys), layout.pad(values), layout.mask)
         return self._output(states, memory, logits_to_keep, decoded.past_key_values)
 
     def _go_on(
@@ -374,10 +373,14 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
         is_pointer = (input_ids >= self.config.pointer_start)[..., None]
         return torch.where(is_pointer, copy_values(memory.values, indices), text)
 
-    def _keys(self, states: Tensor, values: Tensor, slots: ImageSlots) -> Tensor:
+    def _layout(self, input_ids: Tensor, segments: Segments | None = None) -> Layout:
+        return Layout.of(input_ids, self.config.image_token_id, self.config.pointer_start, segments)
+
+    def _keys(self, states: Tensor, values: Tensor, layout: Layout) -> Tensor:
         """Keys of the image tokens of all sequences in order, `[image_tokens, width]`."""
-        source = values if self.pointer_options.key_source == "embedding" else states[slots.is_image]
-        return self.pointer_head.project_keys(source)
+        if self.pointer_options.key_source == "hidden":
+            values = states.flatten(0, 1).index_select(0, layout.images)
+        return self.pointer_head.project_keys(values)
 
     def _logits(self, states: Tensor, memory: PointerMemory) -> Tensor:
         queries = self.pointer_head.project_queries(states)
@@ -388,36 +391,24 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
             self.config.pointer_start,
         )
 
-    def _weights(self, labels: Tensor, supervised: Tensor) -> Tensor | None:
-        """Weights of the supervised positions, `[positions]`; None where all are 1."""
-        weight = self.pointer_options.first_pointer_weight
-        if weight == 1.0:
-            return None
-        first = first_pointers(labels, self.config.pointer_start)[supervised]
-        return torch.where(first, weight, 1.0)
-
     def _loss(
         self,
         states: Tensor,
-        labels: Tensor,
+        targets: Targets,
         keys: Tensor,
-        slots: ImageSlots,
+        layout: Layout,
         reduction: Reduction,
         normalizer: Tensor | None,
     ) -> PointAndCopyOutput:
-        # The last token of a segment does not learn the first of the next.
-        follows = slots.sequence[:, 1:] == slots.sequence[:, :-1]
-        supervised = (labels[:, 1:] != IGNORE) & follows
-        hidden, targets = states[:, :-1][supervised], labels[:, 1:][supervised]
-        positions = per_sequence(slots.sequence[:, 1:][supervised], len(slots.counts))
-        pointers = Pointers(
-            self.pointer_head.project_queries(hidden), keys, positions, slots.counts, self.pointer_head.scale
-        )
+        hidden = states.flatten(0, 1).index_select(0, targets.places)
+        queries = self.pointer_head.project_queries(hidden)
+        pointers = Pointers(queries, keys, targets.positions, layout.counts, self.pointer_head.scale)
         head, start = self.get_output_embeddings().weight, self.config.pointer_start
         options = self.pointer_options
         arguments: dict[str, Any] = {
             "gate": self.pointer_head.gate_values(hidden),
-            "weights": self._weights(labels[:, 1:], supervised),
+            # Float32 whatever the default type, which Lightning changes for half precision.
+            "weights": 1.0 + (options.first_pointer_weight - 1.0) * targets.first.float(),
             "label_smoothing": options.label_smoothing,
             "z_weight": options.z_weight,
             "z_top_k": options.z_top_k,
@@ -425,13 +416,12 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
             "implementation": options.loss_implementation,
             "chunk": options.loss_chunk,
         }
-        if self.verify_loss:
-            verify_pointer_loss(hidden, head, targets, start, pointers, **arguments)
-        terms = pointer_cross_entropy(
-            hidden, head, targets, start, pointers, reduction=reduction, normalizer=normalizer, **arguments
-        )
+        given = (hidden, head, targets.labels, start, pointers)
+        if self.verify_loss and torch.is_grad_enabled():
+            verify_pointer_loss(*given, **arguments)
+        terms = pointer_cross_entropy(*given, reduction=reduction, normalizer=normalizer, **arguments)
         return PointAndCopyOutput(
-            loss=terms.loss, losses=terms.means(options.z_weight), terms=terms, targets=targets
+            loss=terms.loss, losses=terms.means(options.z_weight), terms=terms, targets=targets.labels
         )
 
     # ------------------------------------------------------------------ generate
@@ -446,13 +436,13 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
         keeps every row with its own images. The image placeholder itself is never generated.
         """
         image_inputs = {name: kwargs.pop(name) for name in self.family.image_inputs if name in kwargs}
-        slots = ImageSlots.of(input_ids, self.config.image_token_id)
+        layout = self._layout(input_ids)
         safe_ids = self._without_pointers(input_ids)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         kwargs["suppress_tokens"] = [*(kwargs.get("suppress_tokens") or []), self.config.image_token_id]
         if kwargs.get("image_values") is None:
-            kwargs["image_values"] = slots.pad(slots.check(self._image_values(image_inputs)))
+            kwargs["image_values"] = layout.pad(layout.check(self._image_values(image_inputs)))
         if kwargs.get("position_ids") is None:
             kwargs["position_ids"] = self.family.positions(
                 self.backbone, safe_ids, attention_mask, **image_inputs

@@ -20,9 +20,6 @@ from v1lit.training.metrics import LossMeans, PointingMetrics
 from v1lit.training.optimizer import OptimizerConfig, build_optimizer, learning_rate_factor
 from v1lit.training.steps import total_steps
 
-UNKNOWN = 1_000_000_000
-"""Steps of a run without an end, for a warm-up that is a share of them."""
-
 
 class NonFiniteLossError(ValueError):
     """The loss is NaN or infinite; the message names the examples."""
@@ -70,6 +67,7 @@ class V1Module(LightningModule):
         self.verify_loss = verify_loss
         self.init_seed = init_seed
         self.nonfinite = 0
+        self._answers: list[tuple[Tensor, Tensor]] = []
 
     def configure_model(self) -> None:
         """Make the model, once."""
@@ -142,8 +140,9 @@ class V1Module(LightningModule):
         self._note_consumed(batch)
         if self._is_nonfinite(out.loss):
             self._skip(out, batch)
-            return None
-        self.train_metrics.update(out.targets, out.terms.predictions)
+            return self._nothing()
+        # Reading them waits for the GPU: only when they are to be logged.
+        self._answers.append((out.targets, out.terms.predictions))
         loss = torch.stack([part.detach() for part in out.losses.values()]).sum()  # of this batch alone
         self.log("train/loss", loss, batch_size=len(batch))
         self.log("loss", loss, prog_bar=True, logger=False, batch_size=len(batch))
@@ -159,6 +158,9 @@ class V1Module(LightningModule):
         return max(1, getattr(self.trainer, "log_every_n_steps", 50))
 
     def _log_train_metrics(self, batch_size: int) -> None:
+        for targets, predictions in self._answers:
+            self.train_metrics.update(targets, predictions)
+        self._answers.clear()
         values = self.train_metrics.compute()
         self.train_metrics.reset()
         self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=batch_size)
@@ -193,6 +195,17 @@ class V1Module(LightningModule):
             )
         self.print(f"skipped a batch ({self.nonfinite} so far): {what}")
         self.log("train/skipped_batches", float(self.nonfinite), batch_size=len(batch))
+
+    def _nothing(self) -> Tensor | None:
+        """In place of a skipped batch's loss.
+
+        On several ranks, the step's other batches wait for a backward pass to be exchanged in: then zero,
+        with a zero gradient of every parameter.
+        """
+        if self.trainer.world_size == 1 or self.trainer.accumulate_grad_batches == 1:
+            return None
+        trained = (p for p in self.model.parameters() if p.requires_grad)
+        return torch.stack([p.flatten()[:0].sum().float() for p in trained]).sum()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if (self.global_step + 1) % self._log_every == 0:
@@ -232,13 +245,13 @@ class V1Module(LightningModule):
         config = self.optimizer_config
         optimizer = build_optimizer(self.model.named_parameters(), config)
         steps = total_steps(self.trainer)
-        if steps is None and config.schedule != "constant":
+        if steps is None and (config.schedule != "constant" or config.warmup > 0):
             raise ValueError(
-                f"the {config.schedule} schedule needs to know its end; set trainer.max_steps (with "
-                "data.packing.length nobody knows how many rows an epoch has) or trainer.max_epochs, or "
-                "model.optimizer.schedule=constant"
+                f"the {config.schedule} schedule with a warm-up of {config.warmup:g} needs to know its end; "
+                "set trainer.max_steps (with data.packing.length nobody knows how many rows an epoch has) or "
+                "trainer.max_epochs, or model.optimizer.schedule=constant and model.optimizer.warmup=0"
             )
-        steps = steps or UNKNOWN
+        steps = steps or 1  # of a constant schedule without a warm-up
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(step, steps, config)
         )

@@ -57,9 +57,12 @@ class PackingCheck:
         return leak == 0.0 and worst <= self.tolerance and self.gradient <= self.tolerance
 
 
-def check_packing(model: PointAndCopyModel, examples: Sequence[Encoded], pad_id: int) -> PackingCheck:
+def check_packing(
+    model: PointAndCopyModel, examples: Sequence[Encoded], pad_id: int, dtype: torch.dtype = torch.float32
+) -> PackingCheck:
     """Compare losses and gradients of `examples` packed into one row with those of each alone.
 
+    dtype: of the products (under autocast, autocast's), which decides what rounding explains.
     The model's weights and mode are left as they are; gradients are dropped. Needs at least two examples.
     Raises ValueError for fewer, and for a backbone that cannot pack.
     """
@@ -81,7 +84,7 @@ def check_packing(model: PointAndCopyModel, examples: Sequence[Encoded], pad_id:
         ),
         gradient,
         parameter,
-        TOLERANCE.get(model.dtype, 1e-4),
+        TOLERANCE[dtype],
     )
 
 
