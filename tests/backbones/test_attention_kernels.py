@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from v1lit.backbones import attention_kernels
 from v1lit.backbones.attention import attend_segments
 from v1lit.backbones.attention_kernels import KERNELS, dense_mask
 from v1lit.backbones.segments import Segments
@@ -201,30 +203,44 @@ def flash_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flash_attn", library)
 
 
-def varlen_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def varlen_stand_in(monkeypatch: pytest.MonkeyPatch, shares_heads: bool = True) -> None:
+    """The signature is the installed torch's, or as in 2.11, where keys must have all heads."""
     library = import_module("torch.nn.attention.varlen")
     signature = inspect.signature(library.varlen_attn)
+    if not shares_heads:
+        names = ("return_aux", "scale", "window_size")
+        kept = [p for p in signature.parameters.values() if p.kind != p.KEYWORD_ONLY or p.name in names]
+        signature = signature.replace(parameters=kept)
 
     def varlen_attn(*args: Any, **options: Any) -> Tensor:
         given = signature.bind(*args, **options)
         given.apply_defaults()
         a = SimpleNamespace(**given.arguments)
+        # What torch asks before it takes a backend.
+        assert torch.backends.cuda.flash_sdp_enabled()
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
         # Nothing to the right of a token is seen, everything to its left.
         assert tuple(a.window_size) == (-1, 0)
-        assert a.enable_gqa == (a.query.shape[1] != a.key.shape[1])
+        assert (shares_heads and a.enable_gqa) == (a.query.shape[1] != a.key.shape[1])
         assert torch.equal(a.cu_seq_q, a.cu_seq_k)
         check_bounds(a.cu_seq_q, a.max_q, a.query)
         check_bounds(a.cu_seq_k, a.max_k, a.key)
         return dense(a.query, a.key, a.value, a.cu_seq_q, a.scale)
 
+    varlen_attn.__signature__ = signature  # type: ignore[attr-defined]
     monkeypatch.setattr(library, "varlen_attn", varlen_attn)
 
 
 def xformers_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """The signatures are those of xformers 0.0.35, as far as they are used."""
 
+    attention_kernels._block_diagonal_mask.cache_clear()
+
     class BlockDiagonalCausalMask:
+        built = 0
+
         def __init__(self, lengths: list[int]) -> None:
+            type(self).built += 1
             self.lengths = lengths
 
         @classmethod
@@ -265,6 +281,7 @@ def xformers_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 STAND_INS = {
     "flash_attention_2": flash_stand_in,
     "varlen": varlen_stand_in,
+    "varlen of torch 2.11": partial(varlen_stand_in, shares_heads=False),
     "xformers": xformers_stand_in,
 }
 
@@ -276,9 +293,42 @@ def test_adapters_call_their_library_rightly(
     monkeypatch: pytest.MonkeyPatch, name: str, lengths: tuple[int, ...], heads: tuple[int, int]
 ) -> None:
     STAND_INS[name](monkeypatch)
+    kernel = name.partition(" ")[0]
     inputs = draw(lengths, heads)
     wanted = attend_segments(*inputs, Segments(lengths, "eager"), SCALE)
-    check(lambda q, k, v: attend_segments(q, k, v, Segments(lengths, name), SCALE), inputs, wanted)
+    check(lambda q, k, v: attend_segments(q, k, v, Segments(lengths, kernel), SCALE), inputs, wanted)
+
+
+def test_varlen_leaves_the_backends_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    varlen_stand_in(monkeypatch)
+    attend_segments(*draw((3, 4), (4, 2)), Segments((3, 4), "varlen"), SCALE)
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    assert torch.backends.cuda.math_sdp_enabled()
+
+
+def test_torch_chooses_flash_where_cudnn_is_not_enabled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own choice for a row that cuDNN could do; torch 2.11 has flash alone, and no choice."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    library = import_module("torch.nn.attention.varlen")
+    if not hasattr(library, "_select_backend"):
+        pytest.skip("this torch has one backend")
+    monkeypatch.setattr(library, "_cudnn_rejection_reasons", lambda *_: [])
+    bounds = torch.tensor([0, 300], dtype=torch.int32)
+    row = (*draw((300,), (4, 2)), bounds, bounds, 300, [-1, 0])
+    assert library._select_backend(*row) == SDPBackend.CUDNN_ATTENTION.value
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        assert library._select_backend(*row) == SDPBackend.FLASH_ATTENTION.value
+
+
+def test_the_mask_of_xformers_is_built_once_for_all_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    xformers_stand_in(monkeypatch)
+    mask = sys.modules["xformers.ops"].fmha.attn_bias.BlockDiagonalCausalMask
+    for lengths in ((3, 4), (7,)):
+        mask.built = 0
+        for _ in range(3):
+            attend_segments(*draw(lengths, (4, 2)), Segments(lengths, "xformers"), SCALE)
+        assert mask.built == 1
 
 
 @pytest.mark.parametrize("lengths", [(5,), (1, 1, 1), (3, 7, 1, 2)])

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import logging
 import shutil
+import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from torch._dynamo.utils import counters
+from torch.nn.parallel import DistributedDataParallel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from v1lit.backbones.attention import packed_decoder_arguments, use_segments
 from v1lit.backbones.config import BackboneConfig
@@ -43,13 +54,15 @@ def tiny(name: str) -> tuple[Any, Any]:
 
 def text(model: Any, lengths: tuple[int, ...]) -> Tensor:
     """Hidden states of a packed row of random embeddings."""
+    return model.get_decoder()(**decoder_inputs(model, lengths)).last_hidden_state
+
+
+def decoder_inputs(model: Any, lengths: tuple[int, ...]) -> dict[str, Any]:
     torch.manual_seed(sum(lengths))
     embeddings = torch.randn(1, sum(lengths), model.config.get_text_config().hidden_size)
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
     arguments = packed_decoder_arguments(Segments(lengths), embeddings.device, embeddings.dtype)
-    return model.get_decoder()(
-        inputs_embeds=embeddings, position_ids=positions, **arguments
-    ).last_hidden_state
+    return {"inputs_embeds": embeddings, "position_ids": positions, **arguments}
 
 
 def images(model: Any, backbone: Any, grids: tuple[tuple[int, int], ...]) -> Tensor:
@@ -171,6 +184,105 @@ def test_compiled_layers_give_the_same_and_one_compilation_serves_all_batches(
     # The pieces of one layer around its attention, compiled once. A row of one segment may need its own.
     assert 0 < graphs[0] <= 8
     assert graphs[-1] <= graphs[0] + 2
+
+
+class OlderLayer(nn.Module):
+    """The base class of layers as in transformers 5.17: it hands over a call that is bound to the layer."""
+
+    gradient_checkpointing = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.gradient_checkpointing and self.training:
+            return self._gradient_checkpointing_func(partial(super().__call__, **kwargs), *args)
+        return super().__call__(*args, **kwargs)
+
+
+def stack(base: type[nn.Module], layers: int) -> Any:
+    """A model that is nothing but a few layers of a new class."""
+
+    class Layer(base):  # type: ignore[misc,valid-type]
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+            return x + factor * self.linear(x).tanh()
+
+    class Stack(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(Layer() for _ in range(layers))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = layer(x, factor=0.5)
+            return x
+
+    torch.manual_seed(0)
+    return Stack().train()
+
+
+@needs_compiler
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("recomputed", [False, True], ids=["", "recomputed"])
+@pytest.mark.parametrize("base", [GradientCheckpointingLayer, OlderLayer])
+def test_one_compiled_function_serves_a_class_of_layers_and_keeps_no_model(
+    base: type[nn.Module], recomputed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.modeling_layers.GradientCheckpointingLayer", base)
+    compiled: list[Any] = []
+    stock = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: compiled.append(f) or stock(f, **options))
+    backbone: Any = SimpleNamespace(name="stack", parts={"language": ("layers",)})
+    model = stack(base, 4)
+    run = partial(model, torch.randn(5, 8))
+    expected = results(model, run)
+    if recomputed:
+        enable_checkpointing(model, backbone, ["language"])
+    assert compile_layers(model, backbone, ["language"]) == 4
+    assert_same(results(model, run), expected)
+    assert len(compiled) == 1
+    assert counters["stats"]["unique_graphs"] > 0
+    gone = weakref.ref(model.layers[0])
+    del model, run
+    gc.collect()
+    assert gone() is None
+
+
+def step_on_two_ranks(rank: int, rendezvous: str, results: str) -> None:
+    """One step of a compiled decoder; its buckets are so small that a layer's graph would be split."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    # Compilation in processes of its own would outlast this one.
+    torch._inductor.config.compile_threads = 1
+    ddp = importlib.import_module("torch._dynamo.backends.distributed")
+    ddp.DDPOptimizer = None  # type: ignore[attr-defined]
+    model, backbone = tiny("qwen2_5_vl")
+    model.get_input_embeddings().requires_grad_(False)  # not used here
+    compile_layers(model, backbone, ["language"])
+    decoder = DistributedDataParallel(model.get_decoder(), bucket_cap_mb=1e-3)
+    row = decoder_inputs(model, LANGUAGE_BATCHES[rank])
+    decoder(**row).last_hidden_state.square().mean().backward()
+    assert counters["stats"]["unique_graphs"] > 0
+    gradients = {n: p.grad for n, p in decoder.module.named_parameters() if p.grad is not None}
+    save_file(gradients, f"{results}/{rank}.safetensors")
+    dist.destroy_process_group()
+
+
+@needs_compiler
+@pytest.mark.timeout(180)
+def test_under_ddp_compiled_layers_stay_whole_and_take_the_same_step(tmp_path: Path) -> None:
+    mp.spawn(step_on_two_ranks, args=(str(tmp_path / "rendezvous"), str(tmp_path)), nprocs=2)
+    ranks = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(2)]
+    model, _ = tiny("qwen2_5_vl")
+    for lengths in LANGUAGE_BATCHES[:2]:
+        (text(model, lengths).square().mean() / 2).backward()
+    expected = {n: p.grad for n, p in model.get_decoder().named_parameters() if p.grad is not None}
+    assert ranks[0].keys() == ranks[1].keys() == expected.keys()
+    names = list(expected)
+    assert_same([ranks[0][name] for name in names], [ranks[1][name] for name in names])
+    assert_same([ranks[0][name] for name in names], [expected[name] for name in names])
 
 
 @needs_compiler

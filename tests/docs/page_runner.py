@@ -135,6 +135,8 @@ def run_command(words: Sequence[str]) -> None:
         call([*words, *QUICK[rest[1]]])
     elif words in (["v1lit", "doctor"], ["v1lit", "list"]):
         call(words)
+    elif words[:3] == ["v1lit", "doctor", "--packing"]:
+        call([*words, *FEW_SCENES])
     elif program == "make":
         targets = re.findall(r"^(\w+):", Path("Makefile").read_text(encoding="utf-8"), re.MULTILINE)
         assert set(rest) <= set(targets), f"the Makefile has no {rest}"

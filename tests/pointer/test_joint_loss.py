@@ -267,6 +267,71 @@ def test_a_factor_on_the_loss_scales_gradients_exactly_in_half_precision() -> No
     assert torch.equal(third, (once.float() / 3).bfloat16())
 
 
+@pytest.mark.parametrize("implementation", FAST)
+def test_loss_scaling_saves_the_gradient_of_a_confident_position(implementation: str) -> None:
+    """Gradients of 1e-5 for the true logit and 1e-8 for the others would vanish in float16."""
+    shape = Shape(positions=(1, 1), image_tokens=(3, 0), share=0.0, start=1000, vocabulary=1000)
+    rows = make_rows(shape, torch.float16)
+    assert rows.pointers is not None
+    rows.labels[:] = rows.labels[0]
+    with torch.no_grad():
+        # Of all logits, that of the label is 18.5 and the others are 0.
+        for one in (rows.hidden, rows.pointers.queries):
+            one.zero_()[:, 0] = 1.0
+        for one in (rows.head, rows.pointers.keys):
+            one[:, 0] = 0.0
+        rows.head[rows.labels[0], 0] = 18.5
+    rows = replace(rows, weights=torch.tensor([5.0, 0.5], device=DEVICE))
+    ours = rows.loss(implementation=implementation, reduction="sum").loss * 2**16
+    exact = rows.to(torch.float64)
+    truth = exact.loss(implementation="reference", reduction="sum").loss * 2**16
+    leaves, expected = rows.leaves(), exact.leaves()
+    truths = dict(zip(expected, torch.autograd.grad(truth, list(expected.values())), strict=True))
+    for name, gradient in zip(leaves, torch.autograd.grad(ours, list(leaves.values())), strict=True):
+        assert gradient.isfinite().all(), name
+        for row, right in zip(gradient, truths[name], strict=True):
+            assert float((row.double() - right).norm()) <= 0.05 * float(right.norm()) + 1e-6, name
+
+
+@pytest.mark.parametrize("implementation", FAST)
+def test_heavy_positions_are_no_infinities_in_float16(implementation: str) -> None:
+    rows = make_rows(SHAPES["two sequences"], torch.float16)
+    assert rows.weights is not None
+    assert_as_good_as_reference(
+        lambda rows: results(rows, implementation=implementation, chunk=7),
+        lambda rows: results(rows, implementation="reference"),
+        replace(rows, weights=500 * rows.weights),
+    )
+
+
+def test_sums_over_many_positions_are_no_infinities_in_float16() -> None:
+    """In the head's gradient, 4,096 positions that are wrong alike."""
+    shape = Shape(positions=(4096,), image_tokens=(0,), pointers=False, start=4, vocabulary=4)
+    rows = make_rows(shape, torch.float16)
+    with torch.no_grad():
+        rows.hidden.fill_(16.0)
+        rows.head.copy_(torch.tensor([[0.0], [1.0], [1.0], [1.0]]).expand_as(rows.head))
+    rows = replace(rows, labels=torch.zeros_like(rows.labels), weights=None)
+    for implementation in ("reference", "chunked"):
+        (gradient,) = torch.autograd.grad(rows.loss(implementation=implementation).loss, [rows.head])
+        torch.testing.assert_close(gradient[0], torch.full_like(gradient[0], -16.0))
+
+
+@pytest.mark.parametrize("implementation", FAST)
+def test_labels_and_weights_may_be_columns_of_something(implementation: str) -> None:
+    rows = make_rows(SHAPES["packed, some without"], torch.float32)
+    assert rows.weights is not None
+    strided = replace(
+        rows,
+        labels=torch.stack([rows.labels, rows.labels + 1], dim=1)[:, 0],
+        weights=torch.stack([rows.weights, rows.weights + 1], dim=1)[:, 0],
+    )
+    assert not strided.labels.is_contiguous()
+    found, expected = (results(r, implementation=implementation, chunk=7) for r in (strided, rows))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, msg=name)
+
+
 def test_autocast_decides_the_type_of_the_products() -> None:
     """As of a linear layer; the gradient of a float32 head is not rounded."""
     rows = make_rows(SHAPES["two sequences"], torch.float32)

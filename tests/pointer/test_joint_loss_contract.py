@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,8 @@ import torch
 from loss_cases import SHAPES, Shape, make_rows
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from v1lit.pointer.joint_loss import LossMismatchError, choose_loss, verify_pointer_loss
+from v1lit.pointer.joint_loss import LossMismatchError, choice, choose_loss, verify_pointer_loss
+from v1lit.pointer.joint_loss.chunked import _adds_in_place
 from v1lit.pointer.joint_loss.rows import RowTerms, torch_rows
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -78,11 +79,12 @@ def test_a_good_number_of_positions_per_chunk_is_alike_in_all() -> None:
 # ---------------------------------------------------------------------- choices
 
 
-def test_auto_says_what_it_took_and_why() -> None:
+def test_auto_says_what_it_took_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     name, line = choose_loss("auto", CPU, torch.bfloat16)
     assert name == "chunked"
     assert "triton" in line
     pytest.importorskip("triton")
+    monkeypatch.setattr(choice, "_trial", lambda device, dtype: None)
     assert choose_loss("auto", GPU, torch.bfloat16).name == "triton"
     assert choose_loss("auto", GPU, torch.float32) == (
         "chunked",
@@ -106,6 +108,95 @@ def test_a_kernel_for_gpus_is_refused_on_a_cpu(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ValueError, match="needs a GPU, and the model is on cpu"):
         choose_loss("triton", CPU, torch.bfloat16)
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], None]]:
+    """Puts another function in place of the kernel, as if on a GPU."""
+    module = pytest.importorskip("v1lit.pointer.joint_loss.triton_rows", reason="triton is not installed")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+
+    def put(rows: Any) -> None:
+        choice._trial.cache_clear()
+        monkeypatch.setattr(module, "triton_rows", rows)
+
+    yield put
+    choice._trial.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_a_kernel_that_does_what_plain_torch_does_is_taken(kernel: Any, dtype: torch.dtype) -> None:
+    calls = []
+
+    def rows(*arguments: Any) -> RowTerms:
+        calls.append(1)
+        return torch_rows(*arguments)
+
+    kernel(rows)
+    for _ in range(2):
+        assert choose_loss("triton", CPU, dtype) == ("triton", "loss: triton, as asked for")
+        assert choose_loss("auto", CPU, dtype).name == ("chunked" if dtype == torch.float32 else "triton")
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("wrong", ["raises", "loss", "gradient", "predictions"])
+def test_a_kernel_that_fails_on_this_device_is_not_taken(kernel: Any, wrong: str) -> None:
+    def rows(logits: torch.Tensor, *arguments: Any) -> RowTerms:
+        if wrong == "raises":
+            raise RuntimeError("PTX is of a newer version\nthan the driver")
+        terms = torch_rows(logits, *arguments)
+        if wrong == "gradient":
+            logits *= 1.05
+        if wrong == "loss":
+            terms = terms._replace(cross_entropy=terms.cross_entropy * 1.05)
+        if wrong == "predictions":
+            terms = terms._replace(predictions=terms.predictions + 1)
+        return terms
+
+    kernel(rows)
+    found = {"raises": "RuntimeError: PTX is of a newer version"}.get(wrong, "its results are not those of")
+    name, line = choose_loss("auto", CPU, torch.bfloat16)
+    assert name == "chunked"
+    assert line.startswith(f"loss: chunked; not triton: it fails here: {found}")
+    with pytest.raises(ValueError, match=f"is 'triton', but it fails here: {found}"):
+        choose_loss("triton", CPU, torch.bfloat16)
+    assert choose_loss("chunked", CPU, torch.bfloat16).name == "chunked"
+
+
+def added(*arguments: Any, **options: Any) -> torch.Tensor:
+    out = options["out"]
+    product = arguments[1].float() @ arguments[2].float()
+    return out.copy_(arguments[0] + options["alpha"] * product)
+
+
+def too_little(*arguments: Any, **options: Any) -> torch.Tensor:
+    return options["out"]
+
+
+def unknown(*arguments: Any, **options: Any) -> torch.Tensor:
+    raise TypeError("addmm() got an unexpected keyword argument 'out_dtype'")
+
+
+@pytest.mark.parametrize(("addmm", "found"), [(added, True), (too_little, False), (unknown, False)])
+def test_only_a_torch_that_adds_rightly_in_place_is_let_do_so(
+    addmm: Any, found: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "addmm", addmm)
+    assert _adds_in_place.__wrapped__(CPU, torch.bfloat16) is found
+
+
+def test_sequences_without_an_image_take_no_products() -> None:
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if "mm" in str(func):
+                sizes.extend(x.numel() for x in args if isinstance(x, torch.Tensor))
+            return func(*args, **(kwargs or {}))
+
+    sizes: list[int] = []
+    with Products():
+        make_rows(SHAPES["packed, some without"], torch.float32).loss(chunk=5).loss.backward()
+    assert sizes
+    assert 0 not in sizes
 
 
 def test_without_triton_a_gpu_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ scale of the products, and give `[tokens, heads, head dim]`. All compute what `e
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -69,18 +70,25 @@ def flash(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: 
 
 def varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float) -> Tensor:
     """torch's variable-length attention; a window of nothing to the right is what makes it causal."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
     attend = _varlen_library()
     bounds, longest = segments.bounds(query.device), segments.longest
-    options = {"scale": scale, "window_size": (-1, 0), "enable_gqa": query.shape[1] != key.shape[1]}
-    output: Tensor = attend(query, key, value, bounds, bounds, longest, longest, **options)
+    options: dict[str, Any] = {"scale": scale, "window_size": (-1, 0)}
+    if _takes_shared_heads(attend):
+        options["enable_gqa"] = query.shape[1] != key.shape[1]
+    else:
+        key, value = _repeat_heads(key, query), _repeat_heads(value, query)
+    # Newer versions of torch would take cuDNN, which builds a graph for every new geometry: for every row.
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        output: Tensor = attend(query, key, value, bounds, bounds, longest, longest, **options)
     return output
 
 
 def xformers(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float) -> Tensor:
     """xformers' memory-efficient attention with a block-diagonal mask. Shared key heads are repeated."""
     ops = _xformers_library()
-    block_diagonal = ops.fmha.attn_bias.BlockDiagonalCausalMask
-    mask = block_diagonal.from_seqlens(list(segments.lengths), device=query.device)
+    mask = _block_diagonal_mask(segments.lengths, query.device)
     rows = (query, _repeat_heads(key, query), _repeat_heads(value, query))
     output: Tensor = ops.memory_efficient_attention(*(x[None] for x in rows), attn_bias=mask, scale=scale)
     return output[0]
@@ -114,9 +122,23 @@ def _xformers_library() -> Any:
     return ops
 
 
+@lru_cache(maxsize=2)
+def _takes_shared_heads(varlen_attn: Any) -> bool:
+    """Whether this torch's function knows of shared key heads; that of 2.11 does not."""
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+
 def _repeat_heads(x: Tensor, query: Tensor) -> Tensor:
     times = query.shape[1] // x.shape[1]
     return x if times == 1 else x.repeat_interleave(times, dim=1)
+
+
+# Every layer asks for the same mask, see `segments.py` for what that takes.
+@lru_cache(maxsize=2)
+@torch.inference_mode(False)
+def _block_diagonal_mask(lengths: tuple[int, ...], device: torch.device) -> Any:
+    block_diagonal = _xformers_library().fmha.attn_bias.BlockDiagonalCausalMask
+    return block_diagonal.from_seqlens(list(lengths), device=device)
 
 
 @lru_cache(maxsize=2)
@@ -190,10 +212,13 @@ class Kernel:
 @torch.inference_mode(False)
 @torch.enable_grad()
 def _trial(attend: Attend, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why two short segments cannot be trained on: operators may be absent from a build. None if they can."""
+    """Why two segments cannot be trained on: operators may be absent from a build. None if they can."""
     new = partial(torch.ones, device=device, dtype=dtype, requires_grad=True)
+    # A short one and a long one: libraries may have kernels of their own for rows of short ones.
+    segments = Segments((2, 300))
+    query, key, value = (new(segments.tokens, heads, 64) for heads in (2, 1, 1))
     try:
-        output = attend(new(5, 2, 64), new(5, 1, 64), new(5, 1, 64), Segments((2, 3)), 0.125)
+        output = attend(query, key, value, segments, 0.125)
         output.sum().backward()
     except Exception as error:
         return f"fails: {_first_line(error)}"

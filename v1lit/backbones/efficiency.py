@@ -47,6 +47,7 @@ def compile_layers(model: PreTrainedModel, backbone: Backbone, parts: Iterable[s
     layers = [layer for part in parts for layer in part_layers(model, backbone, part)]
     if layers:
         check_compiler()
+        _keep_layers_whole()
     for layer in layers:
         recomputed = getattr(layer, "gradient_checkpointing", False)
         _while_training(layer, _recomputed_compiled if recomputed else _run_compiled)
@@ -98,12 +99,33 @@ def _recomputed(forward: partial[Any], *args: Any) -> Any:
 
 
 def _run_compiled(forward: partial[Any], *args: Any) -> Any:
-    return _compiled(forward.func)(*forward.args, *args, **forward.keywords)
+    return _compiled_layer(forward)(*args)
 
 
 def _recomputed_compiled(forward: partial[Any], *args: Any) -> Any:
     # The other way round, compilation would stop at the checkpoint.
-    return _recomputed(partial(_compiled(forward.func), *forward.args, **forward.keywords), *args)
+    return _recomputed(_compiled_layer(forward), *args)
+
+
+def _compiled_layer(forward: partial[Any]) -> partial[Any]:
+    """The compiled function of the layer's class, with the layer and the keyword arguments."""
+    function, bound = forward.func, forward.args
+    layer = getattr(function, "__self__", None)
+    if layer is not None:
+        # transformers 5.17, for one, gives the call that is bound to a layer: compiled as it is, each layer
+        # would have one of its own and be kept by the cache. Hooks of the layer itself do not run then.
+        function, bound = type(layer).forward, (layer, *bound)
+    return partial(_compiled(function), *bound, **forward.keywords)
+
+
+def _keep_layers_whole() -> None:
+    """Under DDP, torch.compile would split graphs by DDP's buckets, to send gradients early.
+
+    Layers are graphs of their own, between which gradients are sent anyway.
+    """
+    import torch._dynamo
+
+    torch._dynamo.config.optimize_ddp = False
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -27,21 +28,24 @@ def choose_loss(
 ) -> LossChoice:
     """The implementation for products in `dtype` on `device`.
 
-    "auto" is `triton` where it can work and gains something: half precision on a GPU; else `chunked`. Raises
-    ValueError for an unknown name, and for `triton` where that cannot work.
+    "auto" is `triton` where it works, which is tried once, and gains something: half precision on a GPU; else
+    `chunked`. Raises ValueError for an unknown name, and for `triton` where that does not work.
     """
     if wanted not in NAMES:
         raise ValueError(f"pointer.loss_implementation is {wanted!r}; allowed: {', '.join(NAMES)}")
+    if wanted in ("reference", "chunked"):
+        return LossChoice(wanted, f"loss: {wanted}, as asked for")
     obstacle = _why_not_triton(device, dtype, z_top_k)
+    if wanted == "auto" and obstacle is None and dtype == torch.float32:
+        obstacle = "it gains nothing in float32"
+    obstacle = obstacle or _trial(device, dtype)
     if wanted == "triton" and obstacle is not None:
         raise ValueError(
             f"pointer.loss_implementation is 'triton', but {obstacle}; take 'chunked', or 'auto', which "
             "takes what works"
         )
-    if wanted != "auto":
-        return LossChoice(wanted, f"loss: {wanted}, as asked for")
-    if obstacle is None and dtype == torch.float32:
-        obstacle = "it gains nothing in float32"
+    if wanted == "triton":
+        return LossChoice("triton", "loss: triton, as asked for")
     if obstacle is None:
         return LossChoice("triton", f"loss: triton, for {_short(dtype)} on a GPU")
     return LossChoice("chunked", f"loss: chunked; not triton: {obstacle}")
@@ -69,6 +73,30 @@ def _why_not_triton(device: torch.device, dtype: torch.dtype, z_top_k: int | Non
     if z_top_k is not None:
         return "it computes the z-loss over all logits, and pointer.z_top_k is set"
     return None
+
+
+@lru_cache(maxsize=8)
+def _trial(device: torch.device, dtype: torch.dtype) -> str | None:
+    """What is wrong with its kernel here, where two rows are compared with plain torch; None if nothing."""
+    vocabulary, width, tokens = 50, 64, (14, 5)
+    try:
+        from v1lit.pointer.joint_loss.triton_rows import triton_rows
+
+        logits = torch.linspace(-3, 3, 2 * width, device=device).view(2, width).to(dtype)
+        logits[1, vocabulary + tokens[1] :] = torch.finfo(dtype).min
+        classes = torch.tensor([vocabulary + n for n in tokens], dtype=torch.int32, device=device)
+        labels = torch.tensor([7, vocabulary + 2], device=device)
+        weights = torch.tensor([0.5, 2.0], device=device)
+        rest = (labels, classes, weights, vocabulary, LossOptions(z_weight=0.01))
+        ours, right = logits.clone(), logits.clone()
+        found, expected = triton_rows(ours, *rest), torch_rows(right, *rest)
+        pairs = zip((ours, *found), (right, *expected), strict=True)
+        relative = 2 * torch.finfo(dtype).eps
+        close = all(torch.allclose(a.float(), b.float(), rtol=relative, atol=1e-5) for a, b in pairs)
+    except Exception as error:  # of the compiler, the driver, the build: each has its own
+        first = str(error).strip().partition("\n")[0]
+        return f"it fails here: {type(error).__name__}: {first}"
+    return None if close else "it fails here: its results are not those of plain torch"
 
 
 def _short(dtype: torch.dtype) -> str:

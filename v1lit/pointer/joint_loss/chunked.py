@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from v1lit.pointer.joint_loss.rows import RowFunction, RowTerms
 from v1lit.pointer.joint_loss.terms import JointRows, LossOptions, Terms, wide
@@ -26,6 +27,10 @@ from v1lit.pointer.joint_loss.terms import JointRows, LossOptions, Terms, wide
 BUFFER = {"cpu": 5 * 2**25, "cuda": 5 * 2**26}
 """Bytes of logits to hold. Every chunk reads and writes the gradient of the head once: fewer would be slower,
 and at some 1,000 rows a GPU's products are no longer bound by that."""
+FLOAT16_FACTOR = 2.0**10
+"""What the heaviest position weighs while gradients are float16 and wait for the loss scale: those of
+confident positions, 1e-6 and less, would vanish. The heaviest weighs no less, so that its gradients stay in
+range: below 2^11 times the largest entry of the head, or of keys."""
 BLOCK = 2**14
 """Rows of a gradient that a product in half precision is added to at a time."""
 
@@ -144,7 +149,10 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, plan: Plan, labels: Tensor, weights: Tensor, *inputs: Any) -> Any:
-        swept = sweep(plan, labels, weights if any(plan.wanted) else None, Inputs(*inputs))
+        ctx.factor = 1.0
+        if plan.dtype == torch.float16:
+            ctx.factor = FLOAT16_FACTOR / F.pad(weights, (0, 1), value=1.0).max()
+        swept = sweep(plan, labels, weights * ctx.factor if any(plan.wanted) else None, Inputs(*inputs))
         ctx.gradients = swept.gradients
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in inputs]
         ctx.mark_non_differentiable(*swept.terms)
@@ -160,7 +168,8 @@ class _Sum(torch.autograd.Function):
             )
         gradients, ctx.gradients = ctx.gradients, None
         # Of shape [1, 1], the factor is no scalar, which would be rounded to the type of the gradient first.
-        scaled = [None if g is None else g.mul_(upstream.reshape(1, 1)) for g in gradients]
+        factor = upstream.reshape(1, 1) / ctx.factor
+        scaled = [None if g is None else g.mul_(factor) for g in gradients]
         return None, None, None, *_cast(scaled, ctx.dtypes)
 
 
@@ -266,6 +275,8 @@ def _add_gradients(
     if gradients.head is not None:
         _add_product(gradients.head[:vocabulary], text.T, hidden[part])
     for piece in pieces:
+        if not piece.pointers:
+            continue
         own = logits[piece.rows, vocabulary : vocabulary + piece.pointers]
         if gradients.queries is not None and keys is not None:
             _product(gradients.queries[piece.positions], own, keys[piece.keys], plan.scale)
@@ -286,17 +297,24 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor, scale: float = 1.0)
         torch.addmm(total, left, right, alpha=scale, out_dtype=total.dtype, out=total)
     else:
         for some, rows in zip(total.split(BLOCK), left.split(BLOCK), strict=True):
-            product = torch.mm(rows, right, out_dtype=total.dtype) if rows.is_cuda else rows @ right
-            some.add_(product, alpha=scale)
+            some.add_(_wide_product(rows, right, total.dtype), alpha=scale)
+
+
+def _wide_product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """`left @ right` of halves, in `dtype` where that is to be had, or else where it is needed."""
+    if left.is_cuda:
+        return torch.mm(left, right, out_dtype=dtype)
+    # A sum over many positions may be no number of float16.
+    return left.to(dtype) @ right.to(dtype) if left.dtype == torch.float16 else left @ right
 
 
 @cache
 def _adds_in_place(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether this torch adds a product in half precision to a float32 total: a GPU's does, if it is new."""
-    total = torch.zeros(8, 8, device=device)
-    half = torch.zeros(8, 8, device=device, dtype=dtype)
+    total = torch.ones(8, 8, device=device)
+    half = torch.ones(8, 8, device=device, dtype=dtype)
     try:
-        torch.addmm(total, half, half, out_dtype=torch.float32, out=total)
-    except (RuntimeError, NotImplementedError):
+        torch.addmm(total, half, half, alpha=0.5, out_dtype=torch.float32, out=total)
+    except (RuntimeError, NotImplementedError, TypeError):
         return False
-    return True
+    return bool((total == 1 + 0.5 * 8).all())

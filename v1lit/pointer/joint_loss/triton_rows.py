@@ -33,6 +33,7 @@ def triton_rows(
     """See `RowFunction` in `rows.py`."""
     assert options.z_top_k is None, "choose_loss refuses this"
     terms = RowTerms.empty(len(logits), logits)
+    labels = labels.contiguous()
     block = min(triton.next_power_of_2(logits.shape[1]), BLOCK)
     _row[(len(logits),)](
         logits,
