@@ -6,7 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+# No test depends on how busy the machine is.
+settings.register_profile("v1lit", deadline=None)
+settings.load_profile("v1lit")
 sys.path.insert(0, str(Path(__file__).parent))
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

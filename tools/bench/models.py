@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from v1lit.backbones.registry import get_backbone
 from v1lit.backbones.tiny import tiny_tokenizer
 from v1lit.pointer.config import PointerConfig
-from v1lit.pointer.model import PointAndCopyConfig, PointAndCopyModel
+from v1lit.pointer.model import PointAndCopyModel
+from v1lit.pointer.model_config import PointAndCopyConfig
 
 FAMILY = "qwen2_5_vl"
 LEARNING_RATE = 1e-5

@@ -21,7 +21,8 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.initialization import no_init_weights
 
 from v1lit.pointer.config import PointerConfig
-from v1lit.pointer.model import PointAndCopyConfig, PointAndCopyModel
+from v1lit.pointer.model import PointAndCopyModel
+from v1lit.pointer.model_config import PointAndCopyConfig
 
 # (published prefix, ours), the first match counts
 _PREFIXES = (
