@@ -11,7 +11,13 @@ import torch
 from loss_cases import SHAPES, Shape, make_rows
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from v1lit.pointer.joint_loss import LossMismatchError, choice, choose_loss, verify_pointer_loss
+from v1lit.pointer.joint_loss import (
+    LossMismatchError,
+    choice,
+    choose_loss,
+    pointer_cross_entropy,
+    verify_pointer_loss,
+)
 from v1lit.pointer.joint_loss.chunked import _adds_in_place
 from v1lit.pointer.joint_loss.rows import RowTerms, torch_rows
 
@@ -298,3 +304,15 @@ def test_verification_takes_few_positions_of_many(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("v1lit.pointer.joint_loss.choice.torch_rows", noting_rows)
     verify(make_rows(TALL, torch.float32), limit=100, implementation="chunked")
     assert seen == [86, 86]  # every third of 256; once for losses, once for gradients
+
+
+def test_labels_that_are_no_ids_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"labels are ids, not torch.float32"):
+        pointer_cross_entropy(torch.zeros(2, 3), torch.zeros(7, 3), torch.tensor([1.0, 2.0]), 7)
+
+
+def test_a_smoothing_beyond_one_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"label_smoothing is 2.0"):
+        pointer_cross_entropy(
+            torch.zeros(1, 3), torch.zeros(7, 3), torch.zeros(1).long(), 7, label_smoothing=2.0
+        )

@@ -157,3 +157,12 @@ def test_a_batch_without_an_image_gives_every_parameter_a_gradient(family: str) 
     assert of_towers
     assert all((value == 0).all() for value in of_towers)
     assert any((value != 0).any() for value in found.values())
+
+
+def test_segments_with_a_mask_and_in_generation_are_refused() -> None:
+    model = build("qwen2_5_vl")
+    batch = packed_batch("qwen2_5_vl")
+    with pytest.raises(ValueError, match="segment_lengths or attention_mask, not both"):
+        model(**inputs(batch), attention_mask=batch.attention_mask, labels=batch.labels)
+    with pytest.raises(ValueError, match="generate takes one example per row"):
+        model.generate(**inputs(batch))

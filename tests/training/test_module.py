@@ -253,6 +253,7 @@ def test_verify_loss_is_content_with_a_right_one(make_data: Any, make_module: An
     trainer = make_trainer(max_steps=2, val_check_interval=1)  # validation has no gradients to compare
     trainer.fit(make_module(verify_loss=1), datamodule=make_data())
     assert trainer.global_step == 2
+    assert 0 < trainer.logged_metrics["train/loss_error"] < 1e-4
 
 
 def test_the_log_says_which_kernels_were_chosen(

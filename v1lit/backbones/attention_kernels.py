@@ -203,7 +203,7 @@ class Kernel:
         except Exception as error:  # a package built for another torch fails in ways of its own
             name = str(getattr(error, "name", "")).partition(".")[0]
             absent = isinstance(error, ModuleNotFoundError) and name == self.package
-            hint = f"is not installed (pip install {self.package.replace('_', '-')})"
+            hint = f"is not installed (pip install 'v1lit[{self.package.replace('_', '-')}]')"
             return hint if absent else f"fails: {_first_line(error)}"
         return None
 

@@ -52,8 +52,8 @@ class BackboneConfig:
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     attention: str = "auto"
     freeze: list[str] = field(default_factory=list)
-    gradient_checkpointing: list[str] = field(default_factory=list)
-    compile: list[str] = field(default_factory=list)
+    gradient_checkpointing: list[Literal["language", "vision"]] = field(default_factory=list)
+    compile: list[Literal["language", "vision"]] = field(default_factory=list)
     image: dict[str, Any] = field(default_factory=dict)
     views: Literal["all", "tiles", "overview"] = "all"
 

@@ -130,9 +130,11 @@ def collate(
 ) -> Batch:
     """One row per example, padded to the longest: on the left for generation, on the right for training.
 
-    With `pointer_start`, labels are counted. Raises ValueError for no examples.
+    With `pointer_start`, labels are counted. Raises ValueError for no examples and another side.
     """
     _check(examples)
+    if side not in ("left", "right"):
+        raise ValueError(f"side is {side!r}; allowed: left, right")
     length = max(len(example.input_ids) for example in examples)
 
     def padded(rows: list[Tensor], value: int) -> Tensor:

@@ -15,6 +15,10 @@ ROWS_AHEAD = 6
 UNREACHED = np.iinfo(np.int64).max // 2
 
 
+class PackingError(ValueError):
+    """An example that fits no row, or rows without a length; the message names it."""
+
+
 def pack(examples: Iterable[Encoded], config: PackingConfig) -> Iterator[list[Encoded]]:
     """Packs of at most `config.length` tokens: every example in exactly one, in an order of the input alone.
 
@@ -23,11 +27,11 @@ def pack(examples: Iterable[Encoded], config: PackingConfig) -> Iterator[list[En
     it: a subset sum, solved exactly (see `fullest`). So an example leaves with the `look_ahead`-th pack after
     it was read, at the latest, and the n-th example is in one of the first n packs.
 
-    Raises ValueError, naming the example and the key, for one that exceeds the length or a cap by itself, and
-    for a config without a length.
+    Raises PackingError, naming the example and the key, for one that exceeds the length or a cap by itself,
+    and for a config without a length.
     """
     if config.length is None:
-        raise ValueError("data.packing.length is not set; give the tokens of a row")
+        raise PackingError("data.packing.length is not set; give the tokens of a row")
     source = iter(examples)
     waiting: list[_Item] = []
     while True:
@@ -106,7 +110,7 @@ def _item(example: Encoded, config: PackingConfig) -> _Item:
         (image_tokens, "image tokens", "max_image_tokens", config.max_image_tokens),
     ):
         if limit is not None and value > limit:
-            raise ValueError(
+            raise PackingError(
                 f"example {example.id!r} has {value} {what}, more than the {limit} of data.packing.{key}: "
                 f"it fits no row; {ADVICE[key].format(value=value)}"
             )

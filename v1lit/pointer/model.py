@@ -59,6 +59,8 @@ class PointAndCopyOutput(ModelOutput):
     """The same as sums and counts, for exact averages over several batches; and predictions."""
     targets: Tensor | None = None
     """Labels of the supervised positions, in row-major order, `[positions]`."""
+    verified: float | None = None
+    """Largest relative error of the loss or a gradient, where it was compared with the reference."""
     past_key_values: Cache | None = None
     pointer_memory: PointerMemory | None = None
 
@@ -224,6 +226,8 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
                 position_ids=position_ids, past_key_values=past_key_values, use_cache=use_cache,
             )  # fmt: skip
         segments = self._segments(input_ids, segment_lengths)
+        if segments is not None and attention_mask is not None:
+            raise ValueError("segments have no padding: give segment_lengths or attention_mask, not both")
         layout = self._layout(input_ids, segments)
         targets = None if labels is None else Targets.of(labels, layout, self.config.pointer_start)
         safe_ids = self._without_pointers(input_ids)
@@ -367,11 +371,16 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
             "chunk": options.loss_chunk,
         }
         given = (hidden, head, targets.labels, start, pointers)
+        verified = None
         if self.verify_loss and torch.is_grad_enabled():
-            verify_pointer_loss(*given, **arguments)
+            verified = max(verify_pointer_loss(*given, **arguments).values())
         terms = pointer_cross_entropy(*given, reduction=reduction, normalizer=normalizer, **arguments)
         return PointAndCopyOutput(
-            loss=terms.loss, losses=terms.means(options.z_weight), terms=terms, targets=targets.labels
+            loss=terms.loss,
+            losses=terms.means(options.z_weight),
+            terms=terms,
+            targets=targets.labels,
+            verified=verified,
         )
 
     # ------------------------------------------------------------------ generate
@@ -386,6 +395,8 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
         keeps every row with its own images. The image placeholder itself is never generated.
         """
         image_inputs = {name: kwargs.pop(name) for name in self.family.image_inputs if name in kwargs}
+        if "segment_lengths" in kwargs:
+            raise ValueError("generate takes one example per row, padded on the left, not segments of a row")
         layout = self._layout(input_ids)
         safe_ids = self._without_pointers(input_ids)
         if attention_mask is None:

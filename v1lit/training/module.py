@@ -21,7 +21,7 @@ from v1lit.training.optimizer import OptimizerConfig, build_optimizer, learning_
 from v1lit.training.steps import total_steps
 
 
-class NonFiniteLossError(ValueError):
+class NonFiniteLossError(RuntimeError):
     """The loss is NaN or infinite; the message names the examples."""
 
 
@@ -149,6 +149,8 @@ class V1Module(LightningModule):
         self.log_dict(
             {f"train/loss_{name}": part.detach() for name, part in out.losses.items()}, batch_size=len(batch)
         )
+        if out.verified is not None:
+            self.log("train/loss_error", out.verified, batch_size=len(batch))
         if (self.global_step + 1) % self._log_every == 0:
             self._log_train_metrics(len(batch))
         return out.loss
@@ -245,14 +247,27 @@ class V1Module(LightningModule):
         config = self.optimizer_config
         optimizer = build_optimizer(self.model.named_parameters(), config)
         steps = total_steps(self.trainer)
-        if steps is None and (config.schedule != "constant" or config.warmup > 0):
-            raise ValueError(
-                f"the {config.schedule} schedule with a warm-up of {config.warmup:g} needs to know its end; "
-                "set trainer.max_steps (with data.packing.length nobody knows how many rows an epoch has) or "
-                "trainer.max_epochs, or model.optimizer.schedule=constant and model.optimizer.warmup=0"
-            )
+        self._check_end(steps)
         steps = steps or 1  # of a constant schedule without a warm-up
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(step, steps, config)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _check_end(self, steps: int | None) -> None:
+        """Refuse a schedule that needs a number of steps nobody knows; say where epochs may end first."""
+        config, trainer = self.optimizer_config, self.trainer
+        packed = trainer.num_training_batches == float("inf")
+        unknown = "with data.packing.length nobody knows how many rows an epoch has"
+        if steps is None and (config.schedule != "constant" or config.warmup > 0):
+            ways = "trainer.max_steps" if packed else "trainer.max_steps or trainer.max_epochs"
+            constant = "" if config.schedule == "constant" else "model.optimizer.schedule=constant and "
+            raise ValueError(
+                f"the {config.schedule} schedule with a warm-up of {config.warmup:g} needs to know its end; "
+                f"set {ways}{f' ({unknown})' if packed else ''}, or {constant}model.optimizer.warmup=0"
+            )
+        if packed and steps is not None and trainer.max_epochs not in (None, -1):
+            rank_zero_info(
+                f"the schedule is made for trainer.max_steps={steps}; it is cut off if "
+                f"trainer.max_epochs={trainer.max_epochs} ends the run before: {unknown}"
+            )

@@ -32,7 +32,7 @@ def choose_loss(
     `chunked`. Raises ValueError for an unknown name, and for `triton` where that does not work.
     """
     if wanted not in NAMES:
-        raise ValueError(f"pointer.loss_implementation is {wanted!r}; allowed: {', '.join(NAMES)}")
+        raise ValueError(f"model.pointer.loss_implementation is {wanted!r}; allowed: {', '.join(NAMES)}")
     if wanted in ("reference", "chunked"):
         return LossChoice(wanted, f"loss: {wanted}, as asked for")
     obstacle = _why_not_triton(device, dtype, z_top_k)
@@ -41,8 +41,8 @@ def choose_loss(
     obstacle = obstacle or _trial(device, dtype)
     if wanted == "triton" and obstacle is not None:
         raise ValueError(
-            f"pointer.loss_implementation is 'triton', but {obstacle}; take 'chunked', or 'auto', which "
-            "takes what works"
+            f"model.pointer.loss_implementation is 'triton', but {obstacle}; take 'chunked', or 'auto', "
+            "which takes what works"
         )
     if wanted == "triton":
         return LossChoice("triton", "loss: triton, as asked for")

@@ -48,7 +48,8 @@ def pointer_cross_entropy(
 
     hidden `[positions, hidden]`: last hidden states of the supervised positions, whose type is that of the
     products (under autocast, autocast's). head `[vocabulary, hidden]`. labels `[positions]`: a vocabulary id,
-    or `V + j` for the j-th image token of the position's sequence. gate `[positions, 1]`: g, which makes the
+    or `V + j` for the j-th image token of the position's sequence; positions where nothing is learned (-100)
+    are to be left out. gate `[positions, 1]`: g, which makes the
     logits `(1 - g) vocabulary` and `g pointers`. weights `[positions]`: constants, None for ones.
     label_smoothing: probability spread evenly over the classes that a position has.
 
@@ -63,7 +64,7 @@ def pointer_cross_entropy(
     Raises ValueError for shapes that do not fit and options that exclude each other.
     """
     _check(hidden, head, labels, pointer_start, pointers, gate, weights)
-    _check_options(z_weight, separate, reduction, normalizer, chunk)
+    _check_options(label_smoothing, z_weight, separate, reduction, normalizer, chunk)
     if torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
     name = choose_loss(implementation, hidden.device, hidden.dtype, z_top_k).name
@@ -156,6 +157,8 @@ def _check(
     weights: Tensor | None,
 ) -> None:
     positions = len(labels)
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(f"labels are ids, not {labels.dtype}")
     expected: list[tuple[str, Tensor | None, tuple[int, ...]]] = [
         ("hidden", hidden, (positions, head.shape[-1])),
         ("labels", labels, (positions,)),
@@ -184,8 +187,15 @@ def _check(
 
 
 def _check_options(
-    z_weight: float, separate: bool, reduction: str, normalizer: Any, chunk: int | None
+    label_smoothing: float,
+    z_weight: float,
+    separate: bool,
+    reduction: str,
+    normalizer: Any,
+    chunk: int | None,
 ) -> None:
+    if not 0.0 <= label_smoothing < 1.0:
+        raise ValueError(f"label_smoothing is {label_smoothing}; it must lie in [0, 1)")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction is {reduction!r}; allowed: mean, sum, none")
     if normalizer is not None and reduction != "mean":

@@ -18,7 +18,7 @@ ROUNDINGS = 30
 """What it may have beyond that: errors of sums, which are in float32, or in float64 with such products."""
 
 
-class LossMismatchError(ValueError):
+class LossMismatchError(RuntimeError):
     """An implementation of the loss is further from the truth than its precision explains."""
 
 
