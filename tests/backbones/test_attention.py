@@ -99,7 +99,7 @@ def test_a_package_that_is_not_installed_is_told_from_one_that_does_not_load(
     for module in (package, f"{package}.ops"):
         monkeypatch.setitem(sys.modules, module, None)
     reason = kernel.reason(device, torch.bfloat16)
-    assert reason == f"is not installed (pip install {package.replace('_', '-')})"
+    assert reason == f"is not installed (pip install 'v1lit[{package.replace('_', '-')}]')"
 
     def broken() -> Any:
         raise ImportError("undefined symbol: _ZN3c10\nand more")
