@@ -13,6 +13,7 @@ from v1lit.backbones.config import BackboneConfig
 from v1lit.data.config import EncodingConfig, SourceConfig
 from v1lit.data.datamodule import V1DataModule
 from v1lit.data.synthetic import synthesize
+from v1lit.pointer.model import PointAndCopyOutput
 from v1lit.training.module import V1Module
 from v1lit.training.optimizer import OptimizerConfig
 
@@ -46,6 +47,29 @@ def make_module():
         return V1Module(
             BackboneConfig("qwen2_5_vl"), optimizer=OptimizerConfig(lr=1e-3, schedule="linear"), **options
         )
+
+    return make
+
+
+@pytest.fixture
+def spoil():
+    def make(module: V1Module, at: set[int]) -> V1Module:
+        """Make the loss of these training batches NaN, on the first rank."""
+        module.configure_model()
+        plain = module.model.forward
+        count = -1
+
+        def forward(*args: Any, **kwargs: Any) -> PointAndCopyOutput:
+            nonlocal count
+            out = plain(*args, **kwargs)
+            if module.training:
+                count += 1
+                if count in at and module.global_rank == 0:
+                    out.loss = out.loss * float("nan")
+            return out
+
+        module.model.forward = forward  # type: ignore[method-assign]
+        return module
 
     return make
 

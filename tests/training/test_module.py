@@ -14,7 +14,6 @@ from v1lit.backbones.config import BackboneConfig
 from v1lit.data.batch import Batch
 from v1lit.data.config import EncodingConfig, PackingConfig
 from v1lit.pointer.config import PointerConfig
-from v1lit.pointer.model import PointAndCopyOutput
 from v1lit.training.module import NonFiniteLossError, V1Module
 from v1lit.training.optimizer import OptimizerConfig
 from v1lit.training.run import trainer_defaults
@@ -117,27 +116,8 @@ def test_a_checkpoint_opens_without_running_code(
     assert "state_dict" in torch.load(tmp_path / "one.ckpt", weights_only=True)
 
 
-def spoil(module: V1Module, at: set[int]) -> V1Module:
-    """Make the loss of these batches NaN."""
-    module.configure_model()
-    plain = module.model.forward
-    count = -1
-
-    def forward(*args: Any, **kwargs: Any) -> PointAndCopyOutput:
-        nonlocal count
-        out = plain(*args, **kwargs)
-        if module.training:
-            count += 1
-            if count in at:
-                out.loss = out.loss * float("nan")
-        return out
-
-    module.model.forward = forward  # type: ignore[method-assign]
-    return module
-
-
 def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_examples(
-    make_data: Any, make_module: Any, make_trainer: Any
+    make_data: Any, make_module: Any, make_trainer: Any, spoil: Any
 ) -> None:
     seen = Seen()
     with pytest.raises(NonFiniteLossError) as error:
@@ -148,7 +128,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_examples(
 
 
 def test_or_it_is_skipped_and_counted_up_to_a_limit(
-    make_data: Any, make_module: Any, make_trainer: Any
+    make_data: Any, make_module: Any, make_trainer: Any, spoil: Any
 ) -> None:
     module = spoil(make_module(on_nonfinite="skip", max_nonfinite=2), {1, 3})
     trainer = make_trainer(max_epochs=1)

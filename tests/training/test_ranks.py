@@ -1,4 +1,4 @@
-"""Two ranks of one run: skipped batches and images on one rank only leave both with the same weights."""
+"""Two ranks of one run: a batch that one of them skips leaves both with the same weights."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import load_file, save_file
 
-from v1lit.pointer.model import PointAndCopyOutput
-from v1lit.training.module import V1Module
-
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked, to start quickly")
 
 
@@ -23,31 +20,13 @@ def two_ranks() -> dict[str, Any]:
     return {"devices": 2, "strategy": strategy, "limit_val_batches": 0}
 
 
-def spoil(module: V1Module, rank: int, at: int) -> V1Module:
-    """Make the loss of this rank's batch NaN, and keep the weights of both ranks in files."""
-    module.configure_model()
-    plain = module.model.forward
-    count = -1
-
-    def forward(*args: Any, **kwargs: Any) -> PointAndCopyOutput:
-        nonlocal count
-        out = plain(*args, **kwargs)
-        count += 1
-        if (module.global_rank, count) == (rank, at):
-            out.loss = out.loss * float("nan")
-        return out
-
-    module.model.forward = forward  # type: ignore[method-assign]
-    return module
-
-
 @needs_fork
 @pytest.mark.timeout(120)
 def test_a_skipped_last_batch_of_a_step_leaves_both_ranks_alike(
-    make_data: Any, make_module: Any, make_trainer: Any, tmp_path: Path
+    make_data: Any, make_module: Any, make_trainer: Any, spoil: Any, tmp_path: Path
 ) -> None:
     """Its step's other batch went backward without an exchange, which only a backward pass starts."""
-    module = spoil(make_module(on_nonfinite="skip"), rank=0, at=1)
+    module = spoil(make_module(on_nonfinite="skip"), {1})
     module.on_train_end = lambda: save_file(  # type: ignore[method-assign]
         {name: p.detach().clone() for name, p in module.model.named_parameters()},
         tmp_path / f"{module.global_rank}.safetensors",

@@ -208,3 +208,14 @@ def test_the_peak_of_a_device_is_given_published_or_measured() -> None:
     assert product_kind("16-true", torch.float16, cpu) == "float16"
     assert product_kind("32-true", torch.bfloat16, cpu) == "bfloat16"
     assert product_kind("32-true", torch.float32, cpu) == "float32"
+
+
+def test_a_run_shorter_than_the_interval_is_logged_at_its_end(
+    make_data: Any, make_module: Any, make_trainer: Any
+) -> None:
+    trainer = make_trainer(
+        max_steps=3, log_every_n_steps=50, limit_val_batches=0, callbacks=[Throughput(peak_tflops=1.0)]
+    )
+    trainer.fit(make_module(), datamodule=make_data())
+    for name in ("real_tokens_per_second", "images_per_second", "data_wait_share", "mfu", "gradient_norm"):
+        assert f"train/{name}" in trainer.logged_metrics

@@ -15,6 +15,7 @@ from torch import Tensor
 from v1lit.data.batch import Batch
 from v1lit.training.flops import ModelFlops, WorkSum
 from v1lit.training.peak import Peak, find_peak, product_kind
+from v1lit.training.steps import total_steps
 
 FETCH, SAVE = "train_dataloader_next", "save_checkpoint"
 """What Lightning calls waiting for the next batch, and writing a checkpoint."""
@@ -106,6 +107,7 @@ class Throughput(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._prepare_mfu(trainer, module)
+        _log_short_runs(trainer)
         self._logged = trainer.global_step
         self._begin()
 
@@ -186,6 +188,13 @@ class Throughput(Callback):
         if self._peak is not None:
             values["train/mfu"] = flops / seconds / self._peak.flops
         return values
+
+
+def _log_short_runs(trainer: Trainer) -> None:
+    """A run that is shorter than the interval between two logs is logged at its end."""
+    steps = total_steps(trainer)
+    if steps and steps < trainer.log_every_n_steps:  # type: ignore[attr-defined]  # a connector sets it
+        trainer.log_every_n_steps = steps  # type: ignore[attr-defined]
 
 
 def _over_ranks(trainer: Trainer, values: list[float]) -> list[float]:
