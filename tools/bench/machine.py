@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import re
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 from measure import seconds
-
-PACKAGES = ("torch", "transformers", "v1lit")
 
 
 def describe_machine() -> dict[str, str]:
@@ -24,17 +21,6 @@ def describe_machine() -> dict[str, str]:
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(0)
         found["GPU"] = f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB"
-    return found
-
-
-def versions() -> dict[str, str]:
-    """Of Python and the packages that matter."""
-    found = {"Python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
     return found
 
 

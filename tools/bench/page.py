@@ -9,8 +9,10 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from machine import describe_machine, versions
+from machine import describe_machine
 from rows import Row
+
+from v1lit.cli.environment import versions
 
 RESULTS = "benchmarks.json"
 PAGE = "benchmarks.md"
@@ -58,7 +60,7 @@ def report(ceilings: Mapping[str, str], groups: Mapping[str, Sequence[Row]]) -> 
     return Report(
         today,
         describe_machine(),
-        versions(),
+        versions(("torch", "transformers", "v1lit")),
         dict(ceilings),
         {name: list(rows) for name, rows in groups.items()},
     )
