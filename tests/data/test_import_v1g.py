@@ -21,7 +21,7 @@ from v1lit.data.example import Example, ExampleError, Message
 from v1lit.data.importers import get_importer, job, v1g
 from v1lit.data.importers.source import find_source
 from v1lit.data.importers.v1g import import_v1g, row_to_example
-from v1lit.data.shards import Shard, list_shards, read_index, verify_shard
+from v1lit.data.shards import Shard, list_shards, read_index, sidecar_name, verify_shard
 from v1lit.data.stream import ShardDataset
 from v1lit.grounding.region import Region
 
@@ -507,6 +507,17 @@ def test_other_source_or_options_are_refused(
     assert ids(out)[0] == "row_0"
     run(other, out, overwrite=True)
     assert ids(out)[0] == "other_0"
+
+
+def test_every_shard_has_its_own_sidecar_and_no_other_is_left(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for rows, shards in ((7, 3), (4, 2)):
+        source = write(tmp_path / f"{rows}.parquet", numbered(rows, "row"))
+        run(source, out, max_examples_per_shard=3, overwrite=True)
+        infos = list_shards(out)
+        assert [verify_shard(out, info) for info in infos] == [True] * shards
+        sidecars = sorted(path.name for path in out.glob("*.safetensors"))
+        assert sidecars == [sidecar_name(info.file) for info in infos]
 
 
 def test_changed_source_is_another_source(small: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ the folder complete:
     OUT/.import/plan.json            what is imported; another source or other options are refused
     OUT/.import/unit-000000/         record.json and shards
     OUT/.import/final.json           which shard goes where; from here on files only move
-    OUT/shard-000000.tar ...  OUT/rejected.jsonl  OUT/index.json
+    OUT/shard-000000.tar  OUT/shard-000000.index.safetensors ...  OUT/rejected.jsonl  OUT/index.json
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from v1lit.data.shards import (
     ShardWriter,
     list_shards,
     read_index,
+    sidecar_name,
     verify_shard,
     write_atomically,
     write_index,
@@ -43,7 +44,7 @@ from v1lit.data.shards import (
 
 STAGING = ".import"
 REJECTED_NAME = "rejected.jsonl"
-_OWN_NAME = re.compile(r"shard-\d+\.tar|index\.json|rejected\.jsonl|\.import|\..*\.tmp")
+_OWN_NAME = re.compile(r"shard-\d+\.(tar|index\.safetensors)|index\.json|rejected\.jsonl|\.import|\..*\.tmp")
 
 
 @dataclass(frozen=True)
@@ -300,8 +301,12 @@ def _publish(job: Job) -> None:
     final = json.loads((job.staging / "final.json").read_text(encoding="utf-8"))
     shards = [ShardInfo(**move["shard"]) for move in final["moves"]]
     for move, shard in zip(final["moves"], shards, strict=True):
-        if (job.staging / move["from"]).is_file():
-            os.replace(job.staging / move["from"], job.out / shard.file)
+        source = job.staging / move["from"]
+        sidecar = source.with_name(sidecar_name(source.name))
+        if sidecar.is_file():  # Before the shard: one that has its place has its sidecar.
+            os.replace(sidecar, job.out / sidecar_name(shard.file))
+        if source.is_file():
+            os.replace(source, job.out / shard.file)
         elif not verify_shard(job.out, shard):
             raise ValueError(
                 f"{job.out / shard.file} is missing or damaged: import again with overwrite=True"

@@ -1,0 +1,62 @@
+"""Small examples and shards for tests of what reads and writes them."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from v1lit.data.example import Example, Message
+from v1lit.data.images import read_header
+from v1lit.data.shards import ShardWriter, write_index
+from v1lit.grounding.region import Region
+
+
+def jpeg(shade: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 32), (shade % 256, 60, 90)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def make(id: str, images: int = 1) -> Example:
+    return Example(
+        id=id,
+        images=tuple(read_header(jpeg(40 * number)) for number in range(images)),
+        messages=(
+            Message("user", "<image>\n" * images + "Where?"),
+            Message(
+                "assistant", 'detect(query="it", objects=["<obj1><|region_1|>"])' if images else "Nowhere."
+            ),
+        ),
+        regions={"<|region_1|>": Region.from_box((1, 2, 30, 20))} if images else {},
+    )
+
+
+def write(folder: Path, ids: list[str], **options: Any) -> Path:
+    """A complete folder of shards."""
+    with ShardWriter(folder, **options) as writer:
+        for id in ids:
+            writer.write(make(id))
+    write_index(folder, writer.shards)
+    return folder
+
+
+def tar(path: Path, members: list[tuple[str, bytes]], **attributes: object) -> Path:
+    """A tar file with any members; the attributes are set on all of them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:") as file:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            for attribute, value in attributes.items():
+                setattr(info, attribute, value)
+            file.addfile(info, io.BytesIO(data))
+    return path
+
+
+def members_of(id: str) -> list[tuple[str, bytes]]:
+    example = make(id)
+    return [(f"{example.key}.{kind}", data) for kind, data in example.to_members().items()]

@@ -1,0 +1,284 @@
+"""`index.json`: what is in a folder of shards, with checksums. Written last, it makes the folder complete.
+
+An index made with a folder of its own (`v1lit data index --out`) names files elsewhere, by URL or absolute
+path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from v1lit.data.shards.error import ShardError
+from v1lit.data.shards.sidecar import MAX_SIDECAR_BYTES, SUFFIX, ShardIndex, read_shard_index
+
+if TYPE_CHECKING:
+    from v1lit.data.remote import Retry
+
+SCHEMA_VERSION = 2
+INDEX_NAME = "index.json"
+MAX_INDEX_BYTES = 2**28
+AGAIN = "`v1lit data index` makes it again"
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One shard of an index: its file, numbers of examples, images and regions, size and SHA-256.
+
+    Attributes:
+        file: a name beside the index; in an index of files elsewhere an absolute path or URL.
+    """
+
+    file: str
+    examples: int
+    images: int
+    regions: int
+    bytes: int
+    sha256: str
+
+
+class ShardTable(Sequence[ShardInfo]):
+    """The shards of an index, kept as columns: small for 100,000 of them.
+
+    Attributes:
+        files, sha256: lists [shards].
+        examples, images, regions, bytes: int64 [shards].
+    """
+
+    def __init__(self, shards: Iterable[ShardInfo | Mapping[str, Any]]) -> None:
+        rows = [vars(shard) if isinstance(shard, ShardInfo) else shard for shard in shards]
+        self.files: list[str] = _column(rows, "file", str)
+        self.sha256: list[str] = _column(rows, "sha256", str)
+        self.examples = _numbers(rows, "examples")
+        self.images = _numbers(rows, "images")
+        self.regions = _numbers(rows, "regions")
+        self.bytes = _numbers(rows, "bytes")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @overload
+    def __getitem__(self, number: int) -> ShardInfo: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[ShardInfo]: ...
+    def __getitem__(self, number: int | slice) -> ShardInfo | list[ShardInfo]:
+        if isinstance(number, slice):
+            return [self[k] for k in range(*number.indices(len(self)))]
+        return ShardInfo(
+            file=self.files[number],
+            examples=int(self.examples[number]),
+            images=int(self.images[number]),
+            regions=int(self.regions[number]),
+            bytes=int(self.bytes[number]),
+            sha256=self.sha256[number],
+        )
+
+
+def _column(rows: Sequence[Mapping[str, Any]], name: str, kind: type) -> list[Any]:
+    values = [row[name] for row in rows]
+    if wrong := [value for value in values if type(value) is not kind]:
+        raise TypeError(f"{name} of a shard is {wrong[0]!r:.80}")
+    return values
+
+
+def _numbers(rows: Sequence[Mapping[str, Any]], name: str) -> npt.NDArray[np.int64]:
+    numbers = np.array(_column(rows, name, int), dtype=np.int64)
+    if (numbers < 0).any():
+        raise ValueError(f"{name} of a shard is {numbers.min()}")
+    return numbers
+
+
+def write_index(folder: str | Path, shards: Iterable[ShardInfo], **more: Any) -> dict[str, Any]:
+    """Write `index.json`, which makes the folder complete; returns its content. `more` is added as it is."""
+    shards = list(shards)
+    head: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "examples": sum(shard.examples for shard in shards),
+        "images": sum(shard.images for shard in shards),
+        "regions": sum(shard.regions for shard in shards),
+        **more,
+    }
+    rows = [dict(vars(shard)) for shard in shards]
+    # One line per shard: small, and a difference between two indexes says which shards differ.
+    lines = ",\n".join(f"  {json.dumps(row, ensure_ascii=False)}" for row in rows)
+    opened = json.dumps(head, indent=1, ensure_ascii=False).removesuffix("\n}")
+    text = f'{opened},\n "shards": [\n{lines}\n ]\n}}\n'
+    write_atomically(Path(folder) / INDEX_NAME, text)
+    return {**head, "shards": rows}
+
+
+def read_index(location: str | Path, retry: Retry | None = None) -> dict[str, Any]:
+    """Read `index.json` of a folder of shards, local or a URL. Its "shards" are a `ShardTable`.
+
+    Args:
+        retry: how patiently a URL is asked for, if not as ever.
+
+    Raises:
+        ValueError: no index (the folder is missing or was never completed), or one that this version cannot
+            read.
+    """
+    path, data = _read_file(str(location), retry)
+    try:
+        index = json.loads(data)
+        version = index["schema_version"]
+        shards = ShardTable(index["shards"]) if version == SCHEMA_VERSION else None
+        damaged = shards is not None and index["examples"] != int(shards.examples.sum())
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); {AGAIN}") from error
+    if shards is None:
+        raise ValueError(
+            f"{path} has schema version {version!r}, this version of v1lit reads {SCHEMA_VERSION}; {AGAIN}"
+        )
+    if damaged:
+        raise ValueError(f"{path} is damaged: it says {index['examples']!r} examples; {AGAIN}")
+    index["shards"] = shards
+    elsewhere = "location" in index and not is_url(str(location))
+    for file in shards.files:
+        if not (is_plain_name(file) or (elsewhere and is_full_location(file))):
+            raise ValueError(f"{path} names a shard outside of its folder: {file!r:.200}")
+    return index
+
+
+def _read_file(location: str, retry: Retry | None) -> tuple[str, bytes]:
+    if is_url(location):
+        from v1lit.data import remote
+
+        path, retry = remote.join(location, INDEX_NAME), retry or remote.DEFAULT_RETRY
+        if not remote.exists(path, retry):
+            raise ValueError(f"{location} has no {INDEX_NAME}: make one with `v1lit data index`")
+        return path, remote.read_bytes(path, MAX_INDEX_BYTES, retry)
+    folder = Path(location)
+    if not (folder / INDEX_NAME).is_file():
+        what = "is incomplete or not a folder of shards" if folder.is_dir() else "does not exist"
+        hint = "; `v1lit data index` makes one" if folder.is_dir() else ""
+        raise ValueError(f"{folder} {what}: it has no {INDEX_NAME}{hint}")
+    path = str(folder / INDEX_NAME)
+    if (size := os.path.getsize(path)) > MAX_INDEX_BYTES:
+        raise ValueError(f"{path} has {size} bytes, the limit is {MAX_INDEX_BYTES}")
+    return path, Path(path).read_bytes()
+
+
+def list_shards(location: str | Path) -> list[ShardInfo]:
+    """The shards that the index names, in order. ValueError as `read_index`, or for a missing local file."""
+    shards = list(read_index(location)["shards"])
+    for shard in shards:
+        path = shard_location(location, shard.file)
+        if not is_url(path) and not os.path.isfile(path):
+            raise ValueError(f"{location}: {shard.file} is missing, though {INDEX_NAME} names it")
+    return shards
+
+
+# --- names and places ---
+
+
+def is_plain_name(file: str) -> bool:
+    """Whether a shard's name is that of a file beside the index."""
+    return file not in ("", ".", "..") and file.isprintable() and not set(file) & set("/\\")
+
+
+def is_full_location(file: str) -> bool:
+    """Whether a shard's name says by itself where it is: an absolute path or a URL."""
+    return file.isprintable() and (is_url(file) or os.path.isabs(file))
+
+
+def shard_location(location: str | Path, file: str) -> str:
+    """Where a shard lies that the index at `location` calls `file`."""
+    return file if is_full_location(file) else _join(str(location), file)
+
+
+def sidecar_name(file: str) -> str:
+    """Name of the sidecar of a shard, beside the index. Shards elsewhere can share one: a hash is added."""
+    if not is_full_location(file):
+        return file.removesuffix(".tar") + SUFFIX
+    stem = file.partition("?")[0].rpartition("/")[2].removesuffix(".tar")
+    mark = hashlib.sha256(file.encode()).hexdigest()[:12]
+    return f"{re.sub('[^A-Za-z0-9_.-]', '_', stem)[:100]}-{mark}{SUFFIX}"
+
+
+def sidecar_location(location: str | Path, file: str) -> str:
+    """Where the sidecar of that shard lies."""
+    return _join(str(location), sidecar_name(file))
+
+
+def read_sidecar(location: str | Path, shard: ShardInfo) -> ShardIndex:
+    """The `ShardIndex` of a shard of the index at `location`, local or a URL.
+
+    Raises:
+        ShardError: it is missing or damaged, or counts other examples than index.json.
+    """
+    path, name = sidecar_location(location, shard.file), shard_location(location, shard.file)
+    try:
+        data = _read_bytes(path)
+    except OSError as error:
+        reason = f"its index {path} cannot be read ({error.strerror}); `v1lit data index` makes it"
+        raise ShardError(name, None, reason, "unreachable") from error
+    return read_shard_index(data, shard=name, examples=shard.examples, size=shard.bytes)
+
+
+def _read_bytes(path: str) -> bytes:
+    if is_url(path):
+        from v1lit.data import remote
+
+        return remote.read_bytes(path, MAX_SIDECAR_BYTES)
+    with open(path, "rb") as file:
+        # As large as the file is, or one byte more than is accepted: `read` takes the memory first.
+        return file.read(min(os.fstat(file.fileno()).st_size, MAX_SIDECAR_BYTES + 1))
+
+
+def is_url(location: str) -> bool:
+    """Whether a location lies elsewhere, to be read through `v1lit.data.remote`."""
+    if "://" not in location:  # Decided here for all local places, which need nothing of v1lit.data.remote.
+        return False
+    from v1lit.data import remote
+
+    return remote.is_remote(location)
+
+
+def _join(folder: str, name: str) -> str:
+    if not is_url(folder):
+        return os.path.join(folder, name)
+    from v1lit.data import remote
+
+    return remote.join(folder, name)
+
+
+# --- files ---
+
+
+def verify_shard(folder: str | Path, shard: ShardInfo) -> bool:
+    """Whether the local file is there with the size and checksum of the index, and its sidecar fits."""
+    path = Path(shard_location(folder, shard.file))
+    try:
+        read_sidecar(folder, shard)
+    except ShardError:
+        return False
+    return path.is_file() and path.stat().st_size == shard.bytes and sha256_of(path) == shard.sha256
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file aside, then give it its name. Text becomes UTF-8."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise

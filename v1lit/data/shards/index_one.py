@@ -1,0 +1,151 @@
+"""One shard read from its beginning to its end, for its index."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from v1lit.data.shards.error import DamageError, ShardError
+from v1lit.data.shards.file import RandomAccess
+from v1lit.data.shards.index import ShardInfo, ShardTable, is_url
+from v1lit.data.shards.member import counts
+from v1lit.data.shards.reader import Shard
+from v1lit.data.shards.scan import checksums, scan_headers
+from v1lit.data.shards.sidecar import MAX_SIDECAR_BYTES, ShardIndex, read_record, read_shard_index
+
+MAX_LISTED = 20
+"""So many problems of one shard are listed; all are counted."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A shard to be indexed. `file`: as index.json calls it; `scratch`: folder for a fetched one."""
+
+    file: str
+    location: str
+    sidecar: Path
+    scratch: Path
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is in a shard.
+
+    Attributes:
+        problems: kind -> how many examples; damage of the shard counts as one.
+        bad: key, kind and reason of the first of them.
+        sidecar: content of the file to be written, None where it is there already.
+    """
+
+    info: ShardInfo
+    problems: dict[str, int]
+    bad: list[tuple[str | None, str, str]]
+    sidecar: bytes | None = None
+
+
+def index_one(task: Task) -> Found:
+    """Index one shard, unless its sidecar says that this was done. Runs in other processes."""
+    stamp = _stamp(task.location)
+    if (known := _known(task, stamp)) is not None:
+        return known
+    if not is_url(task.location):
+        return _read(task, task.location, stamp)
+    from v1lit.data import remote
+
+    task.scratch.mkdir(exist_ok=True)
+    path = task.scratch / hashlib.sha256(task.location.encode()).hexdigest()
+    try:
+        remote.download(task.location, path)
+        return _read(task, str(path), stamp)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _stamp(location: str) -> list[Any] | None:
+    """What changes when the file does; None where nothing is known to."""
+    if not is_url(location):
+        try:
+            status = os.stat(location)
+        except OSError as error:
+            reason = f"cannot be opened ({error.strerror})"
+            raise ShardError(location, None, reason, "unreachable") from error
+        return [status.st_size, status.st_mtime_ns]
+    from v1lit.data.remote import DEFAULT_RETRY
+    from v1lit.data.remote.body import look_up
+
+    found = DEFAULT_RETRY.run(location, partial(look_up, location, DEFAULT_RETRY))
+    return None if found.tag is None else [found.size, found.tag]
+
+
+def _known(task: Task, stamp: list[Any] | None) -> Found | None:
+    """What the sidecar that is there says, if the shard has not changed since."""
+    try:
+        with open(task.sidecar, "rb") as file:
+            data = file.read(min(os.fstat(file.fileno()).st_size, MAX_SIDECAR_BYTES + 1))
+        record = read_record(data)
+        if stamp is None or record.get("stamp") != stamp:
+            return None
+        info = ShardTable([{**record["info"], "file": task.file}])[0]  # Checks the types.
+        read_shard_index(data, examples=info.examples, size=info.bytes)
+        bad = [
+            (None if key is None else str(key), str(kind), str(reason)) for key, kind, reason in record["bad"]
+        ]
+        return Found(info, {str(kind): int(n) for kind, n in record["problems"].items()}, bad)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _read(task: Task, path: str, stamp: list[Any] | None) -> Found:
+    """Read a local file from its beginning to its end."""
+    try:
+        file = RandomAccess(path)
+        with closing(file):
+            scan = scan_headers(file.read, file.size)
+            crc32, sha256 = checksums(file.read, scan.offsets, file.size)
+    except OSError as error:
+        reason = f"cannot be opened ({error.strerror})"
+        raise ShardError(task.location, None, reason, "unreachable") from error
+    except DamageError as problem:
+        raise ShardError(task.location, None, problem.reason, problem.kind) from problem
+    index = ShardIndex(np.array(scan.offsets, dtype=np.int64), crc32)
+    # A member with a name of its own is found again as an example that cannot be read.
+    problems = [p for p in scan.problems if not (p.kind == "member" and p.key is None)]
+    bad = [(problem.key, problem.kind, problem.reason) for problem in problems]
+    with Shard(path, name=task.location, index=index) as shard:
+        images, regions = _try_examples(shard, bad)
+    numbers = {"examples": len(index), "images": images, "regions": regions, "bytes": file.size}
+    info = ShardInfo(file=task.file, sha256=sha256, **numbers)
+    found = Found(info, dict(Counter(kind for _, kind, _ in bad)), bad[:MAX_LISTED])
+    record: dict[str, Any] = {"stamp": stamp, "info": {**numbers, "sha256": sha256}}
+    record |= {"problems": found.problems, "bad": found.bad}
+    return replace(found, sidecar=index.to_bytes(record))
+
+
+def _try_examples(shard: Shard, bad: list[tuple[str | None, str, str]]) -> tuple[int, int]:
+    """Numbers of images and regions; what is wrong is added to `bad`."""
+    images = regions = 0
+    for number in range(len(shard)):
+        try:
+            example = shard.example(number)
+            found = len(example.images), len(example.regions)
+        except ShardError as error:
+            bad.append((error.key, error.kind, error.reason))
+            found = _count(shard, number)
+        images, regions = images + found[0], regions + found[1]
+    return images, regions
+
+
+def _count(shard: Shard, number: int) -> tuple[int, int]:
+    """Images and regions of an example that is not valid, as far as it can be read."""
+    try:
+        return counts(shard.members(number))
+    except ShardError:
+        return 0, 0

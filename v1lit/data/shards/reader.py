@@ -1,0 +1,217 @@
+"""`Shard`: the examples of one shard in any order. Nothing in the file, or in its index, is trusted.
+
+WebDataset's own decoders unpickle .pyd and .pth members; this reader never decodes by extension, it returns
+bytes of known kinds and refuses everything else.
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from v1lit.data.example import Example, load_json
+from v1lit.data.images import ImageError
+from v1lit.data.shards import member as limits
+from v1lit.data.shards.error import DamageError, ShardError
+from v1lit.data.shards.file import RandomAccess
+from v1lit.data.shards.member import split_name, unpack
+from v1lit.data.shards.scan import Scan, checksums, scan_headers
+from v1lit.data.shards.sidecar import ShardIndex
+from v1lit.data.shards.tar import walk
+
+
+class Shard:
+    """One shard, opened for reading in any order.
+
+    With an index nothing is read at opening, and an example is one access of the file; its checksum is
+    verified. Without, all tar headers are read at opening, but no content. Usable as a context manager, by
+    several threads, and after a fork. `len(shard)` is the number of examples.
+
+    Args:
+        path: a local file.
+        name: what errors call it, such as the URL that the file was fetched from; the path if None.
+        index: where the examples lie.
+
+    Raises:
+        ShardError: the file cannot be opened. Without an index also: it is no uncompressed tar file, damaged
+            or cut off, or has members that belong to no example.
+    """
+
+    def __init__(self, path: str | Path, *, name: str | None = None, index: ShardIndex | None = None) -> None:
+        self.path = Path(path)
+        self.name = str(path) if name is None else name
+        self.index = index
+        self._keys: list[str] | None = None
+        try:
+            self._file = RandomAccess(path)
+        except OSError as error:
+            reason = f"cannot be opened ({error.strerror})"
+            raise ShardError(self.name, None, reason, "unreachable") from error
+        if index is not None:
+            # Views give plain numbers, at a fraction of what numpy takes for one.
+            self._offsets, self._crc32 = index.offsets.data, index.crc32.data
+            return
+        try:
+            self._scan()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _scan(self) -> None:
+        scan: Scan = scan_headers(self._file.read, self._file.size)
+        for problem in scan.problems:
+            raise ShardError(self.name, problem.key, problem.reason, problem.kind) from problem
+        self._keys, self._offsets = scan.keys, np.array(scan.offsets, dtype=np.int64).data
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    @property
+    def keys(self) -> list[str]:
+        """Names of the examples, in order. With an index the headers are read for it. Raises as `key`."""
+        if self._keys is None:
+            self._keys = [self.key(number) for number in range(len(self))]
+        return self._keys
+
+    def key(self, number: int) -> str:
+        """Name of one example, without reading its content.
+
+        Raises:
+            ShardError: there is no readable tar header where it should be.
+        """
+        start, _ = self._range(number)
+        key = self._find_key(number)
+        if key is None:
+            raise self._error(DamageError(f"no readable tar header of an example at byte {start}"), number)
+        return key
+
+    def raw(self, number: int) -> bytes:
+        """The bytes of one example in the file, tar headers included, after the checks of `members`."""
+        return self._checked(number)[0]
+
+    def members(self, number: int) -> dict[str, bytes]:
+        """Content of the members of one example, by kind ("json", "jpg", "0.jpg", ...).
+
+        Raises:
+            ShardError: the bytes have another checksum than the index says, are no whole example, or hold a
+                member of unknown kind, too large, or not a plain file.
+        """
+        return self._checked(number)[2]
+
+    def example(self, number: int) -> Example:
+        """One example, checked.
+
+        Raises:
+            ShardError: as `members`, and where the members do not form a valid example.
+        """
+        _, key, members = self._checked(number)
+        try:
+            return Example.from_members(key, members)
+        except ValueError as error:
+            reason = getattr(error, "reason", str(error))
+            raise ShardError(self.name, key, reason, _kind_of(error, members)) from error
+
+    def build_index(self) -> ShardIndex:
+        """Read the whole file and compute its index.
+
+        Raises:
+            ShardError: the file ends early.
+        """
+        try:
+            crc32, _ = checksums(self._file.read, self._offsets.tolist(), self._file.size)
+        except DamageError as problem:
+            raise ShardError(self.name, None, problem.reason, problem.kind) from problem
+        return ShardIndex(np.asarray(self._offsets), crc32)
+
+    def close(self) -> None:
+        """Give the file back. Not needed where the object is just dropped."""
+        self._file.close()
+
+    def __enter__(self) -> Shard:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    # --- one example ---
+
+    def _range(self, number: int) -> tuple[int, int]:
+        if not 0 <= number < len(self._offsets) - 1:
+            raise IndexError(f"shard {self.name} has {len(self)} examples, there is no number {number}")
+        return self._offsets[number], self._offsets[number + 1]
+
+    def _checked(self, number: int) -> tuple[bytes, str, dict[str, bytes]]:
+        """Bytes, key and members of one example."""
+        try:
+            data = self._bytes_of(number)
+            if self.index is not None and zlib.crc32(data) != self._crc32[number]:
+                raise DamageError("its bytes do not have the checksum that the index says", "checksum")
+            return data, *unpack(data)
+        except DamageError as problem:
+            raise self._error(problem, number) from problem
+
+    def _bytes_of(self, number: int) -> bytes:
+        start, end = self._range(number)
+        if end > self._file.size:
+            raise DamageError(
+                f"it should lie at bytes {start} to {end}, but the file ends at {self._file.size}"
+            )
+        if end - start > limits.MAX_EXAMPLE_BYTES:
+            reason = f"it has {end - start} bytes, the limit is {limits.MAX_EXAMPLE_BYTES}"
+            raise DamageError(reason, "member")
+        data = self._file.read(start, end - start)
+        if len(data) < end - start:
+            raise DamageError("the file was cut off while it was being read")
+        return data
+
+    def _error(self, problem: DamageError, number: int) -> ShardError:
+        key = self._find_key(number) if problem.key is None else problem.key
+        reason = problem.reason
+        if self.index is not None and problem.kind in ("shard", "checksum"):
+            reason += (
+                f" (example number {number}): the file is damaged, or its index is of another file; "
+                "get the file again, or index it again with `v1lit data index`"
+            )
+        return ShardError(self.name, key, reason, problem.kind)
+
+    def _find_key(self, number: int) -> str | None:
+        """The key, as far as it can be read."""
+        if self._keys is not None:
+            return self._keys[number]
+        try:  # Only the header matters here, not where the content would end.
+            member = next(walk(self._file.read, self._range(number)[0], sys.maxsize), None)
+        except DamageError:
+            return None
+        parts = split_name(member.name) if member is not None else None
+        return parts[0] if parts is not None else None
+
+
+def iter_shard(path: str | Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """All examples of a shard in order, as (key, member kind -> content). Raises as `Shard`."""
+    with Shard(path) as shard:
+        for number in range(len(shard)):
+            yield shard.key(number), shard.members(number)
+
+
+def _kind_of(error: BaseException, members: dict[str, bytes]) -> str:
+    """Which of the `KINDS` an invalid example is."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ImageError):
+            return "image"
+        cause = cause.__cause__
+    return "invalid" if "json" in members and _are_those_named(members) else "member"
+
+
+def _are_those_named(members: dict[str, bytes]) -> bool:
+    """Whether the members are those that the json member names; True where it names none that could be."""
+    try:
+        kinds = [image["file_ext"] for image in load_json(members["json"])["images"]]
+        expected = kinds if len(kinds) == 1 else [f"{number}.{kind}" for number, kind in enumerate(kinds)]
+        return {*expected, "json"} == set(members)
+    except (ValueError, TypeError, KeyError):
+        return True
