@@ -1,0 +1,166 @@
+"""Locations: local paths and URLs as strings; patterns of them expanded, small files read whole."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from v1lit.data.remote.body import look_up, open_body
+from v1lit.data.remote.download import check_framed
+from v1lit.data.remote.error import RemoteError, shown
+from v1lit.data.remote.filesystem import call, open_filesystem, scheme_of
+from v1lit.data.remote.retry import DEFAULT_RETRY, Retry
+from v1lit.data.shards.error import ShardError
+
+MAX_LOCATIONS = 10**6
+_MAGIC = "*?["
+_RANGE = re.compile(r"\{(-?\d{1,1000})\.\.(-?\d{1,1000})")
+
+
+def is_remote(location: str | Path) -> bool:
+    """Whether a location is a URL. One with an unknown scheme is, too: using it raises ValueError."""
+    return scheme_of(str(location)) is not None
+
+
+def expand(location: str, retry: Retry = DEFAULT_RETRY) -> list[str]:
+    """All locations that a brace pattern ({000..099}, {a,b}) or a glob (*, ?, [..]) stands for.
+
+    Sorted, each once. What holds no pattern comes back alone; a URL like that is not looked up, nor are those
+    that braces alone make. In http(s):// URLs only * and [ are globs (? begins the query), and they need a
+    server that lists its folders.
+
+    Raises:
+        ValueError: nothing matches, a local file that is named in full is missing, more than a million
+            locations, or braces that do not match.
+        RemoteError: the files of a store or server cannot be listed.
+    """
+    if not is_remote(location) and os.path.lexists(location):
+        return [location]  # Also where a name holds characters of patterns.
+    found: set[str] = set()
+    for one in _unbrace(location):
+        found.update(_expand_remote(one, location, retry) if is_remote(one) else _expand_local(one, location))
+    return sorted(found)
+
+
+def join(folder: str, name: str) -> str:
+    """The location of a file in a folder; a query of the folder's URL (a token, say) stays at the end.
+
+    Raises:
+        ValueError: a name that is not that of a file right in the folder.
+    """
+    if not name or name in (".", "..") or any(char in "/\\" or ord(char) < 32 for char in name):
+        raise ValueError(f"{name!r:.200} is not the name of a file in the folder {shown(folder)}")
+    scheme = scheme_of(folder)
+    if scheme is None:
+        return os.path.join(folder, name)
+    if scheme not in ("http", "https"):
+        return f"{folder.rstrip('/')}/{name}"
+    parts = urlsplit(folder)
+    return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(name, safe='*')}"))
+
+
+def exists(location: str, retry: Retry = DEFAULT_RETRY) -> bool:
+    """Whether a file is there. Of stores, that includes folders.
+
+    Raises:
+        RemoteError: it cannot be told (status 403, for instance).
+    """
+    if not is_remote(location):
+        return os.path.exists(location)
+    try:
+        retry.run(location, lambda: look_up(location, retry))
+    except RemoteError as error:
+        if error.status in (404, 410):
+            return False
+        raise
+    return True
+
+
+def read_bytes(location: str, max_bytes: int, retry: Retry = DEFAULT_RETRY) -> bytes:
+    """The content of a small file, local or remote; no more than `max_bytes` of it are ever in memory.
+
+    Raises:
+        ShardError: a local file that cannot be read (kind "unreachable"), or more than `max_bytes` (kind
+            "shard").
+        RemoteError: a remote file that cannot be read.
+    """
+    if is_remote(location):
+        return retry.run(location, lambda: _read_remote(location, max_bytes, retry))
+    try:
+        with open(location, "rb") as file:
+            data = file.read(max_bytes + 1)
+    except OSError as error:
+        raise ShardError(location, None, f"cannot be read ({error.strerror})", "unreachable") from error
+    if len(data) > max_bytes:
+        raise _too_large(location, max_bytes)
+    return data
+
+
+def _read_remote(url: str, max_bytes: int, retry: Retry) -> bytes:
+    data = bytearray()
+    with open_body(url, retry) as body:
+        check_framed(body)
+        if body.total is not None and body.total > max_bytes:
+            raise _too_large(url, max_bytes)
+        for chunk in body.chunks:
+            if len(data) + len(chunk) > max_bytes:
+                raise _too_large(url, max_bytes)
+            data += chunk
+    return bytes(data)
+
+
+def _too_large(location: str, max_bytes: int) -> ShardError:
+    return ShardError(shown(location), None, f"is larger than the {max_bytes} bytes allowed here", "shard")
+
+
+def _unbrace(location: str) -> list[str]:
+    from braceexpand import braceexpand
+
+    if "{" not in location and "}" not in location:
+        return [location]
+    try:
+        # braceexpand holds every single range as a list.
+        too_many = any(abs(int(b) - int(a)) >= MAX_LOCATIONS for a, b in _RANGE.findall(location))
+        found = (
+            [] if too_many else list(itertools.islice(braceexpand(location, escape=False), MAX_LOCATIONS + 1))
+        )
+    except ValueError as error:
+        raise ValueError(f"{shown(location)}: the braces do not match ({error})") from error
+    if too_many or len(found) > MAX_LOCATIONS:
+        raise ValueError(f"{shown(location)} stands for more than {MAX_LOCATIONS} locations")
+    return found
+
+
+def _expand_local(location: str, whole: str) -> list[str]:
+    if os.path.lexists(location):
+        return [location]
+    found = glob.glob(location, recursive=True) if glob.has_magic(location) else []
+    if not found:
+        raise _nothing(location, whole)
+    return found
+
+
+def _expand_remote(url: str, whole: str, retry: Retry) -> Iterable[str]:
+    scheme = scheme_of(url)
+    is_web = scheme in ("http", "https")
+    path = url.partition("?")[0] if is_web else url
+    if not any(char in _MAGIC for char in path):
+        return [url]
+    filesystem = open_filesystem(url, retry)
+    # A listing is many requests, each with the limits of the library.
+    pattern = url if is_web else filesystem._strip_protocol(url)
+    filesystem.invalidate_cache()
+    found = retry.run(url, lambda: call(filesystem, "glob", pattern, timeout=10 * retry.timeout))
+    if not found:
+        raise _nothing(url, whole)
+    return found if is_web else [f"{scheme}://{name}" for name in found]
+
+
+def _nothing(location: str, whole: str) -> ValueError:
+    of = f" (of {shown(whole)})" if whole != location else ""
+    return ValueError(f"nothing matches {shown(location)}{of}: is the path right?")
