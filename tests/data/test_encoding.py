@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from v1lit.data.batch import collate
 from v1lit.data.config import EncodingConfig
 from v1lit.data.encoding import IGNORE, EncodingError, encode, encode_prompt
 from v1lit.data.example import Example, Message
-from v1lit.data.images import read_header
+from v1lit.data.images import EncodedImage, ImageError, read_header
 from v1lit.data.importers.v1g import import_v1g
 from v1lit.data.stream import ShardDataset
 from v1lit.grounding.patch_map import region_tokens
@@ -195,3 +196,16 @@ def test_real_rows_encode_on_every_family(family: str, shared: Path, tmp_path: P
         assert "<|region_" not in text
         if number == 20:
             break
+
+
+def test_an_image_that_the_backbone_refuses_is_named(processor: Processor) -> None:
+    narrow = make_example("yes", size=(1, 300))
+    with pytest.raises(EncodingError, match=r"image 0 of example 'one': .* 1x300 pixels is too narrow"):
+        encode(narrow, processor, EncodingConfig())
+
+
+def test_damaged_pixels_stay_an_error_of_the_image(processor: Processor) -> None:
+    whole = make_example("yes")
+    cut = EncodedImage(whole.images[0].data[:60], "png", whole.images[0].size)
+    with pytest.raises(ImageError, match="damaged or cut off"):
+        encode(replace(whole, images=(cut,)), processor, EncodingConfig())

@@ -62,28 +62,58 @@ class Encoded:
 def encode(example: Example, processor: Processor, config: EncodingConfig) -> Encoded:
     """The whole example, for training.
 
+    Raises ImageError for an image that cannot be decoded, and EncodingError as `write`.
+    """
+    images = [decode_image(image) for image in example.images]
+    try:
+        image_inputs, patch_maps = processor.images(images)
+    except ValueError:
+        see(example, processor)  # Names the example and the image, where an image is the reason.
+        raise
+    written = write(example, patch_maps, processor, config)
+    kept = written.kept
+    return Encoded(
+        id=example.id,
+        input_ids=torch.tensor(written.ids[:kept]),
+        labels=torch.tensor(written.labels[:kept]),
+        image_inputs=image_inputs,
+        patch_maps=tuple(patch_maps),
+        regions=tuple(span for span in written.regions if span.stop <= kept),
+        unseen=tuple(written.unseen),
+        cut=len(written.ids) - kept,
+    )
+
+
+def see(example: Example, processor: Processor) -> list[PatchMap]:
+    """What the image tokens of an example see, one map per image, from the sizes of the images alone.
+
+    Raises EncodingError, naming example and image, for a size that the backbone refuses.
+    """
+    patch_maps = []
+    for number, image in enumerate(example.images):
+        try:
+            patch_maps.append(processor.patch_map(image.size))
+        except ValueError as error:
+            raise EncodingError(f"image {number} of example {example.id!r}: {error}") from error
+    return patch_maps
+
+
+def write(
+    example: Example, patch_maps: Sequence[PatchMap], processor: Processor, config: EncodingConfig
+) -> Written:
+    """Ids and labels of an example whose images have these patch maps, and how many of them are kept.
+
     Raises EncodingError, naming the example, if an image does not fit `max_tokens` or nothing is left to
     learn.
     """
-    images = [decode_image(image) for image in example.images]
-    writer = _write(example.messages, images, example.regions, processor, config)
-    length = _fitting_length(example.id, writer, config.max_tokens)
-    labels = writer.labels[:length]
-    if all(label == IGNORE for label in labels):
+    written = _write(example.messages, example.regions, patch_maps, processor, config)
+    written.kept = _fitting_length(example.id, written, config.max_tokens)
+    if written.labels[: written.kept].count(IGNORE) == written.kept:
         raise EncodingError(
-            f"example {example.id!r} has {len(writer.ids)} tokens and nothing to learn in its first "
+            f"example {example.id!r} has {len(written.ids)} tokens and nothing to learn in its first "
             f"{config.max_tokens}; raise data.encoding.max_tokens or make its images smaller"
         )
-    return Encoded(
-        id=example.id,
-        input_ids=torch.tensor(writer.ids[:length]),
-        labels=torch.tensor(labels),
-        image_inputs=writer.image_inputs,
-        patch_maps=tuple(writer.patch_maps),
-        regions=tuple(span for span in writer.regions if span.stop <= length),
-        unseen=tuple(writer.unseen),
-        cut=len(writer.ids) - length,
-    )
+    return written
 
 
 def encode_prompt(
@@ -102,37 +132,39 @@ def encode_prompt(
         raise EncodingError(
             f"{name!r} has {len(images)} images, but {marks} {IMAGE_MARKER} marks in its messages"
         )
-    writer = _write(messages, images, {}, processor, config)
-    writer.mark(processor.backbone.chat.marks("assistant")[0])
-    if len(writer.ids) > config.max_tokens:
+    image_inputs, patch_maps = processor.images(images)
+    written = _write(messages, {}, patch_maps, processor, config)
+    written.mark(processor.backbone.chat.marks("assistant")[0])
+    if len(written.ids) > config.max_tokens:
         raise EncodingError(
-            f"the prompt of {name!r} has {len(writer.ids)} tokens, more than the {config.max_tokens} of "
+            f"the prompt of {name!r} has {len(written.ids)} tokens, more than the {config.max_tokens} of "
             "data.encoding.max_tokens"
         )
     return Encoded(
         id=name,
-        input_ids=torch.tensor(writer.ids),
-        labels=torch.full((len(writer.ids),), IGNORE),
-        image_inputs=writer.image_inputs,
-        patch_maps=tuple(writer.patch_maps),
+        input_ids=torch.tensor(written.ids),
+        labels=torch.full((len(written.ids),), IGNORE),
+        image_inputs=image_inputs,
+        patch_maps=tuple(patch_maps),
         regions=(),
     )
 
 
 @dataclass
-class _Writer:
+class Written:
     """Ids and labels as they grow, and the stretches that must stay whole."""
 
     processor: Processor
     config: EncodingConfig
-    patch_maps: list[PatchMap]
-    image_inputs: dict[str, Tensor]
+    patch_maps: Sequence[PatchMap]
     ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     images: list[tuple[int, int]] = field(default_factory=list)
     whole: list[tuple[int, int]] = field(default_factory=list)
     regions: list[RegionSpan] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)
+    kept: int = 0
+    """Tokens that fit `max_tokens`: the first so many; set by `write` when all are there."""
 
     def mark(self, text: str, learn: bool = False) -> None:
         """A mark of the conversation, such as `<|im_end|>`."""
@@ -182,54 +214,53 @@ class _Writer:
 
 def _write(
     messages: Sequence[Message],
-    images: Sequence[Image.Image],
     regions: Mapping[str, Region],
+    patch_maps: Sequence[PatchMap],
     processor: Processor,
     config: EncodingConfig,
-) -> _Writer:
-    image_inputs, patch_maps = processor.images(images)
-    writer = _Writer(processor, config, patch_maps, image_inputs)
+) -> Written:
+    written = Written(processor, config, patch_maps)
     chat = processor.backbone.chat
-    writer.mark(chat.start)
+    written.mark(chat.start)
     if chat.default_system is not None and (not messages or messages[0].role != "system"):
         before, after = chat.marks("system")
-        writer.mark(before + chat.default_system + after)
+        written.mark(before + chat.default_system + after)
     names = re.compile("|".join(map(re.escape, sorted(regions, key=len, reverse=True))) or r"(?!)")
     for message in messages:
         before, after = chat.marks(message.role)
-        writer.mark(before)
-        _write_content(writer, message, regions, names)
+        written.mark(before)
+        _write_content(written, message, regions, names)
         if message.role == "assistant":
-            writer.mark(chat.stop, learn=True)
+            written.mark(chat.stop, learn=True)
             after = after.removeprefix(chat.stop)
-        writer.mark(after)
-    return writer
+        written.mark(after)
+    return written
 
 
 def _write_content(
-    writer: _Writer, message: Message, regions: Mapping[str, Region], names: re.Pattern[str]
+    written: Written, message: Message, regions: Mapping[str, Region], names: re.Pattern[str]
 ) -> None:
     learn = message.role == "assistant"
     for number, piece in enumerate(message.content.split(IMAGE_MARKER)):
         if number > 0:
-            writer.image()
+            written.image()
         position = 0
         for match in names.finditer(piece):
-            writer.text(piece[position : match.start()], learn)
-            writer.region(match.group(), regions[match.group()], learn)
+            written.text(piece[position : match.start()], learn)
+            written.region(match.group(), regions[match.group()], learn)
             position = match.end()
-        writer.text(piece[position:], learn)
+        written.text(piece[position:], learn)
 
 
-def _fitting_length(example_id: str, writer: _Writer, max_tokens: int) -> int:
+def _fitting_length(example_id: str, written: Written, max_tokens: int) -> int:
     """Tokens to keep: at most `max_tokens`, moved back to the start of a stretch that must stay whole."""
-    if len(writer.ids) <= max_tokens:
-        return len(writer.ids)
-    for number, (start, stop) in enumerate(writer.images):
+    if len(written.ids) <= max_tokens:
+        return len(written.ids)
+    for number, (start, stop) in enumerate(written.images):
         if stop > max_tokens:
             raise EncodingError(
                 f"image {number} of example {example_id!r} needs tokens {start} to {stop} of a sequence "
                 f"that may hold {max_tokens}; raise data.encoding.max_tokens or lower model.backbone.image's "
                 "max_side or max_pixels"
             )
-    return min([max_tokens, *(start for start, stop in writer.whole if start < max_tokens < stop)])
+    return min([max_tokens, *(start for start, stop in written.whole if start < max_tokens < stop)])

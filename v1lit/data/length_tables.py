@@ -1,0 +1,119 @@
+"""Token lengths of the examples that fill rows: found beside the index, in the cache, or measured."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from v1lit.backbones.processor import Processor
+from v1lit.data.catalog import Catalog
+from v1lit.data.config import EncodingConfig
+from v1lit.data.lengths import LengthTable, fingerprint, measure_shards
+from v1lit.data.remote import is_remote
+from v1lit.data.shards import ShardError
+
+MANY = 5_000
+"""Examples for which it pays to start processes that measure them."""
+
+
+def known_table(catalog: Catalog, processor: Processor, encoding: EncodingConfig) -> LengthTable | None:
+    """The table of a source that is there already; None without one, or without an index."""
+    if not catalog.indexed:
+        return None
+    mark = fingerprint(processor, encoding)
+    for path in _places(catalog, mark):
+        if path.is_file():
+            return LengthTable.load(path, mark, catalog.examples)
+    return None
+
+
+def measured_table(
+    catalog: Catalog, processor: Processor, encoding: EncodingConfig, workers: int | None = None
+) -> LengthTable | None:
+    """The table of a source, measured and kept where there is none yet; in parallel, and going on where an
+    earlier attempt was stopped.
+
+    None without an index, and for remote shards, which are not fetched for it: their lengths are measured
+    while they are read, or by `v1lit data index --lengths`. Also None where a shard cannot be opened, whose
+    examples will be skipped.
+    """
+    table, examples = known_table(catalog, processor, encoding), catalog.examples
+    if table is not None or examples is None or catalog.remote:
+        return table
+    rank_zero_info(f"measuring the lengths of {examples} examples in {catalog.location}, once")
+    path = _places(catalog, fingerprint(processor, encoding))[-1]
+    many = examples >= MANY
+    try:
+        return _write(catalog, processor, encoding, path, workers if many else 1, progress=many)
+    except ShardError as error:
+        rank_zero_info(f"lengths are measured while examples are read: {error}")
+        return None
+
+
+def write_lengths(
+    location: str | Path,
+    processor: Processor,
+    encoding: EncodingConfig,
+    *,
+    workers: int | None = None,
+    progress: bool = False,
+) -> Path:
+    """Measure the examples of an index and keep the table beside it, where training finds it; gives its path.
+
+    Raises ValueError for a location that is no local folder with an index, ShardError for a shard that cannot
+    be opened.
+    """
+    catalog = Catalog(location)
+    path = table_beside(catalog, fingerprint(processor, encoding))
+    if path is None or not catalog.indexed:
+        raise ValueError(
+            f"{location} is no local folder with an index, so lengths cannot be kept beside it; make an "
+            "index with `v1lit data index --out FOLDER`, and measure that folder"
+        )
+    _write(catalog, processor, encoding, path, workers, progress)
+    return path
+
+
+def _write(
+    catalog: Catalog,
+    processor: Processor,
+    encoding: EncodingConfig,
+    path: Path,
+    workers: int | None,
+    progress: bool,
+) -> LengthTable:
+    partial = path.with_name(f".{path.name}.partial")
+    table = measure_shards(
+        [(str(number), None) for number in range(len(catalog.files))],
+        processor,
+        encoding,
+        workers=workers,
+        progress=progress,
+        partial=partial,
+        open_shard=catalog.open_numbered,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.save(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    return table
+
+
+def table_beside(catalog: Catalog, mark: str) -> Path | None:
+    """Where the table of a local index lies; None for a remote one, or a source that is no folder."""
+    if is_remote(catalog.location) or not Path(catalog.location).is_dir():
+        return None
+    return Path(catalog.location) / _name(catalog, mark)
+
+
+def _places(catalog: Catalog, mark: str) -> list[Path]:
+    """Where a table may be, the place for a new one last."""
+    beside = table_beside(catalog, mark)
+    cached = catalog.config.cache_folder / "lengths" / _name(catalog, mark)
+    return [cached] if beside is None else [beside, cached]
+
+
+def _name(catalog: Catalog, mark: str) -> str:
+    """Of a table's file: another one where the shards, or what decides lengths, have changed."""
+    return f"lengths-{catalog.content[:16]}-{mark[:16]}.safetensors"
