@@ -57,3 +57,19 @@ def test_a_process_for_another_device_takes_the_folder_of_the_first(monkeypatch)
         with run_folder(RunConfig(), "r") as same:
             assert same == first
         assert first.is_dir()
+
+
+def test_a_run_whose_checkpoint_is_not_there_makes_no_folder(tmp_path):
+    with (
+        pytest.raises(UserError, match="no complete checkpoint in runs/x/checkpoints"),
+        run_folder(RunConfig(name="x", resume="last"), "r"),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_auto_takes_a_folder_whether_or_not_it_holds_a_run():
+    for _ in range(2):
+        with run_folder(RunConfig(name="x", resume="auto"), "r") as folder:
+            save_recipe(folder, "a: 1\n")
+    assert sorted(path.name for path in Path("runs/x").iterdir()) == ["recipe-2.yaml", "recipe.yaml"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import struct
 import zlib
 from pathlib import Path
@@ -148,6 +149,14 @@ def test_one_bit_images_are_black_and_white() -> None:
     decoded = decode_image(encode(image))
     assert decoded.getpixel((5, 5)) == (0, 0, 0)
     assert decoded.getpixel((35, 5)) == (255, 255, 255)
+
+
+def test_a_decoded_jpeg_is_what_pillow_makes_of_it_and_needs_no_file() -> None:
+    data = encode(scene(), "JPEG", quality=60, icc_profile=b"unused" * 100)
+    decoded = decode_image(data)
+    assert_same(decoded, Image.open(io.BytesIO(data)).convert("RGB"))
+    assert_same(pickle.loads(pickle.dumps(decoded)), decoded.copy())
+    assert_same(decoded.resize((20, 20)), decoded.copy().resize((20, 20)))
 
 
 def test_cmyk_is_not_inverted() -> None:

@@ -124,8 +124,8 @@ def test_memory_is_bounded_by_rows_where_examples_are_long() -> None:
 
 def test_examples_that_fit_no_row_are_named_with_the_key_and_the_way_out() -> None:
     for config, message in (
-        (PackingConfig(50), "'0' has 60 tokens, more than the 50 of data.packing.length.*max_tokens"),
-        (PackingConfig(60, max_images=1), "'0' has 2 images, more than the 1 of data.packing.max_images"),
+        (PackingConfig(50), "'0': it has 60 tokens, more than the 50 of data.packing.length.*max_tokens"),
+        (PackingConfig(60, max_images=1), "'0': it has 2 images, more than the 1 of data.packing.max_images"),
         (PackingConfig(60, max_image_tokens=4), "has 5 image tokens.*packing.max_image_tokens.*max_pixels"),
     ):
         with pytest.raises(ValueError, match=message):

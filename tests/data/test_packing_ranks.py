@@ -1,4 +1,4 @@
-"""Ranks with different numbers of packs make equally many steps, and none waits for ever."""
+"""Ranks with different numbers of batches make equally many steps, and none waits for ever."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
 from v1lit.backbones.config import BackboneConfig
-from v1lit.data.batch import Batch, LabelCounts
+from v1lit.data.batch import Batch, LabelCounts, blank_batch
 from v1lit.data.config import EncodingConfig, PackingConfig, SourceConfig
 from v1lit.data.datamodule import V1DataModule
+from v1lit.data.plan.slots import Place
+from v1lit.data.reading import Failure, Made
 from v1lit.data.synthetic import synthesize
 from v1lit.data.windows import Ranks, windows
 
@@ -45,54 +47,63 @@ class Threads(Ranks):
         return total
 
 
-def batch(name: str, text: int) -> Batch:
+def made(name: str, text: int, examples: int = 1) -> Made:
     zeros = torch.zeros(1, 4, dtype=torch.long)
-    return Batch((name,), zeros, zeros, zeros, {}, (4,), counts=LabelCounts(text, 2 * text, 1))
+    counts = LabelCounts(text, 2 * text, 1)
+    return Made(Batch((name,) * examples, zeros, zeros, zeros, {}, (4,), counts=counts), (None,) * examples)
 
 
-def expected(rank: int, numbers: list[int], counted: list[int] | None = None) -> list[Any]:
-    counted = numbers if counted is None else counted
-    text = sum(10 * r + n for r in range(RANKS) for n in counted)
-    means = [pytest.approx(value / (3 * RANKS)) for value in (text, 2 * text, RANKS * len(counted))]
-    return [RANKS * len(numbers), [[f"{rank}-{number}", means] for number in numbers]]
+def blank() -> Batch:
+    return blank_batch(0, flat=True)
 
 
-@pytest.mark.parametrize(
-    ("options", "numbers", "uncounted"),
-    [
-        ({}, [[0, 1, 2], [3, 4]], []),
-        ({"whole": True}, [[0, 1, 2]], []),
-        ({"start": 1}, [[0, 1, 2], [3, 4]], [0]),
-    ],
-    ids=["all that every rank has", "whole windows only", "resumed behind the first batch"],
-)
-def test_ranks_end_together_and_share_their_counts(
-    options: Any, numbers: list[list[int]], uncounted: list[int]
-) -> None:
-    """5 batches on one rank, 8 on the other, windows of 3."""
-    ranks = Threads()
+def played(ranks: Ranks, numbers: tuple[int, ...], **options: Any) -> list[list[list[Any]]]:
+    """Per rank, of every window: examples, text of the step, and the names of this rank's batches."""
 
-    def play(rank: int) -> list[Any]:
-        batches = [batch(f"{rank}-{number}", 10 * rank + number) for number in range((5, 8)[rank])]
+    def play(rank: int) -> list[list[Any]]:
+        source = [made(f"{rank}-{number}", 10 * rank + number) for number in range(numbers[rank])]
         return [
-            [window.examples, [[one.ids[0], one.step_counts.tolist()] for one in window.batches]]  # type: ignore[union-attr]
-            for window in windows(batches, lambda: 3, ranks, **options)
+            [window.examples, int(window.batches[0].step_sums[0]), [one.ids for one in window.batches]]
+            for window in windows(source, 3, ranks, blank, **options)
         ]
 
-    with ThreadPoolExecutor(RANKS) as pool:
-        for rank, found in enumerate(pool.map(play, range(RANKS))):
-            assert found == [
-                expected(rank, window, [number for number in window if number not in uncounted])
-                for window in numbers
-            ]
+    with ThreadPoolExecutor(len(numbers)) as pool:
+        return list(pool.map(play, range(len(numbers))))
 
 
-def test_one_rank_alone_needs_no_others_and_keeps_its_last_window() -> None:
-    batches = [batch(str(number), number) for number in range(5)]
-    found = list(windows(batches, lambda: 2, Ranks.of(1)))
-    assert [[one.ids[0] for one in window.batches] for window in found] == [["0", "1"], ["2", "3"], ["4"]]
-    counts = [window.batches[-1].step_counts.tolist() for window in found]  # type: ignore[union-attr]
-    assert counts == [[0.5, 1, 1], [2.5, 5, 1], [2, 4, 0.5]]
+def named(rank: int, numbers: list[int]) -> list[tuple[str, ...]]:
+    return [() if number < 0 else (f"{rank}-{number}",) for number in numbers]
+
+
+@pytest.mark.parametrize("steps", [None, 3], ids=["until all have ended", "a known number of steps"])
+def test_ranks_end_together_and_blank_batches_stand_for_missing_ones(steps: int | None) -> None:
+    """4 batches on one rank, 8 on the other, windows of 3."""
+    first, second = played(Threads(), (4, 8), steps=steps)
+    assert [window[:2] for window in first] == [window[:2] for window in second]
+    assert [window[:2] for window in second] == [[6, 3 + 33], [4, 3 + 42], [2, 33]]
+    assert [window[2] for window in first] == [named(0, [0, 1, 2]), named(0, [3, -1, -1]), named(0, [-1] * 3)]
+    assert [window[2] for window in second] == [
+        named(1, [0, 1, 2]), named(1, [3, 4, 5]), named(1, [6, 7, -1]),
+    ]  # fmt: skip
+
+
+def test_or_a_step_that_is_not_full_is_dropped() -> None:
+    first, second = played(Threads(), (4, 8), drop=True)
+    assert len(first) == len(second) == 1
+    assert first[0][2] == named(0, [0, 1, 2])
+
+
+def test_counts_are_shares_of_the_whole_step() -> None:
+    (window,) = windows([made("a", 3), made("b", 5)], 2, Ranks(), blank)
+    for batch in window.batches:
+        assert batch.step_counts is not None
+        assert batch.step_counts.tolist() == [4.0, 8.0, 1.0]
+
+
+def test_failures_are_told_to_all() -> None:
+    failure = Failure(Place(0, 0, 0, 0), "shard", "key", "image", "why")
+    (window,) = windows([Made(blank(), (failure, failure)), made("b", 5)], 2, Ranks(), blank)
+    assert (window.examples, window.failures) == (1, 2)
 
 
 def test_several_ranks_without_torch_distributed_are_refused() -> None:
@@ -107,20 +118,18 @@ class Noting(LightningModule):
         super().__init__()
         self.folder = folder
         self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.seen: dict[str, list[Any]] = {"batches": [], "gradients": [], "packs": []}
+        self.seen: dict[str, list[Any]] = {"batches": [], "gradients": []}
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         assert batch.counts is not None
         assert batch.step_counts is not None
-        self.seen["batches"].append([*batch.position, *batch.ids])
+        self.trainer.datamodule.consumed(batch)  # type: ignore[attr-defined]
+        self.seen["batches"].append([batch.read.epoch, *batch.ids])  # type: ignore[union-attr]
         return self.weight * batch.counts.text / batch.step_counts[0]
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         assert self.weight.grad is not None
         self.seen["gradients"].append(self.weight.grad.item())
-
-    def on_train_epoch_end(self) -> None:
-        self.seen["packs"].append(sum(1 for _ in self.trainer.train_dataloader.dataset))  # type: ignore[union-attr]
 
     def on_train_end(self) -> None:
         (self.folder / f"{self.global_rank}.json").write_text(json.dumps(self.seen))
@@ -155,22 +164,22 @@ def test_two_processes_with_different_numbers_of_packs_make_the_same_steps(tmp_p
     )
     trainer.fit(Noting(tmp_path), datamodule=data)
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(RANKS)]
-    packs = list(zip(*(rank["packs"] for rank in ranks), strict=True))
-    assert any(one // 2 != other // 2 for one, other in packs), "the scenes no longer make the case"
-    steps = [min(one, other) // 2 for one, other in packs]
+    steps = [len(rank["gradients"]) for rank in ranks]
+    assert steps[0] == steps[1]
     for rank in ranks:
-        places = [tuple(batch[:2]) for batch in rank["batches"]]
-        assert places == [(epoch, number) for epoch in (0, 1) for number in range(2 * steps[epoch])]
-        assert rank["gradients"] == pytest.approx([1.0] * sum(steps))
-    seen = [name for rank in ranks for epoch, _, *names in rank["batches"] if epoch == 0 for name in names]
-    assert len(set(seen)) == len(seen)
+        assert rank["gradients"] == pytest.approx([1.0] * len(rank["gradients"]))
+        assert len(rank["batches"]) == 2 * steps[0]
+    for epoch in (0, 1):
+        seen = [name for rank in ranks for one, *names in rank["batches"] if one == epoch for name in names]
+        assert sorted(seen) == [f"shapes-s0-{number:07}" for number in range(38)]
+    assert any(len(batch) == 1 for rank in ranks for batch in rank["batches"]), "no rank has run out first"
 
 
 def test_a_limit_ends_the_last_window_where_lightning_steps() -> None:
     """Windows of 3, at most 4 batches: the second window counts one batch, not three."""
-    batches = [batch(str(number), 10 + number) for number in range(9)]
+    source = [made(str(number), 10 + number) for number in range(9)]
     found = [
         [one.ids[0] for one in window.batches] + [window.batches[0].step_counts[0].item() * 3]  # type: ignore[index]
-        for window in windows(batches, lambda: 3, Ranks(), limit=4)
+        for window in windows(source, 3, Ranks(), blank, limit=4)
     ]
     assert found == [["0", "1", "2", pytest.approx(33)], ["3", pytest.approx(13)]]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 import pickle
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,6 +105,33 @@ def test_a_list_of_four_numbers_is_a_box_of_the_image_that_the_reader_names() ->
 def test_what_is_no_region_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match=r"box|region|coordinate|polygon|mask|image"):
         Region.from_json(value)
+
+
+@pytest.mark.parametrize("number", [np.int64(2), np.float32(2), np.uint8(2), Fraction(2), 2.0])
+def test_any_kind_of_real_number_is_a_coordinate(number: Any) -> None:
+    region = Region.from_box([1, 1, number, 4])
+    assert region == Region.from_box((1, 1, 2, 4))
+    assert [type(value) for value in region.data] == [float] * 4
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        True,
+        np.bool_(True),
+        Decimal(2),
+        Fraction(10**10),
+        np.float32(1e10),
+        2j,
+        "2",
+        None,
+        math.nan,
+        -math.inf,
+    ],
+)
+def test_nothing_else_is_a_coordinate(number: object) -> None:
+    with pytest.raises(ValueError, match="a coordinate is a finite number of pixels"):
+        Region.from_box([0, 0, number, 4])
 
 
 def test_an_error_says_what_was_given_and_what_is_allowed() -> None:

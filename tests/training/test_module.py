@@ -17,6 +17,7 @@ from v1lit.pointer.config import PointerConfig
 from v1lit.training.module import NonFiniteLossError, V1Module
 from v1lit.training.optimizer import OptimizerConfig
 from v1lit.training.run import trainer_defaults
+from v1lit.training.steps import total_steps
 
 
 class Seen(Callback):
@@ -245,11 +246,21 @@ def test_the_log_says_which_kernels_were_chosen(
     assert "loss: chunked; not triton" in caplog.text
 
 
-def test_a_schedule_needs_to_know_the_end_of_packed_epochs(
+def test_a_schedule_knows_the_end_of_packed_epochs_where_lengths_are_known(
     make_data: Any, make_module: Any, make_trainer: Any
 ) -> None:
+    packed = {"packing": PackingConfig(length=512), "encoding": EncodingConfig(max_tokens=512)}
+    trainer = make_trainer(max_epochs=2, accumulate_grad_batches=2, limit_val_batches=0)
+    trainer.fit(make_module(), datamodule=make_data(**packed))
+    assert total_steps(trainer) == trainer.global_step > 2
+
+
+def test_or_has_to_be_told_it(
+    make_data: Any, make_module: Any, make_trainer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("v1lit.data.datamodule.measured_table", lambda *_: None)
     packed = {"packing": PackingConfig(length=1024), "encoding": EncodingConfig(max_tokens=1024)}
-    with pytest.raises(ValueError, match=r"set trainer\.max_steps \(with data\.packing\.length"):
+    with pytest.raises(ValueError, match=r"set trainer\.max_steps \(the length of an epoch"):
         make_trainer(max_epochs=1).fit(make_module(), datamodule=make_data(**packed))
     unending = V1Module(BackboneConfig("qwen2_5_vl"), optimizer=OptimizerConfig(schedule="constant"))
     with pytest.raises(ValueError, match=r"model\.optimizer\.warmup=0"):

@@ -59,7 +59,7 @@ def test_a_converted_batch_keeps_everything_else(make_data: Any) -> None:
     converted = HalfPrecision("bf16-true").convert_input(batch)
     assert converted.image_inputs["pixel_values"].dtype == torch.bfloat16
     assert batch.image_inputs["pixel_values"].dtype == torch.float32
-    assert (converted.ids, converted.position) == (batch.ids, batch.position)
+    assert (converted.ids, converted.read) == (batch.ids, batch.read)
     assert torch.equal(converted.labels, batch.labels)
 
 

@@ -89,3 +89,38 @@ def test_resuming_in_the_same_folder_keeps_what_was_logged(train: Any, tmp_path:
     steps = {int(row["step"]) for row in rows(tmp_path / "csv-2/metrics.csv")}
     assert steps == {2, 3}
     assert len(list((tmp_path / "tensorboard").glob("events.*"))) == 2
+
+
+def test_auto_begins_a_run_and_then_goes_on_with_it(train: Any, tmp_path: Path) -> None:
+    auto = RunConfig(name=tmp_path.name, report_examples=0, export=False, resume="auto")
+    for steps in (2, 3):
+        _, trainer, _ = train(auto, max_steps=steps)
+        assert trainer.global_step == steps
+    assert {int(row["step"]) for row in rows(tmp_path / "csv-2/metrics.csv")} == {2}
+
+
+def test_a_run_that_ended_before_its_report_makes_it_from_its_last_checkpoint(
+    train: Any, tmp_path: Path
+) -> None:
+    options = {"max_steps": 3, "val_check_interval": 1}
+    first, _, metrics = train(**options)
+    (tmp_path / "metrics.json").unlink()
+    module, _, again = train(RunConfig(name=tmp_path.name, report_examples=0, resume="last"), **options)
+    assert again["val/loss"] == metrics["val/loss"]
+    assert again["train/steps"] == 3
+    for name, value in module.model.state_dict().items():
+        assert torch.equal(value, first.model.state_dict()[name]), name
+    assert (tmp_path / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"checkpoint_every": 0}, "run.checkpoint_every is 0"),
+        ({"resume": "last"}, "give run.name"),
+        ({"resume": "auto"}, "give run.name"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        RunConfig(**options)

@@ -39,7 +39,7 @@ def check_surroundings(recipe: Recipe, config: Mapping[str, Any]) -> None:
     """What the recipe needs from this machine: devices, files, weights; raises UserError."""
     _check_device(recipe, config)
     resume = config["run"]["resume"]
-    if resume is not None and not Path(resume).exists():
+    if resume not in (None, "last", "auto") and not Path(resume).exists():
         raise UserError(f"run.resume is {resume!r} ({recipe.origin('run.resume')}): there is no such file")
     backbone = BackboneConfig(**config["model"]["backbone"])
     if backbone.weights != "tiny":

@@ -61,6 +61,8 @@ def guard(command: Callable[[], int | None], debug: bool = False) -> int:
 def exit_code(error: BaseException) -> int | None:
     """2 for a user's mistake, 1 for a failure that v1lit foresaw, None for a bug."""
     ours = type(error).__module__.partition(".")[0] == "v1lit"
+    if ours and any(kind.__name__ == "ShardError" for kind in type(error).__mro__):
+        return 1  # bad data, whatever was typed
     if isinstance(error, UserError) or (ours and isinstance(error, ValueError)):
         return 2
     if ours:

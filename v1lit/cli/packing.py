@@ -45,7 +45,8 @@ def check_recipe(name: str, overrides: Sequence[str]) -> int:
 
 
 def _encoded(data: V1DataModule) -> list[Encoded]:
-    examples = ShardDataset(data.folder("train"), shuffle=False, rank=0, world_size=1)
+    location = data.train_sources[0].shards
+    examples = ShardDataset(location, shuffle=False, rank=0, world_size=1, on_bad="skip")
     return [encode(one, data.processor, data.encoding) for one in islice(examples, EXAMPLES)]
 
 

@@ -118,7 +118,20 @@ def read_changes(arguments: Sequence[str]) -> list[tuple[str, str]]:
                 raise UserError(f"--{key} has no value; write --{key}=value")
             value = rest.pop(0)
         pairs.append((key, value))
+    _refuse_expanded(pairs)
     return pairs
+
+
+def _refuse_expanded(pairs: Sequence[tuple[str, str]]) -> None:
+    """A location given several times is a pattern in braces that the shell has expanded."""
+    for key in dict.fromkeys(key for key, _ in pairs):
+        values = [value for other, value in pairs if other == key]
+        if len(values) > 1 and all(value.partition("?")[0].endswith(".tar") for value in values):
+            raise UserError(
+                f"--{key} is given {len(values)} times ({values[0]}, ..., {values[-1]}), and only one can be "
+                "meant\nput a pattern with braces into quotes, or the shell expands it: "
+                f"'--{key}=shard-{{000..099}}.tar'"
+            )
 
 
 def shown(path: Path) -> str:

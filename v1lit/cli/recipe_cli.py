@@ -11,8 +11,9 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.trainer.states import TrainerStatus
 from omegaconf.errors import OmegaConfBaseException
 
 from v1lit.backbones.config import BackboneConfig
@@ -22,12 +23,14 @@ from v1lit.cli.errors import UserError, nearest, two_lines
 from v1lit.cli.recipe import Recipe
 from v1lit.cli.run_folder import run_folder, save_recipe
 from v1lit.cli.schema import check_keys, leaves, with_all_groups, wrong_value
+from v1lit.cli.stopped import stoppable, tell_stopped
 from v1lit.data.datamodule import V1DataModule
-from v1lit.data.shards import INDEX_NAME
+from v1lit.training.checkpoints import LastCheckpoint
 from v1lit.training.config import RunConfig
 from v1lit.training.module import V1Module
 from v1lit.training.quiet import quiet
 from v1lit.training.run import run_training, trainer_defaults
+from v1lit.training.stopping import RunStopped, StopRequests
 
 
 class RecipeCLI(LightningCLI):
@@ -35,6 +38,8 @@ class RecipeCLI(LightningCLI):
 
     folder: Path
     """The folder of the run, while it goes on."""
+    requests: StopRequests
+    """Ctrl-C and signals, while it goes on."""
 
     def __init__(self, recipe: Recipe, parse_only: bool = False) -> None:
         self.recipe = recipe
@@ -81,7 +86,8 @@ class RecipeCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The recipe's Trainer, with the run's own loggers and callbacks where the recipe names none."""
-        defaults = trainer_defaults(self.folder)
+        every = self.config["run"]["checkpoint_every"]
+        defaults = trainer_defaults(self.folder, every, self.requests)
         self.filled_in: list[Callback] = defaults["callbacks"]
         kwargs |= fill_in(self.config_init["trainer"], defaults)
         try:
@@ -99,15 +105,42 @@ class RecipeCLI(LightningCLI):
         text: str = self.parser.dump(self.config, skip_unset=False)
         return text
 
-    def train(self, argv: Sequence[str]) -> dict[str, float]:
-        """Train and report; `argv` is what followed `v1lit run`."""
+    def train(self, argv: Sequence[str]) -> int:
+        """Train and report; `argv` is what followed `v1lit run`. Returns the exit code.
+
+        That is 0 or, of a run that was stopped, 130 after Ctrl-C and 143 after a signal.
+        """
         run = RunConfig(**self.config.as_dict()["run"])
-        with quiet(), run_folder(run, self.recipe.name) as self.folder:
-            self._instantiate()
-            self._prepare_data()
-            header = describe_environment(argv, seed=self.config["seed_everything"])
-            save_recipe(self.folder, header + self.resolved())
-            return run_training(self.model, self.datamodule, self.trainer, run, self.folder)
+        with (
+            quiet(),
+            run_folder(run, self.recipe.name) as self.folder,
+            StopRequests() as self.requests,
+        ):
+            self._doing = "before it began"
+            try:
+                with stoppable(self.requests, self._when_stopped):
+                    self._train(argv, run)
+            except RunStopped as stop:
+                return tell_stopped(stop, self.folder, argv)
+        return 0
+
+    def _train(self, argv: Sequence[str], run: RunConfig) -> None:
+        self._instantiate()
+        self._doing = "while its data were prepared"
+        self._prepare_data()
+        self._doing = ""
+        header = describe_environment(argv, seed=self.config["seed_everything"])
+        save_recipe(self.folder, header + self.resolved())
+        run_training(self.model, self.datamodule, self.trainer, run, self.folder)
+
+    def _when_stopped(self) -> str:
+        """Where the run was when someone stopped it at once."""
+        if self._doing:
+            return self._doing
+        status, steps = self.trainer.state.status, self.trainer.global_step
+        if status == TrainerStatus.FINISHED:
+            return f"in the report, after all {steps} steps"
+        return f"at once, after step {steps}" if steps else "before the first step"
 
     def _prepare_data(self) -> None:
         """Make the shards: only then is it known whether the best checkpoint can be chosen by validation."""
@@ -115,22 +148,24 @@ class RecipeCLI(LightningCLI):
         from_outside = environment is not None and environment.creates_processes_externally
         if self.trainer.local_rank == 0 and not from_outside:  # else the Trainer does it, and the others wait
             self.datamodule.prepare_data()
-        if (self.datamodule.folder("train") / INDEX_NAME).is_file() and not self.datamodule.has_val:
-            plain = {type(one): one for one in trainer_defaults(self.folder, with_val=False)["callbacks"]}
+        if self.datamodule.has_train and not self.datamodule.has_val:
             callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+            best = [one for one in self.filled_in if isinstance(one, ModelCheckpoint)]
             self.trainer.callbacks = [  # type: ignore[attr-defined]
-                plain[type(one)] if one in self.filled_in else one for one in callbacks
+                one for one in callbacks if one not in best
             ]
 
 
 def fill_in(config: Mapping[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     """Trainer arguments of a recipe completed by `defaults`.
 
-    A logger, a checkpoint callback or a progress bar that the recipe names or switches off stays as it is.
+    A logger, a checkpoint callback or a progress bar that the recipe names or switches off stays as it is;
+    `last.ckpt` is kept beside the recipe's own checkpoints.
     """
     given = config["callbacks"] or []
     given = list(given) if isinstance(given, (list, tuple)) else [given]
     off = {
+        LastCheckpoint: config["enable_checkpointing"] is False,
         Checkpoint: config["enable_checkpointing"] is False,
         ProgressBar: config["enable_progress_bar"] is False,
     }

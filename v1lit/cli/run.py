@@ -15,6 +15,7 @@ Train as RECIPE says: a YAML file, or the bare name of a shipped recipe:
 
   --key=value      change one key, such as --trainer.max_steps=100 or --model.backbone.weights=/models/qwen
   --key=part.yaml  take a part for a whole group, such as --trainer=configs/trainer/cpu.yaml
+  --run.resume=last  go on from the newest checkpoint of --run.name; auto: or begin
   --print_config   print the resolved recipe, every key with its value, and stop
   --debug          show the traceback of an error
   RECIPE --help    every key with its meaning
@@ -27,14 +28,14 @@ def main(argv: Sequence[str]) -> int:
     return guard(lambda: _run([argument for argument in argv if argument != "--debug"]), debug)
 
 
-def _run(argv: list[str]) -> None:
+def _run(argv: list[str]) -> int:
     if not argv:
         raise UserError(
             f"RECIPE is missing: v1lit run RECIPE [--key=value ...]\nshipped: {', '.join(shipped_recipes())}"
         )
     if argv[0] in ("-h", "--help"):
         print(USAGE.format(recipes=", ".join(shipped_recipes())))
-        return
+        return 0
     name, *rest = argv
     if name.startswith("-"):
         raise UserError(f"RECIPE comes first, before {name!r}\nv1lit run RECIPE [--key=value ...]")
@@ -51,4 +52,5 @@ def _run(argv: list[str]) -> None:
     elif flags:
         print(RecipeCLI(recipe, parse_only=True).resolved(), end="")
     else:
-        RecipeCLI(recipe).train(argv)
+        return RecipeCLI(recipe).train(argv)
+    return 0

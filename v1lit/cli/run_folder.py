@@ -12,6 +12,7 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_only
 
 from v1lit.cli.errors import UserError
+from v1lit.training.checkpoints import checkpoint_to_resume
 from v1lit.training.config import RunConfig
 
 VARIABLE = "V1LIT_RUN_FOLDER"
@@ -23,9 +24,10 @@ def run_folder(run: RunConfig, recipe: str) -> Iterator[Path]:
     """The folder that this run writes to: `run.folder` / (`run.name`, or recipe name and time).
 
     The first process makes it, and takes it away again if the run ends before anything is in it. Raises
-    UserError if the name is taken by another run, or if the folder cannot be made.
+    UserError if the name is taken by another run, if `run.resume` finds no checkpoint in the folder, or if
+    the folder cannot be made.
     """
-    if not _is_first():
+    if not is_first():
         yield Path(os.environ.get(VARIABLE) or _wanted(run, recipe))
         return
     wanted = _wanted(run, recipe)
@@ -45,7 +47,7 @@ def run_folder(run: RunConfig, recipe: str) -> Iterator[Path]:
 
 def save_recipe(folder: Path, text: str) -> None:
     """Write `recipe.yaml` (first process only); a run that is resumed keeps its earlier ones beside it."""
-    if not _is_first():
+    if not is_first():
         return
     path = folder / "recipe.yaml"
     number = 2
@@ -63,16 +65,20 @@ def _wanted(run: RunConfig, recipe: str) -> Path:
 
 def _make(run: RunConfig, wanted: Path) -> tuple[Path, bool]:
     """Make the folder; gives it, and whether it is new. One that the run does not name is always new."""
-    wanted.parent.mkdir(parents=True, exist_ok=True)
     if run.name is not None:
         if run.resume is None and wanted.is_dir() and any(wanted.iterdir()):
             raise UserError(
                 f"run.name is {run.name!r}, but {wanted} holds a run already\n"
-                "choose another name, or go on from a checkpoint with --run.resume=FILE"
+                "choose another name, or go on with it: --run.resume=last"
             )
+        try:
+            checkpoint_to_resume(run.resume, wanted)
+        except ValueError as error:
+            raise UserError(str(error)) from error
         made = not wanted.exists()
         wanted.mkdir(parents=True, exist_ok=True)
         return wanted, made
+    wanted.parent.mkdir(parents=True, exist_ok=True)
     folder = wanted
     for number in count(2):
         with suppress(FileExistsError):
@@ -82,9 +88,15 @@ def _make(run: RunConfig, wanted: Path) -> tuple[Path, bool]:
     return folder, True
 
 
-def _is_first() -> bool:
+def is_first() -> bool:
+    """Whether this is the first process of the run."""
     rank: int = getattr(rank_zero_only, "rank", 0)
     return rank == 0
+
+
+def is_helper() -> bool:
+    """Whether the run's first process started this one, for another device."""
+    return not is_first() and VARIABLE in os.environ
 
 
 def _stamp() -> str:

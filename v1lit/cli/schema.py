@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Union
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch import Trainer
 
 from v1lit.cli.errors import UserError, nearest
@@ -49,10 +49,14 @@ def _check(recipe: Recipe, config: Mapping[Any, Any], fields: Mapping[str, Any],
         if name not in fields:
             raise UserError(_unknown(recipe, key, str(name), fields, prefix))
         inner = subfields(fields[name])
+        if (kind := item_dataclass(fields[name])) is not None and isinstance(value, list):
+            for number, item in enumerate(value):
+                _check_item(recipe, item, kind, f"{key}.{number}")
+            continue
         if inner is None:
             problem = type_problem(fields[name], value)
             if problem is not None:
-                raise UserError(wrong_value(recipe, key, value, problem))
+                raise UserError(wrong_value(recipe, key, value, problem, fields[name]))
             continue
         if not isinstance(value, Mapping):
             raise UserError(
@@ -60,6 +64,23 @@ def _check(recipe: Recipe, config: Mapping[Any, Any], fields: Mapping[str, Any],
                 f"its keys: {_listed([one for one in inner if f'{key}.{one}' not in LINKED], key)}"
             )
         _check(recipe, value, inner, f"{key}.")
+
+
+def _check_item(recipe: Recipe, item: object, kind: type, key: str) -> None:
+    """Check one of a list of dataclasses."""
+    fields = subfields(kind) or {}
+    if not isinstance(item, Mapping):
+        keys = _listed([*fields], key)
+        raise UserError(f"{key} is {item!r} ({recipe.origin(key)}); it must be a mapping\nits keys: {keys}")
+    _check(recipe, item, fields, f"{key}.")
+    required = [
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    for name in required:
+        if name not in item:
+            raise UserError(f"{key} is {dict(item)!r} ({recipe.origin(key)}), which lacks {name!r}")
 
 
 def _unknown(recipe: Recipe, key: str, name: str, fields: Mapping[str, Any], prefix: str) -> str:
@@ -91,6 +112,12 @@ def subfields(annotation: Any) -> dict[str, Any] | None:
         names = [name for name in inspect.signature(annotation).parameters if name != "self"]
         return {name: hints.get(name, Any) for name in names}
     return None
+
+
+def item_dataclass(annotation: Any) -> type | None:
+    """The dataclass of which `annotation` is a list, if it is one."""
+    kinds = typing.get_args(annotation) if typing.get_origin(annotation) is list else ()
+    return next((kind for kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind)), None)
 
 
 def without_none(annotation: Any) -> Any:
@@ -135,6 +162,13 @@ def dataclasses_of(config: Mapping[str, Any]) -> Iterator[tuple[str, Any, dict[s
     def walk(fields: Mapping[str, Any], values: Mapping[str, Any], prefix: str) -> Iterator[Any]:
         for name, annotation in fields.items():
             inner, value = subfields(annotation), values.get(name)
+            if (one := item_dataclass(annotation)) is not None:
+                for number, item in enumerate(value or []):
+                    yield (
+                        f"{prefix}{name}.{number}",
+                        one,
+                        dict(vars(item) if isinstance(item, Namespace) else item),
+                    )
             if f"{prefix}{name}" in LINKED or inner is None or not isinstance(value, Mapping):
                 continue
             kind = without_none(annotation)
@@ -189,6 +223,8 @@ def describe(annotation: Any) -> str:
         return f"a list, each {describe(inner[0])}"
     if origin is dict:
         return "a mapping"
+    if dataclasses.is_dataclass(annotation):
+        return f"a mapping with {', '.join(subfields(annotation) or {})}"
     return f"a {getattr(annotation, '__name__', annotation)} (class_path and init_args)"
 
 
@@ -205,12 +241,13 @@ def _one_of(values: list[Any]) -> str:
     return f"one of {', '.join(repr(value) for value in values)}"
 
 
-def wrong_value(recipe: Recipe, key: str, given: object, problem: str = "") -> str:
+def wrong_value(recipe: Recipe, key: str, given: object, problem: str = "", annotation: Any = None) -> str:
     """Message for a value of the wrong type: the key, what was given, what is allowed, the nearest match.
 
     `problem` is what jsonargparse said; of a class and its arguments it knows more than the type does.
+    `annotation` is the type, where the key is not one of `leaves`.
     """
-    annotation = dict(leaves()).get(key)
+    annotation = dict(leaves()).get(key) if annotation is None else annotation
     said = re.search(
         r"Option '.*' is not accepted|Expected a dot import path string: .*|Import.*fail.*", problem
     )

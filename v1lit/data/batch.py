@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from v1lit.data.encoding import IGNORE, Encoded
+from v1lit.data.plan.rest import SlotState
 
 
 class LabelCounts(NamedTuple):
@@ -33,6 +34,18 @@ class LabelCounts(NamedTuple):
             pointers += here
             runs += int(begins.sum())
         return cls(text, pointers, runs)
+
+
+class Read(NamedTuple):
+    """What a batch leaves behind in its slot of the optimizer step."""
+
+    epoch: int
+    slot: int
+    """Which of the step's batches on this rank it is."""
+    last: bool
+    """Whether it is the last one of them."""
+    after: SlotState
+    """How far the slot has come."""
 
 
 @dataclass  # not frozen: Lightning's precision plugins write the converted tensors into a copy
@@ -61,8 +74,8 @@ class Batch:
     """int64 `[3]`: `LabelCounts` summed over the optimizer step, all its batches and all ranks."""
     step_parts: int = 1
     """Batches that an optimizer step averages: accumulated batches x ranks."""
-    position: tuple[int, int] = (0, 0)
-    """Epoch, and number of the batch within it (from 0) on this rank."""
+    read: Read | None = None
+    """How far the data have been read with this batch; None where nobody resumes."""
     unseen: int = 0
     """Regions that no image token sees."""
     cut: int = 0
@@ -147,6 +160,23 @@ def collate(
         attention_mask=padded([torch.ones(len(example.input_ids)).long() for example in examples], 0),
         labels=padded([example.labels for example in examples], IGNORE),
         **_common(examples, pointer_start),
+    )
+
+
+def blank_batch(token: int, flat: bool) -> Batch:
+    """A batch without examples: two text tokens from which nothing is learned.
+
+    For a rank that has no examples left while others have: its loss and its gradients are zero.
+    """
+    input_ids = torch.full((1, 2), token)
+    return Batch(
+        ids=(),
+        input_ids=input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        labels=torch.full_like(input_ids, IGNORE),
+        image_inputs={},
+        segment_lengths=(2,) if flat else None,
+        counts=LabelCounts(0, 0, 0),
     )
 
 

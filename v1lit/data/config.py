@@ -2,8 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
+
+from v1lit.data.remote.retry import Retry
+
+
+@dataclass(frozen=True)
+class MixtureConfig:
+    """One of several sources of training examples."""
+
+    shards: str
+    """Location of its shards: a folder, a file, a pattern such as `s3://bucket/shard-{000..099}.tar`."""
+    weight: float | None = None
+    """Its share of the examples, relative to the other weights; without weights, all that each has."""
+    limit: int | None = None
+    """Examples of it per epoch at most; the next epoch goes on with others."""
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(
+                f"data.source.mixture: the limit of {self.shards} is {self.limit}; give 1 or more"
+            )
 
 
 @dataclass(frozen=True)
@@ -13,7 +35,11 @@ class SourceConfig:
     name: str = "shards"
     """`shards` (they exist already), `synthetic` (drawn), `v1g` (imported from parquet)."""
     folder: str = "data/shards"
-    """Folder that holds, or will hold, the shards in `train/` and `val/`."""
+    """Folder or URL that holds, or will hold, the shards in `train/` and `val/`."""
+    mixture: list[MixtureConfig] = field(default_factory=list)
+    """Train on these sources together, in place of `folder`'s `train/`."""
+    val: str | None = None
+    """Location of the shards to validate on, in place of `folder`'s `val/`."""
     path: str | None = None
     """What an importing source reads: a file, a folder or a hub id."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -45,7 +71,7 @@ class PackingConfig:
     length: int | None = None
     """Tokens of a row, filled with as many examples as fit best; at least `data.encoding.max_tokens`."""
     look_ahead: int = 128
-    """Examples that wait to be chosen, in every worker, images included: more fill rows better."""
+    """Examples that wait to be chosen for a row, by their lengths alone: more fill rows better."""
     max_images: int | None = None
     """Images of a row at most."""
     max_image_tokens: int | None = None
@@ -60,4 +86,64 @@ class PackingConfig:
                 raise ValueError(
                     f"data.packing.{name} is {value}, but without data.packing.length rows are not filled; "
                     "give a length, or leave it out"
+                )
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """How shards are read: their order, what is kept on disk, and what bad examples may do."""
+
+    shuffle_window: int = 10_000
+    """Examples that are permuted together, after the shards were; about this many are mixed."""
+    lanes: int = 1
+    """Parts of the data that are read side by side, position i of an epoch from part i % lanes. A multiple
+    of the number of ranks lets every rank read shards of its own; 1 lets all ranks read all shards."""
+    tail: Literal["pad", "drop"] = "pad"
+    """Examples that do not make a whole optimizer step: a smaller last step, or left out of this epoch."""
+    on_bad: Literal["skip", "stop"] = "skip"
+    """What an example does that cannot be used: it is counted and listed, or it stops the run."""
+    max_bad_fraction: float = 0.01
+    """More skipped examples than this share of those read (or of 1,000, early on) stop the run."""
+    max_bad_in_a_row: int = 50
+    """More skipped examples one after another stop the run."""
+    max_seconds: float | None = 60.0
+    """Longest time to read, decode and encode one example, in seconds."""
+    cache: str | None = None
+    """Folder on a local disk for remote shards; `v1lit` in XDG_CACHE_HOME, or in ~/.cache, when not given."""
+    cache_gb: float = 100.0
+    """Most that the cache holds, in GB (10^9 bytes); what was used longest ago goes first. It should hold the
+    shards of two shuffle windows per lane."""
+    attempts: int = 8
+    """How often a remote file is tried before it counts as unreachable."""
+    timeout: float = 60.0
+    """Seconds without a byte after which a connection is given up and tried again."""
+
+    @property
+    def retry(self) -> Retry:
+        """How patiently remote files are asked for."""
+        return Retry(attempts=self.attempts, timeout=self.timeout)
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where remote shards and measured lengths are kept."""
+        if self.cache is not None:
+            return Path(self.cache).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "v1lit"
+
+    def __post_init__(self) -> None:
+        for name in ("shuffle_window", "lanes", "max_bad_in_a_row", "attempts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.stream.{name} is {getattr(self, name)}; give 1 or more")
+        for name in ("cache_gb", "timeout", "max_seconds"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"data.stream.{name} is {value}; it must be positive")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(
+                f"data.stream.max_bad_fraction is {self.max_bad_fraction}; it is between 0 and 1"
+            )
+        for name, allowed in (("tail", ("pad", "drop")), ("on_bad", ("skip", "stop"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"data.stream.{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}"
                 )

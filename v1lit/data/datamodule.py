@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lightning import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch.utils.data import DataLoader
 
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.processor import Processor, load_processor
 from v1lit.data.batch import Batch
-from v1lit.data.config import EncodingConfig, PackingConfig, SourceConfig
-from v1lit.data.loader import Grouping, Groups, TrainLoader, batch_maker
-from v1lit.data.shards import INDEX_NAME
-from v1lit.data.sources import prepare_source
-from v1lit.data.stream import ShardDataset
+from v1lit.data.config import EncodingConfig, MixtureConfig, PackingConfig, SourceConfig, StreamConfig
+from v1lit.data.length_tables import known_table, measured_table
+from v1lit.data.lengths import LengthTable
+from v1lit.data.loader import Grouping, TrainLoader, ValLoader
+from v1lit.data.plan.epoch import Layout, Progress
+from v1lit.data.reading import Lengths, RowReader
+from v1lit.data.sequence import OpenedSequence, open_sequence
+from v1lit.data.skips import FILE, SkipList
+from v1lit.data.sources import has_train, has_val, prepare_source, train_sources, val_location
+from v1lit.data.state import ReadingState, difference, progress_from_dict, progress_to_dict, set_batches_done
+from v1lit.data.windows import Ranks
 
 
 class V1DataModule(LightningDataModule):
@@ -25,9 +31,9 @@ class V1DataModule(LightningDataModule):
     Batches are flat: examples one behind another in one row, without padding, a fixed number of them or, with
     `packing.length`, as many as fill the row. They are padded for backbones that cannot pack.
 
-    The order of the training examples depends on `seed`, epoch and, when packed or grouped, `num_workers`
-    alone. Every rank gets the same number of batches. What is left over when examples are divided by ranks x
-    workers (fewer than that number) waits for another epoch, and so do packs that not all ranks have.
+    Which examples make an optimizer step depends on the data, `seed`, epoch and the step's number of batches
+    (ranks x accumulated ones) alone, not on how many ranks and workers share the work. Every example comes
+    once per epoch, and every rank gets the same number of batches; see docs/streaming.md.
     Raises ValueError for a source or options that do not exist, and what `load_processor` and `encode` raise.
     """
 
@@ -43,6 +49,7 @@ class V1DataModule(LightningDataModule):
         group_by_length: int = 1,
         seed: int = 0,
         packing: PackingConfig | None = None,
+        stream: StreamConfig | None = None,
     ) -> None:
         """Args:
         backbone: that of the model; tokenizer and image processor come from it.
@@ -57,6 +64,7 @@ class V1DataModule(LightningDataModule):
             no padding and are not grouped.
         seed: of the order of the training examples.
         packing: fill the rows of training batches to a length.
+        stream: how shards are read: order, cache, what bad examples may do.
         """
         super().__init__()
         for name, value, least in (
@@ -78,11 +86,13 @@ class V1DataModule(LightningDataModule):
         self.seed = seed
         self.packing = packing or PackingConfig()
         _check_lengths(self.packing, self.encoding)
+        self.stream = stream or StreamConfig()
         self._prepared = False
         self._processor: Processor | None = None
-        self._consumed: tuple[int, int] | None = None
-        self._resume: tuple[int, int] | None = None
-        self._begun = False
+        self._train: OpenedSequence | None = None
+        self._reading = ReadingState()
+        self._start = (0, Progress())
+        self._skips = SkipList(self.stream)
 
     @property
     def processor(self) -> Processor:
@@ -96,64 +106,108 @@ class V1DataModule(LightningDataModule):
         """Whether batches are flat: the backbone keeps the examples of one row apart."""
         return self.processor.backbone.packs
 
-    def folder(self, split: str) -> Path:
-        """Folder of the shards of `train` or `val`; shards without splits are all training data."""
-        root = Path(self.source.folder)
-        unsplit = split == "train" and not (root / "train").is_dir() and (root / INDEX_NAME).is_file()
-        return root if unsplit else root / split
+    @property
+    def train_sources(self) -> list[MixtureConfig]:
+        """Where the training shards are."""
+        return train_sources(self.source, self.stream.retry)
+
+    @property
+    def val_location(self) -> str:
+        """Where the validation shards are, if there are any."""
+        return val_location(self.source)
+
+    @property
+    def has_train(self) -> bool:
+        """Whether the training shards are there; a source may have to make them first."""
+        return has_train(self.source, self.stream.retry)
 
     @property
     def has_val(self) -> bool:
-        return (self.folder("val") / INDEX_NAME).is_file()
+        """Whether there are validation shards."""
+        return has_val(self.source, self.stream.retry)
+
+    @property
+    def grouping(self) -> Grouping:
+        """Which examples make a training batch."""
+        by_length = 1 if self.flat else self.group_by_length
+        return Grouping(self.batch_size, self.packing, by_length, self.seed)
+
+    @property
+    def opened(self) -> OpenedSequence:
+        """The training examples and their order. Raises ValueError where there are none."""
+        if self._train is None:
+            self._train = open_sequence(self.train_sources, self.stream, self.seed)
+        return self._train
 
     # ------------------------------------------------------------------ Lightning's hooks
 
     def prepare_data(self) -> None:
-        """Make the shards, where the source makes them, once; on one process per machine."""
+        """Make what the source makes, and measure lengths where rows need them; once per machine."""
         self._check_packing()
         if not self._prepared:
-            prepare_source(self.source)
+            prepare_source(self.source, self.stream.retry)
+            self._tables(measure=True)
         self._prepared = True
 
     def setup(self, stage: str) -> None:
-        """Begin a run: forget where an earlier one on this data module would have been resumed."""
-        self._resume, self._begun = None, False
+        """Begin a run: forget where an earlier one on this data module has come."""
+        self._train, self._reading, self._start = None, ReadingState(), (0, Progress())
+        folder = Path(self.trainer.default_root_dir) if self.trainer is not None else None
+        own = self.trainer is not None and self.trainer.global_rank == 0
+        self._skips = SkipList(self.stream, folder / FILE if folder is not None and own else None)
 
     def train_dataloader(self) -> TrainLoader:
-        """Flat or padded batches, of unknown number (no `len`) where rows are filled."""
+        """Flat or padded batches; how many (`len`) is not known where rows are filled or without index."""
         self._check_packing()
-        examples = ShardDataset(self.folder("train"), seed=self.seed)
-        world_size = self.trainer.world_size if self.trainer is not None else 1
-        grouping = Grouping(self.batch_size, self.packing, by_length=1 if self.flat else self.group_by_length)
-        loader = TrainLoader(
-            Groups(examples, self.processor, self.encoding, grouping, even=world_size),
-            self.take_place,
-            self.trainer,
-            num_workers=self.num_workers,
-            collate_fn=batch_maker(self.processor, self.flat),
-            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
-        )
-        left_over = examples.num_examples % (world_size * max(1, self.num_workers))
-        if left_over:
+        opened = self.opened
+        if not opened.indexed:
+            without = ", ".join(one.location for one in opened.catalogs if not one.indexed)
             rank_zero_info(
-                f"{left_over} of {examples.num_examples} training examples are left out of every epoch, "
-                f"others each time: they do not divide by {world_size} ranks x "
-                f"{max(1, self.num_workers)} workers"
+                f"{without}: no index, so the length of an epoch and the remaining time are not known, every "
+                "rank reads all shards, and resuming reads them again up to where the run stopped; "
+                "`v1lit data index` makes one"
             )
-        return loader
+        lengths = Lengths(opened.examples, self._tables(), self.processor, self.encoding)
+        if self.grouping.packs and not lengths.known:
+            rank_zero_info(
+                "lengths are measured while rows are planned, by the training process, which reads every "
+                "example for it; `v1lit data index --lengths RECIPE` measures them once, for an index on a "
+                "local disk"
+            )
+        return TrainLoader(
+            opened,
+            RowReader(opened.examples, self.processor, self.encoding, self.stream, self.flat),
+            self.grouping,
+            lengths,
+            self.begin,
+            self._skips,
+            self.stream,
+            self.trainer,
+            self.num_workers,
+        )
 
-    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+    def val_dataloader(self) -> ValLoader | list[Any]:
         """Flat or padded batches of `val_batch_size` examples, in the order of the shards."""
         if not self.has_val:
             return []
-        examples = ShardDataset(self.folder("val"), shuffle=False)
-        grouping = Grouping(self.val_batch_size)
-        return DataLoader(
-            Groups(examples, self.processor, self.encoding, grouping, limit=self.max_val_examples),
-            batch_size=None,
-            num_workers=min(self.num_workers, 1),
-            collate_fn=batch_maker(self.processor, self.flat),
-        )
+        source = MixtureConfig(self.val_location, limit=self.max_val_examples)
+        stream = replace(self.stream, lanes=1)
+        opened = open_sequence([source], stream, shuffle=False, count=True)
+        reader = RowReader(opened.examples, self.processor, self.encoding, self.stream, self.flat)
+        workers = min(self.num_workers, 1)
+        return ValLoader(opened, reader, self.val_batch_size, self._skips, self.trainer, workers)
+
+    def teardown(self, stage: str) -> None:
+        """Sum up what could not be used."""
+        if self._skips.count:
+            rank_zero_info(self._skips.summary())
+
+    def _tables(self, measure: bool = False) -> list[LengthTable | None]:
+        """Lengths of the examples of every source, as far as rows need them and they are known."""
+        if not (self.grouping.packs or self.grouping.by_length > 1):
+            return [None] * len(self.opened.catalogs)
+        make = measured_table if measure else known_table
+        return [make(catalog, self.processor, self.encoding) for catalog in self.opened.catalogs]
 
     def _check_packing(self) -> None:
         if self.packing.length is not None and not self.flat:
@@ -165,38 +219,84 @@ class V1DataModule(LightningDataModule):
 
     # ------------------------------------------------------------------ resuming
 
+    def begin(self, current_epoch: int, layout: Layout) -> Progress:
+        """Where the loader begins an epoch."""
+        return self._reading.begin(current_epoch, layout, self._ranks.number, self._rank)
+
+    def planned_steps(self, epochs: int) -> int | None:
+        """Optimizer steps of a run of so many epochs, also those before the checkpoint that it goes on from.
+
+        None where that is not known. To be called on all ranks, the first time.
+        """
+        assert self.trainer is not None
+        loader, (done, progress) = self.trainer.train_dataloader, self._start
+        left = loader.planned_steps(progress, epochs) if isinstance(loader, TrainLoader) else None
+        return None if left is None else done + left
+
     def consumed(self, batch: Batch) -> None:
         """Note that training has used this batch; a checkpoint then says where to go on."""
-        epoch, number = batch.position
-        # Which batch of an epoch is its last is known to Lightning alone, which may end epochs early.
-        is_last = self.trainer is not None and self.trainer.is_last_batch
-        self._consumed = (epoch + 1, -1) if is_last else (epoch, number)
+        if batch.read is not None:
+            # Which batch of an epoch is its last is known to Lightning alone, which may end epochs early.
+            self._reading.used(batch.read, self.trainer is not None and self.trainer.is_last_batch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Epoch and number of the last batch that was used; -1 before the first. The same on every rank."""
-        return {} if self._consumed is None else {"consumed": list(self._consumed)}
+        """How far all ranks have read, a few kilobytes for each. To be called on every rank."""
+        progress = self._reading.of_all(self._ranks)
+        if progress is None:
+            return {}
+        return {
+            **progress_to_dict(progress),
+            "data": self.opened.identity,
+            "examples_read": self._skips.read,
+            "skipped": dict(self._skips.kinds(progress.epoch, progress.steps)),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where the state was saved. Raises ValueError if training data are being read already."""
-        if "consumed" not in state_dict:
+        """Go on where the state was saved, also on another number of ranks or workers.
+
+        Raises ValueError if training data are being read already, or are others than those of the checkpoint.
+        """
+        if not state_dict:
             return
-        if self._begun:
+        if self._reading.begun:
             raise ValueError(
                 "the trainer read training data before it loaded the checkpoint, to estimate the number of "
                 "steps; set trainer.max_steps, and trainer.max_epochs=-1"
             )
-        epoch, number = state_dict["consumed"]
-        self._resume = (int(epoch), int(number))
+        progress = progress_from_dict(state_dict)
+        other = difference(state_dict["data"], self.opened.identity)
+        if other is not None and progress.steps:
+            raise ValueError(
+                f"the checkpoint was made in the middle of an epoch of other data; {other}. Its order cannot "
+                "be gone on with: take the same data and options, or begin a new run"
+            )
+        self._skips.resume(
+            progress.epoch, progress.steps, int(state_dict["examples_read"]), state_dict["skipped"]
+        )
+        self._reading.resume(progress)
 
-    def take_place(self, current_epoch: int) -> tuple[int, int]:
-        """Epoch and number of the next batch to read.
+    def align(self, checkpoint: dict[str, Any]) -> None:
+        """Let Lightning count the batches of the epoch as they are laid out now.
 
-        The trainer's epoch from its start, except once after a checkpoint was loaded: Lightning fetches the
-        first batch before it restores its own counters, where the number of batches is unknown.
+        It counts the batches of a rank, which differ where a run goes on with other ranks or accumulation, or
+        from a checkpoint that was saved amid the batches of a step. To be called in the module's
+        `on_load_checkpoint`; V1Module does.
         """
-        resume, self._resume, self._begun = self._resume, None, True
-        beginning = (current_epoch, 0)
-        return beginning if resume is None else max(beginning, (resume[0], resume[1] + 1))
+        state = checkpoint.get(type(self).__qualname__)  # which is loaded after the module
+        progress = progress_from_dict(state) if state else Progress()
+        self._start = int(checkpoint["global_step"]), progress
+        if progress.layout is None:  # between two epochs
+            return
+        loader = self.train_dataloader()
+        set_batches_done(checkpoint, loader.batches_done(progress.divided(loader.layout)))
+
+    @property
+    def _rank(self) -> int:
+        return 0 if self.trainer is None else self.trainer.global_rank
+
+    @property
+    def _ranks(self) -> Ranks:
+        return Ranks.of(1 if self.trainer is None else self.trainer.world_size)
 
 
 def _check_lengths(packing: PackingConfig, encoding: EncodingConfig) -> None:

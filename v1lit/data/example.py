@@ -131,9 +131,9 @@ def load_json(text: str | bytes, *, allow_nan: bool = False) -> Any:
     Raises:
         ValueError: not JSON, NaN or infinity, a name given twice in one object, or nesting without end.
     """
-    constants = float if allow_nan else _refuse_constant
+    decoder = _WITH_NAN if allow_nan else _STRICT
     try:
-        return json.loads(text, parse_constant=constants, object_pairs_hook=_object_of_unique_names)
+        return json.loads(text, cls=lambda: decoder)  # type: ignore[arg-type]
     except RecursionError:
         raise ValueError("not usable JSON: nested too deeply") from None
     except json.JSONDecodeError as error:
@@ -154,27 +154,37 @@ def _object_of_unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return names
 
 
+# Made once: json.loads would make one for every text that it is asked to read in another way than usual.
+_STRICT = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_object_of_unique_names)
+_WITH_NAN = json.JSONDecoder(parse_constant=float, object_pairs_hook=_object_of_unique_names)
+
+
 # --- rules ---
 
 
 def _problem_of_text(example: Example) -> str | None:
     if not all(isinstance(message, Message) for message in example.messages):
         return "messages must be Message objects"
-    texts: dict[str, object] = {"the id": example.id, "the source": example.source}
-    texts |= {
-        f"the text of message {n}": message.content for n, message in enumerate(example.messages, start=1)
-    }
+    texts: list[object] = [example.id, example.source, *[message.content for message in example.messages]]
     if example.answer is not None:
-        texts["the answer"] = example.answer
-    for what, text in texts.items():
+        texts.append(example.answer)
+    for place, text in enumerate(texts):
         if not isinstance(text, str):
-            return f"{what} is {text!r} instead of text"
+            return f"{_name_of_text(example, place)} is {text!r} instead of text"
         if not _is_unicode(text):
+            what = _name_of_text(example, place)
             return f"{what} holds half of a surrogate pair, which is no character"
     return None if example.id else "the id is empty"
 
 
+def _name_of_text(example: Example, place: int) -> str:
+    messages = [f"the text of message {number}" for number in range(1, len(example.messages) + 1)]
+    return ["the id", "the source", *messages, "the answer"][place]
+
+
 def _is_unicode(text: str) -> bool:
+    if text.isascii():
+        return True
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -216,9 +226,9 @@ def _problem_of_regions(example: Example) -> str | None:
         if name not in example.regions:
             return f"the text names {name}, but no such region is given"
     for name, region in example.regions.items():
-        if not REGION_NAME.fullmatch(name):
-            return f"the region name {name!r} is not of the form <|region_1|>"
         if name not in written:
+            if not REGION_NAME.fullmatch(name):
+                return f"the region name {name!r} is not of the form <|region_1|>"
             return f"the region {name} is given, but the text never names it"
         if not 0 <= region.image < len(example.images):
             return f"{name} lies in image {region.image}, but there are {len(example.images)} images"

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from v1lit.data.jpeg import plain_jpeg_size
+
 MAX_PIXELS = 2**26
 """Default limit on width x height, checked before any pixel is decoded (8192 x 8192)."""
 
@@ -62,6 +64,9 @@ def read_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> EncodedImage:
     Raises:
         ImageError: no bytes, not one of the known formats, or more than `max_pixels` pixels.
     """
+    size = plain_jpeg_size(data)
+    if size is not None and size[0] * size[1] <= min(max_pixels, Image.MAX_IMAGE_PIXELS or max_pixels):
+        return EncodedImage(data, "jpg", size)
     with _open(data, max_pixels) as image:
         return EncodedImage(
             data, FORMATS[str(image.format)], _displayed_size(image, _orientation(image, data))
@@ -134,6 +139,8 @@ def _displayed_size(image: Image.Image, orientation: int) -> tuple[int, int]:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.format == "JPEG" and image.mode == "RGB":
+        return image  # Converting it would be a copy, a twentieth of the time that decoding takes.
     if image.mode in _GREY16:
         image = _grey_to_8_bits(image)
     if image.mode in _WITH_ALPHA or "transparency" in image.info:

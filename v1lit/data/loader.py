@@ -1,188 +1,429 @@
-"""Examples -> batches in worker processes, and the training loader that numbers them."""
+"""The loaders: a plan's rows, made into batches by worker processes, in windows of an optimizer step."""
 
 from __future__ import annotations
 
-import itertools
 import math
-import random
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import islice
 from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader
 
-from v1lit.backbones.processor import Processor
-from v1lit.data.batch import Batch, collate, flatten
-from v1lit.data.config import EncodingConfig, PackingConfig
-from v1lit.data.encoding import Encoded, encode
-from v1lit.data.packing import pack
-from v1lit.data.stream import ShardDataset
+from v1lit.data.batch import Batch, Read
+from v1lit.data.config import PackingConfig, StreamConfig
+from v1lit.data.lengths import Length
+from v1lit.data.plan.epoch import Layout, MakeRows, Progress, rank_rows, steps_left
+from v1lit.data.plan.slots import Measure, Place, Row, counted_rows, filled_rows, similar_rows
+from v1lit.data.prefetch import ShardPrefetcher
+from v1lit.data.reading import Failure, Lengths, Made, RowReader
+from v1lit.data.sequence import OpenedSequence
+from v1lit.data.shards import ShardError
+from v1lit.data.skips import BadDataError, SkipList, Skipped
 from v1lit.data.windows import Ranks, Window, windows
-
-Group = list[Encoded]
+from v1lit.data.worker_signals import end_readers_at_exit, leave_signals_to_trainer
 
 
 @dataclass(frozen=True)
 class Grouping:
-    """Which examples of a reader make a batch."""
+    """Which examples make a batch."""
 
     size: int
-    """Examples per batch, where they are not packed."""
+    """Examples per batch, where rows are not filled."""
     packing: PackingConfig | None = None
     """Fill rows instead of counting examples, where it has a length."""
     by_length: int = 1
     """Batches to look ahead when similar lengths are put together; 1 leaves the order as it is."""
+    seed: int = 0
+    """Of the order of batches of similar length."""
 
     @property
     def packs(self) -> bool:
         return self.packing is not None and self.packing.length is not None
 
-    def __call__(self, examples: Iterator[Encoded], seed: str) -> Iterator[Group]:
-        if self.packing is not None and self.packs:
-            return pack(examples, self.packing)
+    def __str__(self) -> str:
+        if self.packs:
+            return str(self.packing)
+        return f"{self.size} examples" + (f", similar of {self.by_length}" if self.by_length > 1 else "")
+
+    def make_rows(self, measure: Measure) -> MakeRows:
+        """How a slot's examples make rows."""
+        packing = self.packing
+        if packing is not None and self.packs:
+            return lambda stream, state: filled_rows(stream, state, packing, measure)
         if self.by_length > 1:
-            examples = grouped_by_length(examples, self.size, self.by_length, seed)
-        return iter(lambda: list(islice(examples, self.size)), [])
+            return lambda stream, state: similar_rows(
+                stream, state, self.size, self.by_length, measure, self.seed
+            )
+        return lambda stream, state: counted_rows(stream, state, self.size)
 
 
-class Groups(IterableDataset[Group]):
-    """A reader's examples, encoded and put into groups, one per batch.
+@dataclass(frozen=True)
+class Workers:
+    """The processes that read and encode."""
 
-    With `even`, the number of ranks, all readers give equally many examples; otherwise at most `limit`.
+    number: int = 0
+    pin_memory: bool = False
+    prefetch: int = 2
+    """Batches that each of them makes ahead."""
+
+    def run(self, reader: RowReader, rows: Iterator[Row]) -> Iterator[Made]:
+        """The batch of every row, in the order of the rows, whatever the number of workers."""
+        waiting: deque[Row] = deque()
+
+        def noted() -> Iterator[Row]:
+            for row in rows:
+                waiting.append(row)
+                yield row
+
+        options: dict[str, Any] = {"prefetch_factor": self.prefetch} if self.number else {}
+        end_readers_at_exit()
+        loader: DataLoader[Made] = DataLoader(
+            reader,
+            batch_size=None,
+            sampler=noted(),  # any iterable will do
+            num_workers=self.number,
+            worker_init_fn=leave_signals_to_trainer,
+            collate_fn=_as_it_is,  # type: ignore[arg-type]  # one row at a time
+            pin_memory=self.pin_memory,
+            **options,
+        )
+        for made in loader:
+            yield replace(made, row=waiting.popleft())
+
+
+class TrainLoader:
+    """The batches of an epoch on one rank, from where the run has come; tells each the counts of its step.
+
+    The batches of an optimizer step are fetched together and wait in the host's memory. All ranks have the
+    same steps, and every step all its batches: a rank that has run out of examples gives blank ones.
     """
 
     def __init__(
         self,
-        examples: ShardDataset,
-        processor: Processor,
-        encoding: EncodingConfig,
+        opened: OpenedSequence,
+        reader: RowReader,
         grouping: Grouping,
-        even: int | None = None,
-        limit: int | None = None,
-    ) -> None:
-        self.examples, self.processor, self.encoding, self.grouping = examples, processor, encoding, grouping
-        self.even, self.limit = even, limit
-
-    def per_reader(self, workers: int) -> int:
-        """Examples that every reader gives per epoch."""
-        assert self.even is not None
-        return self.examples.num_examples // (self.even * max(1, workers))
-
-    def __iter__(self) -> Iterator[Group]:
-        worker = get_worker_info()
-        number, workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
-        limit = self.limit if self.even is None else self.per_reader(workers)
-        encoded = (encode(one, self.processor, self.encoding) for one in islice(self.examples, limit))
-        return self.grouping(encoded, seed=f"{self.examples.seed} {self.examples.epoch} {number}")
-
-
-def batch_maker(processor: Processor, flat: bool) -> Callable[[Sequence[Encoded]], Batch]:
-    """Makes a flat or a padded batch of a group, labels counted; runs in the workers."""
-    start = processor.pointer_start
-    if flat:
-        return partial(flatten, pointer_start=start)
-    return partial(collate, pad_id=processor.pad_token_id, pointer_start=start)
-
-
-def grouped_by_length(examples: Iterator[Encoded], group: int, window: int, seed: str) -> Iterator[Encoded]:
-    """The same examples, so that `group` consecutive ones are of similar length.
-
-    Sorted within `window` groups, which then come in random order. Only the last group may be smaller.
-    """
-    rng = random.Random(seed)
-    while chunk := list(islice(examples, group * window)):
-        chunk.sort(key=lambda example: len(example.input_ids))
-        short = chunk[: len(chunk) % group]
-        rest = chunk[len(short) :]
-        groups = [rest[start : start + group] for start in range(0, len(rest), group)]
-        rng.shuffle(groups)
-        yield from itertools.chain(*groups, short)
-
-
-class TrainLoader(DataLoader[Any]):
-    """Numbers its batches, can start within an epoch, and tells every batch the counts of its step.
-
-    The batches of an optimizer step are fetched together and wait in the host's memory. An epoch of packs
-    ends with the last step for which every rank has all batches; what is left over is said. (A smaller last
-    step would be counted into the next epoch's first one by Lightning, when a run is resumed behind it.)
-    """
-
-    dataset: Groups
-
-    def __init__(
-        self,
-        dataset: Groups,
-        place: Callable[[int], tuple[int, int]],
+        lengths: Lengths,
+        begin: Callable[[int, Layout], Progress],
+        skips: SkipList,
+        stream: StreamConfig,
         trainer: Trainer | None = None,
         num_workers: int = 0,
-        **options: Any,
     ) -> None:
         """Args:
-        dataset: groups of examples.
-        place: given the trainer's epoch, gives the epoch to read and the number of its first batch.
-        trainer: whose epochs and accumulation count; None for single batches of the dataset's epoch.
-        num_workers, options: as in torch's DataLoader.
+        opened: the examples and their order.
+        reader: makes a row's batch.
+        grouping: which examples make a row.
+        lengths: of the examples, for rows that need them.
+        begin: given the trainer's epoch and the layout, says where to begin.
+        skips: where examples are noted that could not be used.
+        stream: what to do with the last examples, and with bad ones.
+        trainer: whose epochs, ranks and accumulation count; None for single batches of epoch 0.
+        num_workers: processes that read and encode.
         """
-        if num_workers > 0:
-            # The next step's batches are made while this step's are used.
-            options["prefetch_factor"] = max(2, math.ceil(_accumulate(trainer) / num_workers))
-        super().__init__(dataset, batch_size=None, num_workers=num_workers, **options)
-        self._place, self._trainer = place, trainer
+        self.opened, self.reader, self.grouping, self.lengths = opened, reader, grouping, lengths
+        self.begin, self.skips, self.stream, self.trainer = begin, skips, stream, trainer
+        self.num_workers = num_workers
         self._ranks = Ranks.of(1 if trainer is None else trainer.world_size)
-
-    def __len__(self) -> int:
-        """Batches per epoch on every rank. Raises TypeError where packing makes the number unknown."""
-        grouping = self.dataset.grouping
-        if grouping.packs:
-            raise TypeError("how many packs an epoch has is not known before it ends")
-        return max(1, self.num_workers) * math.ceil(self.dataset.per_reader(self.num_workers) / grouping.size)
-
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # DataLoader promises its own iterator class
-        current = self.dataset.examples.epoch if self._trainer is None else self._trainer.current_epoch
-        epoch, start = self._place(current)
-        self.dataset.examples.set_epoch(epoch)
-        number = examples = 0
-        for window in self._windows(start):
-            examples += window.examples
-            for batch in window.batches:
-                if number >= start:
-                    yield replace(batch, position=(epoch, number))
-                number += 1
-        self._report_left_over(epoch, examples)
-
-    def _windows(self, start: int) -> Iterator[Window]:
-        whole = self.dataset.grouping.packs
-        accumulate = partial(_accumulate, self._trainer)
-        batches = super().__iter__()
-        for window in windows(batches, accumulate, self._ranks, start, whole=whole, limit=self._limit):
-            yield window.pinned() if self.pin_memory else window
+        self._in_a_row = 0
+        self._planned: dict[tuple[int, int, Layout], int] = {}
 
     @property
-    def _limit(self) -> float:
-        """Batches of an epoch that the trainer wants, which may be fewer than there are."""
-        return math.inf if self._trainer is None else self._trainer.num_training_batches
+    def rank(self) -> int:
+        return 0 if self.trainer is None else self.trainer.global_rank
 
-    def _report_left_over(self, epoch: int, used: int) -> None:
-        """Raises ValueError where nothing was used at all: epochs would follow one another for ever."""
-        workers = max(1, self.num_workers)
-        total = self._ranks.number * workers * self.dataset.per_reader(workers)
-        batches = f"{_accumulate(self._trainer)} batches on each of {self._ranks.number} ranks"
-        if not used:
-            raise ValueError(
-                f"{total} training examples do not fill the {batches} that make one optimizer step; lower "
-                "trainer.accumulate_grad_batches, the number of devices or data.packing.length"
-            )
-        limited = self._trainer is not None and self._trainer.limit_train_batches not in (None, 1.0)
-        if used < total and not limited:
-            rank_zero_info(
-                f"epoch {epoch}: {total - used} of {total} training examples are left over, others each "
-                f"time: they do not make a whole optimizer step of {batches}"
-            )
+    @property
+    def accumulate(self) -> int:
+        """Batches of a rank that make one optimizer step."""
+        return 1 if self.trainer is None else self.trainer.accumulate_grad_batches
+
+    @property
+    def layout(self) -> Layout:
+        """How a step's examples are divided now."""
+        return Layout(self._ranks.number * self.accumulate, str(self.grouping))
+
+    def __len__(self) -> int:
+        """Batches per epoch on every rank.
+
+        Raises TypeError where that is not known before it is read, and ValueError where it is none.
+        """
+        left = self.steps_left(Progress(layout=self.layout))
+        if left == 0 and self.opened.indexed:  # else it is told where damaged shards are, too
+            raise ValueError(self._too_few())
+        if left is None:
+            why = "is not known" if self.opened.indexed else "is not known without an index"
+            raise TypeError(f"how many batches an epoch has {why} before it ends")
+        return left * self.accumulate
+
+    def steps_left(self, progress: Progress) -> int | None:
+        """Optimizer steps that remain of an epoch; None where that is not known."""
+        if self.grouping.packs:
+            return None
+        return steps_left(self.opened.sequence, progress, self.grouping.size, self.stream.tail == "drop")
+
+    def planned_steps(self, start: Progress, epochs: int) -> int | None:
+        """Optimizer steps from there to the end of so many epochs; None without an index or, where rows are
+        filled, lengths.
+
+        Filled rows are planned for it, without reading: about a third of a millisecond for each row of 8,192
+        tokens, shared out over the ranks, which must all call it.
+        """
+        if not self.opened.indexed or (self.grouping.packs and not self.lengths.known):
+            return None
+        later = range(start.epoch + 1, epochs)
+        whole = (Progress(epoch, layout=self.layout) for epoch in later)
+        first = self._steps_of(start.divided(self.layout)) if start.epoch < epochs else 0
+        if not self.grouping.packs:  # all epochs are alike
+            return first + len(later) * self._steps_of(Progress(layout=self.layout))
+        return first + sum(map(self._steps_of, whole))
+
+    def _steps_of(self, progress: Progress) -> int:
+        """Optimizer steps that Lightning will make of what remains of an epoch."""
+        left = self.steps_left(progress)
+        left = self._planned_steps(progress) if left is None else left
+        limit = math.inf if self.trainer is None else self.trainer.num_training_batches
+        if limit == math.inf:
+            return left
+        return min(left, -(-max(0, int(limit) - self.batches_done(progress)) // self.accumulate))
+
+    def _planned_steps(self, progress: Progress) -> int:
+        key = (progress.epoch, progress.steps, self.layout)
+        if key not in self._planned:
+            rows = list(self._rows(progress))
+            steps = [rows[start : start + self.accumulate] for start in range(0, len(rows), self.accumulate)]
+            if self.stream.tail == "drop":
+                full = [all(row.places or row.refused for row in step) for step in steps]
+                self._planned[key] = min(self._ranks.gather([*full, False].index(False)))
+            else:
+                self._planned[key] = max(self._ranks.gather(len(steps)))
+        return self._planned[key]
+
+    def _rows(self, progress: Progress) -> Iterator[Row]:
+        return rank_rows(
+            self.opened.sequence,
+            progress,
+            self.grouping.make_rows(self.lengths),
+            rank=self.rank,
+            ranks=self._ranks.number,
+        )
+
+    def batches_done(self, progress: Progress) -> int:
+        """Batches of this layout that count as used when an epoch is begun at `progress`."""
+        left = self.steps_left(progress)
+        return progress.steps * self.accumulate if left is None else len(self) - left * self.accumulate
+
+    def __iter__(self) -> Iterator[Batch]:
+        progress = self.begin(0 if self.trainer is None else self.trainer.current_epoch, self.layout)
+        numbers = range(self.rank, self.layout.slots, self._ranks.number)
+        states = [progress.state_of(number) for number in numbers]
+        left, used, begun = self.steps_left(progress), 0, time.perf_counter()
+        with ExitStack() as stack:
+            prefetcher = None
+            fetch_ahead = self.opened.remote and self.opened.indexed
+            step = progress.steps
+            for step, window in enumerate(self._windows(progress), progress.steps):
+                if prefetcher is None and fetch_ahead:
+                    # Its thread begins when the workers have been forked: a lock that it held would stay so.
+                    prefetcher = stack.enter_context(self._prefetcher(progress))
+                if progress.steps and step == progress.steps:
+                    rank_zero_info(
+                        f"resumed at example {progress.examples_read} of epoch {progress.epoch} in "
+                        f"{time.perf_counter() - begun:.2f} s"
+                    )
+                self._look_at(window, progress.epoch, step, prefetcher)
+                used += window.examples
+                if left is not None and step + 1 == progress.steps + left:
+                    self._report(progress, used)  # now: nobody asks for more batches than there are
+                for slot, (made, batch) in enumerate(zip(window.made, window.batches, strict=True)):
+                    states[slot] = states[slot] if made.row is None else made.row.after
+                    last = slot == len(window.batches) - 1
+                    yield replace(batch, read=Read(progress.epoch, slot, last, states[slot]))
+        if not self.opened.indexed:  # The last shards of all may be damaged ones.
+            self._note(0, self._lost(), progress.epoch, step)
+        if left is None:
+            self._report(progress, used)
+
+    def _windows(self, progress: Progress) -> Iterator[Window]:
+        rows = self._rows(progress)
+        pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        # The next step's batches are made while this step's are used.
+        ahead = max(2, math.ceil(self.accumulate / max(1, self.num_workers)))
+        for window in windows(
+            map(self._with_planned, Workers(self.num_workers, pin, ahead).run(self.reader, rows)),
+            self.accumulate,
+            self._ranks,
+            self.reader.blank,
+            steps=self.steps_left(progress),
+            drop=self.stream.tail == "drop",
+            first=self.batches_done(progress),
+            limit=math.inf if self.trainer is None else self.trainer.num_training_batches,
+        ):
+            yield window.pinned() if pin else window
+
+    def _with_planned(self, made: Made) -> Made:
+        """Add the examples that planning has found to be unusable already."""
+        assert made.row is not None
+        examples = self.opened.examples
+        refused = self._lost() + [
+            Failure(one.place, examples.file(one.place), examples.key(one.place), "length", one.reason)
+            for one in made.row.refused
+        ]
+        return replace(made, failures=(*refused, *made.failures)) if refused else made
+
+    def _lost(self) -> list[Failure]:
+        """Shards that planning has found to be unusable since this was last called."""
+        lost = list(self.opened.lost)
+        self.opened.lost.clear()
+        return lost_shards(lost, self.rank)
+
+    def _look_at(self, window: Window, epoch: int, step: int, prefetcher: ShardPrefetcher | None) -> None:
+        """Note what a window says of the data, and how far it has come."""
+        failures = [failure for made in window.made for failure in made.failures]
+        if window.failures:  # All ranks know, so all of them tell each other.
+            self._note(window.examples, failures, epoch, step)
+        else:
+            self._in_a_row, _ = run_of_failures(failures, self._in_a_row)
+            self.skips.note(window.examples, [], 0)
+        places = [place for made in window.made if made.row is not None for place in made.row.places]
+        if prefetcher is not None and places:
+            prefetcher.reached(max(place.position for place in places))
+
+    def _note(self, used: int, failures: Sequence[Failure | None], epoch: int, step: int) -> None:
+        """Note how many examples all ranks use, and what each of them cannot; to be called on all ranks."""
+        self._in_a_row, longest = run_of_failures(failures, self._in_a_row)
+        skipped = skipped_of(failures, "train", epoch, step)
+        everyone = self._ranks.gather((skipped, longest))
+        everyones = [one for skipped, _ in everyone for one in skipped]
+        self.skips.note(used + len(everyones), everyones, max(longest for _, longest in everyone))
+
+    def _prefetcher(self, progress: Progress) -> ShardPrefetcher:
+        opened, window, ranks = self.opened, self.stream.shuffle_window, self._ranks.number
+        # What remains of an epoch is dealt out from its first position on, which may be any.
+        first = (self.rank + progress.rest.tail - len(progress.rest.head)) % ranks
+        return ShardPrefetcher(opened.catalogs, opened.sequence, progress.epoch, first, ranks, window)
+
+    def _too_few(self) -> str:
+        total = self.opened.sequence.examples
+        return (
+            f"{'the' if total is None else total} training examples do not fill one optimizer step of "
+            f"{self.layout.slots} batches, and data.stream.tail is {self.stream.tail!r}; set it to pad, "
+            "or lower trainer.accumulate_grad_batches, the number of devices or data.batch_size"
+        )
+
+    def _report(self, progress: Progress, used: int) -> None:
+        """Say what an epoch has left over.
+
+        Raises ValueError or BadDataError where nothing was used: it would never end.
+        """
+        total = self.opened.sequence.examples
+        if not used and not progress.steps and self.skips.count:
+            raise BadDataError(f"{self.skips.summary()}: no example of the epoch could be used")
+        if not used and not progress.steps:
+            raise ValueError(self._too_few())
+        whole = self.trainer is None or self.trainer.limit_train_batches in (None, 1.0)
+        if self.stream.tail == "drop" and whole and total is not None and not progress.steps:
+            left = total - used - self.skips.count_of(progress.epoch)
+            if left > 0:
+                rank_zero_info(
+                    f"epoch {progress.epoch}: {left} of {total} training examples are left over, others each "
+                    f"time: they do not make a whole optimizer step of {self.layout.slots} batches"
+                )
 
 
-def _accumulate(trainer: Trainer | None) -> int:
-    return 1 if trainer is None else trainer.accumulate_grad_batches
+class ValLoader:
+    """All validation examples in order, split over the ranks, which have equally many batches."""
+
+    def __init__(
+        self,
+        opened: OpenedSequence,
+        reader: RowReader,
+        size: int,
+        skips: SkipList,
+        trainer: Trainer | None,
+        workers: int,
+    ) -> None:
+        self.opened, self.reader, self.size, self.skips = opened, reader, size, skips
+        self.trainer, self.workers = trainer, workers
+
+    @property
+    def _ranks(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def __len__(self) -> int:
+        """Batches on every rank."""
+        positions = self.opened.sequence.positions
+        assert positions is not None
+        return -(-positions // (self.size * self._ranks[1]))
+
+    def __iter__(self) -> Iterator[Batch]:
+        rank, ranks = self._ranks
+        progress = Progress(layout=Layout(ranks, f"{self.size} examples"))
+        make_rows = Grouping(self.size).make_rows(_unmeasured)
+        rows = rank_rows(self.opened.sequence, progress, make_rows, rank=rank, ranks=ranks)
+        in_a_row = self._note(lost_shards(self.opened.lost, rank), 0, 0)
+        for number, made in enumerate(Workers(self.workers).run(self.reader, rows)):
+            # At once, because validation may be cut short.
+            in_a_row = self._note(made.failures, number, in_a_row)
+            yield made.batch
+
+    def _note(self, failures: Sequence[Failure | None], number: int, in_a_row: int) -> int:
+        """Note what became of a batch on all ranks; gives how many examples in a row have failed by now."""
+        in_a_row, longest = run_of_failures(failures, in_a_row)
+        own = len(failures), skipped_of(failures, "val", 0, number), longest
+        everyone = Ranks.of(self._ranks[1]).gather(own)
+        self.skips.note(
+            sum(read for read, _, _ in everyone),
+            [one for _, skipped, _ in everyone for one in skipped],
+            max(longest for _, _, longest in everyone),
+        )
+        return in_a_row
+
+
+NOWHERE = Place(-1, -1, -1, -1)
+"""Of a whole shard whose examples were never counted."""
+
+
+def run_of_failures(failures: Sequence[Failure | None], before: int) -> tuple[int, int]:
+    """How many failures in a row there are at the end, `before` those before them, and at most."""
+    longest = run = before
+    for failure in failures:
+        run = 0 if failure is None else run + 1
+        longest = max(longest, run)
+    return run, longest
+
+
+def skipped_of(failures: Sequence[Failure | None], split: str, epoch: int, step: int) -> list[Skipped]:
+    """Failures as they are listed."""
+    return [
+        Skipped(
+            split=split,
+            epoch=epoch,
+            step=step,
+            position=one.place.position,
+            shard=one.shard,
+            key=one.key,
+            number=one.place.number,
+            kind=one.kind,
+            reason=one.reason,
+        )
+        for one in failures
+        if one is not None
+    ]
+
+
+def lost_shards(lost: Sequence[ShardError], rank: int) -> list[Failure]:
+    """Whole shards that cannot be used; none but on rank 0, because every rank finds the same."""
+    return [Failure(NOWHERE, one.shard, one.key, one.kind, one.reason) for one in lost if rank == 0]
+
+
+def _unmeasured(place: Place) -> Length:
+    raise AssertionError("counted rows measure nothing")
+
+
+def _as_it_is(made: Made) -> Made:
+    return made

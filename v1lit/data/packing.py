@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from v1lit.data.config import PackingConfig
 from v1lit.data.encoding import Encoded
+from v1lit.data.lengths import Length
 
+T = TypeVar("T")
 ROWS_AHEAD = 6
-"""Enough examples wait when they would fill so many rows: more fill rows hardly better, and hold images."""
+"""Enough examples wait when they would fill so many rows: more fill rows hardly better."""
 UNREACHED = np.iinfo(np.int64).max // 2
 
 
@@ -19,30 +22,79 @@ class PackingError(ValueError):
     """An example that fits no row, or rows without a length; the message names it."""
 
 
+class Packer(Generic[T]):
+    """Chooses, of the items that wait, those that share the next row; knows nothing but their lengths.
+
+    Up to `config.look_ahead` items wait, fewer where they would fill `ROWS_AHEAD` rows. The one that has
+    waited longest opens the next row, and of all sets of the others the one that fills the rest best joins
+    it: a subset sum, solved exactly (see `fullest`). So an item leaves with the `look_ahead`-th row after it
+    was added, at the latest, and the n-th item is in one of the first n rows.
+
+    Raises PackingError for a config without a length.
+    """
+
+    def __init__(self, config: PackingConfig) -> None:
+        if config.length is None:
+            raise PackingError("data.packing.length is not set; give the tokens of a row")
+        self.config, self.length = config, config.length
+        self.waiting: list[_Item[T]] = []
+
+    @property
+    def items(self) -> list[T]:
+        """What waits, in the order in which it was added."""
+        return [one.item for one in self.waiting]
+
+    @property
+    def hungry(self) -> bool:
+        """Whether more items are wanted before the next row is chosen."""
+        tokens = sum(one.tokens for one in self.waiting)
+        return len(self.waiting) < self.config.look_ahead and tokens < ROWS_AHEAD * self.length
+
+    def problem(self, length: Length) -> str | None:
+        """Why an item of this length fits no row; None if it does."""
+        for value, what, key, limit in (
+            (length.tokens, "tokens", "length", self.length),
+            (length.images, "images", "max_images", self.config.max_images),
+            (length.image_tokens, "image tokens", "max_image_tokens", self.config.max_image_tokens),
+        ):
+            if limit is not None and value > limit:
+                return (
+                    f"it has {value} {what}, more than the {limit} of data.packing.{key}, so it fits no row; "
+                    f"{ADVICE[key].format(value=value)}"
+                )
+        return None
+
+    def add(self, item: T, length: Length) -> None:
+        """Let an item wait that has no `problem`."""
+        self.waiting.append(_Item(item, max(1, length.tokens), _load(length, self.config)))
+
+    def row(self) -> list[T]:
+        """The items of the next row, taken out; at least one must wait."""
+        first, others = self.waiting[0], self.waiting[1:]
+        sizes = [(one.tokens, one.load) for one in others]
+        chosen = set(fullest(sizes, self.length - first.tokens, _load_limit(self.config) - first.load))
+        self.waiting = [one for number, one in enumerate(others) if number not in chosen]
+        return [first.item, *(one.item for number, one in enumerate(others) if number in chosen)]
+
+
 def pack(examples: Iterable[Encoded], config: PackingConfig) -> Iterator[list[Encoded]]:
     """Packs of at most `config.length` tokens: every example in exactly one, in an order of the input alone.
 
-    Up to `config.look_ahead` examples wait, fewer where they would fill `ROWS_AHEAD` rows. The one that has
-    waited longest opens the next pack, and of all sets of the others the one that fills the rest best joins
-    it: a subset sum, solved exactly (see `fullest`). So an example leaves with the `look_ahead`-th pack after
-    it was read, at the latest, and the n-th example is in one of the first n packs.
-
-    Raises PackingError, naming the example and the key, for one that exceeds the length or a cap by itself,
-    and for a config without a length.
+    Raises PackingError, naming the example and the key, for one that exceeds the length or a cap by itself.
     """
-    if config.length is None:
-        raise PackingError("data.packing.length is not set; give the tokens of a row")
+    packer: Packer[Encoded] = Packer(config)
     source = iter(examples)
-    waiting: list[_Item] = []
     while True:
-        _read_on(waiting, source, config, config.length)
-        if not waiting:
+        while packer.hungry and (example := next(source, None)) is not None:
+            length = Length(
+                len(example.input_ids), sum(map(len, example.patch_maps)), len(example.patch_maps)
+            )
+            if problem := packer.problem(length):
+                raise PackingError(f"example {example.id!r}: {problem}")
+            packer.add(example, length)
+        if not packer.waiting:
             return
-        first, others = waiting[0], waiting[1:]
-        sizes = [(item.tokens, item.load) for item in others]
-        chosen = set(fullest(sizes, config.length - first.tokens, _load_limit(config) - first.load))
-        yield [first.example, *(item.example for place, item in enumerate(others) if place in chosen)]
-        waiting = [item for place, item in enumerate(others) if place not in chosen]
+        yield packer.row()
 
 
 def fullest(sizes: Sequence[tuple[int, int]], room: int, spare: int) -> list[int]:
@@ -74,20 +126,9 @@ def fullest(sizes: Sequence[tuple[int, int]], room: int, spare: int) -> list[int
     return chosen
 
 
-def _read_on(waiting: list[_Item], source: Iterator[Encoded], config: PackingConfig, length: int) -> None:
-    """Read until enough examples wait, or none is left."""
-    tokens = sum(item.tokens for item in waiting)
-    while len(waiting) < config.look_ahead and tokens < ROWS_AHEAD * length:
-        example = next(source, None)
-        if example is None:
-            return
-        waiting.append(_item(example, config))
-        tokens += waiting[-1].tokens
-
-
 @dataclass(frozen=True)
-class _Item:
-    example: Encoded
+class _Item(Generic[T]):
+    item: T
     tokens: int
     load: int
     """How much of the image caps it takes, out of `_load_limit`."""
@@ -97,28 +138,12 @@ def _load_limit(config: PackingConfig) -> int:
     return (config.max_images or 1) * (config.max_image_tokens or 1)
 
 
-def _item(example: Encoded, config: PackingConfig) -> _Item:
-    """The example's size, checked against the limits.
-
-    With both image caps, the larger of its two shares counts: within one limit on their sum, both caps hold.
-    """
-    images, image_tokens = len(example.patch_maps), sum(map(len, example.patch_maps))
-    tokens = len(example.input_ids)
-    for value, what, key, limit in (
-        (tokens, "tokens", "length", config.length),
-        (images, "images", "max_images", config.max_images),
-        (image_tokens, "image tokens", "max_image_tokens", config.max_image_tokens),
-    ):
-        if limit is not None and value > limit:
-            raise PackingError(
-                f"example {example.id!r} has {value} {what}, more than the {limit} of data.packing.{key}: "
-                f"it fits no row; {ADVICE[key].format(value=value)}"
-            )
-    load = max(
-        images * (config.max_image_tokens or 1) if config.max_images else 0,
-        image_tokens * (config.max_images or 1) if config.max_image_tokens else 0,
+def _load(length: Length, config: PackingConfig) -> int:
+    """With both image caps, the larger of the two shares: within one limit on their sum, both caps hold."""
+    return max(
+        length.images * (config.max_image_tokens or 1) if config.max_images else 0,
+        length.image_tokens * (config.max_images or 1) if config.max_image_tokens else 0,
     )
-    return _Item(example, tokens, load)
 
 
 ADVICE = {

@@ -8,7 +8,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from v1lit.data.config import SourceConfig
+from v1lit.data.catalog import is_pattern
+from v1lit.data.config import MixtureConfig, SourceConfig
+from v1lit.data.remote import DEFAULT_RETRY, Retry, exists, expand, is_remote, join
 from v1lit.data.shards import INDEX_NAME
 
 VAL_SEED = 1_000_003
@@ -17,14 +19,67 @@ VAL_SEED = 1_000_003
 Source = Callable[..., None]
 
 
+def train_sources(config: SourceConfig, retry: Retry = DEFAULT_RETRY) -> list[MixtureConfig]:
+    """Where the training shards are: the mixture, or `train/` of the folder, or the folder itself."""
+    if config.mixture:
+        return config.mixture
+    if _names_shards(config.folder):
+        return [MixtureConfig(config.folder)]
+    train = _below(config.folder, "train")
+    below = _holds_shards(train, retry) or not _holds_shards(config.folder, retry)
+    return [MixtureConfig(train if below else config.folder)]
+
+
+def val_location(config: SourceConfig) -> str:
+    """Where the validation shards are, if there are any."""
+    return config.val or _below(config.folder, "val")
+
+
+def has_train(config: SourceConfig, retry: Retry = DEFAULT_RETRY) -> bool:
+    """Whether the training shards are there."""
+    return all(_holds_shards(one.shards, retry) for one in train_sources(config, retry))
+
+
+def has_val(config: SourceConfig, retry: Retry = DEFAULT_RETRY) -> bool:
+    """Whether there are validation shards."""
+    if config.val is None and _names_shards(config.folder):
+        return False
+    return config.val is not None or _holds_shards(val_location(config), retry)
+
+
+def _below(location: str, name: str) -> str:
+    return join(location, name)
+
+
+def _names_shards(location: str) -> bool:
+    """Whether a location is a file or a pattern, so that no folders lie below it."""
+    return is_pattern(location) and (is_remote(location) or not Path(location).is_dir())
+
+
+def _holds_shards(location: str, retry: Retry) -> bool:
+    """Whether a location has an index, or shards without one."""
+    if is_remote(location):
+        return (
+            is_pattern(location)
+            or exists(join(location, INDEX_NAME), retry)
+            or _lists_shards(location, retry)
+        )
+    folder = Path(location)
+    if not folder.is_dir():
+        return folder.is_file() or is_pattern(location)
+    return (folder / INDEX_NAME).is_file() or any(folder.glob("*.tar"))
+
+
+def _lists_shards(url: str, retry: Retry) -> bool:
+    """Whether a remote folder can be listed, and holds shards."""
+    try:
+        return bool(expand(join(url, "*.tar"), retry))
+    except ValueError:
+        return False
+
+
 def shards_source(folder: Path, path: str | None) -> None:
     """Shards that are there already."""
-    if not any((place / INDEX_NAME).is_file() for place in (folder / "train", folder)):
-        raise ValueError(
-            f"data.source.folder is {str(folder)!r}, but neither it nor its train/ has an {INDEX_NAME}; "
-            "write shards with `v1lit data import` or `v1lit data synth`, or choose data.source.name "
-            "synthetic or v1g"
-        )
 
 
 def synthetic_source(
@@ -95,10 +150,28 @@ def check_source(config: SourceConfig) -> None:
     CHECKS.get(config.name, lambda options: None)(config.options)
 
 
-def prepare_source(config: SourceConfig) -> None:
+def prepare_source(config: SourceConfig, retry: Retry = DEFAULT_RETRY) -> None:
     """Make sure that the shards of `config` exist. Raises ValueError for mistakes in it."""
     check_source(config)
+    if config.name == "shards":
+        _check_shards(config, retry)
+        return
     SOURCES[config.name](Path(config.folder), config.path, **config.options)
+
+
+def _check_shards(config: SourceConfig, retry: Retry) -> None:
+    if config.mixture or has_train(config, retry):
+        return
+    if is_remote(config.folder):
+        raise ValueError(
+            f"data.source.folder is {config.folder!r}, but neither it nor its train/ has an {INDEX_NAME}: "
+            "give a pattern such as .../shard-{000..099}.tar, or make an index in a folder here with "
+            "`v1lit data index PATTERN --out FOLDER` and give that folder"
+        )
+    raise ValueError(
+        f"data.source.folder is {config.folder!r}, but neither it nor its train/ holds shards; write some "
+        "with `v1lit data import` or `v1lit data synth`, or choose data.source.name synthetic or v1g"
+    )
 
 
 def _unknown(what: str, given: str, allowed: list[str]) -> str:

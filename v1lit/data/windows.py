@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
 from v1lit.data.batch import Batch
+from v1lit.data.reading import Made
 
-BATCHES, EXAMPLES, COUNTS = 0, 1, slice(2, 5)
+ROWS, FAILURES, EXAMPLES, COUNTS = 0, 1, 2, slice(3, 6)
 """Columns of the table that ranks add up: one row per batch of the window."""
 
 
@@ -44,6 +46,14 @@ class Ranks:
             dist.all_reduce(table, group=self.group)
         return table
 
+    def gather(self, own: Any) -> list[Any]:
+        """What every rank has, in their order, on all of them; waits for them."""
+        if self.group is None:
+            return [own]
+        everyone: list[Any] = [None] * self.number
+        dist.all_gather_object(everyone, own, group=self.group)
+        return everyone
+
 
 @lru_cache(maxsize=1)
 def _cpu_group(world: object) -> dist.ProcessGroup:
@@ -57,9 +67,12 @@ def _cpu_group(world: object) -> dist.ProcessGroup:
 class Window:
     """Batches of one rank that are accumulated into one optimizer step."""
 
+    made: list[Made]
     batches: list[Batch]
     examples: int
-    """In the same batches of all ranks."""
+    """In the same step on all ranks."""
+    failures: int
+    """Examples of the step that could not be used, on all ranks."""
 
     def pinned(self) -> Window:
         """The same with the counts in page-locked memory, as the rest of a batch."""
@@ -70,40 +83,43 @@ class Window:
 
 
 def windows(
-    batches: Iterable[Batch],
-    accumulate: Callable[[], int],
+    made: Iterable[Made],
+    size: int,
     ranks: Ranks,
-    start: int = 0,
-    whole: bool = False,
+    blank: Callable[[], Batch],
+    *,
+    steps: int | None = None,
+    drop: bool = False,
+    first: int = 0,
     limit: float = math.inf,
 ) -> Iterator[Window]:
-    """Put `accumulate()` batches into one window and tell each of them the label counts of the whole step.
+    """Put `size` batches into one window and tell each of them the label counts of the whole step.
 
-    All ranks end together: the last window has only as many batches as every rank still has, or is left out
-    if that is fewer than `accumulate()` and only `whole` windows are wanted. The first `start` batches, used
-    before a run was resumed, are in no sum, but in their windows: those stay where they were. No more than
-    `limit` batches are used.
+    All ranks have the same windows, and all windows are whole: where a rank has no batch left, a blank one
+    stands. Without a known number of `steps` they go on until no rank has any; with `drop` until one has not
+    enough. Batches from number `limit` on, counted from `first`, are not read: the last window may be small.
     """
-    source, first = iter(batches), 0
-    while True:
-        size = accumulate()
-        here = list(islice(source, int(min(size, limit - first))))
+    source, number = iter(made), 0
+    while steps is None or number < steps:
+        wanted = int(min(size, limit - first))
+        here = list(islice(source, max(0, wanted)))
         table = ranks.add_up(_table(here, size))
-        common = int((table[:, BATCHES] == ranks.number).sum())
-        if common == 0 or (whole and common < size):
+        rows = int(table[:, ROWS].sum())
+        if wanted <= 0 or (steps is None and (rows == 0 or (drop and rows < wanted * ranks.number))):
             return
-        sums = table[max(0, start - first) : common, COUNTS].sum(0)
-        complete = [replace(batch, step_sums=sums, step_parts=size * ranks.number) for batch in here[:common]]
-        yield Window(complete, int(table[:common, EXAMPLES].sum()))
-        if common < size:
-            return
-        first += size
+        here += [Made(blank(), ()) for _ in range(wanted - len(here))]
+        sums = table[:, COUNTS].sum(0)
+        batches = [replace(one.batch, step_sums=sums, step_parts=size * ranks.number) for one in here]
+        yield Window(here, batches, int(table[:, EXAMPLES].sum()), int(table[:, FAILURES].sum()))
+        number, first = number + 1, first + wanted
 
 
-def _table(batches: Sequence[Batch], size: int) -> Tensor:
-    """int64 `[size, 5]`: one row per batch with 1, its examples and its label counts; zeros for none."""
-    table = torch.zeros(size, 5, dtype=torch.int64)
-    for row, batch in enumerate(batches):
-        assert batch.counts is not None, "the training loader counts labels"
-        table[row] = torch.tensor([1, len(batch), *batch.counts])
+def _table(made: Sequence[Made], size: int) -> Tensor:
+    """int64 `[size, 6]`, a row per batch: 1, failures, examples and label counts; zeros for a blank one."""
+    table = torch.zeros(size, 6, dtype=torch.int64)
+    for row, one in enumerate(made):
+        assert one.batch.counts is not None, "the training loader counts labels"
+        failed = sum(failure is not None for failure in one.failures)
+        filled = len(one.batch) + failed > 0
+        table[row] = torch.tensor([filled, failed, len(one.batch), *one.batch.counts])
     return table

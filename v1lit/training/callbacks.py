@@ -1,4 +1,4 @@
-"""What happens beside the training steps: weighing the final weights."""
+"""What happens beside the training steps: weighing the final weights, and those that nobody weighed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,18 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from v1lit.data.batch import Batch
+from v1lit.training.loop_state import validate, validates_now
 
 
 class ValidateAtEnd(Callback):
-    """Validates after the last step, wherever the interval falls: the final weights are weighed as well."""
+    """Validates after the last step, wherever the interval falls: the final weights are weighed as well.
+
+    A run that was stopped while it validated does so again, from the start, when it goes on.
+    """
+
+    def __init__(self) -> None:
+        self._due = False
+        self._limits: tuple[int, int | None] | None = None
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -21,3 +29,26 @@ class ValidateAtEnd(Callback):
             # Told to stop, Lightning validates first; but only in epochs that ask for validation.
             trainer.should_stop = True
             trainer.check_val_every_n_epoch = 1
+        self._due = validates_now(trainer)
+
+    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._due = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"validation_due": self._due}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._due = bool(state_dict["validation_due"])
+
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._due:  # Lightning does not even begin where no training step is left
+            loop = trainer.fit_loop
+            self._limits = loop.epoch_loop.max_steps, loop.max_epochs
+            loop.epoch_loop.max_steps = -1 if trainer.max_steps == -1 else 2**62
+            loop.max_epochs = -1
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._limits is not None:
+            trainer.fit_loop.epoch_loop.max_steps, trainer.fit_loop.max_epochs = self._limits
+            self._limits = None
+            validate(trainer)

@@ -13,12 +13,13 @@ from torch import Tensor
 from v1lit.backbones.attention import choose_attention
 from v1lit.backbones.config import BackboneConfig
 from v1lit.data.batch import Batch
+from v1lit.data.datamodule import V1DataModule
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.joint_loss import choose_loss
 from v1lit.pointer.model import PointAndCopyModel, PointAndCopyOutput
 from v1lit.training.metrics import LossMeans, PointingMetrics
 from v1lit.training.optimizer import OptimizerConfig, build_optimizer, learning_rate_factor
-from v1lit.training.steps import total_steps
+from v1lit.training.steps import steps_of_epochs, total_steps
 
 
 class NonFiniteLossError(RuntimeError):
@@ -143,6 +144,14 @@ class V1Module(LightningModule):
             return self._nothing()
         # Reading them waits for the GPU: only when they are to be logged.
         self._answers.append((out.targets, out.terms.predictions))
+        if len(batch) > 0:  # a blank batch has nothing to say, and zero would look like a success
+            self._log_losses(out, batch)
+        if (self.global_step + 1) % self._log_every == 0:
+            self._log_train_metrics(len(batch))
+        return out.loss
+
+    def _log_losses(self, out: PointAndCopyOutput, batch: Batch) -> None:
+        assert out.losses is not None
         loss = torch.stack([part.detach() for part in out.losses.values()]).sum()  # of this batch alone
         self.log("train/loss", loss, batch_size=len(batch))
         self.log("loss", loss, prog_bar=True, logger=False, batch_size=len(batch))
@@ -151,9 +160,6 @@ class V1Module(LightningModule):
         )
         if out.verified is not None:
             self.log("train/loss_error", out.verified, batch_size=len(batch))
-        if (self.global_step + 1) % self._log_every == 0:
-            self._log_train_metrics(len(batch))
-        return out.loss
 
     @property
     def _log_every(self) -> int:
@@ -173,6 +179,11 @@ class V1Module(LightningModule):
         consumed = getattr(getattr(self.trainer, "datamodule", None), "consumed", None)
         if consumed is not None:
             consumed(batch)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let Lightning count the batches of the epoch as they are laid out now."""
+        if isinstance(data := getattr(self.trainer, "datamodule", None), V1DataModule):
+            data.align(checkpoint)
 
     def _is_nonfinite(self, loss: Tensor) -> bool:
         """The same on every rank where batches may be skipped: a rank that skips alone hangs the others."""
@@ -257,16 +268,16 @@ class V1Module(LightningModule):
     def _check_end(self, steps: int | None) -> None:
         """Refuse a schedule that needs a number of steps nobody knows; say where epochs may end first."""
         config, trainer = self.optimizer_config, self.trainer
-        packed = trainer.num_training_batches == float("inf")
-        unknown = "with data.packing.length nobody knows how many rows an epoch has"
+        unknown = "the length of an epoch is not known without an index and, with packing, token lengths"
         if steps is None and (config.schedule != "constant" or config.warmup > 0):
-            ways = "trainer.max_steps" if packed else "trainer.max_steps or trainer.max_epochs"
+            endless = trainer.max_epochs in (None, -1)
+            ways = "trainer.max_steps or trainer.max_epochs" if endless else f"trainer.max_steps ({unknown})"
             constant = "" if config.schedule == "constant" else "model.optimizer.schedule=constant and "
             raise ValueError(
                 f"the {config.schedule} schedule with a warm-up of {config.warmup:g} needs to know its end; "
-                f"set {ways}{f' ({unknown})' if packed else ''}, or {constant}model.optimizer.warmup=0"
+                f"set {ways}, or {constant}model.optimizer.warmup=0"
             )
-        if packed and steps is not None and trainer.max_epochs not in (None, -1):
+        if steps is not None and trainer.max_epochs not in (None, -1) and steps_of_epochs(trainer) is None:
             rank_zero_info(
                 f"the schedule is made for trainer.max_steps={steps}; it is cut off if "
                 f"trainer.max_epochs={trainer.max_epochs} ends the run before: {unknown}"

@@ -53,10 +53,11 @@ def overlap(a: frozenset[int], b: frozenset[int]) -> float:
 
 
 def answer_held_out(
-    predictor: Predictor, folder: Path, count: int, batch_size: int, max_new_tokens: int
+    predictor: Predictor, location: str | Path, count: int, batch_size: int, max_new_tokens: int
 ) -> Iterator[Held]:
-    """Generate for the first `count` examples of a shard folder, in shard order."""
-    examples = iter(islice(ShardDataset(folder, shuffle=False, rank=0, world_size=1), count))
+    """Generate for the first `count` examples of some shards, in shard order; unusable ones are left out."""
+    readable = ShardDataset(location, shuffle=False, rank=0, world_size=1, on_bad="skip")
+    examples = iter(islice(readable, count))
     while chunk := list(islice(examples, batch_size)):
         questions = [_question(example) for example in chunk]
         asked = [([image.data for image in e.images], q) for e, q in zip(chunk, questions, strict=True)]

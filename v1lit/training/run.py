@@ -22,26 +22,33 @@ from rich.table import Table
 from v1lit.data.datamodule import V1DataModule
 from v1lit.inference.predictor import Predictor
 from v1lit.training.callbacks import ValidateAtEnd
+from v1lit.training.checkpoints import FOLDER, LastCheckpoint, checkpoint_to_resume
 from v1lit.training.config import RunConfig
 from v1lit.training.module import V1Module
 from v1lit.training.progress import RunProgress
 from v1lit.training.quiet import no_weights_bar
 from v1lit.training.report import Held, answer_held_out, draw_pictures, score
+from v1lit.training.stopping import StopRequests
 from v1lit.training.throughput import Throughput
 
 
-def trainer_defaults(folder: Path, with_val: bool = True) -> dict[str, Any]:
-    """Loggers and callbacks of a run in `folder`, as arguments of Lightning's Trainer."""
+def trainer_defaults(
+    folder: Path, checkpoint_every: int | None = None, requests: StopRequests | None = None
+) -> dict[str, Any]:
+    """Loggers and callbacks of a run in `folder`, as arguments of Lightning's Trainer.
+
+    Checkpoints come every `checkpoint_every` optimizer steps, else by the clock; `requests` can stop the run.
+    """
     callbacks: list[Callback] = [
         ModelCheckpoint(
-            dirpath=folder / "checkpoints",
-            filename="best" if with_val else "step-{step}",
-            monitor="val/loss" if with_val else None,
+            dirpath=folder / FOLDER,
+            filename="best",
+            monitor="val/loss",
             mode="min",
-            auto_insert_metric_name=False,
-            save_last=True,
             enable_version_counter=False,
+            save_on_train_epoch_end=False,  # before `last.ckpt`, which says which one is the best
         ),
+        LastCheckpoint(folder / FOLDER, checkpoint_every, requests),
         Throughput(),
         ValidateAtEnd(),
         RunProgress(),
@@ -64,13 +71,15 @@ def run_training(
     """Train, then export the best model and report. Gives the numbers that `metrics.json` holds.
 
     Everything is written to `folder`: `checkpoints/`, `csv/` (`csv-2/`, ... after resuming), `tensorboard/`,
-    `model/` (the export), `pictures/` and `metrics.json`.
+    `model/` (the export), `pictures/` and `metrics.json`. Raises ValueError if `run.resume` finds nothing,
+    and RunStopped if the run was stopped while it trained.
     """
+    resume = checkpoint_to_resume(run.resume, folder)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # a connector sets it
         if isinstance(callback, Throughput) and run.peak_tflops is not None:
             callback.peak_tflops = run.peak_tflops
     start = time.perf_counter()
-    trainer.fit(module, datamodule=data, ckpt_path=run.resume, weights_only=True if run.resume else None)
+    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
     metrics = {"train/seconds": time.perf_counter() - start, "train/steps": float(trainer.global_step)}
     if trainer.interrupted:
         raise KeyboardInterrupt
@@ -91,7 +100,7 @@ def run_training(
                 held = list(
                     answer_held_out(
                         predictor,
-                        data.folder("val"),
+                        data.val_location,
                         run.report_examples,
                         run.report_batch_size,
                         run.report_max_new_tokens,

@@ -4,9 +4,29 @@ from __future__ import annotations
 
 from lightning import Trainer
 
+from v1lit.data.datamodule import V1DataModule
+
 
 def total_steps(trainer: Trainer) -> int | None:
-    """Optimizer steps of the whole run; None where nobody knows, as with epochs of packed rows."""
-    steps = trainer.estimated_stepping_batches
+    """Optimizer steps of the whole run; None where nobody knows. All ranks must call it, the first time."""
+    steps = trainer.estimated_stepping_batches  # which also loads the data
+    of_epochs = steps_of_epochs(trainer)
+    if of_epochs is not None:
+        return of_epochs if trainer.max_steps < 0 else min(of_epochs, trainer.max_steps)
     # -1 from Lightning: an epoch's batches cannot be counted, and max_steps is not set.
     return int(steps) if 0 <= steps < float("inf") else None
+
+
+def steps_of_epochs(trainer: Trainer) -> int | None:
+    """Optimizer steps of all epochs; None where their number or their length is not known.
+
+    Where a run goes on with batches of other sizes or on other ranks, the steps that it has made already are
+    counted as they were made. Epochs of filled rows, whose length Lightning does not know, are planned.
+    """
+    epochs, batches = trainer.max_epochs, trainer.num_training_batches
+    if epochs is None or epochs < 0:
+        return None
+    data = trainer.datamodule  # type: ignore[attr-defined]  # a connector sets it
+    if isinstance(data, V1DataModule):
+        return data.planned_steps(epochs)
+    return None if batches == float("inf") else epochs * -(-int(batches) // trainer.accumulate_grad_batches)

@@ -181,7 +181,7 @@ class Throughput(Callback):
             "train/seconds_per_step": seconds_each / one.steps,
             "train/data_wait_share": waited / seconds,
             "train/padding_share": 1.0 - real / tokens,
-            "train/supervised_share": supervised / real,
+            "train/supervised_share": supervised / max(1, real),
             "train/unseen_regions": float(self.unseen),
             "train/cut_tokens": float(self.cut),
         }

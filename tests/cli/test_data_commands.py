@@ -1,0 +1,293 @@
+"""`v1lit data index | check | reshard` from end to end: results, exit codes, mistakes, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from shard_cases import make, members_of, tar, write
+
+from v1lit.cli.data import COMMANDS, USAGE
+from v1lit.cli.main import main
+from v1lit.data.shards import ShardWriter, list_shards, sidecar_name
+
+FIRST, SECOND = "shard-000000.tar", "shard-000001.tar"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two shards with a, b and c, d."""
+    return write(tmp_path / "shards", ["a", "b", "c", "d"], max_examples=2)
+
+
+def data(*arguments: object) -> int:
+    return main(["data", *map(str, arguments)])
+
+
+def quiet(*arguments: object) -> int:
+    return data(*arguments, "--no-progress", "--workers", 1)
+
+
+@pytest.mark.parametrize("command", ["index", "check", "reshard"])
+def test_commands_explain_themselves(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        data(command, "--help")
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert f"v1lit data {command}" in out
+    assert "--workers" in out
+
+
+def test_all_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert data() == 2
+    assert data("--help") == 0
+    out = capsys.readouterr().out
+    for command in COMMANDS:
+        assert f"\n  {command} " in USAGE
+        assert f"\n  {command} " in out
+
+
+def test_foreign_shards_are_indexed_checked_and_resharded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign, out = tmp_path / "foreign", tmp_path / "out"
+    for number in range(3):
+        members = [member for name in "xyz" for member in members_of(f"{name}{number}")]
+        tar(foreign / f"part-{number}.tar", members)
+    assert quiet("index", foreign) == 0
+    assert f"{foreign}: 3 shards, 9 examples, " in capsys.readouterr().out
+    assert quiet("check", foreign) == 0
+    assert capsys.readouterr().out.startswith("nothing is wrong: 3 shards, 9 examples, 9 images decoded")
+    assert quiet("reshard", foreign, "--out", out, "--shuffle", 1, "--examples-per-shard", 4) == 0
+    assert f"{out}: 3 shards, 9 examples, " in capsys.readouterr().out
+    assert [info.examples for info in list_shards(out)] == [4, 4, 1]
+    assert quiet("check", out) == 0
+
+
+# --- index ---
+
+
+def test_an_index_can_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    (folder / "index.json").unlink()
+    before = sorted(path.name for path in folder.iterdir())
+    assert quiet("index", folder / "shard-*.tar", "--out", tmp_path / "index") == 0
+    assert sorted(path.name for path in folder.iterdir()) == before
+    assert quiet("check", tmp_path / "index") == 0
+
+
+def test_problems_of_indexed_shards_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tar(tmp_path / "in" / "a.tar", [*members_of("a"), ("bad.json", b"{")])
+    assert quiet("index", tmp_path / "in") == 0
+    out = capsys.readouterr().out
+    assert "2 examples" in out
+    assert "1 invalid" in out
+    assert "'bad'" in out
+    assert "v1lit data check" in out
+
+
+def test_lengths_are_measured_with_a_recipe_and_its_changes(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables = []
+    for most in (77, 16):
+        assert quiet("index", folder, "--lengths", "tiny_qwen", f"--data.encoding.max_tokens={most}") == 0
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last.endswith("lengths in tokens")
+        tables.append(last.partition(":")[0])
+    assert sorted(folder.glob("lengths-*.safetensors")) == sorted(map(Path, tables))
+    assert len(set(tables)) == 2, "lengths of one encoding are not those of another"
+
+
+# --- check ---
+
+
+def test_what_is_wrong_is_told_in_lines_a_table_and_a_file(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / sidecar_name(FIRST)).unlink()
+    data_of = (folder / SECOND).read_bytes()
+    (folder / SECOND).write_bytes(data_of.replace(b"Where?", b"Where!"))
+    assert quiet("check", folder, "--out", tmp_path / "problems.jsonl") == 1
+    out = capsys.readouterr().out
+    assert f"{folder / FIRST}: its index" in out
+    assert f"{folder / SECOND}, example 'c': was changed" in out
+    assert "`v1lit data index`" in out
+    assert "other bytes than the index says" in " ".join(out.split())
+    kinds = [json.loads(line)["kind"] for line in (tmp_path / "problems.jsonl").read_text().splitlines()]
+    assert kinds == ["index", "checksum", "checksum", "checksum"]
+    assert "nothing is wrong" not in out
+
+
+def test_of_many_problems_the_rest_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ids = [f"id{number}" for number in range(30)]
+    assert quiet("check", write(tmp_path / "a", ids), write(tmp_path / "b", ids)) == 1
+    out = capsys.readouterr().out
+    assert out.count("the same id is") == 20
+    assert "10 more: --out FILE" in out
+    assert "30 problems" in out
+
+
+def test_a_missing_index_is_said_but_nothing_wrong(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "index.json").unlink()
+    assert quiet("check", folder, "--no-decode") == 0
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 1
+    assert "4 images," in printed.out
+    assert f"{folder} has no index" in printed.err
+    assert f"`v1lit data index {folder}`" in printed.err
+
+
+# --- reshard ---
+
+
+def test_bad_data_stops_a_reshard_unless_it_is_skipped(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / SECOND).unlink()
+    assert quiet("reshard", folder, "--out", tmp_path / "out") == 1
+    err = capsys.readouterr().err
+    assert SECOND in err
+    assert "--on-bad skip" in err
+    assert quiet("reshard", folder, "--out", tmp_path / "out", "--on-bad", "skip") == 0
+    out = capsys.readouterr().out
+    assert "skipped: 1 missing" in out
+    assert str(tmp_path / "out" / "skipped.jsonl") in out
+
+
+# --- mistakes ---
+
+MISTAKES: dict[str, tuple[list[str], list[str]]] = {
+    "no command": (["chek"], ["'chek'", "did you mean 'check'", "reshard"]),
+    "nothing to check": (["check"], ["location"]),
+    "missing folder to check": (["check", "nowhere"], ["nowhere"]),
+    "empty folder to check": (["check", "empty"], ["empty holds no shards"]),
+    "unknown option of check": (["check", "shards", "--decod"], ["'--decod'", "did you mean '--no-decode'"]),
+    "no processes for check": (["check", "shards", "--workers", "0"], ["workers is 0", "at least 1"]),
+    "half a process": (["check", "shards", "--workers", "0.5"], ["--workers", "'0.5'"]),
+    "findings to a folder": (["check", "shards", "--out", "empty"], ["empty is a folder"]),
+    "missing folder to index": (["index", "nowhere"], ["nowhere"]),
+    "empty folder to index": (["index", "empty"], ["empty holds no shards"]),
+    "no processes for index": (["index", "shards", "--workers", "0"], ["workers is 0"]),
+    "unknown option of index": (["index", "shards", "--ou=x"], ["'--ou'", "did you mean '--out'"]),
+    "a change without a recipe": (["index", "shards", "--data.encoding.max_tokens=9"], ["--data.encoding"]),
+    "unknown recipe": (["index", "shards", "--lengths", "tiny_qwenn"], ["did you mean 'tiny_qwen'"]),
+    "no output": (["reshard", "shards"], ["--out"]),
+    "missing folder to reshard": (["reshard", "nowhere", "--out", "out"], ["nowhere"]),
+    "output not empty": (["reshard", "shards", "--out", "full"], ["full is not empty", "notes.txt"]),
+    "output is the input": (["reshard", "shards", "--out", "shards"], ["shards is not empty"]),
+    "output is a file": (["reshard", "shards", "--out", "full/notes.txt"], ["is a file"]),
+    "no processes for reshard": (["reshard", "shards", "--out", "out", "--workers", "0"], ["workers is 0"]),
+    "negative seed": (["reshard", "shards", "--out", "out", "--shuffle=-1"], ["seed", "-1"]),
+    "shuffle without a seed": (["reshard", "shards", "--out", "out", "--shuffle"], ["--shuffle"]),
+    "no examples per shard": (
+        ["reshard", "shards", "--out", "out", "--examples-per-shard", "0"],
+        ["examples_per_shard is 0"],
+    ),
+    "no bytes per shard": (
+        ["reshard", "shards", "--out", "out", "--max-shard-mb", "0"],
+        ["max_shard_mb is 0"],
+    ),
+    "unknown way with bad data": (
+        ["reshard", "shards", "--out", "out", "--on-bad", "ignore"],
+        ["'ignore'", "stop, skip"],
+    ),
+    "unknown option of reshard": (
+        ["reshard", "shards", "--out", "out", "--shufle", "1"],
+        ["'--shufle'", "did you mean '--shuffle'"],
+    ),
+    "the same shards twice": (["reshard", "shards", "copy", "--out", "out"], ["'a' occurs twice"]),
+    "unknown scheme": (["check", "ftp://host/a.tar"], ["ftp://"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_in_two_lines_and_leaves_nothing(
+    mistake: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments, words = MISTAKES[mistake]
+    root = folder.parent
+    monkeypatch.chdir(root)
+    (root / "empty").mkdir()
+    (root / "full").mkdir()
+    (root / "full" / "notes.txt").write_text("mine")
+    shutil.copytree(folder, root / "copy")
+    before = sorted(root.rglob("*"))
+    assert data(*arguments) == 2
+    out, err = capfd.readouterr()
+    for word in words:
+        assert word in err
+    assert len(err.strip().splitlines()) <= 2
+    assert "Traceback" not in err
+    assert out == ""
+    assert sorted(root.rglob("*")) == before
+
+
+# --- Ctrl-C ---
+
+
+def many_examples(folder: Path) -> Path:
+    example = make("x", images=0)
+    record = json.loads(example.to_members()["json"])
+    with ShardWriter(folder, max_examples=100) as writer:
+        for number in range(600):
+            writer.write_members(f"{number}", {"json": json.dumps({**record, "id": f"{number}"}).encode()})
+    from v1lit.data.shards import write_index
+
+    write_index(folder, writer.shards)
+    return folder
+
+
+def interrupted(arguments: list[object], begun: Callable[[], bool]) -> subprocess.CompletedProcess[str]:
+    """Press Ctrl-C, which reaches all processes of the command, as soon as it has begun to work."""
+    command = [sys.executable, "-m", "v1lit.cli.main", "data", *map(str, arguments)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not begun() and process.poll() is None:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=200)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_leaves_no_output_that_reads_as_complete(tmp_path: Path, workers: int) -> None:
+    inputs, out = many_examples(tmp_path / "in"), tmp_path / "out"
+    arguments = ["reshard", inputs, "--out", out, "--shuffle", 1, "--examples-per-shard", 1]
+    arguments += ["--workers", workers, "--no-progress"]
+    shards = out / ".reshard" / "shards"
+    done = interrupted(arguments, begun=lambda: shards.is_dir() and any(shards.glob("0*")))
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.splitlines() == [
+        f"{out} is not complete; the same command goes on from here",
+        "stopped by Ctrl-C",
+    ]
+    assert [path.name for path in out.iterdir()] == [".reshard"]
+    assert main(["data", "check", str(out), "--no-progress"]) == 2, "there is nothing to be read"
+    kept = {path.name for path in shards.glob("0*")}
+    assert kept
+    assert quiet(*arguments[:-3]) == 0
+    assert (
+        quiet("reshard", inputs, "--out", tmp_path / "whole", "--shuffle", 1, "--examples-per-shard", 1) == 0
+    )
+    assert (out / "index.json").read_bytes() == (tmp_path / "whole" / "index.json").read_bytes()
+    assert not (out / ".reshard").exists()
+
+
+def test_ctrl_c_leaves_no_half_of_a_list_of_findings(tmp_path: Path) -> None:
+    inputs, out = many_examples(tmp_path / "in"), tmp_path / "found" / "problems.jsonl"
+    arguments = ["check", *[inputs] * 1, "--out", out, "--workers", 2, "--no-progress"]
+    done = interrupted(arguments, begun=out.parent.is_dir)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.splitlines() == ["stopped by Ctrl-C"]
+    assert not list(out.parent.iterdir())

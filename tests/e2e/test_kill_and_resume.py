@@ -1,0 +1,69 @@
+"""Real processes, killed or stopped, and what is left of their runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SOAK = Path(__file__).parents[2] / "tools" / "soak.py"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+pytestmark = [
+    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc"),
+    pytest.mark.timeout(300),
+]
+
+
+def test_runs_killed_three_times_end_with_the_weights_of_one_that_was_not(tmp_path: Path) -> None:
+    command = [sys.executable, str(SOAK), "--kills", "3", "--seed", "7", "--folder", str(tmp_path / "soak")]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "bit-equal" in done.stdout
+
+
+def test_a_signal_to_all_processes_of_a_run_on_two_ranks_leaves_a_checkpoint_to_go_on_from(
+    tmp_path: Path,
+) -> None:
+    """As a terminal sends Ctrl-C and a cluster SIGTERM: to both ranks and all who read for them."""
+    changes = [
+        "--data.source.options.examples=40",
+        "--data.source.options.val_examples=2",
+        "--data.batch_size=2",
+        "--data.num_workers=1",
+        "--trainer.devices=2",
+        "--trainer.strategy=ddp",
+        "--trainer.max_steps=1000",
+        "--model.backbone.attention=sdpa",
+        "--run.peak_tflops=1",
+        "--run.name=both",
+    ]
+    command = [sys.executable, "-m", "v1lit.cli.lightning", "run", "tiny_qwen", *changes]
+    run = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env={**ENVIRONMENT, "PYTHONPATH": str(SOAK.parents[1])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert run.stdout is not None
+    said = ""
+    for line in run.stdout:
+        said += line
+        if line.startswith("training all"):
+            os.killpg(run.pid, signal.SIGTERM)
+            break
+    said += run.stdout.read()
+    assert run.wait() == 143, said
+    (stopped,) = [line for line in said.splitlines() if line.startswith("stopped by SIGTERM")]
+    checkpoint = "runs/both/checkpoints/last.ckpt"
+    state = torch.load(tmp_path / checkpoint, weights_only=True)
+    assert f"after step {state['global_step']}; checkpoint {checkpoint}; go on with: lightning run" in stopped
+    assert state["global_step"] > 0

@@ -1,0 +1,82 @@
+"""`v1lit data check`: is anything wrong with these shards?"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from v1lit.cli.errors import Parser, guard
+from v1lit.data.tools.check import CheckReport, check
+
+MEANINGS = {
+    "unreachable": "cannot be opened or fetched",
+    "shard": "damaged or cut-off tar file",
+    "checksum": "other bytes than the index says",
+    "member": "a member missing, of unknown kind, too large, or no plain file",
+    "image": "not decodable, or too many pixels",
+    "invalid": "breaks a rule of examples",
+    "missing": "named by the index, but not there",
+    "unlisted": "there, but not named by the index",
+    "index": "the index is missing, damaged, or made for other content",
+    "duplicate": "an id that occurs again",
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `v1lit data check` with the arguments behind it; returns the exit code."""
+    return guard(lambda: _check(argv), debug="--debug" in argv)
+
+
+def _check(argv: Sequence[str]) -> int:
+    parser = Parser(
+        prog="v1lit data check",
+        description="Every byte against the index, every example against its rules, every image decoded. "
+        "Exit code 0: nothing is wrong, 1: something is.",
+    )
+    parser.add_argument("location", nargs="+", help="folder, tar file or pattern, local or URL")
+    parser.add_argument("--workers", type=int, help="processes; one per core when not given")
+    parser.add_argument("--no-decode", dest="decode", action="store_false", help="read image headers only")
+    parser.add_argument("--out", help="file for everything that is found, one JSON object per line")
+    parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")
+    given = parser.read(argv)
+    report = check(
+        given.location, workers=given.workers, decode=given.decode, out=given.out, progress=given.progress
+    )
+    for folder in report.without_index:
+        sys.stderr.write(
+            f"{folder} has no index: missing shards and changed bytes cannot be noticed; "
+            f"`v1lit data index {folder}` makes one\n"
+        )
+    if report.passed:
+        print(f"nothing is wrong: {_totals(report)}")
+        return 0
+    _print_findings(report, given.out)
+    return 1
+
+
+def _totals(report: CheckReport) -> str:
+    images = f"{report.images:,} images{' decoded' if report.decoded else ''}"
+    return (
+        f"{report.shards:,} shards, {report.examples:,} examples, {images}, {report.regions:,} regions, "
+        f"{report.bytes / 1e9:.3g} GB in {report.seconds:.1f} s"
+    )
+
+
+def _print_findings(report: CheckReport, out: str | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    for finding in report.first:
+        print(finding)
+    total = report.kinds.total()
+    if total > len(report.first):
+        where = out if out is not None else "--out FILE writes all of them to a file"
+        print(f"... and {total - len(report.first):,} more: {where}")
+    table = Table(title=f"{total:,} problems", title_justify="left")
+    table.add_column("kind", no_wrap=True)
+    table.add_column("found", justify="right")
+    table.add_column("meaning")
+    for kind, count in report.kinds.most_common():
+        table.add_row(kind, f"{count:,}", MEANINGS[kind])
+    Console().print(table)
+    print(_totals(report))

@@ -1,0 +1,37 @@
+"""`v1lit data import`: rows in another format to shards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from v1lit.cli.errors import Parser, guard
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `v1lit data import` with the arguments behind it; returns the exit code."""
+    return guard(lambda: _import(argv), debug="--debug" in argv)
+
+
+def _import(argv: Sequence[str]) -> int:
+    from v1lit.data.importers import IMPORTERS, get_importer
+
+    parser = Parser(prog="v1lit data import", description="Rows in another format to WebDataset shards.")
+    parser.add_argument("format", help=f"format of the rows: {', '.join(IMPORTERS)}")
+    parser.add_argument("source", help="a parquet file, a folder of them, or a hub id (owner/name)")
+    parser.add_argument("--out", required=True, help="folder for the shards, one below it per split")
+    parser.add_argument("--split", help="import this split only")
+    parser.add_argument("--workers", type=int, help="processes; one per core when not given")
+    parser.add_argument("--overwrite", action="store_true", help="replace an import that the folder holds")
+    parser.add_argument("--max-examples-per-shard", type=int, default=1000)
+    parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")
+    given = parser.read(argv)
+    get_importer(given.format)(
+        given.source,
+        given.out,
+        split=given.split,
+        workers=given.workers,
+        overwrite=given.overwrite,
+        max_examples_per_shard=given.max_examples_per_shard,
+        progress=given.progress,
+    )
+    return 0

@@ -1,0 +1,81 @@
+"""`v1lit data index`: where examples lie, and checksums, for shards that v1lit did not write."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from v1lit.cli.errors import Parser, guard
+from v1lit.data.shards import index_shards
+
+if TYPE_CHECKING:
+    from v1lit.backbones.processor import Processor
+    from v1lit.data.config import EncodingConfig
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `v1lit data index` with the arguments behind it; returns the exit code."""
+    return guard(lambda: _index(argv), debug="--debug" in argv)
+
+
+def _index(argv: Sequence[str]) -> int:
+    parser = Parser(
+        prog="v1lit data index",
+        usage="v1lit data index LOCATION [options] [--lengths RECIPE [--key=value ...]]",
+        description="Make index.json and an index beside each shard: counts, places of examples, checksums. "
+        "Called again, it reads new and changed shards only.",
+    )
+    parser.add_argument("location", help="folder, tar file or pattern, local or URL")
+    parser.add_argument("--out", help="folder for the index; the folder of the shards when not given")
+    parser.add_argument(
+        "--lengths", metavar="RECIPE", help="also measure how many tokens each example has in this recipe"
+    )
+    parser.add_argument("--workers", type=int, help="processes; one per core when not given")
+    parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")
+    overrides = _overrides(argv, parser) if any(word.startswith("--lengths") for word in argv) else []
+    given = parser.read([word for word in argv if word not in overrides])
+    tools = _tools_of(given.lengths, overrides) if given.lengths else None  # A mistake in it is told at once.
+    started = time.monotonic()
+    index = index_shards(given.location, given.out, workers=given.workers, progress=given.progress)
+    folder = given.out or (
+        given.location if os.path.isdir(given.location) else os.path.dirname(given.location)
+    )
+    _print(folder or ".", index, time.monotonic() - started)
+    if tools is not None:
+        from v1lit.data.length_tables import write_lengths
+
+        path = write_lengths(folder or ".", *tools, workers=given.workers, progress=given.progress)
+        print(f"{path}: their lengths in tokens")
+    return 0
+
+
+def _overrides(argv: Sequence[str], parser: Parser) -> list[str]:
+    """What changes keys of the recipe: `--key=value` that is no option of ours."""
+    ours = {name for action in parser._actions for name in action.option_strings}
+    return [word for word in argv if word.startswith("--") and "=" in word and word.split("=")[0] not in ours]
+
+
+def _tools_of(recipe: str, overrides: list[str]) -> tuple[Processor, EncodingConfig]:
+    """Processor and encoding of a recipe."""
+    from v1lit.cli.recipe import compose
+    from v1lit.cli.recipe_cli import RecipeCLI
+
+    _, data = RecipeCLI(compose(recipe, overrides), parse_only=True).model_and_data()
+    return data.processor, data.encoding
+
+
+def _print(folder: str, index: dict[str, Any], seconds: float) -> None:
+    shards = index["shards"]
+    size = sum(shard["bytes"] for shard in shards)
+    problems = ", ".join(f"{count:,} {kind}" for kind, count in index["problems"].items()) or "no problems"
+    print(
+        f"{folder}: {len(shards):,} shards, {index['examples']:,} examples, {size / 1e9:.3g} GB "
+        f"in {seconds:.1f} s; {problems}"
+    )
+    for bad in index["bad"][:5]:
+        example = f", example {bad['key']!r}" if bad["key"] is not None else ""
+        print(f"  {bad['kind']}: {bad['shard']}{example}: {bad['reason']}")
+    if index["problems"]:
+        print("  `v1lit data check` says more")

@@ -1,0 +1,62 @@
+"""`v1lit data reshard`: merge, split or shuffle shards."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from v1lit.cli.errors import Parser, guard, two_lines
+from v1lit.data.shards import ShardError
+from v1lit.data.tools.reshard import SKIPPED_NAME, ReshardOptions, ReshardReport, reshard
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `v1lit data reshard` with the arguments behind it; returns the exit code."""
+    return guard(lambda: _reshard(argv), debug="--debug" in argv)
+
+
+def _reshard(argv: Sequence[str]) -> int:
+    parser = Parser(
+        prog="v1lit data reshard",
+        description="Examples of some shards to new shards, their bytes unchanged: merged, split or "
+        "shuffled. Stopped and started again, it goes on.",
+    )
+    parser.add_argument("location", nargs="+", help="folder, tar file or pattern, local or URL")
+    parser.add_argument("--out", required=True, help="folder for the shards: empty, or new")
+    parser.add_argument(
+        "--shuffle", type=int, metavar="SEED", help="mix all examples; the order stays if not given"
+    )
+    parser.add_argument("--examples-per-shard", type=int, default=1000, metavar="N", help="at most")
+    parser.add_argument("--max-shard-mb", type=int, default=512, metavar="M", help="at most so many MiB")
+    parser.add_argument("--workers", type=int, help="processes; one per core when not given")
+    parser.add_argument(
+        "--on-bad", default="stop", help="stop at a shard or example that cannot be used, or skip and list it"
+    )
+    parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")
+    given = parser.read(argv)
+    options = ReshardOptions(
+        shuffle=given.shuffle,
+        examples_per_shard=given.examples_per_shard,
+        max_shard_mb=given.max_shard_mb,
+        on_bad=given.on_bad,
+    )
+    try:
+        report = reshard(given.location, given.out, options, workers=given.workers, progress=given.progress)
+    except ShardError as error:  # Bad data is no mistake in the command.
+        sys.stderr.write(f"error: {two_lines(str(error))}\n--on-bad skip leaves such data out and lists it\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{given.out} is not complete; the same command goes on from here\n")
+        raise
+    _print(report)
+    return 0
+
+
+def _print(report: ReshardReport) -> None:
+    print(
+        f"{report.folder}: {report.shards:,} shards, {report.examples:,} examples, "
+        f"{report.bytes / 1e9:.3g} GB in {report.seconds:.1f} s"
+    )
+    if report.skipped:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in report.skipped.most_common())
+        print(f"skipped: {kinds}; see {report.folder / SKIPPED_NAME}")

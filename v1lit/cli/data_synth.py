@@ -1,0 +1,47 @@
+"""`v1lit data synth`: drawn scenes to shards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from v1lit.cli.errors import Parser, guard
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `v1lit data synth` with the arguments behind it; returns the exit code."""
+    return guard(lambda: _synth(argv), debug="--debug" in argv)
+
+
+def _synth(argv: Sequence[str]) -> int:
+    from v1lit.data.synthetic import KINDS, LOOKS, synthesize
+
+    parser = Parser(
+        prog="v1lit data synth", description="Drawn scenes with exact regions and traces, as shards."
+    )
+    parser.add_argument(
+        "--out", required=True, help="folder for the shards; data.source.folder wants train/ and val/"
+    )
+    parser.add_argument("--examples", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0, help="other seeds share no scene")
+    parser.add_argument("--look", nargs="+", default=["shapes"], help=f"one or more of {', '.join(LOOKS)}")
+    parser.add_argument(
+        "--kinds", nargs="+", default=list(KINDS), help=f"questions: some of {', '.join(KINDS)}"
+    )
+    parser.add_argument("--image-size", nargs=2, type=int, default=[168, 168], metavar=("WIDTH", "HEIGHT"))
+    parser.add_argument("--questions-per-scene", type=int, default=1)
+    parser.add_argument("--workers", type=int, help="processes; as many as pay off when not given")
+    parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")
+    given = parser.read(argv)
+    folder = synthesize(
+        given.out,
+        examples=given.examples,
+        seed=given.seed,
+        look=given.look,
+        kinds=given.kinds,
+        image_size=given.image_size,
+        questions_per_scene=given.questions_per_scene,
+        workers=given.workers,
+        progress=given.progress,
+    )
+    print(folder)
+    return 0

@@ -1,0 +1,169 @@
+"""The order of one source's examples: shards permuted, examples shuffled within a window."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Numbers = npt.NDArray[np.int64]
+NOTHING = -1
+"""Where there is no example: behind the end."""
+
+
+def part(total: int, parts: int, number: int) -> tuple[int, int]:
+    """Start and size of the `number`-th of `parts` consecutive parts of `total`, as equal as can be."""
+    size, longer = divmod(total, parts)
+    return number * size + min(number, longer), size + (number < longer)
+
+
+def groups(values: Numbers) -> Iterator[tuple[int, Numbers]]:
+    """Every different value, and where it stands in `values`."""
+    if len(values) and values.min() == values.max():
+        yield int(values[0]), np.arange(len(values))
+        return
+    order = np.argsort(values, kind="stable")
+    ends = np.flatnonzero(np.diff(values[order])) + 1
+    for here in np.split(order, ends):
+        if len(here):
+            yield int(values[here[0]]), here
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """How examples are mixed."""
+
+    seed: int = 0
+    on: bool = True
+    """False for the order in which the shards were written."""
+    window: int = 10_000
+    """Examples that are permuted together, after the shards themselves were."""
+
+
+class SourceOrder:
+    """Where the n-th example of an epoch lies, for any n at once, as a function of seed and epoch alone.
+
+    The epoch's permuted shards, one behind another, are cut into `lanes` equal parts, and every part into
+    windows, each of which is permuted. So a lane reads few shards at a time and no example moves out of its
+    window. Kept in memory: 16 bytes per shard, and 8 bytes per example of the windows in use.
+
+    Args:
+        counts: examples of every shard `[shards]`, None for all that are not known yet.
+        shuffle: see there.
+        lanes: parts that are read side by side.
+        salt: tells sources of one seed apart.
+        discover: gives the examples of a shard whose count is not known; asked in the order of reading.
+    """
+
+    def __init__(
+        self,
+        counts: Sequence[int | None] | Numbers,
+        shuffle: Shuffle,
+        *,
+        lanes: int = 1,
+        salt: int = 0,
+        discover: Callable[[int], int] | None = None,
+    ) -> None:
+        self.shuffle, self.lanes, self.salt = shuffle, lanes, salt
+        self._discover = discover
+        # -1: unknown. Filled while reading, and kept for the next epochs.
+        self.counts = np.array([-1 if count is None else count for count in counts], dtype=np.int64)
+        self._size: int | None = None
+        self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
+        self._windows: OrderedDict[tuple[int, int, int], Numbers] = OrderedDict()
+
+    @property
+    def size(self) -> int | None:
+        """Examples of the source; None while not all shards have been counted."""
+        if self._size is None and (self.counts >= 0).all():
+            self._size = int(self.counts.sum())
+        return self._size
+
+    def lane_size(self, lane: int) -> int | None:
+        """Examples of a lane, in every epoch."""
+        return None if self.size is None else part(self.size, self.lanes, lane)[1]
+
+    def find(self, epoch: int, lane: int, offsets: Numbers) -> tuple[Numbers, Numbers]:
+        """Shard, and number in it, of the examples at `offsets` `[n]` of a lane; `NOTHING` behind its end."""
+        order = self._epoch(epoch)
+        if order.counted < len(order.shards):
+            self._discover_until(order, self._needed(int(offsets.max())))
+        start, size = part(order.known, self.lanes, lane)
+        inside = offsets < size
+        places = start + self._shuffled(epoch, lane, np.where(inside, offsets, 0), size)
+        shards = np.searchsorted(order.ends[: order.counted], places, side="right")
+        shards = np.minimum(shards, max(order.counted - 1, 0))  # of what lies behind the end
+        numbers = places - (order.ends[shards] - self.counts[order.shards[shards]])
+        return np.where(inside, order.shards[shards], NOTHING), np.where(inside, numbers, NOTHING)
+
+    def _shuffled(self, epoch: int, lane: int, offsets: Numbers, size: int) -> Numbers:
+        """Every offset of a lane moved to its place within its window."""
+        window = self.shuffle.window
+        if not self.shuffle.on or not size:
+            return offsets
+        moved = np.empty_like(offsets)
+        for number, here in groups(offsets // window):
+            permutation = self._window(epoch, lane, number, min(window, size - number * window))
+            moved[here] = number * window + permutation[offsets[here] - number * window]
+        return moved
+
+    def _window(self, epoch: int, lane: int, number: int, size: int) -> Numbers:
+        key = (epoch, lane, number)
+        if key not in self._windows:
+            random = np.random.default_rng([self.shuffle.seed, self.salt, epoch, lane + 1, number])
+            self._windows[key] = random.permutation(size)
+            if len(self._windows) > 2 * self.lanes + 2:
+                self._windows.popitem(last=False)
+        self._windows.move_to_end(key)
+        return self._windows[key]
+
+    def _epoch(self, epoch: int) -> _Epoch:
+        if epoch not in self._epochs:
+            shards = np.arange(len(self.counts))
+            if self.shuffle.on:
+                shards = np.random.default_rng([self.shuffle.seed, self.salt, epoch, 0]).permutation(shards)
+            self._epochs[epoch] = _Epoch.begin(shards, self.counts)
+            if len(self._epochs) > 3:
+                self._epochs.popitem(last=False)
+        return self._epochs[epoch]
+
+    def _needed(self, offset: int) -> int:
+        """Examples that must be counted before the one at `offset` is known: its whole window."""
+        window = self.shuffle.window
+        return (offset // window + 1) * window if self.shuffle.on else offset + 1
+
+    def _discover_until(self, order: _Epoch, examples: int) -> None:
+        """Count further shards until so many examples are known, or all."""
+        while order.known < examples and order.counted < len(order.shards):
+            shard = int(order.shards[order.counted])
+            if self.counts[shard] < 0:
+                assert self._discover is not None
+                self.counts[shard] = self._discover(shard)
+            order.add(int(self.counts[shard]))
+
+
+@dataclass
+class _Epoch:
+    """The permuted shards of an epoch, and where each ends, as far as they are counted."""
+
+    shards: Numbers
+    ends: Numbers
+    counted: int = 0
+
+    @classmethod
+    def begin(cls, shards: Numbers, counts: Numbers) -> _Epoch:
+        epoch = cls(shards, np.zeros(len(shards), dtype=np.int64))
+        if (counts >= 0).all():
+            epoch.ends, epoch.counted = np.cumsum(counts[shards]), len(shards)
+        return epoch
+
+    @property
+    def known(self) -> int:
+        return int(self.ends[self.counted - 1]) if self.counted else 0
+
+    def add(self, examples: int) -> None:
+        self.ends[self.counted] = self.known + examples
+        self.counted += 1

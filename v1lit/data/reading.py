@@ -1,0 +1,167 @@
+"""Rows of a plan -> batches: read, check, decode and encode the examples that a row names; in the workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from torch.utils.data import Dataset
+
+from v1lit.backbones.processor import Processor
+from v1lit.data.batch import Batch, blank_batch, collate, flatten
+from v1lit.data.catalog import Catalog, OpenShards
+from v1lit.data.config import EncodingConfig, StreamConfig
+from v1lit.data.encoding import Encoded, EncodingError, encode
+from v1lit.data.example import Example
+from v1lit.data.images import ImageError
+from v1lit.data.lengths import Length, LengthTable, measure
+from v1lit.data.plan.slots import Place, Row
+from v1lit.data.shards import Shard, ShardError
+from v1lit.data.time_limit import TookTooLongError, time_limit
+
+UNUSABLE = Length(1, 0, 0)
+"""Of an example that cannot be read: it is planned, and skipped when its turn comes."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an example could not be used."""
+
+    place: Place
+    shard: str
+    key: str | None
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Made:
+    """What became of a row."""
+
+    batch: Batch
+    failures: tuple[Failure | None, ...]
+    """One per example of the row, in its order; None where the example is in the batch."""
+    row: Row | None = None
+    """Which row it is; None for a blank batch behind a rank's last one."""
+
+    def pin_memory(self) -> Made:
+        """The same with the batch in page-locked memory."""
+        return replace(self, batch=self.batch.pin_memory())
+
+
+class Examples:
+    """The examples of several sources, read in any order. Sent to other processes, it opens files there."""
+
+    def __init__(self, catalogs: Sequence[Catalog]) -> None:
+        self.catalogs = list(catalogs)
+        self._open = OpenShards(self.catalogs)
+
+    def read(self, place: Place) -> Example:
+        """One example. Raises ShardError."""
+        return self._open.get(place.source, place.shard).example(place.number)
+
+    def shard(self, source: int, shard: int) -> Shard:
+        """A shard of a source, open. Raises ShardError."""
+        return self._open.get(source, shard)
+
+    def key(self, place: Place) -> str | None:
+        """Name of an example, as far as it can be read."""
+        try:
+            return self._open.get(place.source, place.shard).key(place.number)
+        except ShardError:
+            return None
+
+    def file(self, place: Place) -> str:
+        """Location of the shard that an example is in."""
+        return self.catalogs[place.source].files[place.shard]
+
+    def __getstate__(self) -> list[Catalog]:
+        return self.catalogs
+
+    def __setstate__(self, catalogs: list[Catalog]) -> None:
+        self.__init__(catalogs)  # type: ignore[misc]
+
+
+class RowReader(Dataset[Made]):
+    """Makes the batch of a row; what cannot be used is left out, with its reason."""
+
+    def __init__(
+        self,
+        examples: Examples,
+        processor: Processor,
+        encoding: EncodingConfig,
+        config: StreamConfig,
+        flat: bool,
+    ) -> None:
+        self.examples, self.processor, self.encoding, self.config = examples, processor, encoding, config
+        self.make_batch = batch_maker(processor, flat)
+        self.flat = flat
+
+    def __getitem__(self, row: Row) -> Made:
+        made = [self._encoded(place) for place in row.places]
+        encoded = [one for one in made if isinstance(one, Encoded)]
+        batch = self.make_batch(encoded) if encoded else self.blank()
+        return Made(batch, tuple(one if isinstance(one, Failure) else None for one in made))
+
+    def blank(self) -> Batch:
+        """A batch without examples, for a rank that has none left while others have."""
+        return blank_batch(self.processor.pad_token_id, self.flat)
+
+    def _encoded(self, place: Place) -> Encoded | Failure:
+        try:
+            # Opened before the clock runs: it may have to be fetched, which has limits of its own.
+            shard = self.examples.shard(place.source, place.shard)
+            with time_limit(self.config.max_seconds):
+                return encode(shard.example(place.number), self.processor, self.encoding)
+        except ShardError as error:
+            return Failure(place, error.shard, error.key, error.kind, error.reason)
+        except ImageError as error:
+            return self._failure(place, "image", str(error))
+        except EncodingError as error:
+            return self._failure(place, "length", str(error))
+        except TookTooLongError:
+            return self._failure(
+                place, "slow", f"took longer than data.stream.max_seconds={self.config.max_seconds:g}"
+            )
+
+    def _failure(self, place: Place, kind: str, reason: str) -> Failure:
+        return Failure(place, self.examples.file(place), self.examples.key(place), kind, reason)
+
+
+class Lengths:
+    """How long the examples of some sources are once encoded: from a table, or read and measured."""
+
+    def __init__(
+        self,
+        examples: Examples,
+        tables: Sequence[LengthTable | None],
+        processor: Processor,
+        encoding: EncodingConfig,
+    ) -> None:
+        self.examples, self.tables, self.processor, self.encoding = examples, tables, processor, encoding
+        self._starts = [catalog.starts() for catalog in examples.catalogs]
+
+    @property
+    def known(self) -> bool:
+        """Whether no example has to be read for its length."""
+        return all(table is not None for table in self.tables)
+
+    def __call__(self, place: Place) -> Length:
+        table = self.tables[place.source]
+        if table is not None:
+            number = int(self._starts[place.source][place.shard]) + place.number
+            columns = (table.tokens, table.image_tokens, table.images)
+            return Length(*(int(column[number]) for column in columns))
+        try:
+            return measure(self.examples.read(place), self.processor, self.encoding)
+        except (ShardError, EncodingError):
+            return UNUSABLE
+
+
+def batch_maker(processor: Processor, flat: bool) -> Callable[[Sequence[Encoded]], Batch]:
+    """Makes a flat or a padded batch of examples, labels counted."""
+    start = processor.pointer_start
+    if flat:
+        return partial(flatten, pointer_start=start)
+    return partial(collate, pad_id=processor.pad_token_id, pointer_start=start)

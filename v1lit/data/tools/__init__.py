@@ -1,0 +1,1 @@
+"""Tools on whole folders of shards: check them, write them again in another order or size."""

@@ -1,0 +1,169 @@
+"""Checking shards: every byte against the index, every example against its rules, every image decoded."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import TextIO
+
+from v1lit.data import shards
+from v1lit.data.tools.content import fetch, scan_file
+from v1lit.data.tools.examine import Examined, Task, examine
+from v1lit.data.tools.find import Finding, ShardFile, find_shards
+from v1lit.data.tools.pool import count_workers, ordered
+from v1lit.data.tools.progress import progress_bar
+from v1lit.data.tools.repeated import Place, RepeatedKeys
+
+KINDS = (*shards.KINDS, "missing", "unlisted", "index", "duplicate")
+"""Kinds of findings: those of `ShardError`, and missing: a shard that the index names. unlisted: one that the
+index does not name. index: it is missing, damaged, or made for other content. duplicate: an id that occurs
+again."""
+LISTED = 20
+"""Findings that a report keeps; the file has all."""
+NAMED_REPEATS = 10_000
+"""Repeated ids that are named; more are counted."""
+CACHE_BYTES = 16 * 2**30
+"""Disk space for remote shards under check."""
+
+
+@dataclass
+class CheckReport:
+    """What was checked, and what was found.
+
+    Attributes:
+        shards, examples, images, regions, bytes: totals of what could be read.
+        kinds: findings per kind.
+        first: the first `LISTED` findings.
+        without_index: folders that have none, so that sizes, checksums and missing shards cannot be known.
+        decoded: whether images were decoded.
+        seconds: how long it took.
+    """
+
+    shards: int = 0
+    examples: int = 0
+    images: int = 0
+    regions: int = 0
+    bytes: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    first: list[Finding] = field(default_factory=list)
+    without_index: list[str] = field(default_factory=list)
+    decoded: bool = True
+    seconds: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing was found."""
+        return not self.kinds
+
+
+def check(
+    locations: Sequence[str],
+    *,
+    workers: int | None = None,
+    decode: bool = True,
+    out: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> CheckReport:
+    """Check the shards of some locations, in parallel, and that no id occurs twice in all of them.
+
+    A process holds one example at a time, besides 40 bytes for each of its shard's examples; ids are compared
+    by their hashes, on disk where they are many.
+
+    Args:
+        locations: folders, tar files or patterns, local or URLs.
+        workers: processes; None for one per core.
+        decode: whether to decode the images; without it their headers are read only.
+        out: file for all findings, one JSON object with shard, key, kind and reason in each line. Written
+            when the check is complete.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        ValueError: a location without shards, or no workers.
+    """
+    started = time.monotonic()
+    workers = count_workers(workers, 2**31)
+    found = find_shards(locations)
+    report = CheckReport(without_index=found.without_index, decoded=decode, shards=len(found.shards))
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="v1lit-check-")))
+        take = _Findings(report, stack.enter_context(_written_aside(out)))
+        cache = (str(folder / "cache"), CACHE_BYTES)
+        take.all(found.findings)
+        repeated = RepeatedKeys(folder)
+        tasks = [Task(shard, decode, cache) for shard in found.shards]
+        results = stack.enter_context(closing(ordered(examine, tasks, min(workers, len(tasks)))))
+        advance = stack.enter_context(progress_bar("checking", len(tasks), progress))
+        for number, examined in enumerate(results):
+            _add(report, examined)
+            take.all(examined.findings)
+            repeated.add(number, examined.keys)
+            advance(examined.examples)
+        take.all(_repeats(repeated, found.shards, cache))
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def _add(report: CheckReport, examined: Examined) -> None:
+    for what in ("examples", "images", "regions", "bytes"):
+        setattr(report, what, getattr(report, what) + getattr(examined, what))
+
+
+class _Findings:
+    """Counts findings, keeps the first ones, and writes all of them."""
+
+    def __init__(self, report: CheckReport, file: TextIO | None) -> None:
+        self.report, self.file = report, file
+
+    def all(self, findings: Iterable[Finding]) -> None:
+        for finding in findings:
+            self.report.kinds[finding.kind] += 1
+            if len(self.report.first) < LISTED:
+                self.report.first.append(finding)
+            if self.file is not None:
+                self.file.write(json.dumps(asdict(finding), ensure_ascii=True) + "\n")
+
+
+@contextmanager
+def _written_aside(path: str | os.PathLike[str] | None) -> Iterator[TextIO | None]:
+    """A text file that gets its name when everything was written."""
+    if path is None:
+        yield None
+        return
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give a file for the findings")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(aside, "w", encoding="utf-8") as file:
+            yield file
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _repeats(repeated: RepeatedKeys, files: Sequence[ShardFile], cache: tuple[str, int]) -> Iterator[Finding]:
+    """A finding for every id that came before in another shard; in the same shard it was found already."""
+    pairs: list[tuple[Place, Place]] = []
+    unnamed = 0
+    for first, second in repeated.pairs():
+        if first.shard != second.shard and len(pairs) < NAMED_REPEATS:
+            pairs.append((second, first))
+        else:
+            unnamed += first.shard != second.shard
+    for number, group in groupby(sorted(pairs), key=lambda pair: pair[0].shard):
+        keys = scan_file(fetch(files[number], cache)).keys
+        for second, first in group:
+            reason = f"the same id is example number {first.number} of {files[first.shard].location}"
+            yield Finding(files[number].location, keys[second.number], "duplicate", reason)
+    if unnamed:
+        reason = f"{unnamed} more ids occur again; only {NAMED_REPEATS} are named"
+        yield Finding("all shards", None, "duplicate", reason)

@@ -1,0 +1,85 @@
+"""What a shard really holds, from its file alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from v1lit.data.remote import ShardCache, is_remote
+from v1lit.data.shards import ShardError, ShardIndex
+from v1lit.data.shards.error import DamageError
+from v1lit.data.shards.file import RandomAccess
+from v1lit.data.shards.member import misnamed
+from v1lit.data.shards.scan import Scan, checksums, scan_headers
+from v1lit.data.tools.find import ShardFile
+
+
+def fetch(shard: ShardFile, cache: tuple[str, int]) -> Path:
+    """Path of a shard on a local disk. `cache`: folder and most bytes of the cache for remote ones.
+
+    Raises:
+        ShardError: it cannot be had; of kind "missing" where there is no local file.
+    """
+    if is_remote(shard.location):
+        return _open_cache(*cache).fetch(shard.location)
+    if not os.path.isfile(shard.location):
+        raise ShardError(shard.location, None, "there is no such file", "missing")
+    return Path(shard.location)
+
+
+@lru_cache(maxsize=1)
+def _open_cache(folder: str, max_bytes: int) -> ShardCache:
+    return ShardCache(Path(folder), max_bytes)
+
+
+def scan_file(path: Path) -> Scan:
+    """Names and places of the examples, as far as they can be found, and what is wrong with the headers.
+
+    Raises:
+        ShardError: the file cannot be opened.
+    """
+    with _opened(path) as file:
+        return scan_headers(file.read, file.size)
+
+
+def damage(scan: Scan) -> DamageError | None:
+    """What ended a scan early, None where it reached the end of the file.
+
+    All other problems are about one example: a member whose name is wrong, an id that came before.
+    """
+    if not scan.problems:
+        return None
+    last = scan.problems[-1]
+    twice = last.kind == "member" and last.key is not None
+    return None if twice or any(misnamed(key).reason == last.reason for key in scan.keys) else last
+
+
+def index_of(path: Path, scan: Scan) -> tuple[ShardIndex, str]:
+    """The index of what a scan found, with the checksums that the bytes have now; and SHA-256 of the file.
+
+    Raises:
+        ShardError: the file cannot be read, or was cut off meanwhile.
+    """
+    with _opened(path) as file:
+        try:
+            crc32, sha256 = checksums(file.read, scan.offsets, file.size)
+        except DamageError as error:
+            raise ShardError(path, error.key, error.reason, error.kind) from error
+    return ShardIndex(np.array(scan.offsets, dtype=np.int64), crc32), sha256
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[RandomAccess]:
+    try:
+        file = RandomAccess(path)
+    except OSError as error:
+        raise ShardError(path, None, f"cannot be opened ({error.strerror})", "unreachable") from error
+    try:
+        yield file
+    finally:
+        file.close()

@@ -1,0 +1,157 @@
+"""The shards that locations name, with what their indexes say of them; for tools that trust no index."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from v1lit.data.remote import exists, expand, is_remote, join
+from v1lit.data.shards import INDEX_NAME, ShardError, ShardInfo, read_index, shard_location
+
+AGAIN = "`v1lit data index` makes it again"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong.
+
+    Attributes:
+        shard: location of the shard, or of the folder.
+        key: name of the example, None where it is about the whole shard.
+        kind: see `v1lit.data.tools.check.KINDS`.
+        reason: what is wrong and, where there is a way, what to do.
+    """
+
+    shard: str
+    key: str | None
+    kind: str
+    reason: str
+
+    def as_error(self) -> ShardError:
+        """The same as an exception."""
+        return ShardError(self.shard, self.key, self.reason, self.kind)
+
+    def __str__(self) -> str:
+        return f"{self.shard}{f', example {self.key!r}' if self.key is not None else ''}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """A shard to look at. `info` and `index` (folder of the index that names it): None without an index."""
+
+    location: str
+    info: ShardInfo | None = None
+    index: str | None = None
+
+
+@dataclass
+class Found:
+    """Shards in their listed order, each once; what is wrong with the lists; locations without an index."""
+
+    shards: list[ShardFile] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    without_index: list[str] = field(default_factory=list)
+
+
+def find_shards(locations: Sequence[str]) -> Found:
+    """The shards of some locations: folders, tar files or patterns, local or URLs.
+
+    Raises:
+        ValueError: no locations, or one that names no shards.
+    """
+    if not locations:
+        raise ValueError("no location is given; give folders with shards, tar files or patterns")
+    found = Found()
+    for location in locations:
+        if _may_be_folder(location) and exists(join(location, INDEX_NAME)):
+            found.shards += _of_folder(location, found)
+        else:
+            found.shards += _of_files(location, found)
+    found.shards = list({_identity(shard.location): shard for shard in reversed(found.shards)}.values())[::-1]
+    return found
+
+
+def _of_folder(folder: str, found: Found) -> Iterator[ShardFile]:
+    """The shards of a folder with an index, and those that lie beside them."""
+    infos = _infos(folder, found)
+    yield from infos.values()
+    if infos and any(is_remote(shard.location) != is_remote(folder) for shard in infos.values()):
+        return  # An index of files elsewhere.
+    for path in _tars(folder):
+        if _identity(path) not in infos:
+            if infos:
+                found.findings.append(_unlisted(path))
+            yield ShardFile(path)
+
+
+def _of_files(location: str, found: Found) -> Iterator[ShardFile]:
+    """The shards of a pattern, a file, or a folder without an index."""
+    is_folder = _may_be_folder(location)
+    paths = _tars(location) if is_folder else expand(location)
+    if not paths:
+        raise ValueError(f"{location} holds no shards (.tar files){_hint(location)}")
+    infos: dict[str, dict[str, ShardFile]] = {}
+    for path in paths:
+        folder = _parent(path)
+        if folder not in infos:
+            here = exists(join(folder, INDEX_NAME))
+            infos[folder] = _infos(folder, found) if here else {}
+            if not here:
+                found.without_index.append(folder)
+        if infos[folder] and _identity(path) not in infos[folder]:
+            found.findings.append(_unlisted(path))
+        yield infos[folder].get(_identity(path), ShardFile(path))
+
+
+def _infos(folder: str, found: Found) -> dict[str, ShardFile]:
+    """The shards of an index by identity; none where the index cannot be read, which is a finding."""
+    try:
+        table = read_index(folder)["shards"]
+    except ValueError as error:
+        found.findings.append(Finding(join(folder, INDEX_NAME), None, "index", str(error)))
+        return {}
+    shards = (ShardFile(shard_location(folder, info.file), info, folder) for info in table)
+    return {_identity(shard.location): shard for shard in shards}
+
+
+def _unlisted(path: str) -> Finding:
+    reason = f"{INDEX_NAME} beside it does not name it, so nobody reads it; {AGAIN}, with this shard"
+    return Finding(path, None, "unlisted", reason)
+
+
+def _may_be_folder(location: str) -> bool:
+    if not is_remote(location):
+        return Path(location).is_dir()
+    return not location.endswith(".tar") and not any(sign in location for sign in "*[{")
+
+
+def _tars(folder: str) -> list[str]:
+    """Tar files in a folder; none where the folder cannot be listed, as over http."""
+    if not is_remote(folder):
+        return [os.path.join(folder, path.name) for path in sorted(Path(folder).glob("*.tar"))]
+    if folder.startswith(("http://", "https://")):
+        return []
+    try:
+        return expand(join(folder, "*.tar"))
+    except ShardError:
+        raise
+    except ValueError:  # Nothing matches.
+        return []
+
+
+def _parent(path: str) -> str:
+    return path.rpartition("/")[0] if is_remote(path) else str(Path(path).parent)
+
+
+def _hint(location: str) -> str:
+    if is_remote(location):
+        return "; give a pattern such as FOLDER/shard-{000..099}.tar where a folder cannot be listed"
+    splits = sorted(path.parent.name for path in Path(location).glob(f"*/{INDEX_NAME}"))
+    return f"; {' and '.join(splits)} inside of it hold some" if splits else ""
+
+
+def _identity(location: str) -> str:
+    """The same for two names of one file."""
+    return location if is_remote(location) else str(Path(location).resolve())

@@ -1,0 +1,30 @@
+"""A progress bar over shards, on stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def progress_bar(doing: str, total: int, shown: bool) -> Iterator[Callable[[int], None]]:
+    """A bar of `total` shards; gives a function that counts one more shard with so many examples."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn(doing),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("shards, {task.fields[n]:,} examples"),
+    )
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not shown) as bar:
+        task = bar.add_task("", total=total, n=0)
+        examples = 0
+
+        def advance(more: int) -> None:
+            nonlocal examples
+            examples += more
+            bar.update(task, advance=1, n=examples)
+
+        yield advance

@@ -1,0 +1,274 @@
+"""Resharding: merge, split and shuffle shards without holding them in memory.
+
+Two passes. The first reads the tar headers of all inputs and notes for every example where it lies: 24
+bytes in a file that the second pass maps (and 24 bytes of its id, to find ids that occur twice). The order
+of the output is computed from a seed, not stored, so each output shard is a function of the table and its
+own number. In the second pass every process takes one output shard at a time, reads some `BUFFER_BYTES` of
+its examples in the order in which they lie on the disk, and writes them in their new order.
+
+The alternative, distributing all examples to bucket files and shuffling each bucket in memory, reads and
+writes everything twice and takes as much disk space again. In numbers:
+
+- 1 GB on a laptop, 10,000 examples of 100 kB: the table has 240 kB and the data lies in the page cache;
+  both passes together take about as long as copying.
+- 10 TB, 10^8 examples of 100 kB: the table has 2.4 GB, ids another 2.4 GB while they are compared, all on
+  disk. On flash: one pass over headers, one read and one write, 20 TB at 2 GB/s, 3 hours. On 24 disks at 1
+  GB/s: the headers 3 hours; then a seek of 5 ms per example, shared by the disks of as many processes, 6
+  hours; writing 3 hours. Bucket files: two reads and two writes, 11 hours and 10 TB more. On spinning disks
+  they win where examples are smaller than that, on flash never.
+- Inputs without an index are read once more, for checksums (10 TB: 3 hours); `v1lit data index` costs the
+  same.
+- Remote inputs are downloaded once and kept until the end, so they need their size in disk space.
+
+Memory of a process: `BUFFER_BYTES`, the largest example twice (a reader's limit is 1 GiB), 12 bytes per
+example of `MAX_OPEN_SHARDS` input shards and 30 of the output shard. Of the main process: some 50 MB for
+ids, 500 bytes per input shard and 100 per output shard. Nothing else grows with the data.
+
+    OUT/.reshard/plan.json           inputs and options; with others the work starts again from nothing
+    OUT/.reshard/table.bin, .json    all examples
+    OUT/.reshard/shards/000000/      one finished output shard and its record
+    OUT/.reshard/final.json          from here on files only move
+    OUT/shard-000000.tar ...  OUT/skipped.jsonl  OUT/index.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TextIO
+
+from v1lit.data.remote import is_remote
+from v1lit.data.shards import ShardInfo, sidecar_name, write_atomically, write_index
+from v1lit.data.tools.find import Finding, Found, find_shards
+from v1lit.data.tools.pool import count_workers, ordered
+from v1lit.data.tools.progress import progress_bar
+from v1lit.data.tools.reshard_shards import (
+    CACHE_BYTES,
+    WriteTask,
+    cut,
+    forget_inputs,
+    is_written,
+    read_record,
+    write_shard,
+)
+from v1lit.data.tools.reshard_table import RepeatedIdError, Table, make_table
+
+STAGING = ".reshard"
+SKIPPED_NAME = "skipped.jsonl"
+VERSION = 1
+"""Raised whenever the same inputs and options give other shards than before."""
+
+
+@dataclass(frozen=True)
+class ReshardOptions:
+    """How the output is made; the same inputs and options give the same bytes.
+
+    Attributes:
+        shuffle: seed of the order, None to keep the order of the inputs.
+        examples_per_shard: at most, and
+        max_shard_mb: size of a shard's file in MiB at most; a larger example gets a shard for itself.
+        on_bad: what a shard or an example does that cannot be used: "stop", or "skip" it and list it.
+    """
+
+    shuffle: int | None = None
+    examples_per_shard: int = 1000
+    max_shard_mb: int = 512
+    on_bad: str = "stop"
+
+    def __post_init__(self) -> None:
+        if self.shuffle is not None and self.shuffle < 0:
+            raise ValueError(f"the seed of the shuffle is {self.shuffle}; it must be 0 or more")
+        for name in ("examples_per_shard", "max_shard_mb"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more")
+        if self.on_bad not in ("stop", "skip"):
+            raise ValueError(f"on_bad is {self.on_bad!r}; allowed: stop, skip")
+
+
+@dataclass
+class ReshardReport:
+    """The output: folder, numbers of shards, examples and bytes, what was skipped by kind, and seconds."""
+
+    folder: Path
+    shards: int = 0
+    examples: int = 0
+    bytes: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+
+def reshard(
+    locations: Sequence[str],
+    out: str | os.PathLike[str],
+    options: ReshardOptions | None = None,
+    *,
+    workers: int | None = None,
+    progress: bool = False,
+) -> ReshardReport:
+    """Write the examples of some shards to new shards in the folder `out`, their bytes unchanged.
+
+    `out` is complete when it has its index.json. Stopped in any way and started again with the same inputs
+    and options, the work goes on, and gives the same bytes as if it had not been stopped.
+
+    Args:
+        locations: folders, tar files or patterns, local or URLs, in the order of the output.
+        out: a folder that is empty, does not exist, or holds an unfinished reshard.
+        workers: processes; None for one per core.
+        progress: show progress bars on stderr.
+
+    Raises:
+        ValueError: no shards, an `out` that holds something else, an id that occurs twice.
+        ShardError: a shard or example that cannot be used, with on_bad="stop".
+    """
+    started, options, out = time.monotonic(), options or ReshardOptions(), Path(out)
+    workers = count_workers(workers, 2**31)
+    found = find_shards(locations)
+    if options.on_bad == "stop" and found.findings:
+        raise found.findings[0].as_error()
+    _check_free(out)
+    with _locked(out) as staging:
+        _begin(out, staging, {"version": VERSION, **asdict(options), "inputs": _inputs(found)})
+        if not (staging / "final.json").is_file():
+            _write_shards(staging, found, options, workers, progress)
+        report = _publish(out, staging, options, found.findings)
+    (staging / "final.json").unlink()  # First: what is left of the folder is of no use to another call.
+    shutil.rmtree(staging)
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def _check_free(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; give a folder that is empty or does not exist")
+    content = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    begun = (out / STAGING / "final.json").is_file()  # Shards may have their places already.
+    if (others := [name for name in content if name != STAGING]) and not begun:
+        raise ValueError(
+            f"{out} is not empty (it holds {others[0]}); give a folder that is empty or does not exist"
+        )
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[Path]:
+    """The staging folder, for this process alone; without anything done in it, it does not stay behind."""
+    from filelock import FileLock, Timeout
+
+    staging = out / STAGING
+    made = not out.exists()
+    staging.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(staging / "lock", timeout=0):
+            yield staging
+    except Timeout:
+        raise ValueError(f"{out}: another process is writing to this folder") from None
+    except RepeatedIdError:  # Nothing to go on with: other inputs are needed.
+        shutil.rmtree(staging)
+        if made:
+            out.rmdir()
+        raise
+
+
+def _inputs(found: Found) -> list[list[Any]]:
+    """Location, size in bytes and time of change of all inputs, None where they are remote."""
+    inputs: list[list[Any]] = []
+    for shard in found.shards:
+        location, size, changed = shard.location, None, None
+        if is_remote(location):
+            size = shard.info.bytes if shard.info is not None else None
+        elif os.path.isfile(location):
+            status = os.stat(location)
+            location, size, changed = os.path.abspath(location), status.st_size, status.st_mtime_ns
+        inputs.append([location, size, changed])
+    return inputs
+
+
+def _begin(out: Path, staging: Path, plan: dict[str, Any]) -> None:
+    """Make the staging folder ready for this plan: go on with what is there, if it was made for it."""
+    path, text = staging / "plan.json", json.dumps(plan)
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        for left in (*staging.glob("*.tmp"), *staging.glob("shards/.*.tmp")):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        return
+    if (staging / "final.json").is_file():
+        raise ValueError(
+            f"{out} holds an almost finished reshard of other inputs or options: give another folder"
+        )
+    for left in staging.iterdir():
+        if left.is_dir():
+            shutil.rmtree(left)
+        elif left.name != "lock":
+            left.unlink()
+    (staging / "shards").mkdir()
+    write_atomically(path, text)
+
+
+def _write_shards(staging: Path, found: Found, options: ReshardOptions, workers: int, progress: bool) -> None:
+    """Both passes, as far as they are not done yet."""
+    skip = options.on_bad == "skip"
+    cache = (str(staging / "inputs"), CACHE_BYTES)
+    make_table(staging, found.shards, cache, skip, min(workers, len(found.shards)), progress)
+    table, made = Table.load(staging), (staging / "table.bin").stat().st_mtime_ns
+    cuts = cut(table, options.shuffle, options.examples_per_shard, options.max_shard_mb * 2**20)
+    tasks = [
+        WriteTask(str(staging), made, number, start, stop)
+        for number, (start, stop) in enumerate(pairwise(cuts))
+    ]
+    todo = [task for task in tasks if not is_written(task)]
+    written = ordered(write_shard, todo, min(workers, max(len(todo), 1)))
+    try:
+        with closing(written), progress_bar("writing", len(todo), progress) as advance:
+            for examples in written:
+                advance(examples)
+    finally:
+        forget_inputs()
+    write_atomically(staging / "final.json", json.dumps({"shards": len(tasks)}))
+
+
+def _publish(out: Path, staging: Path, options: ReshardOptions, skipped: Sequence[Finding]) -> ReshardReport:
+    """Give the shards their names, leaving out empty ones, and write the index last."""
+    count = json.loads((staging / "final.json").read_text(encoding="utf-8"))["shards"]
+    shards: list[ShardInfo] = []
+    report = ReshardReport(out)
+    for left in out.glob(".*.tmp"):  # An index that was being written when this was killed.
+        left.unlink()
+    with open(staging / SKIPPED_NAME, "w", encoding="utf-8") as file:
+        for finding in (*skipped, *Table.load(staging).findings):
+            _note(report, finding, file)
+        for number in range(count):
+            folder = staging / "shards" / f"{number:06d}"
+            shard, left_out = read_record(folder)
+            for finding in left_out:
+                _note(report, finding, file)
+            if shard is not None:
+                shards.append(_move(folder, out, shard, len(shards)))
+    if report.skipped:
+        os.replace(staging / SKIPPED_NAME, out / SKIPPED_NAME)
+    origin = {**asdict(options), "skipped": report.skipped.total()}
+    index = write_index(out, shards, reshard=origin)
+    report.shards, report.examples = len(shards), index["examples"]
+    report.bytes = sum(shard.bytes for shard in shards)
+    return report
+
+
+def _note(report: ReshardReport, finding: Finding, file: TextIO) -> None:
+    report.skipped[finding.kind] += 1
+    file.write(json.dumps(asdict(finding)) + "\n")
+
+
+def _move(folder: Path, out: Path, shard: ShardInfo, number: int) -> ShardInfo:
+    """Give a shard its place, the index beside it first; both may be there from an earlier try."""
+    place = replace(shard, file=f"shard-{number:06d}.tar")
+    for old, new in ((sidecar_name(shard.file), sidecar_name(place.file)), (shard.file, place.file)):
+        if (folder / old).is_file():
+            os.replace(folder / old, out / new)
+        elif not (out / new).is_file():
+            raise ValueError(f"{out / new} has vanished: delete {out} and start again")
+    return place

@@ -1,0 +1,167 @@
+"""Second pass of resharding: which examples make which shard, and writing one shard."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from v1lit.data.shards import Shard, ShardError, ShardInfo, ShardWriter
+from v1lit.data.tools.content import fetch
+from v1lit.data.tools.find import Finding, ShardFile
+from v1lit.data.tools.permutation import Permutation
+from v1lit.data.tools.reshard_table import Table
+
+BUFFER_BYTES = 64 * 2**20
+"""Examples that a process reads before it writes them, in the order in which they lie on the disk."""
+MAX_OPEN_SHARDS = 32
+CACHE_BYTES = 2**62
+"""Remote inputs are kept until the end: in a shuffle every output needs all of them."""
+_CHUNK = 2**18
+_RECORD = 10240
+"""A tar file is a whole number of these, and at least 1024 bytes longer than its content."""
+
+
+def order(table: Table, seed: int | None, start: int, stop: int) -> npt.NDArray[np.int64]:
+    """Rows of the table that stand at the positions `start` to `stop` of the output."""
+    positions = np.arange(start, stop)
+    return positions if seed is None else Permutation(seed, len(table.rows))(positions)
+
+
+def cut(table: Table, seed: int | None, max_examples: int, max_bytes: int) -> list[int]:
+    """Position where each output shard starts, and the end: `[shards + 1]`.
+
+    A shard has `max_examples` examples and `max_bytes` bytes at most; only one example that is larger by
+    itself gets a larger shard, alone.
+    """
+    limit = max_bytes // _RECORD * _RECORD - 1024
+    cuts, examples, size = [0], 0, 0
+    for start in range(0, len(table.rows), _CHUNK):
+        rows = order(table, seed, start, min(start + _CHUNK, len(table.rows)))
+        sizes = table.rows["end"][rows] - table.rows["start"][rows]
+        for position, more in enumerate(sizes.tolist(), start):
+            if examples and (examples == max_examples or size + more > limit):
+                cuts.append(position)
+                examples, size = 0, 0
+            examples += 1
+            size += more
+    return [*cuts, len(table.rows)] if len(table.rows) else [0]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a process needs to write shards."""
+
+    table: Table
+    shards: list[str]
+    seed: int | None
+    skip: bool
+    cache: tuple[str, int]
+    opened: OrderedDict[int, Shard]
+
+    def shard(self, number: int) -> Shard:
+        """An input shard; of too many, the one not used for longest is closed. Raises ShardError."""
+        if number not in self.opened:
+            location = self.shards[number]
+            path = fetch(ShardFile(location), self.cache)
+            self.opened[number] = Shard(path, name=location, index=self.table.index(number))
+            if len(self.opened) > MAX_OPEN_SHARDS:
+                self.opened.popitem(last=False)[1].close()
+        self.opened.move_to_end(number)
+        return self.opened[number]
+
+    def read(self, rows: npt.NDArray[np.int64]) -> Iterator[bytes | Finding]:
+        """The bytes of the examples in some rows of the table, in this order, or why they are left out."""
+        records = self.table.rows[rows]
+        sizes = records["end"] - records["start"]
+        batches = (np.cumsum(sizes) - sizes) // BUFFER_BYTES
+        for batch in np.unique(batches):
+            here = np.flatnonzero(batches == batch)
+            as_on_disk = here[np.lexsort((records["start"][here], records["shard"][here]))]
+            read = {int(n): self._read_one(int(rows[n]), int(records["shard"][n])) for n in as_on_disk}
+            for n in here:
+                yield read.pop(int(n))
+
+    def _read_one(self, row: int, number: int) -> bytes | Finding:
+        try:
+            shard = self.shard(number)
+            shard.example(row - int(self.table.starts[number]))
+            return shard.raw(row - int(self.table.starts[number]))
+        except ShardError as error:
+            if not self.skip:
+                raise
+            return Finding(error.shard, error.key, error.kind, error.reason)
+
+
+@dataclass(frozen=True)
+class WriteTask:
+    """One output shard: `number`, and which positions of the output it holds. `made`: when the table was."""
+
+    staging: str
+    made: int
+    number: int
+    start: int
+    stop: int
+
+    @property
+    def folder(self) -> Path:
+        """Where the shard is kept until all are there."""
+        return Path(self.staging, "shards", f"{self.number:06d}")
+
+
+@lru_cache(maxsize=1)
+def _open_inputs(staging: str, made: int) -> Inputs:
+    plan = json.loads(Path(staging, "plan.json").read_text(encoding="utf-8"))
+    shards = [location for location, *_ in plan["inputs"]]
+    cache = (str(Path(staging, "inputs")), CACHE_BYTES)
+    table = Table.load(Path(staging))
+    return Inputs(table, shards, plan["shuffle"], plan["on_bad"] == "skip", cache, OrderedDict())
+
+
+def forget_inputs() -> None:
+    """Close what `write_shard` keeps open in this process."""
+    _open_inputs.cache_clear()
+
+
+def write_shard(task: WriteTask) -> int:
+    """Write one output shard, and its record; returns its number of examples. Raises ShardError."""
+    inputs = _open_inputs(task.staging, task.made)
+    aside = task.folder.with_name(f".{task.folder.name}.{os.getpid()}.tmp")
+    skipped: list[Finding] = []
+    size = task.stop - task.start
+    with ShardWriter(aside, max_examples=size, max_bytes=2**62, unique="shard") as writer:
+        for one in inputs.read(order(inputs.table, inputs.seed, task.start, task.stop)):
+            if isinstance(one, Finding):
+                skipped.append(one)
+            else:
+                writer.write_raw(one)
+    record = {"shards": [asdict(one) for one in writer.shards], "skipped": [asdict(one) for one in skipped]}
+    (aside / "record.json").write_text(json.dumps(record), encoding="utf-8")
+    shutil.rmtree(task.folder, ignore_errors=True)
+    os.replace(aside, task.folder)
+    return size - len(skipped)
+
+
+def read_record(folder: Path) -> tuple[ShardInfo | None, list[Finding]]:
+    """What `write_shard` wrote: the shard, None where all of its examples were left out, and those."""
+    record: dict[str, Any] = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    shard = ShardInfo(**record["shards"][0]) if record["shards"] else None
+    return shard, [Finding(**finding) for finding in record["skipped"]]
+
+
+def is_written(task: WriteTask) -> bool:
+    """Whether the shard is there, whole."""
+    try:
+        shard, _ = read_record(task.folder)
+        return shard is None or (task.folder / shard.file).stat().st_size == shard.bytes
+    except (OSError, ValueError, TypeError, LookupError):
+        return False

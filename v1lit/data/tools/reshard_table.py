@@ -1,0 +1,179 @@
+"""First pass of resharding: where every example lies, as a table on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from v1lit.data.shards import ShardError, ShardIndex, read_sidecar, write_atomically
+from v1lit.data.shards.member import split_name
+from v1lit.data.shards.scan import Scan
+from v1lit.data.tools.content import damage, fetch, index_of, scan_file
+from v1lit.data.tools.find import AGAIN, Finding, ShardFile
+from v1lit.data.tools.pool import ordered
+from v1lit.data.tools.progress import progress_bar
+from v1lit.data.tools.repeated import RepeatedKeys, hash_keys
+
+ROW = np.dtype([("start", "<i8"), ("end", "<i8"), ("crc32", "<u4"), ("shard", "<u4")])
+"""One example: its bytes in its shard, their checksum, number of the shard."""
+Rows = npt.NDArray[np.void]
+
+
+class RepeatedIdError(ValueError):
+    """An id that occurs twice among the inputs."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """All examples of the inputs in their order.
+
+    Attributes:
+        rows: `ROW` [examples], mapped from a file.
+        starts: int64 [shards + 1] row of the first example of each shard.
+        findings: what is left out already.
+    """
+
+    rows: Rows
+    starts: npt.NDArray[np.int64]
+    findings: list[Finding]
+
+    @classmethod
+    def load(cls, folder: Path) -> Table:
+        """The table that `make_table` left in a folder."""
+        record = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+        starts = np.cumsum([0, *record["examples"]])
+        rows: Rows = np.empty(0, dtype=ROW)
+        if starts[-1]:
+            rows = np.memmap(folder / "table.bin", dtype=ROW, mode="r", shape=(int(starts[-1]),))
+        return cls(rows, starts, [Finding(**finding) for finding in record["findings"]])
+
+    def index(self, shard: int) -> ShardIndex:
+        """The index of one shard of the inputs."""
+        rows = self.rows[self.starts[shard] : self.starts[shard + 1]]
+        return ShardIndex(np.append(rows["start"], rows["end"][-1:]), rows["crc32"].copy())
+
+
+def make_table(
+    folder: Path,
+    shards: Sequence[ShardFile],
+    cache: tuple[str, int],
+    skip: bool,
+    workers: int,
+    progress: bool,
+) -> None:
+    """Write the table of all examples to table.bin and table.json in `folder`, unless it is there.
+
+    Raises:
+        ShardError: a shard that cannot be used, unless it is to be skipped.
+        RepeatedIdError: an id that occurs twice.
+    """
+    if (folder / "table.json").is_file():
+        return
+    keys_folder = folder / "keys"
+    keys_folder.mkdir(exist_ok=True)
+    for old in keys_folder.iterdir():
+        old.unlink()
+    repeated, counts, findings = RepeatedKeys(keys_folder), list[int](), list[Finding]()
+    scanned = ordered(partial(_scan_shard, cache=cache, skip=skip), shards, workers)
+    aside = folder / "table.bin.tmp"
+    with (
+        open(aside, "wb") as file,
+        closing(scanned),
+        progress_bar("looking for examples", len(shards), progress) as advance,
+    ):
+        for number, found in enumerate(scanned):
+            found.rows["shard"] = number
+            file.write(found.rows.tobytes())
+            repeated.add(number, found.keys)
+            counts.append(len(found.rows))
+            findings += found.findings
+            advance(len(found.rows))
+    _refuse_repeats(repeated, shards, cache)
+    os.replace(aside, folder / "table.bin")
+    record = {"examples": counts, "findings": [asdict(finding) for finding in findings]}
+    write_atomically(folder / "table.json", json.dumps(record))
+
+
+@dataclass
+class _Scanned:
+    """The examples of one shard: rows [examples], and hashes [examples, 2] of their names."""
+
+    rows: Rows = field(default_factory=lambda: np.empty(0, dtype=ROW))
+    keys: npt.NDArray[np.uint64] = field(default_factory=lambda: hash_keys([]))
+    findings: list[Finding] = field(default_factory=list)
+
+
+def _scan_shard(shard: ShardFile, cache: tuple[str, int], skip: bool) -> _Scanned:
+    try:
+        path = fetch(shard, cache)
+        scan = scan_file(path)
+        scanned = _Scanned(findings=_findings(shard, scan, skip))
+        index = index_of(path, scan)[0] if shard.index is None else _sidecar(shard, scan)
+    except ShardError as error:
+        finding = Finding(shard.location, error.key, error.kind, error.reason)
+        if not skip:
+            raise finding.as_error() from error
+        return _Scanned(findings=[finding])
+    scanned.rows = np.zeros(len(scan.keys), dtype=ROW)
+    scanned.rows["start"], scanned.rows["end"] = scan.offsets[:-1], scan.offsets[1:]
+    scanned.rows["crc32"] = index.crc32[: len(scan.keys)]
+    # What is no example (a folder, say) stands in the table and is left out later; its name may come again.
+    names = (key if _is_key(key) else f"\0{shard.location}\0{n}" for n, key in enumerate(scan.keys))
+    scanned.keys = hash_keys(names)
+    return scanned
+
+
+def _findings(shard: ShardFile, scan: Scan, skip: bool) -> list[Finding]:
+    """What is wrong with the headers; raises ShardError unless it is to be skipped."""
+    ended, findings = damage(scan), []
+    for problem in scan.problems:
+        if problem.kind == "member" and problem.key is not None:
+            continue  # An id that occurs twice: found later, with both of its places.
+        finding = Finding(shard.location, problem.key, problem.kind, problem.reason)
+        if not skip:
+            raise finding.as_error()
+        if problem is ended:  # All others are found again when their example is read.
+            findings.append(finding)
+    return findings
+
+
+def _is_key(key: str) -> bool:
+    return split_name(f"{key}.json") is not None
+
+
+def _sidecar(shard: ShardFile, scan: Scan) -> ShardIndex:
+    """The index beside a shard, which must fit to the file (to its readable part, if it is damaged)."""
+    assert shard.index is not None
+    assert shard.info is not None
+    index = read_sidecar(shard.index, shard.info)
+    damaged = damage(scan) is not None
+    known = len(scan.keys) if damaged else len(scan.offsets)
+    fits = len(index) >= len(scan.keys) if damaged else len(index) == len(scan.keys)
+    if not fits or not np.array_equal(index.offsets[:known], scan.offsets[:known]):
+        reason = f"its index puts examples at other places than the file does: {AGAIN}"
+        raise ShardError(shard.location, None, reason, "checksum")
+    return index
+
+
+def _refuse_repeats(repeated: RepeatedKeys, shards: Sequence[ShardFile], cache: tuple[str, int]) -> None:
+    count, pair = 0, None
+    for one in repeated.pairs():
+        count += 1
+        pair = one if pair is None else min(pair, one, key=lambda places: places[1])
+    if pair is None:
+        return
+    first, second = (shards[place.shard] for place in pair)
+    key = scan_file(fetch(second, cache)).keys[pair[1].number]
+    raise RepeatedIdError(
+        f"the id {key!r} occurs twice: example number {pair[0].number} of {first.location} and example "
+        f"number {pair[1].number} of {second.location}{f' ({count - 1} more ids do)' if count > 1 else ''}; "
+        "give one of the shards only, or other ids"
+    )

@@ -1,0 +1,93 @@
+"""Ctrl-C and the signals of a cluster: when they are obeyed, and what is said in the end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+NAMES = {signal.SIGINT: "Ctrl-C"}
+EXIT_CODES = {signal.SIGINT: 130}
+"""All other signals end the run with the exit code of SIGTERM."""
+
+
+class RunStopped(Exception):  # noqa: N818  # nothing went wrong
+    """Someone stopped the run; what it leaves behind is complete. The message says when it was stopped."""
+
+    def __init__(self, signum: int, when: str) -> None:
+        super().__init__(signum, when)
+        self.signum, self.when = signum, when
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_CODES.get(signal.Signals(self.signum), 128 + signal.SIGTERM)
+
+    def __str__(self) -> str:
+        number = signal.Signals(self.signum)
+        return f"stopped by {NAMES.get(number, number.name)} {self.when}"
+
+
+class StopRequests:
+    """Receives Ctrl-C, SIGTERM and SIGUSR1 while the `with` block runs.
+
+    While `patient`, the first one is only noted in `received`, for the training loop to stop at a step's end;
+    another Ctrl-C raises KeyboardInterrupt. Otherwise the first one raises it already.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.patient = False
+        self._active = False
+        self._interrupts = 0
+        self._process = os.getpid()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequests:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.getsignal(number) for number in SIGNALS}
+            self._active = True
+            self.listen()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.patient = self._active = False
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def listen(self) -> None:
+        """Take the signals (again), within the `with` block: in this process, from whoever has them now."""
+        if self._active and threading.current_thread() is threading.main_thread():
+            self._process = os.getpid()
+            for number in SIGNALS:
+                signal.signal(number, self._handle)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_before": {}}  # functions of this process
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            self._handle_in_child(number)
+            return
+        first, self.received = self.received is None, self.received or number
+        self._interrupts += number == signal.SIGINT
+        # A cluster may repeat itself; only a person who asks again is in a hurry.
+        if not self.patient or (not first and number == signal.SIGINT and self._interrupts > 1):
+            raise KeyboardInterrupt
+        if first and getattr(rank_zero_only, "rank", 0) == 0:
+            # Not through sys.stderr, in the middle of whose own writing this may be.
+            os.write(2, b"\nstopping after this step, with a checkpoint; another Ctrl-C stops at once\n")
+
+    def _handle_in_child(self, number: int) -> None:
+        """A reader of training data works until its parent has done the step; others stop as ever."""
+        if self.patient:
+            return
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
