@@ -30,7 +30,10 @@ SUBSTITUTED = {
 }
 """Text of Python blocks -> what is run instead. A test sees that each is still needed."""
 
-READERS_OWN = {"kjunh/v1g": "my_rows"}
+READERS_OWN = {
+    "kjunh/v1g": "my_rows",
+    "s3://my-bucket/v1g/train/shard-{000000..000099}.tar": "data/small/train/shard-*.tar",
+}
 """Words of commands that need the network -> what the reader's directory holds in their place."""
 
 SHORT_RUN = (
@@ -49,10 +52,15 @@ SHORT_RUN = (
 FEW_SCENES = ("--data.source.options.examples=8", "--data.source.options.val_examples=4")
 """Added as well where the recipe draws its data."""
 
+ALONE = ("--workers", "1", "--no-progress")
 QUICK = {
-    "synth": ("--examples", "12", "--workers", "1", "--no-progress"),
-    "import": ("--workers", "1", "--no-progress"),
+    "synth": ("--examples", "12", *ALONE),
+    "import": ALONE,
     "show": (),
+    "index": ALONE,
+    "check": ALONE,
+    "reshard": ALONE,
+    "mix": (),
 }
 """Added to `v1lit data ...`, behind all other options."""
 

@@ -1,6 +1,6 @@
 """Run all benchmarks of the CPU, in less than ten minutes, and write docs/benchmarks.md: `make bench`.
 
-Usage: python tools/bench/run.py [--quick --out FOLDER]
+Usage: python tools/bench/run.py [--quick --out FOLDER] [--rival-python PYTHON ...]
 
 Every benchmark is a process of its own with a time limit. One that fails is listed with its reason, the
 others are run all the same, and the exit code is 1. Stopped with Ctrl-C, the old page stays.
@@ -44,20 +44,23 @@ class Benchmark:
 
 
 BENCHMARKS = (
-    Benchmark("The loss", "loss.py", 200),
-    Benchmark("Packing", "packing.py", 120),
-    Benchmark("The whole step", "step.py", 240),
+    Benchmark("The loss", "loss.py", 145),
+    Benchmark("Packing", "packing.py", 60),
+    Benchmark("Reading data", "data.py", 140),
+    Benchmark("Planning", "planning.py", 15),
+    Benchmark("The whole step", "step.py", 225),
 )
 
 
-def rows_of(benchmark: Benchmark, quick: bool = False) -> tuple[list[Row], bool]:
+def rows_of(benchmark: Benchmark, quick: bool = False, more: Sequence[str] = ()) -> tuple[list[Row], bool]:
     """A benchmark's rows and whether it went well; else one row that says why not.
 
-    Goals are not judged by the tiny sizes of `quick`.
+    `more` arguments belong to this machine and are not shown. Goals are not judged by the tiny sizes of
+    `quick`.
     """
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / "rows.json"
-        words = [str(HERE / benchmark.script), *benchmark.arguments, "--json", str(file)]
+        words = [str(HERE / benchmark.script), *benchmark.arguments, *more, "--json", str(file)]
         reason = _run([sys.executable, *words, *(["--quick"] if quick else [])], benchmark.seconds)
         if reason is None:
             try:
@@ -118,6 +121,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--quick", action="store_true", help="tiny sizes: sees that everything runs")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="instead of docs/")
+    parser.add_argument(
+        "--rival-python", action="append", default=[], metavar="PYTHON", help="see data.py; several times"
+    )
     given = parser.parse_args(arguments)
     folder = out_folder(given, parser)
     found: dict[str, list[Row]] = {}
@@ -125,7 +131,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     most = ceilings(given.quick)
     for benchmark in BENCHMARKS:
         print(f"\n{benchmark.title}: {benchmark.command}", flush=True)
-        found[benchmark.title], good = rows_of(benchmark, given.quick)
+        rivals = given.rival_python if benchmark.script == "data.py" else ()
+        more = [word for python in rivals for word in ("--rival-python", python)]
+        found[benchmark.title], good = rows_of(benchmark, given.quick, more)
         well = well and good
     update(folder, "cpu", report(most, found))
     print(f"\nwritten: {folder / 'benchmarks.md'}" + ("" if well else "; something failed, see there"))

@@ -125,7 +125,7 @@ def _errors(found: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, flo
     """|found - truth| / |truth| of each; a loss of nothing counts as 0.001 a position."""
     errors = {}
     for name, true in truth.items():
-        least = 1e-3 * len(true) ** 0.5 if name == "the loss" else torch.finfo(torch.float32).tiny
+        least = 1e-3 * max(1, len(true)) ** 0.5 if name == "the loss" else torch.finfo(torch.float32).tiny
         size = max(float(true.norm()), least)
         errors[name] = float((found[name].to(true.dtype) - true).norm()) / size
     return errors
