@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data.faulty_server import FaultyServer, hang_up
+from data.faulty_server import FaultyServer, hang_up, serve, status
 from data.tiny_runs import names, without_index, written
 
 from v1lit.data import catalog as catalog_module
@@ -254,6 +254,40 @@ def test_a_catalog_goes_to_other_processes(server: FaultyServer, folder: Path, t
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         assert list(pool.map(count, catalogs)) == [[5, 5, 2]] * 2
     assert keys(pickle.loads(pickle.dumps(catalogs[0]))) == names(12)
+
+
+# ------------------------------------------------------------------ signed URLs
+
+
+@pytest.mark.parametrize("code", [401, 403])
+def test_shards_are_read_without_an_index_that_is_refused(
+    server: FaultyServer, tmp_path: Path, caplog: pytest.LogCaptureFixture, code: int
+) -> None:
+    """S3 refuses what is missing to those who may not list; a signature is of one file."""
+    server.always["a/index.json?sig=x/y"] = status(code)
+    catalog = Catalog(server.url("a/shard-{000000..000002}.tar?sig=x/y"), config_of(tmp_path))
+    assert keys(catalog) == names(12)
+    assert not catalog.indexed
+    [line] = [record.getMessage() for record in caplog.records]
+    assert f"index.json?*** is refused (status {code})" in line
+    assert "x/y" not in line
+
+
+def test_a_token_is_sent_for_the_index_beside_a_pattern_too(server: FaultyServer, tmp_path: Path) -> None:
+    for name in server.files:
+        server.always[name], server.always[f"{name}?token=x/y"] = status(403), serve
+    location = server.url("a/shard-{000001..000002}.tar?token=x/y")
+    catalog = Catalog(location, config_of(tmp_path))
+    assert catalog.counts.tolist() == [5, 2]
+    assert keys(catalog) == names(12)[5:]
+    assert has_train(SourceConfig(folder=location))
+    assert not has_val(SourceConfig(folder=location))
+
+
+def test_a_folder_whose_index_is_refused_is_an_error(server: FaultyServer, tmp_path: Path) -> None:
+    server.always["a/index.json"] = status(403)
+    with pytest.raises(RemoteError, match="status 403"):
+        Catalog(server.url("a"), config_of(tmp_path))
 
 
 # ------------------------------------------------------------------ open shards

@@ -443,6 +443,13 @@ def test_a_file_that_vanishes_from_the_cache_is_fetched_again(
     assert len(scanned) == 3
 
 
+def test_a_signed_shard_is_a_file_though_its_index_is_refused(server: FaultyServer) -> None:
+    server.always["shards/index.json?sig=x/y"] = status(403)
+    report = look(server.url(f"shards/{FIRST}?sig=x/y"))
+    assert report.examples == 2
+    assert not report.first
+
+
 def test_a_folder_that_a_server_does_not_list_is_explained(server: FaultyServer) -> None:
     del server.files["shards/index.json"]
     with pytest.raises(ValueError, match="pattern such as"):

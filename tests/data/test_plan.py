@@ -124,6 +124,7 @@ def test_a_mixture_gives_every_source_its_share_all_along(
     sizes: list[int], weights: list[float], lanes: int
 ) -> None:
     sizes = [max(size, lanes) for size in sizes]
+    sizes[0] += 1000  # No weight is less than one of these examples.
     draws = draws_per_epoch(sizes, weights[: len(sizes)], [None] * len(sizes))
     assert sum(draws) == sum(sizes)
     orders = [order_of([size], lanes=lanes, salt=number, window=50) for number, size in enumerate(sizes)]
@@ -167,6 +168,11 @@ def test_weights_that_make_no_sense_are_refused(weights: list[float | None], mes
         draws_per_epoch([10, 10], weights, [None, None])
 
 
+def test_a_weight_too_small_for_one_example_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"weight of 0.001 among .* less than one of the 20 examples"):
+        draws_per_epoch([10, 10], [1.0, 0.001], [None, None])
+
+
 def test_a_mixture_and_lanes_need_an_index() -> None:
     unknown = SourceOrder([None], Shuffle(), discover=lambda shard: 3)
     with pytest.raises(ValueError, match=r"a mixture.*v1lit data index"):
@@ -204,7 +210,7 @@ def steps(
     sequence: GlobalSequence, progress: Progress, make_rows: MakeRows, kind: str, ranks: int, slots: int
 ) -> Iterator[tuple[Step, Progress]]:
     """What all ranks read together, step by step, and the progress after it."""
-    progress = progress.divided(Layout(slots, kind))
+    progress = progress.divided(Layout(slots, kind), sequence.positions)
     readers = [rank_rows(sequence, progress, make_rows, rank=rank, ranks=ranks) for rank in range(ranks)]
     states = [progress.state_of(slot) for slot in range(slots)]
     while True:
@@ -261,6 +267,9 @@ def test_changing_ranks_and_rows_on_the_way_repeats_and_loses_nothing(
     sequence, progress, read = sequence_of(counts), Progress(), []
     for which, slots, taken in [*changes, (0, 2, 10_000)]:
         kind, make_rows = KINDS[which]
+        divided = progress.divided(Layout(slots, f"{kind} anew"), sequence.positions)
+        assert sequence.positions is not None
+        assert divided.rest.length(sequence.positions) == sum(counts) - len(read)  # not one position more
         for step, after in islice(steps(sequence, progress, make_rows, kind, 1, slots), taken):
             read += [(one.source, one.shard, one.number) for row in step for one in row]
             progress = after
@@ -275,9 +284,9 @@ def test_the_steps_of_an_epoch_are_known_before_it_is_read(
     sequence = sequence_of(counts)
     layout = Layout(slots, "counted")
     run = list(steps(sequence, Progress(), counted(size), "counted", 1, slots))
-    assert steps_left(sequence, Progress().divided(layout), size, drop=False) == len(run)
+    assert steps_left(sequence, Progress().divided(layout, sequence.positions), size, drop=False) == len(run)
     full = [step for step, _ in run if sum(map(len, step)) == slots * size]
-    assert steps_left(sequence, Progress().divided(layout), size, drop=True) == len(full)
+    assert steps_left(sequence, Progress().divided(layout, sequence.positions), size, drop=True) == len(full)
     taken = min(taken, len(run))
     if taken:
         assert steps_left(sequence, run[taken - 1][1], size, drop=False) == len(run) - taken
@@ -315,7 +324,7 @@ def test_state_stays_small() -> None:
     sizes = [sum(len(slot.waiting) for slot in after.slots) for _, after in islice(run, 500)]
     assert max(sizes) <= 8 * 128
     progress = list(islice(steps(sequence, Progress(), filled(60), "filled", 1, 8), 600))[-1][1]
-    assert len(progress.divided(Layout(6, "filled")).rest.head) <= 8 * (128 + 100)
+    assert len(progress.divided(Layout(6, "filled"), sequence.positions).rest.head) <= 8 * (128 + 100)
 
 
 # ------------------------------------------------------------------ at scale
@@ -328,7 +337,7 @@ def test_a_cluster_of_1024_ranks_with_8_workers_over_100000_shards() -> None:
     tracemalloc.start()
     order = SourceOrder(counts, Shuffle(7, True, 10_000), lanes=lanes)
     sequence = GlobalSequence([order], [shards * per_shard], 7)
-    whole = Progress().divided(Layout(1024, "8 examples"))
+    whole = Progress().divided(Layout(1024, "8 examples"), sequence.positions)
     rows = list(rank_rows(sequence, whole, counted(8), rank=5, ranks=1024))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -352,7 +361,7 @@ def test_a_cluster_of_1024_ranks_with_8_workers_over_100000_shards() -> None:
     half = 1024 * 8 * 610
     read(0, half, 1024, 8)
     progress = Progress(slots=tuple(SlotState(610 * 8) for _ in range(1024)), layout=Layout(1024, "8"))
-    rest = progress.divided(Layout(768, "8")).rest
+    rest = progress.divided(Layout(768, "8"), sequence.positions).rest
     assert rest.tail == half
     assert not len(rest.head)
     assert sequence.positions is not None

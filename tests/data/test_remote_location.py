@@ -13,7 +13,18 @@ from data.faulty_server import FaultyServer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from v1lit.data.remote import RemoteError, Retry, exists, expand, is_remote, join, read_bytes
+from v1lit.data.remote import (
+    RemoteError,
+    Retry,
+    exists,
+    expand,
+    is_open,
+    is_pattern,
+    is_remote,
+    join,
+    parent,
+    read_bytes,
+)
 from v1lit.data.shards.error import ShardError
 
 QUICK = Retry(attempts=3, first_wait=0.001, longest_wait=0.002, timeout=5)
@@ -167,6 +178,55 @@ def test_a_joined_name_is_asked_for_as_it_is_or_refused(name: str) -> None:
     assert url.startswith("http://h/d/")
     assert unquote(url.removeprefix("http://h/d/")) == name
     assert not set("/?#") & set(url.removeprefix("http://h/d/"))
+
+
+@pytest.mark.parametrize(
+    ("file", "folder"),
+    [
+        ("a/b.tar", "a"),
+        ("/a/b.tar", "/a"),
+        ("/b.tar", "/"),
+        ("b.tar", "."),
+        ("a?b/b.tar", "a?b"),
+        ("https://h/a/b.tar", "https://h/a"),
+        ("https://h/b.tar?t=1", "https://h?t=1"),
+        ("https://h/a/b.tar?t=x/y&u=z", "https://h/a?t=x/y&u=z"),
+        ("s3://bucket/a/b.tar", "s3://bucket/a"),
+        ("s3://bucket/b.tar", "s3://bucket"),
+        ("hf://datasets/o/n/b.tar", "hf://datasets/o/n"),
+    ],
+)
+def test_the_parent_of_a_file_keeps_the_query(file: str, folder: str) -> None:
+    assert parent(file) == folder
+    if folder != ".":
+        assert join(folder, "b.tar") == file
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        *("a.tar", "a/*", "a/{0..1}", "s3://b/a-?.tar", "s3://b/a-[01].tar", "s3://b/a.tar"),
+        *("https://h/a.tar?sig=x/y", "https://h/a-*.tar?sig=1", "https://h/{a,b}?sig=1"),
+    ],
+)
+def test_files_and_patterns_name_shards_themselves(location: str) -> None:
+    assert is_pattern(location)
+
+
+@pytest.mark.parametrize("location", ["a", "a/", "s3://b/a", "https://h/a", "https://h/a?sig=a*b[.tar"])
+def test_folders_do_not(location: str) -> None:
+    assert not is_pattern(location)
+
+
+@pytest.mark.parametrize("code", [401, 403])
+def test_a_file_that_is_refused_is_not_open(server: FaultyServer, code: int) -> None:
+    server.files = {"a": b"x"}
+    server.always = {"b": faults.status(code), "c": faults.status(503)}
+    assert is_open(server.url("a"), QUICK)
+    assert not is_open(server.url("b"), QUICK)
+    assert not is_open(server.url("missing"), QUICK)
+    with pytest.raises(RemoteError, match="status 503"):
+        is_open(server.url("c"), QUICK)
 
 
 def test_whether_a_file_exists(server: FaultyServer, folder: Path) -> None:

@@ -60,7 +60,7 @@ def test_a_few_kilobytes_per_rank_are_kept() -> None:
     slots = tuple(SlotState(10**6, tuple(range(10**6, 10**6 + 128))) for _ in range(64))
     before = Progress(3, 1000, 0, Rest(), Layout(64, "x"), slots)
     layout = Layout(48, str(PackingConfig(8192)))
-    again = before.divided(layout)
+    again = before.divided(layout, None)
     later = Progress(3, 1001, 1000, again.rest, layout, slots[:48])
     for progress in (before, later):
         buffer = io.BytesIO()
@@ -77,7 +77,7 @@ def test_the_state_is_that_behind_the_last_whole_step() -> None:
     state = ReadingState()
     assert state.of_all(Ranks()) is None
     layout = Layout(2, "x")
-    state.begin(0, layout, 1, 0)
+    state.begin(0, layout, None, 1, 0)
     state.used(read(0, 2, 4), epoch_ends=False)
     assert state.of_all(Ranks()).steps == 0  # type: ignore[union-attr]
     state.used(read(1, 2, 5), epoch_ends=False)
@@ -93,8 +93,8 @@ def test_a_resumed_state_is_given_out_until_reading_begins() -> None:
     state, saved = ReadingState(), Progress(2, 7, layout=Layout(1, "x"), slots=(SlotState(14),))
     state.resume(saved)
     assert state.of_all(Ranks()) is saved
-    assert state.begin(0, Layout(1, "x"), 1, 0) is saved  # Lightning does not know its epoch yet.
-    assert state.begin(3, Layout(1, "x"), 1, 0).epoch == 3
+    assert state.begin(0, Layout(1, "x"), None, 1, 0) is saved  # Lightning does not know its epoch yet.
+    assert state.begin(3, Layout(1, "x"), None, 1, 0).epoch == 3
 
 
 @pytest.mark.parametrize(

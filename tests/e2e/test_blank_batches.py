@@ -147,7 +147,7 @@ def test_steps_whose_examples_cannot_be_used_disturb_nothing(
 
 
 @needs_fork
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_the_gradient_is_that_of_the_same_examples_without_blank_batches(tmp_path: Path) -> None:
     write_shards(tmp_path / "train", 3)
     found = []

@@ -27,7 +27,7 @@ from v1lit.data.shards import Shard
 from v1lit.training.module import V1Module
 from v1lit.training.optimizer import OptimizerConfig
 
-pytestmark = [needs_fork, pytest.mark.timeout(180)]
+pytestmark = [needs_fork, pytest.mark.timeout(600)]
 COUNT = 37
 ROW = 150
 """Tokens: two or three examples."""
@@ -160,12 +160,14 @@ CHAINS: dict[str, list[Part]] = {
     "3 ranks to 4 in the second epoch": [Part(3, stop=9), Part(4)],
     "another batch size": [Part(2, 2, stop=3, data={"batch_size": 3}), Part(2, 2, data={"batch_size": 2})],
 }
+LANES = {"stream": StreamConfig(lanes=3, shuffle_window=6)}
 PACKED_CHAINS = {
     **{f"packed: {name}": [replace(part, data=PACKED) for part in parts] for name, parts in CHAINS.items()},
     "another length of rows": [
         Part(2, 2, stop=2, data=PACKED),
         Part(2, 2, data={"packing": PackingConfig(2 * ROW, look_ahead=4)}),
     ],
+    "lanes": [Part(4, stop=2, data=LANES), Part(3, stop=2, data=LANES), Part(2, data=LANES)],
     "packed, then counted": [Part(4, stop=2, data=PACKED), Part(2, stop=2), Part(3, data=PACKED)],
 }
 
@@ -186,6 +188,15 @@ def test_going_on_with_other_ranks_repeats_and_loses_nothing(
     assert runs[-1].total == len(steps)
     rates = [step.rate for step in runs[-1].steps]
     assert rates == pytest.approx([1 - step.number / len(steps) for step in runs[-1].steps])
+
+
+def test_a_mixture_goes_on_with_what_its_sources_have_left(shards: Shards, tmp_path: Path) -> None:
+    data = {"source": shards.mixture, **PACKED, "stream": StreamConfig(lanes=2)}
+    (whole,) = run_parts([Part(1, 4, data=data)], shards, tmp_path / "whole", max_epochs=2)
+    parts = [Part(4, stop=3, data=data), Part(3, stop=4, data=data), Part(1, 2, 1, data=data)]
+    steps = [step for run in run_parts(parts, shards, tmp_path / "parts", max_epochs=2) for step in run.steps]
+    for epoch in (0, 1):
+        assert each_once(ids_of(step for step in steps if step.epoch == epoch), whole.epoch(epoch))
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["counted", "packed"])

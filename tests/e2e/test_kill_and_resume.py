@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -39,31 +40,27 @@ def test_a_signal_to_all_processes_of_a_run_on_two_ranks_leaves_a_checkpoint_to_
         "--trainer.devices=2",
         "--trainer.strategy=ddp",
         "--trainer.max_steps=1000",
+        "--run.checkpoint_every=1",
         "--model.backbone.attention=sdpa",
         "--run.peak_tflops=1",
         "--run.name=both",
     ]
-    command = [sys.executable, "-m", "v1lit.cli.lightning", "run", "tiny_qwen", *changes]
-    run = subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        env={**ENVIRONMENT, "PYTHONPATH": str(SOAK.parents[1])},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    assert run.stdout is not None
-    said = ""
-    for line in run.stdout:
-        said += line
-        if line.startswith("training all"):
-            os.killpg(run.pid, signal.SIGTERM)
-            break
-    said += run.stdout.read()
-    assert run.wait() == 143, said
+    checkpoint, output = "runs/both/checkpoints/last.ckpt", tmp_path / "output.txt"
+    with output.open("w") as file:
+        run = subprocess.Popen(
+            [sys.executable, "-m", "v1lit.cli.lightning", "run", "tiny_qwen", *changes],
+            cwd=tmp_path,
+            env={**ENVIRONMENT, "PYTHONPATH": str(SOAK.parents[1])},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    while run.poll() is None and not (tmp_path / checkpoint).exists():
+        time.sleep(0.05)
+    os.killpg(run.pid, signal.SIGTERM)
+    code, said = run.wait(), output.read_text()
+    assert code == 143, said
     (stopped,) = [line for line in said.splitlines() if line.startswith("stopped by SIGTERM")]
-    checkpoint = "runs/both/checkpoints/last.ckpt"
     state = torch.load(tmp_path / checkpoint, weights_only=True)
     assert f"after step {state['global_step']}; checkpoint {checkpoint}; go on with: lightning run" in stopped
     assert state["global_step"] > 0

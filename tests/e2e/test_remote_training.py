@@ -24,13 +24,14 @@ from e2e.elastic_runs import Run, SaveAt, each_once, fit, ids_of, make_data, nee
 from e2e.remote_shards import Chaos, check_cache, fail_always, fetched, of, offer, stream
 from lightning import Callback, Trainer
 
+from v1lit.data.catalog import Catalog
 from v1lit.data.config import MixtureConfig, PackingConfig
 from v1lit.data.prefetch import ShardPrefetcher
 from v1lit.data.remote import ShardCache
 from v1lit.data.sequence import open_sequence
 from v1lit.data.skips import BadDataError
 
-pytestmark = [needs_fork, pytest.mark.timeout(180)]
+pytestmark = [needs_fork, pytest.mark.timeout(600)]
 SHARDS = 8
 PER_SHARD = 5
 IDS = [f"e{number:03}" for number in range(SHARDS * PER_SHARD)]
@@ -193,6 +194,25 @@ def test_a_cache_that_is_smaller_than_the_data_is_enough(
     assert not (tmp_path / "run" / "skipped.jsonl").exists()
     assert sum(path.stat().st_size for path in cache.glob("**/files/*")) <= 3.5 * largest
     assert sum(fetched(server).values()) > SHARDS  # some came twice
+
+
+def test_a_shard_that_others_delete_before_it_is_open_is_fetched_again(
+    server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch, deleted = ShardCache.fetch, 0
+
+    def fetch_and_lose(cache: ShardCache, location: str, *args: Any) -> Path:
+        nonlocal deleted
+        path = fetch(cache, location, *args)
+        if deleted < 5:
+            deleted += 1
+            path.unlink()
+        return path
+
+    monkeypatch.setattr(ShardCache, "fetch", fetch_and_lose)
+    catalog = Catalog(server.url("train"), stream(tmp_path / "cache"))
+    assert [catalog.open(3).example(number).id for number in range(PER_SHARD)] == IDS[15:20]
+    assert deleted == 5
 
 
 def test_two_runs_at_the_same_time_share_a_cache(server: FaultyServer, folder: Path, tmp_path: Path) -> None:

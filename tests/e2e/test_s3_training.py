@@ -15,7 +15,7 @@ from v1lit.data.remote import filesystem
 
 pytest.importorskip("s3fs", reason="needs s3fs (pip install 'v1lit[s3]')")
 pytest.importorskip("moto.server", reason="needs moto[server]")
-pytestmark = [needs_fork, pytest.mark.timeout(180)]
+pytestmark = [needs_fork, pytest.mark.timeout(600)]
 SHARDS = 5
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import OrderedDict
 from collections.abc import Iterator
 from functools import cached_property
@@ -12,7 +13,19 @@ import numpy as np
 
 from v1lit.data.config import StreamConfig
 from v1lit.data.plan.order import Numbers
-from v1lit.data.remote import RemoteError, Retry, ShardCache, exists, expand, is_remote, join, read_bytes
+from v1lit.data.remote import (
+    RemoteError,
+    Retry,
+    ShardCache,
+    exists,
+    expand,
+    is_open,
+    is_pattern,
+    is_remote,
+    join,
+    parent,
+    read_bytes,
+)
 from v1lit.data.shards import (
     INDEX_NAME,
     MAX_SIDECAR_BYTES,
@@ -28,6 +41,8 @@ from v1lit.data.shards import (
     sidecar_location,
     sidecar_name,
 )
+
+log = logging.getLogger(__name__)
 
 MAX_OPEN_SHARDS = 32
 OPENED_AT_LAST = 10
@@ -47,8 +62,8 @@ def _listed(location: str, retry: Retry) -> Iterator[Listed]:
         location = join(location, "*.tar")
     files = expand(location, retry)
     known: dict[str, Listed] = {}
-    for folder in dict.fromkeys(file.rpartition("/")[0] or "." for file in files):
-        if exists(join(folder, INDEX_NAME), retry):
+    for folder in dict.fromkeys(map(parent, files)):
+        if is_open(join(folder, INDEX_NAME), retry):
             known |= {one[0]: one for one in _of_index(folder, retry)}
     for file in files:
         yield known.get(file) or known.get(f"./{file}") or (file, None, None, 0)
@@ -58,11 +73,6 @@ def _of_index(folder: str, retry: Retry) -> Iterator[Listed]:
     table: ShardTable = read_index(folder, retry)["shards"]
     for number, file in enumerate(table.files):
         yield shard_location(folder, file), folder, table, number
-
-
-def is_pattern(location: str) -> bool:
-    """Whether a location names shards itself, by a file name or a pattern, rather than a folder of them."""
-    return location.partition("?")[0].endswith(".tar") or bool(set(location) & set("*[{"))
 
 
 def _is_folder(location: str) -> bool:
@@ -171,6 +181,21 @@ class Catalog:
                     raise
         raise AssertionError("unreachable")
 
+    def may_mend(self, shard: int, error: ShardError) -> bool:
+        """Whether an error may come from a damaged copy of a remote shard, rather than from the shard."""
+        kinds = ("shard", "checksum", "member")
+        if isinstance(error, RemoteError) or error.kind not in kinds or not is_remote(self.files[shard]):
+            return False
+        # With an index, members are looked at only after their checksum was found to be right.
+        return error.kind != "member" or self._tables[shard] is None
+
+    def discard(self, shard: int) -> None:
+        """Delete the copies of a remote shard and its index, unless they are right. Raises CacheError."""
+        folder, info = self._folders[shard], self._info(shard)
+        self.cache.discard(self.files[shard], None if info is None else info.sha256)
+        if folder is not None and info is not None:
+            self.cache.discard(sidecar_location(folder, info.file))
+
     def open_numbered(self, number: str | Path, index: ShardIndex | None = None) -> Shard:
         """`open`, for those who know shards by a text."""
         return self.open(int(str(number)))
@@ -179,13 +204,15 @@ class Catalog:
 class OpenShards:
     """The shards in use, opened when needed; of too many, the one not used for longest is closed.
 
-    A shard that could not be opened is not tried again in this process.
+    A shard that could not be opened is not tried again in this process. A remote one that is damaged is
+    fetched anew first, once.
     """
 
     def __init__(self, catalogs: list[Catalog]) -> None:
         self._catalogs = catalogs
         self._open: OrderedDict[tuple[int, int], Shard] = OrderedDict()
         self._broken: dict[tuple[int, int], ShardError] = {}
+        self._renewed: set[tuple[int, int]] = set()
 
     def get(self, source: int, shard: int) -> Shard:
         """A shard of a source. Raises ShardError."""
@@ -196,12 +223,26 @@ class OpenShards:
             try:
                 self._open[key] = self._catalogs[source].open(shard)
             except ShardError as error:
+                if self.renew(source, shard, error):
+                    return self.get(source, shard)
                 self._broken[key] = error
                 raise
             if len(self._open) > MAX_OPEN_SHARDS:
                 self._open.popitem(last=False)[1].close()
         self._open.move_to_end(key)
         return self._open[key]
+
+    def renew(self, source: int, shard: int, error: ShardError) -> bool:
+        """After an error of a shard: whether it is worth another try, fetched anew. Raises CacheError."""
+        key, catalog = (source, shard), self._catalogs[source]
+        if key in self._renewed or not catalog.may_mend(shard, error):
+            return False
+        self._renewed.add(key)
+        log.warning("%s; its copy in the cache may be damaged: fetching it again", error)
+        if key in self._open:
+            self._open.pop(key).close()
+        catalog.discard(shard)
+        return True
 
     def close(self) -> None:
         """Close all."""

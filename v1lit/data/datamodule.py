@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lightning import LightningDataModule
+from lightning import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from v1lit.backbones.config import BackboneConfig
@@ -151,6 +152,7 @@ class V1DataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Begin a run: forget where an earlier one on this data module has come."""
+        _refuse_changing_accumulation(self.trainer)
         self._train, self._reading, self._start = None, ReadingState(), (0, Progress())
         folder = Path(self.trainer.default_root_dir) if self.trainer is not None else None
         own = self.trainer is not None and self.trainer.global_rank == 0
@@ -194,7 +196,8 @@ class V1DataModule(LightningDataModule):
         stream = replace(self.stream, lanes=1)
         opened = open_sequence([source], stream, shuffle=False, count=True)
         reader = RowReader(opened.examples, self.processor, self.encoding, self.stream, self.flat)
-        workers = min(self.num_workers, 1)
+        # Not forked while a thread of the training loader fetches remote shards.
+        workers = 0 if self.opened.remote else min(self.num_workers, 1)
         return ValLoader(opened, reader, self.val_batch_size, self._skips, self.trainer, workers)
 
     def teardown(self, stage: str) -> None:
@@ -221,7 +224,8 @@ class V1DataModule(LightningDataModule):
 
     def begin(self, current_epoch: int, layout: Layout) -> Progress:
         """Where the loader begins an epoch."""
-        return self._reading.begin(current_epoch, layout, self._ranks.number, self._rank)
+        positions = self.opened.sequence.positions
+        return self._reading.begin(current_epoch, layout, positions, self._ranks.number, self._rank)
 
     def planned_steps(self, epochs: int) -> int | None:
         """Optimizer steps of a run of so many epochs, also those before the checkpoint that it goes on from.
@@ -288,7 +292,8 @@ class V1DataModule(LightningDataModule):
         if progress.layout is None:  # between two epochs
             return
         loader = self.train_dataloader()
-        set_batches_done(checkpoint, loader.batches_done(progress.divided(loader.layout)))
+        progress = progress.divided(loader.layout, self.opened.sequence.positions)
+        set_batches_done(checkpoint, loader.batches_done(progress))
 
     @property
     def _rank(self) -> int:
@@ -297,6 +302,17 @@ class V1DataModule(LightningDataModule):
     @property
     def _ranks(self) -> Ranks:
         return Ranks.of(1 if self.trainer is None else self.trainer.world_size)
+
+
+def _refuse_changing_accumulation(trainer: Trainer | None) -> None:
+    """What makes an optimizer step is planned for a whole run; Lightning, too, counts its batches once."""
+    for callback in [] if trainer is None else trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler):
+            raise ValueError(
+                "trainer.callbacks has a GradientAccumulationScheduler, but data are planned for one number "
+                "of batches per optimizer step; set trainer.accumulate_grad_batches, and go on from a "
+                "checkpoint with another number where it shall change"
+            )
 
 
 def _check_lengths(packing: PackingConfig, encoding: EncodingConfig) -> None:

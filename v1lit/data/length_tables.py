@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from filelock import FileLock
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from v1lit.backbones.processor import Processor
@@ -84,19 +85,23 @@ def _write(
     workers: int | None,
     progress: bool,
 ) -> LengthTable:
+    """One process at a time measures; what it has made the others then find."""
     partial = path.with_name(f".{path.name}.partial")
-    table = measure_shards(
-        [(str(number), None) for number in range(len(catalog.files))],
-        processor,
-        encoding,
-        workers=workers,
-        progress=progress,
-        partial=partial,
-        open_shard=catalog.open_numbered,
-    )
     path.parent.mkdir(parents=True, exist_ok=True)
-    table.save(path)
-    shutil.rmtree(partial, ignore_errors=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        if (table := known_table(catalog, processor, encoding)) is not None:
+            return table
+        table = measure_shards(
+            [(str(number), None) for number in range(len(catalog.files))],
+            processor,
+            encoding,
+            workers=workers,
+            progress=progress,
+            partial=partial,
+            open_shard=catalog.open_numbered,
+        )
+        table.save(path)
+        shutil.rmtree(partial, ignore_errors=True)
     return table
 
 

@@ -162,7 +162,7 @@ class TrainLoader:
 
     def steps_left(self, progress: Progress) -> int | None:
         """Optimizer steps that remain of an epoch; None where that is not known."""
-        if self.grouping.packs:
+        if self.grouping.packs or not self.opened.indexed:  # also where this rank has counted all by now
             return None
         return steps_left(self.opened.sequence, progress, self.grouping.size, self.stream.tail == "drop")
 
@@ -173,11 +173,13 @@ class TrainLoader:
         Filled rows are planned for it, without reading: about a third of a millisecond for each row of 8,192
         tokens, shared out over the ranks, which must all call it.
         """
-        if not self.opened.indexed or (self.grouping.packs and not self.lengths.known):
+        known = self.opened.indexed and (not self.grouping.packs or self.lengths.known)
+        if not all(self._ranks.gather(known)):  # A machine may lack a table that others have.
             return None
         later = range(start.epoch + 1, epochs)
         whole = (Progress(epoch, layout=self.layout) for epoch in later)
-        first = self._steps_of(start.divided(self.layout)) if start.epoch < epochs else 0
+        start = start.divided(self.layout, self.opened.sequence.positions)
+        first = self._steps_of(start) if start.epoch < epochs else 0
         if not self.grouping.packs:  # all epochs are alike
             return first + len(later) * self._steps_of(Progress(layout=self.layout))
         return first + sum(map(self._steps_of, whole))
@@ -194,10 +196,10 @@ class TrainLoader:
     def _planned_steps(self, progress: Progress) -> int:
         key = (progress.epoch, progress.steps, self.layout)
         if key not in self._planned:
-            rows = list(self._rows(progress))
-            steps = [rows[start : start + self.accumulate] for start in range(0, len(rows), self.accumulate)]
+            filled = [bool(row.places or row.refused) for row in self._rows(progress)]
+            steps = [filled[at : at + self.accumulate] for at in range(0, len(filled), self.accumulate)]
             if self.stream.tail == "drop":
-                full = [all(row.places or row.refused for row in step) for step in steps]
+                full = [all(step) for step in steps]
                 self._planned[key] = min(self._ranks.gather([*full, False].index(False)))
             else:
                 self._planned[key] = max(self._ranks.gather(len(steps)))

@@ -63,6 +63,7 @@ class ShardPrefetcher:
         with self._changed:
             self._ended = True
             self._changed.notify()
+        self._thread.join()
 
     def _run(self) -> None:
         while (shard := self._next()) is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 from torch.utils.data import Dataset
 
@@ -19,6 +20,8 @@ from v1lit.data.lengths import Length, LengthTable, measure
 from v1lit.data.plan.slots import Place, Row
 from v1lit.data.shards import Shard, ShardError
 from v1lit.data.time_limit import TookTooLongError, time_limit
+
+T = TypeVar("T")
 
 UNUSABLE = Length(1, 0, 0)
 """Of an example that cannot be read: it is planned, and skipped when its turn comes."""
@@ -59,7 +62,21 @@ class Examples:
 
     def read(self, place: Place) -> Example:
         """One example. Raises ShardError."""
-        return self._open.get(place.source, place.shard).example(place.number)
+        return self.use(place, lambda shard: shard.example(place.number))
+
+    def use(self, place: Place, action: Callable[[Shard], T]) -> T:
+        """Do something with the open shard of a place; once more where a new copy of it may help.
+
+        Raises:
+            ShardError: the shard cannot be opened, or as the action raises.
+        """
+        shard = self.shard(place.source, place.shard)
+        try:
+            return action(shard)
+        except ShardError as error:
+            if not self._open.renew(place.source, place.shard, error):
+                raise
+        return action(self.shard(place.source, place.shard))
 
     def shard(self, source: int, shard: int) -> Shard:
         """A shard of a source, open. Raises ShardError."""
@@ -110,10 +127,8 @@ class RowReader(Dataset[Made]):
 
     def _encoded(self, place: Place) -> Encoded | Failure:
         try:
-            # Opened before the clock runs: it may have to be fetched, which has limits of its own.
-            shard = self.examples.shard(place.source, place.shard)
-            with time_limit(self.config.max_seconds):
-                return encode(shard.example(place.number), self.processor, self.encoding)
+            # The clock runs when the shard is open: it may have to be fetched, which has limits of its own.
+            return self.examples.use(place, partial(self._read, place.number))
         except ShardError as error:
             return Failure(place, error.shard, error.key, error.kind, error.reason)
         except ImageError as error:
@@ -124,6 +139,10 @@ class RowReader(Dataset[Made]):
             return self._failure(
                 place, "slow", f"took longer than data.stream.max_seconds={self.config.max_seconds:g}"
             )
+
+    def _read(self, number: int, shard: Shard) -> Encoded:
+        with time_limit(self.config.max_seconds):
+            return encode(shard.example(number), self.processor, self.encoding)
 
     def _failure(self, place: Place, kind: str, reason: str) -> Failure:
         return Failure(place, self.examples.file(place), self.examples.key(place), kind, reason)

@@ -8,9 +8,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from v1lit.data.catalog import is_pattern
 from v1lit.data.config import MixtureConfig, SourceConfig
-from v1lit.data.remote import DEFAULT_RETRY, Retry, exists, expand, is_remote, join
+from v1lit.data.remote import DEFAULT_RETRY, Retry, exists, expand, is_pattern, is_remote, join
 from v1lit.data.shards import INDEX_NAME
 
 VAL_SEED = 1_000_003

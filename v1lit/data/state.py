@@ -33,7 +33,9 @@ class ReadingState:
         """Go on from there at the next `begin`."""
         self._resumed, self._progress = progress, None
 
-    def begin(self, current_epoch: int, layout: Layout, ranks: int, rank: int) -> Progress:
+    def begin(
+        self, current_epoch: int, layout: Layout, positions: int | None, ranks: int, rank: int
+    ) -> Progress:
         """Where the next epoch is begun: at its start, or where the run that is resumed has stopped.
 
         Lightning fetches the first batch before it restores its own counters, where the number of batches is
@@ -42,7 +44,7 @@ class ReadingState:
         resumed, self._resumed, self.begun = self._resumed, None, True
         progress = Progress(current_epoch, layout=layout)
         if resumed is not None and resumed.epoch >= current_epoch:
-            progress = resumed.divided(layout)
+            progress = resumed.divided(layout, positions)
         self._progress, self._step = progress, {}
         self._own = [progress.state_of(slot) for slot in range(rank, layout.slots, ranks)]
         return progress

@@ -86,8 +86,9 @@ class LastCheckpoint(Checkpoint):
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeFileIO()
-        # Lightning asks all ranks before every batch whether there was a SIGTERM, which waits for the GPU.
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
+        if self.requests.active:
+            # Lightning asks all ranks before every batch about a SIGTERM, which waits for the GPU.
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         follow_schedule(trainer)

@@ -42,7 +42,7 @@ class StopRequests:
     def __init__(self) -> None:
         self.received: int | None = None
         self.patient = False
-        self._active = False
+        self.active = False
         self._interrupts = 0
         self._process = os.getpid()
         self._before: dict[int, Any] = {}
@@ -50,19 +50,19 @@ class StopRequests:
     def __enter__(self) -> StopRequests:
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.getsignal(number) for number in SIGNALS}
-            self._active = True
+            self.active = True
             self.listen()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.patient = self._active = False
+        self.patient = self.active = False
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
 
     def listen(self) -> None:
         """Take the signals (again), within the `with` block: in this process, from whoever has them now."""
-        if self._active and threading.current_thread() is threading.main_thread():
+        if self.active and threading.current_thread() is threading.main_thread():
             self._process = os.getpid()
             for number in SIGNALS:
                 signal.signal(number, self._handle)

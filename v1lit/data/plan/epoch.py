@@ -38,11 +38,14 @@ class Progress:
     slots: tuple[SlotState, ...] = ()
     """State of every slot, in the order of their numbers; none before the first step of the layout."""
 
-    def divided(self, layout: Layout) -> Progress:
-        """The same for another layout: what no slot has given to a row remains, in its old order."""
+    def divided(self, layout: Layout, positions: int | None) -> Progress:
+        """The same for another layout: what no slot has given to a row remains, in its old order.
+
+        positions: of an epoch, None where that is not known.
+        """
         if layout == self.layout:
             return self
-        rest = self.rest.after(self.slots) if self.slots else self.rest
+        rest = self.rest.after(self.slots, positions) if self.slots else self.rest
         return Progress(self.epoch, self.steps, self.steps, rest, layout)
 
     def advanced(self, slots: Sequence[SlotState]) -> Progress:

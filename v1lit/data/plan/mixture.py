@@ -57,6 +57,11 @@ def draws_per_epoch(
     shares = np.floor(exact).astype(np.int64)
     missing = sum(most) - int(shares.sum())
     shares[np.argsort(shares - exact, kind="stable")[:missing]] += 1
+    if (shares == 0).any():
+        raise ValueError(
+            f"data.source.mixture: a weight of {given[int(np.argmin(shares))]:g} among {given} is less than "
+            f"one of the {sum(most)} examples of an epoch; leave that source out, or give it more"
+        )
     return [
         int(share) if limit is None else min(int(share), limit)
         for share, limit in zip(shares, limits, strict=True)
@@ -181,7 +186,7 @@ class GlobalSequence:
             for source in range(len(draws)):
                 which[mixed == source] = np.arange(first[source], behind[source])
             self._blocks[key] = mixed, which
-            if len(self._blocks) > 2 * self.lanes + 2:
+            if len(self._blocks) > 2 * len(self._lanes) + 2:
                 self._blocks.popitem(last=False)
         return self._blocks[key]
 

@@ -74,6 +74,7 @@ class SourceOrder:
         self._size: int | None = None
         self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
         self._windows: OrderedDict[tuple[int, int, int], Numbers] = OrderedDict()
+        self._in_use: set[int] = set()
 
     @property
     def size(self) -> int | None:
@@ -115,7 +116,8 @@ class SourceOrder:
         if key not in self._windows:
             random = np.random.default_rng([self.shuffle.seed, self.salt, epoch, lane + 1, number])
             self._windows[key] = random.permutation(size)
-            if len(self._windows) > 2 * self.lanes + 2:
+            self._in_use.add(lane)
+            if len(self._windows) > 2 * len(self._in_use) + 2:
                 self._windows.popitem(last=False)
         self._windows.move_to_end(key)
         return self._windows[key]

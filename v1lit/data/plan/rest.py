@@ -42,8 +42,12 @@ class Rest:
         """How many of an epoch's `positions` remain."""
         return len(self.head) + max(0, positions - self.tail)
 
-    def after(self, slots: Sequence[SlotState]) -> Rest:
-        """What remains when all slots of an optimizer step have come as far as they say."""
+    def after(self, slots: Sequence[SlotState], positions: int | None) -> Rest:
+        """What remains when all slots of an optimizer step have come as far as they say.
+
+        positions: of the epoch, None where that is not known: slots that have come less far than others
+        would have read on to its end, and no further.
+        """
         count, furthest = len(slots), max(slot.read for slot in slots)
         unread = [
             np.arange(slot.read, furthest, dtype=np.int64) * count + number
@@ -53,4 +57,6 @@ class Rest:
         end = furthest * count
         untouched = np.arange(end, len(self.head), dtype=np.int64)
         left = np.sort(np.concatenate([*unread, *waiting, untouched]))
+        if positions is not None:
+            left = left[left < self.length(positions)]
         return Rest(self.positions(left), self.tail + max(0, end - len(self.head)))

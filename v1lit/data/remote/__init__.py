@@ -10,7 +10,16 @@ FSSPEC_S3='{"anon": true}' in the environment. They are read once per process.
 from v1lit.data.remote.cache import ShardCache
 from v1lit.data.remote.download import Downloaded, download
 from v1lit.data.remote.error import CacheError, RemoteError
-from v1lit.data.remote.location import exists, expand, is_remote, join, read_bytes
+from v1lit.data.remote.location import (
+    exists,
+    expand,
+    is_open,
+    is_pattern,
+    is_remote,
+    join,
+    parent,
+    read_bytes,
+)
 from v1lit.data.remote.retry import DEFAULT_RETRY, Retry
 
 __all__ = [
@@ -23,7 +32,10 @@ __all__ = [
     "download",
     "exists",
     "expand",
+    "is_open",
+    "is_pattern",
     "is_remote",
     "join",
+    "parent",
     "read_bytes",
 ]

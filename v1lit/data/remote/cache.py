@@ -93,12 +93,28 @@ class ShardCache:
                 break
         return entry.file
 
-    def discard(self, location: str) -> None:
-        """Delete the copy of a remote file (it is damaged, say); the next `fetch` downloads it."""
-        if is_remote(location):
-            entry = self._entry(location)
-            with self._locked(entry):
-                self._delete(entry)
+    def discard(self, location: str, sha256: str | None = None) -> None:
+        """Delete the copy of a remote file (it is damaged, say); the next `fetch` downloads it.
+
+        Args:
+            sha256: a copy that has it is good, and kept: another process may have been faster.
+
+        Raises:
+            CacheError: the folder cannot be written.
+        """
+        from v1lit.data.shards import sha256_of
+
+        if not is_remote(location):
+            return
+        entry = self._entry(location)
+        with self._locked(entry):
+            try:
+                if sha256 is None or sha256_of(entry.file) != sha256.lower():
+                    self._delete(entry)
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                raise disk_error(entry.file, error) from error
 
     # --- one file ---
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import itertools
+import logging
 import os
 import re
 from collections.abc import Iterable
@@ -17,6 +18,8 @@ from v1lit.data.remote.filesystem import call, open_filesystem, scheme_of
 from v1lit.data.remote.retry import DEFAULT_RETRY, Retry
 from v1lit.data.shards.error import ShardError
 
+log = logging.getLogger(__name__)
+
 MAX_LOCATIONS = 10**6
 _MAGIC = "*?["
 _RANGE = re.compile(r"\{(-?\d{1,1000})\.\.(-?\d{1,1000})")
@@ -25,6 +28,12 @@ _RANGE = re.compile(r"\{(-?\d{1,1000})\.\.(-?\d{1,1000})")
 def is_remote(location: str | Path) -> bool:
     """Whether a location is a URL. One with an unknown scheme is, too: using it raises ValueError."""
     return scheme_of(str(location)) is not None
+
+
+def is_pattern(location: str) -> bool:
+    """Whether a location names files itself, as a .tar file or a pattern, rather than a folder of them."""
+    path = location.partition("?")[0] if _is_web(location) else location
+    return path.endswith(".tar") or "{" in location or any(char in _MAGIC for char in path)
 
 
 def expand(location: str, retry: Retry = DEFAULT_RETRY) -> list[str]:
@@ -55,13 +64,22 @@ def join(folder: str, name: str) -> str:
     """
     if not name or name in (".", "..") or any(char in "/\\" or ord(char) < 32 for char in name):
         raise ValueError(f"{name!r:.200} is not the name of a file in the folder {shown(folder)}")
-    scheme = scheme_of(folder)
-    if scheme is None:
+    if not is_remote(folder):
         return os.path.join(folder, name)
-    if scheme not in ("http", "https"):
+    if not _is_web(folder):
         return f"{folder.rstrip('/')}/{name}"
     parts = urlsplit(folder)
     return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(name, safe='*')}"))
+
+
+def parent(location: str) -> str:
+    """The folder that a file is in, the reverse of `join`: a query of the file's URL stays at the end."""
+    if not is_remote(location):
+        return os.path.dirname(location) or "."
+    if not _is_web(location):
+        return location.rpartition("/")[0]
+    parts = urlsplit(location)
+    return urlunsplit(parts._replace(path=parts.path.rpartition("/")[0]))
 
 
 def exists(location: str, retry: Retry = DEFAULT_RETRY) -> bool:
@@ -79,6 +97,21 @@ def exists(location: str, retry: Retry = DEFAULT_RETRY) -> bool:
             return False
         raise
     return True
+
+
+def is_open(location: str, retry: Retry = DEFAULT_RETRY) -> bool:
+    """`exists`, but a file that we may not ask for (status 401 or 403) is as good as missing, and logged.
+
+    For files that need not be there: of those, servers that do not list their folders tell no more, nor do
+    those where every file has a signature of its own.
+    """
+    try:
+        return exists(location, retry)
+    except RemoteError as error:
+        if error.status not in (401, 403):
+            raise
+        log.warning("%s is refused (status %d): going on without it", shown(location), error.status)
+        return False
 
 
 def read_bytes(location: str, max_bytes: int, retry: Retry = DEFAULT_RETRY) -> bytes:
@@ -114,6 +147,10 @@ def _read_remote(url: str, max_bytes: int, retry: Retry) -> bytes:
     return bytes(data)
 
 
+def _is_web(location: str) -> bool:
+    return scheme_of(location) in ("http", "https")
+
+
 def _too_large(location: str, max_bytes: int) -> ShardError:
     return ShardError(shown(location), None, f"is larger than the {max_bytes} bytes allowed here", "shard")
 
@@ -147,7 +184,7 @@ def _expand_local(location: str, whole: str) -> list[str]:
 
 def _expand_remote(url: str, whole: str, retry: Retry) -> Iterable[str]:
     scheme = scheme_of(url)
-    is_web = scheme in ("http", "https")
+    is_web = _is_web(url)
     path = url.partition("?")[0] if is_web else url
     if not any(char in _MAGIC for char in path):
         return [url]

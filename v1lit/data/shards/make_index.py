@@ -97,8 +97,7 @@ def _list_files(location: str) -> list[str]:
         return _tars(Path(location))
     from v1lit.data import remote
 
-    is_pattern = any(sign in location for sign in "*[{")
-    if is_url(location) and not is_pattern and not location.partition("?")[0].endswith(".tar"):
+    if is_url(location) and not remote.is_pattern(location):
         return remote.expand(remote.join(location, "*.tar"))
     return remote.expand(location)
 

@@ -24,6 +24,8 @@ from v1lit.data.shards.tar import BLOCK
 SIDECAR_VERSION = 1
 SUFFIX = ".index.safetensors"
 MAX_SIDECAR_BYTES = 2**28
+MAX_HEADER_BYTES = 2**20
+"""Of a sidecar's header: names, shapes, and at most a hundred problems of the shard."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +121,8 @@ def _header(data: bytes) -> dict[str, Any]:
     if len(data) > MAX_SIDECAR_BYTES:
         raise ValueError(f"more than {MAX_SIDECAR_BYTES} bytes")
     length = int.from_bytes(data[:8], "little")
+    if length > MAX_HEADER_BYTES:
+        raise ValueError(f"its header has {length} bytes, the limit is {MAX_HEADER_BYTES}")
     try:
         header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["v1lit_shard_index"])
         version = header["version"]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from v1lit.data.remote import exists, expand, is_remote, join
+from v1lit.data.remote import exists, expand, is_open, is_pattern, is_remote, join, parent
 from v1lit.data.shards import INDEX_NAME, ShardError, ShardInfo, read_index, shard_location
 
 AGAIN = "`v1lit data index` makes it again"
@@ -94,9 +94,9 @@ def _of_files(location: str, found: Found) -> Iterator[ShardFile]:
         raise ValueError(f"{location} holds no shards (.tar files){_hint(location)}")
     infos: dict[str, dict[str, ShardFile]] = {}
     for path in paths:
-        folder = _parent(path)
+        folder = parent(path)
         if folder not in infos:
-            here = exists(join(folder, INDEX_NAME))
+            here = is_open(join(folder, INDEX_NAME))
             infos[folder] = _infos(folder, found) if here else {}
             if not here:
                 found.without_index.append(folder)
@@ -122,9 +122,7 @@ def _unlisted(path: str) -> Finding:
 
 
 def _may_be_folder(location: str) -> bool:
-    if not is_remote(location):
-        return Path(location).is_dir()
-    return not location.endswith(".tar") and not any(sign in location for sign in "*[{")
+    return not is_pattern(location) if is_remote(location) else Path(location).is_dir()
 
 
 def _tars(folder: str) -> list[str]:
@@ -139,10 +137,6 @@ def _tars(folder: str) -> list[str]:
         raise
     except ValueError:  # Nothing matches.
         return []
-
-
-def _parent(path: str) -> str:
-    return path.rpartition("/")[0] if is_remote(path) else str(Path(path).parent)
 
 
 def _hint(location: str) -> str:
