@@ -50,6 +50,16 @@ def sized(id: str, size: tuple[int, int]) -> Members:
     return [(f"{id}.{kind}", data) for kind, data in example.to_members().items()]
 
 
+def garbled(id: str) -> Members:
+    """An example with a PNG that only decoding finds to be damaged."""
+    buffer = io.BytesIO()
+    Image.effect_noise((40, 32), 99).save(buffer, "PNG")
+    data = buffer.getvalue()
+    at = data.index(b"IDAT") + 40
+    example = replace(make(id), images=(read_header(data[:at] + b"\0" * 99 + data[at + 99 :]),))
+    return [(f"{id}.{kind}", data) for kind, data in example.to_members().items()]
+
+
 def claim_pixels(data: bytes) -> bytes:
     at = data.index(b"\xff\xc0") + 5
     return data[:at] + (20_000).to_bytes(2, "big") * 2 + data[at + 4 :]
@@ -63,6 +73,7 @@ WRONG: dict[str, tuple[str, Callable[[str, Members], Members]]] = {
     "missing member": ("member", lambda id, own: own[:1]),
     "unknown member": ("member", lambda id, own: [*own, (f"{id}.pyd", b"")]),
     "undecodable image": ("image", lambda id, own: changed(own, "jpg", lambda data: data[:-40])),
+    "undecodable pixels": ("image", lambda id, own: garbled(id)),
     "too many pixels": ("image", lambda id, own: changed(own, "jpg", claim_pixels)),
     "broken rule": (
         "invalid",
@@ -408,6 +419,16 @@ def test_two_ranks_list_together_what_each_has_skipped(folder: Path) -> None:
     shards = [(SHARDS[number // PER_SHARD], f"e{number:03}", "checksum") for number in (*bad, 3)]
     assert found(folder.parent) == Counter(shards)
     assert Counter(one["split"] for one in listed(folder.parent)) == {"train": 4, "val": 1}
+
+
+@needs_fork
+@pytest.mark.timeout(120)
+def test_a_shard_that_both_ranks_find_damaged_counts_once(folder: Path) -> None:
+    truncate(folder, BAD)
+    without_index(folder)
+    ranks = fit_on_two_ranks(make_data(folder, folder, stream={"max_bad_fraction": 0.001}), folder.parent)
+    assert sorted(id for rank in ranks for batch in rank for id in batch) == [*names(5), *names(5, 10)]
+    assert [Path(one["shard"]).name for one in listed(folder.parent)] == [SHARDS[1]]
 
 
 def test_the_command_line_ends_with_1(

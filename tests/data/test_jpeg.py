@@ -16,7 +16,9 @@ from v1lit.data import images
 from v1lit.data.images import EncodedImage, ImageError, read_header
 from v1lit.data.jpeg import MAX_SEGMENTS, plain_jpeg_size
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about broken Exif and MPO.
+pytestmark = pytest.mark.filterwarnings(  # Pillow's, about broken Exif and MPO, and sizes that bytes claim.
+    "ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning"
+)
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
@@ -239,7 +241,6 @@ def test_a_file_of_endless_segments_is_not_walked_through() -> None:
     assert plain_jpeg_size(start + segment(0xFFFE, b"") * MAX_SEGMENTS + b"".join(rest)) is None
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(("side", "limit"), [(9000, 2**26), (14000, 2**30), (40, 40 * 40 - 1)])
 def test_too_many_pixels_are_told_as_of_any_other_file(side: int, limit: int) -> None:
     pieces = segments_of(PLAIN["colour"])

@@ -16,7 +16,6 @@ PACKAGES = (
     "lightning",
     "jsonargparse",
     "omegaconf",
-    "webdataset",
     "torchmetrics",
 )
 

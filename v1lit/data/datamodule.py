@@ -196,8 +196,9 @@ class V1DataModule(LightningDataModule):
         stream = replace(self.stream, lanes=1)
         opened = open_sequence([source], stream, shuffle=False, count=True)
         reader = RowReader(opened.examples, self.processor, self.encoding, self.stream, self.flat)
-        # Not forked while a thread of the training loader fetches remote shards.
-        workers = 0 if self.opened.remote else min(self.num_workers, 1)
+        # Not forked while a thread of the training loader, where there is one, fetches remote shards.
+        fetching = self._train is not None and self._train.remote
+        workers = 0 if fetching else min(self.num_workers, 1)
         return ValLoader(opened, reader, self.val_batch_size, self._skips, self.trainer, workers)
 
     def teardown(self, stage: str) -> None:

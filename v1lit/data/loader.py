@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from lightning import Trainer
@@ -173,8 +174,7 @@ class TrainLoader:
         Filled rows are planned for it, without reading: about a third of a millisecond for each row of 8,192
         tokens, shared out over the ranks, which must all call it.
         """
-        known = self.opened.indexed and (not self.grouping.packs or self.lengths.known)
-        if not all(self._ranks.gather(known)):  # A machine may lack a table that others have.
+        if not self._can_plan:
             return None
         later = range(start.epoch + 1, epochs)
         whole = (Progress(epoch, layout=self.layout) for epoch in later)
@@ -183,6 +183,12 @@ class TrainLoader:
         if not self.grouping.packs:  # all epochs are alike
             return first + len(later) * self._steps_of(Progress(layout=self.layout))
         return first + sum(map(self._steps_of, whole))
+
+    @cached_property
+    def _can_plan(self) -> bool:
+        """Whether all ranks have what planning needs: a machine may lack a table that others have."""
+        here = self.opened.indexed and (not self.grouping.packs or self.lengths.known)
+        return all(self._ranks.gather(here))
 
     def _steps_of(self, progress: Progress) -> int:
         """Optimizer steps that Lightning will make of what remains of an epoch."""

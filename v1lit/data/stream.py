@@ -18,7 +18,9 @@ from v1lit.data.sequence import open_sequence
 from v1lit.data.shards import ShardError
 
 log = logging.getLogger(__name__)
-LOOKED_UP_AT_ONCE = 256
+READ_TOGETHER = 16
+"""Examples read one after another, before somebody decodes the first: that takes them out of the caches of
+the processor, and reading costs half as much in one go."""
 
 
 class ShardDataset(IterableDataset[Example]):
@@ -89,23 +91,24 @@ class ShardDataset(IterableDataset[Example]):
         workers, number = (worker.num_workers, worker.id) if worker is not None else (1, 0)
         self.skipped = list(self._opened.lost)
         positions = np.arange(rank + world_size * number, len(self), world_size * workers)
-        for start in range(0, len(positions), LOOKED_UP_AT_ONCE):
-            here = positions[start : start + LOOKED_UP_AT_ONCE]
+        for start in range(0, len(positions), READ_TOGETHER):
+            here = positions[start : start + READ_TOGETHER]
             found = self._opened.sequence.find(self.epoch, here)
-            for one in zip(here, found.sources, found.shards, found.numbers, strict=True):
-                example = self._read(Place(*map(int, one)))
-                if example is not None:
+            table = zip(here, found.sources, found.shards, found.numbers, strict=True)
+            for example in [self._read(Place(*map(int, one))) for one in table]:
+                if not isinstance(example, ShardError):
                     yield example
+                elif self.on_bad == "raise":
+                    raise example
+                else:
+                    self.skipped.append(example)
+                    log.warning("skipped (%d so far): %s", len(self.skipped), example)
 
-    def _read(self, place: Place) -> Example | None:
+    def _read(self, place: Place) -> Example | ShardError:
         try:
             return self._opened.examples.read(place)
-        except ShardError as error:
-            if self.on_bad == "raise":
-                raise
-            self.skipped.append(error)
-            log.warning("skipped (%d so far): %s", len(self.skipped), error)
-            return None
+        except ShardError as error:  # told when its turn comes
+            return error
 
     def _layout(self) -> tuple[int, int]:
         if self.rank is not None and self.world_size is not None:
