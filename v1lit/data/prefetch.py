@@ -13,13 +13,16 @@ from v1lit.data.plan.mixture import GlobalSequence
 from v1lit.data.shards import ShardError
 
 log = logging.getLogger(__name__)
+LONGEST_END = 10.0
+"""Seconds to wait for the file that is being fetched."""
 
 
 class ShardPrefetcher:
     """A thread that brings the shards of a rank's next window of examples into the cache.
 
-    A context manager: the thread ends with the block, at the latest after the file that it is fetching. What
-    cannot be fetched is left to the reader, who meets the same problem and reports it.
+    A context manager: the thread ends with the block, at the latest after the file that it is fetching, which
+    is waited for a few seconds. What cannot be fetched is left to the reader, who meets the same problem and
+    reports it.
 
     rank, ranks: the positions rank, rank + ranks, rank + 2 ranks, ... are read here.
     """
@@ -63,7 +66,8 @@ class ShardPrefetcher:
         with self._changed:
             self._ended = True
             self._changed.notify()
-        self._thread.join()
+        # Workers are forked soon, better without a thread at work; but a fetch that hangs keeps nobody.
+        self._thread.join(LONGEST_END)
 
     def _run(self) -> None:
         while (shard := self._next()) is not None:

@@ -122,7 +122,7 @@ def _header(data: bytes) -> dict[str, Any]:
         raise ValueError(f"more than {MAX_SIDECAR_BYTES} bytes")
     length = int.from_bytes(data[:8], "little")
     if length > MAX_HEADER_BYTES:
-        raise ValueError(f"its header has {length} bytes, the limit is {MAX_HEADER_BYTES}")
+        raise ValueError(f"not a readable file of this kind (a header of {length} bytes)")
     try:
         header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["v1lit_shard_index"])
         version = header["version"]
