@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+import socket
 import threading
 import time
 from collections import Counter
@@ -21,6 +23,16 @@ from v1lit.data.shards import sha256_of
 MOST_FAULTS = 3
 """In a row, for one file."""
 ATTEMPTS = MOST_FAULTS + 1
+
+
+class SharedHandler(Handler):
+    """Ends connections also where a forked reader has inherited a copy of them, which keeps them open."""
+
+    def reset(self) -> None:
+        self.wfile.flush()
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+        super().reset()
 
 
 def slow(handler: Handler, data: bytes | None) -> None:

@@ -21,7 +21,7 @@ from data.faulty_server import FaultyServer
 from data.test_remote_processes import run_all
 from e2e import remote_shards
 from e2e.elastic_runs import Run, SaveAt, each_once, fit, ids_of, make_data, needs_fork, write_shards
-from e2e.remote_shards import Chaos, check_cache, fail_always, fetched, of, offer, stream
+from e2e.remote_shards import Chaos, SharedHandler, check_cache, fail_always, fetched, of, offer, stream
 from lightning import Callback, Trainer
 
 from v1lit.data.catalog import Catalog
@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
     remote_shards.wait_little(monkeypatch)
-    with FaultyServer() as server:
+    with FaultyServer(SharedHandler) as server:
         offer(server, folder, "train")
         yield server
 
