@@ -61,8 +61,8 @@ def _mix(argv: list[str]) -> int:
             f"{one.first}/{first}",
         )
     # A path that is broken over several lines cannot be copied: wider than the screen, if it must be.
-    console = Console()
-    console.print(table, width=max(console.width, 90 + max(len(one.location) for one in drawn)), crop=False)
+    longest = max(len(one.location) for one in drawn)
+    Console(width=max(Console().width, 90 + longest)).print(table)
     for one in drawn:
         if one.times > 1:
             print(f"{one.location}: every example comes {one.times:.2f} times per epoch on average")
