@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data.faulty_server import FaultyServer, hang_up
-from data.tiny_runs import SaveAfter, fit, fit_on_two_ranks, listed, make_data, names, without_index, written
+from faulty_server import FaultyServer, hang_up
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from shard_cases import make, members_of, tar
+from tiny_runs import SaveAfter, fit, fit_on_two_ranks, listed, make_data, names, without_index, written
 
 from v1lit.cli.errors import exit_code
 from v1lit.cli.main import main

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data.faulty_server import FaultyServer, hang_up, serve, status
-from data.tiny_runs import names, without_index, written
+from faulty_server import FaultyServer, hang_up, serve, status
+from tiny_runs import names, without_index, written
 
 from v1lit.data import catalog as catalog_module
 from v1lit.data.catalog import Catalog, OpenShards

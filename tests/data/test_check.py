@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from data.faulty_server import FaultyServer, status
+from faulty_server import FaultyServer, status
 from PIL import Image
 from shard_cases import jpeg, make, members_of, tar, write
 

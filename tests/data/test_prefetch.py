@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data.faulty_server import FaultyServer, hang_up
-from data.tiny_runs import fit, make_data, names, written
+from faulty_server import FaultyServer, hang_up
+from tiny_runs import fit, make_data, names, written
 
 from v1lit.data.catalog import Catalog
 from v1lit.data.config import MixtureConfig, StreamConfig

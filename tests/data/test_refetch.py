@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from data.faulty_server import FaultyServer
-from data.tiny_runs import names, without_index, written
+from faulty_server import FaultyServer
+from tiny_runs import names, without_index, written
 
 from v1lit.data.catalog import Catalog
 from v1lit.data.config import StreamConfig

@@ -10,9 +10,9 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import faulty_server as faults
 import pytest
-from data import faulty_server as faults
-from data.faulty_server import FaultyServer
+from faulty_server import FaultyServer
 
 from v1lit.data.remote import CacheError, RemoteError, Retry, download
 from v1lit.data.remote.download import Part

@@ -8,9 +8,9 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import faulty_server as faults
 import pytest
-from data import faulty_server as faults
-from data.faulty_server import FaultyServer
+from faulty_server import FaultyServer
 from fsspec.config import conf
 
 from v1lit.data.remote import RemoteError, Retry, ShardCache, exists, expand, read_bytes, store

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import faulty_server as faults
 import pytest
-from data import faulty_server as faults
-from data.faulty_server import FaultyServer
+from faulty_server import FaultyServer
 from hypothesis import given
 from hypothesis import strategies as st
 

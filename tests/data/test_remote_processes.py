@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
+import faulty_server as faults
 import pytest
-from data import faulty_server as faults
-from data.faulty_server import FaultyServer
+from faulty_server import FaultyServer
+from forked import PATIENCE, receive, run_all
 
 from v1lit.data.remote import Retry, ShardCache, exists, read_bytes
 from v1lit.data.remote.cache import name_of
@@ -25,7 +25,6 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 QUICK = Retry(attempts=4, first_wait=0.001, longest_wait=0.002, timeout=5)
 SIZE = 50_000
 FILES = {f"{number}.tar": random.Random(number).randbytes(SIZE) for number in range(6)}
-PATIENCE = 60  # seconds after which a hanging test ends as failed; nothing takes a tenth of it
 
 
 @pytest.fixture
@@ -33,39 +32,6 @@ def server() -> Iterator[FaultyServer]:
     with FaultyServer() as server:
         server.files.update(FILES)
         yield server
-
-
-def run_all(function: Callable[..., Any], argument_lists: list[tuple[Any, ...]]) -> list[Any]:
-    """Call a function in forked processes, all at the same time; their results."""
-    fork = multiprocessing.get_context("fork")
-    pipes, processes = [], []
-    for arguments in argument_lists:
-        receiver, sender = fork.Pipe(duplex=False)
-        process = fork.Process(target=_send_result, args=(sender, function, arguments), daemon=True)
-        process.start()
-        sender.close()
-        pipes.append(receiver)
-        processes.append(process)
-    try:
-        return [_receive(pipe) for pipe in pipes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.join(PATIENCE)
-
-
-def _send_result(sender: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    try:
-        sender.send((True, function(*arguments)))
-    except BaseException as error:
-        sender.send((False, repr(error)))
-
-
-def _receive(pipe: Connection) -> Any:
-    assert pipe.poll(PATIENCE), "the process hangs"
-    good, value = pipe.recv()
-    assert good, value
-    return value
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -189,7 +155,7 @@ def test_a_child_that_outlives_a_killed_downloader_does_not_hold_its_lock(
         target=_download_and_fork, args=(tmp_path, url, sender)
     )
     process.start()
-    child = _receive(receiver)
+    child = receive(receiver)
     try:
         os.kill(process.pid or 0, signal.SIGKILL)
         os.waitpid(process.pid or 0, 0)

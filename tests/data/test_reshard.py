@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data.faulty_server import FaultyServer
+from faulty_server import FaultyServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_cases import jpeg, make, members_of, tar, write

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from data.faulty_server import FaultyServer
+from faulty_server import FaultyServer
 from shard_cases import make, write
 from torch.utils.data import DataLoader
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from e2e.elastic_runs import BACKBONE, fit, make_data, needs_fork, write_shards
+from elastic_runs import BACKBONE, fit, make_data, needs_fork, write_shards
 from families import FAMILIES, processor
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger

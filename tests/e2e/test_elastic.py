@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from e2e.elastic_runs import (
+from elastic_runs import (
     BACKBONE,
     Run,
     SaveAt,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from counted_runs import Plan, Record, run_part
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training.counted_runs import Plan, Record, run_part
 
 from v1lit.training.checkpoints import LAST
 

@@ -76,10 +76,10 @@ def open_sequence(
     Raises:
         ValueError: no shards, no examples, or a mixture or lanes that these shards cannot have.
     """
-    opened = OpenedSequence(Examples([Catalog(one.shards, config) for one in sources]), None)  # type: ignore[arg-type]
+    examples, lost = Examples([Catalog(one.shards, config) for one in sources]), list[ShardError]()
     orders = []
-    for number, catalog in enumerate(opened.catalogs):
-        discover = partial(_discover, opened, number)
+    for number, catalog in enumerate(examples.catalogs):
+        discover = partial(_discover, examples, lost, number)
         known = (
             [discover(n) if one < 0 else int(one) for n, one in enumerate(catalog.counts)] if count else None
         )
@@ -94,10 +94,9 @@ def open_sequence(
             )
         )
         if orders[-1].size == 0:
-            why = f"; the first problem: {opened.lost[0]}" if opened.lost else ""
+            why = f"; the first problem: {lost[0]}" if lost else ""
             raise ValueError(f"{catalog.location}: the shards hold no examples{why}")
-    opened.sequence = GlobalSequence(orders, _draws(sources, orders), seed)
-    return opened
+    return OpenedSequence(examples, GlobalSequence(orders, _draws(sources, orders), seed), lost)
 
 
 def _draws(sources: Sequence[MixtureConfig], orders: Sequence[SourceOrder]) -> list[int | None]:
@@ -115,14 +114,14 @@ def _draws(sources: Sequence[MixtureConfig], orders: Sequence[SourceOrder]) -> l
     return list(draws_per_epoch(known, [one.weight for one in sources], [one.limit for one in sources]))
 
 
-def _discover(opened: OpenedSequence, source: int, shard: int) -> int:
+def _discover(examples: Examples, lost: list[ShardError], source: int, shard: int) -> int:
     """Count the examples of a shard without an index; none of one that is damaged."""
     try:
-        return len(opened.examples.shard(source, shard))
+        return len(examples.shard(source, shard))
     except ShardError as error:
         if error.kind == "unreachable":  # Another rank may have reached it, and would read another order.
             raise
-        opened.lost.append(error)
+        lost.append(error)
         return 0
 
 

@@ -24,14 +24,14 @@ def train_sources(config: SourceConfig, retry: Retry = DEFAULT_RETRY) -> list[Mi
         return config.mixture
     if _names_shards(config.folder):
         return [MixtureConfig(config.folder)]
-    train = _below(config.folder, "train")
+    train = join(config.folder, "train")
     below = _holds_shards(train, retry) or not _holds_shards(config.folder, retry)
     return [MixtureConfig(train if below else config.folder)]
 
 
 def val_location(config: SourceConfig) -> str:
     """Where the validation shards are, if there are any."""
-    return config.val or _below(config.folder, "val")
+    return config.val or join(config.folder, "val")
 
 
 def has_train(config: SourceConfig, retry: Retry = DEFAULT_RETRY) -> bool:
@@ -44,10 +44,6 @@ def has_val(config: SourceConfig, retry: Retry = DEFAULT_RETRY) -> bool:
     if config.val is None and _names_shards(config.folder):
         return False
     return config.val is not None or _holds_shards(val_location(config), retry)
-
-
-def _below(location: str, name: str) -> str:
-    return join(location, name)
 
 
 def _names_shards(location: str) -> bool:

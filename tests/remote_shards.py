@@ -11,9 +11,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import faulty_server as faults
 import pytest
-from data import faulty_server as faults
-from data.faulty_server import FaultyServer, Handler
+from faulty_server import FaultyServer, Handler
 
 from v1lit.data.config import MixtureConfig, SourceConfig, StreamConfig
 from v1lit.data.remote import Retry

@@ -1,0 +1,45 @@
+"""Forked processes of a test."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+PATIENCE = 60
+"""Seconds after which a hanging test ends as failed; nothing takes a tenth of it."""
+
+
+def run_all(function: Callable[..., Any], argument_lists: list[tuple[Any, ...]]) -> list[Any]:
+    """Call a function in forked processes, all at the same time; their results."""
+    fork = multiprocessing.get_context("fork")
+    pipes, processes = [], []
+    for arguments in argument_lists:
+        receiver, sender = fork.Pipe(duplex=False)
+        process = fork.Process(target=_send_result, args=(sender, function, arguments), daemon=True)
+        process.start()
+        sender.close()
+        pipes.append(receiver)
+        processes.append(process)
+    try:
+        return [receive(pipe) for pipe in pipes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.join(PATIENCE)
+
+
+def _send_result(sender: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    try:
+        sender.send((True, function(*arguments)))
+    except BaseException as error:
+        sender.send((False, repr(error)))
+
+
+def receive(pipe: Connection) -> Any:
+    """What a process sends, within `PATIENCE`."""
+    assert pipe.poll(PATIENCE), "the process hangs"
+    good, value = pipe.recv()
+    assert good, value
+    return value
