@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from functools import cache
 from types import FrameType
 from typing import Any
 
@@ -44,13 +45,13 @@ class StopRequests:
         self.patient = False
         self.active = False
         self._interrupts = 0
-        self._process = os.getpid()
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequests:
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.getsignal(number) for number in SIGNALS}
             self.active = True
+            _leave_children_alone()
             self.listen()
         return self
 
@@ -63,7 +64,6 @@ class StopRequests:
     def listen(self) -> None:
         """Take the signals (again), within the `with` block: in this process, from whoever has them now."""
         if self.active and threading.current_thread() is threading.main_thread():
-            self._process = os.getpid()
             for number in SIGNALS:
                 signal.signal(number, self._handle)
 
@@ -71,9 +71,6 @@ class StopRequests:
         return {**self.__dict__, "_before": {}}  # functions of this process
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:
-            self._handle_in_child(number)
-            return
         first, self.received = self.received is None, self.received or number
         self._interrupts += number == signal.SIGINT
         # A cluster may repeat itself; only a person who asks again is in a hurry.
@@ -83,11 +80,20 @@ class StopRequests:
             # Not through sys.stderr, in the middle of whose own writing this may be.
             os.write(2, b"\nstopping after this step, with a checkpoint; another Ctrl-C stops at once\n")
 
-    def _handle_in_child(self, number: int) -> None:
-        """A reader of training data works until its parent has done the step; others stop as ever."""
-        if self.patient:
-            return
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
+
+@cache
+def _leave_children_alone() -> None:
+    """Processes forked from this one take signals as ever.
+
+    A handler of Python's would be called late or, of a process that waits for a lock, perhaps never; and who
+    ends a pool of processes sends each SIGTERM once and waits.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_take_signals_as_ever)
+
+
+def _take_signals_as_ever() -> None:
+    for number in SIGNALS:
+        if isinstance(getattr(signal.getsignal(number), "__self__", None), StopRequests):
+            usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, usual)
