@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from families import FAMILIES, build, inputs, mixed, processor
+from transformers import DynamicCache
 
 from v1lit.data.batch import Batch, collate
 from v1lit.pointer.model import PointAndCopyModel
@@ -90,9 +93,49 @@ def test_beams_keep_every_row_with_its_own_images() -> None:
     assert not torch.equal(forward[0], forward[1])
 
 
-def test_going_on_from_a_cache_needs_the_memory() -> None:
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_going_on_from_a_cache_needs_the_memory(name: str) -> None:
     model, batch = build("llava"), prompts("llava", (1,))
     with torch.no_grad():
         out = model(**inputs(batch), use_cache=True)
         with pytest.raises(ValueError, match="pointer_memory"):
-            model(batch.input_ids[:, -1:], past_key_values=out.past_key_values)
+            model(batch.input_ids[:, -1:], **{name: out.cache})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_decoder_fills_the_cache_it_is_given_and_nothing_warns(family: str) -> None:
+    # A decoder swallows a cache under another version's name without a word, and then sees no past.
+    model, batch, cache = build(family), prompts(family, (1,)), DynamicCache()
+    batch_inputs = inputs(batch)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        out = model(**batch_inputs, use_cache=True, cache=cache)
+        assert out.cache is cache
+        assert cache.get_seq_length() == batch.input_ids.shape[1]
+        generate(model, batch)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_a_second_turn_goes_on_from_the_first_ones_cache(family: str, name: str) -> None:
+    model, batch, cache = pointy(family), prompts(family, (1,)), DynamicCache()
+    start = batch.input_ids.shape[1]
+    with torch.no_grad():
+        memory = model(**inputs(batch)).pointer_memory
+    first = generate(model, batch, **{name: cache})
+    turn = torch.cat([batch.input_ids, first, batch.input_ids[:, -3:]], dim=1)
+    safe = turn.masked_fill(turn >= model.config.pointer_start, 0)
+    images = {n: v for n, v in inputs(batch).items() if n in model.family.image_inputs}
+    mask = torch.ones_like(turn)
+    again = {
+        "attention_mask": mask,
+        "position_ids": model.family.positions(model.backbone, safe, mask, **images),
+        "max_new_tokens": 5,
+        "min_new_tokens": 5,
+        "eos_token_id": -1,
+        "pad_token_id": 0,
+        "do_sample": False,
+    }
+    assert start < cache.get_seq_length() < turn.shape[1]
+    known = {name: cache, "pointer_memory": memory, "image_values": memory.values}
+    assert torch.equal(model.generate(turn, **again, **known), model.generate(turn, **again, **images))

@@ -25,6 +25,8 @@ from v1lit.backbones.attention import (
     use_segments,
 )
 from v1lit.backbones.base import Backbone
+from v1lit.backbones.cache_name import CACHE
+from v1lit.backbones.cache_name import NAMES as CACHE_NAMES
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.efficiency import compile_layers, enable_checkpointing
 from v1lit.backbones.load import freeze, load_backbone, refuse_incomplete
@@ -61,7 +63,11 @@ class PointAndCopyOutput(ModelOutput):
     """Labels of the supervised positions, in row-major order, `[positions]`."""
     verified: float | None = None
     """Largest relative error of the loss or a gradient, where it was compared with the reference."""
-    past_key_values: Cache | None = None
+    cache: Cache | None = None
+    """Keys and values of all tokens so far, whatever transformers calls it."""
+    if CACHE == "past_key_values":
+        past_key_values: Cache | None = None
+        """The same, where the `generate` of an earlier transformers looks for it."""
     pointer_memory: PointerMemory | None = None
 
 
@@ -187,7 +193,7 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
@@ -196,6 +202,7 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
         segment_lengths: Sequence[int] | None = None,
         reduction: Reduction = "mean",
         normalizer: Tensor | None = None,
+        past_key_values: Cache | None = None,
         return_dict: bool | None = None,
         **image_inputs: Any,
     ) -> PointAndCopyOutput:
@@ -209,6 +216,9 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
         logits of the last so many positions only, 0 for all. `return_dict` is what `generate` passes to every
         model; the output is always a `PointAndCopyOutput`.
 
+        cache, pointer_memory: those that an earlier call gave, to go on behind its tokens; an empty cache
+        and no memory to begin. `past_key_values` is the cache's name before transformers 5.24.
+
         segment_lengths: tokens of every example where these stand one behind another in one row, `[1,
         tokens]`, without padding. None sees or points to another, and results are those of each on its own.
         reduction: of the loss over supervised positions: "mean", "sum", or "none" for `[positions]`.
@@ -220,11 +230,17 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
         fit the row.
         """
         self._check_image_inputs(image_inputs)
-        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+        cache = past_key_values if cache is None else cache
+        if pointer_memory is not None:  # not the cache's length: reading that would wait for the device
             return self._go_on(
-                input_ids, pointer_memory, logits_to_keep, attention_mask=attention_mask,
-                position_ids=position_ids, past_key_values=past_key_values, use_cache=use_cache,
+                input_ids, pointer_memory, logits_to_keep,
+                {CACHE: cache, "attention_mask": attention_mask, "position_ids": position_ids,
+                 "use_cache": use_cache},
             )  # fmt: skip
+        if cache is not None and cache.get_seq_length() > 0:
+            raise ValueError(
+                "going on from a cache needs pointer_memory, as the forward pass that filled it gave it"
+            )
         segments = self._segments(input_ids, segment_lengths)
         if segments is not None and attention_mask is not None:
             raise ValueError("segments have no padding: give segment_lengths or attention_mask, not both")
@@ -242,34 +258,29 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
         elif targets is not None:
             arguments["use_cache"] = False
         decoded = self.backbone.get_decoder()(
-            inputs_embeds=embeddings, position_ids=position_ids, past_key_values=past_key_values, **arguments
+            inputs_embeds=embeddings, position_ids=position_ids, **{CACHE: cache}, **arguments
         )
         states = decoded.last_hidden_state
         keys = self._keys(states, values, layout)
         if targets is not None:
             return self._loss(states, targets, keys, layout, reduction, normalizer)
         memory = PointerMemory(layout.pad(keys), layout.pad(values), layout.mask)
-        return self._output(states, memory, logits_to_keep, decoded.past_key_values)
+        return self._output(states, memory, logits_to_keep, getattr(decoded, CACHE))
 
     def _go_on(
-        self, input_ids: Tensor, memory: PointerMemory | None, logits_to_keep: int, **arguments: Any
+        self, input_ids: Tensor, memory: PointerMemory, logits_to_keep: int, arguments: dict[str, Any]
     ) -> PointAndCopyOutput:
         """The logits of tokens that follow those of a cache."""
-        if memory is None:
-            raise ValueError(
-                "going on from a cache needs pointer_memory, as the forward pass that filled it gave it"
-            )
         decoded = self.backbone.get_decoder()(inputs_embeds=self._embed_next(input_ids, memory), **arguments)
-        return self._output(decoded.last_hidden_state, memory, logits_to_keep, decoded.past_key_values)
+        return self._output(decoded.last_hidden_state, memory, logits_to_keep, getattr(decoded, CACHE))
 
     def _output(
         self, states: Tensor, memory: PointerMemory, logits_to_keep: int, cache: Cache | None
     ) -> PointAndCopyOutput:
         if logits_to_keep:
             states = states[:, -logits_to_keep:]
-        return PointAndCopyOutput(
-            logits=self._logits(states, memory), past_key_values=cache, pointer_memory=memory
-        )
+        named = {"cache": cache, CACHE: cache}
+        return PointAndCopyOutput(logits=self._logits(states, memory), pointer_memory=memory, **named)
 
     def _check_image_inputs(self, image_inputs: dict[str, Any]) -> None:
         unknown = [name for name in image_inputs if name not in self.family.image_inputs]
@@ -386,9 +397,7 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
     # ------------------------------------------------------------------ generate
 
     @torch.no_grad()
-    def generate(  # type: ignore[override]  # `inputs` is named, and needed, here
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
-    ) -> Any:
+    def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
         """As in transformers: greedy, sampling, beams. Left-pad batches and pass their `attention_mask`.
 
         Images are encoded once, here, into one row of values per sequence, so that expanding rows into beams
@@ -401,6 +410,9 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
         safe_ids = self._without_pointers(input_ids)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        for name in CACHE_NAMES:
+            if name in kwargs:
+                kwargs[CACHE] = kwargs.pop(name)
         kwargs["suppress_tokens"] = [*(kwargs.get("suppress_tokens") or []), self.config.image_token_id]
         if kwargs.get("image_values") is None:
             kwargs["image_values"] = layout.pad(layout.check(self._image_values(image_inputs)))
@@ -408,9 +420,7 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
             kwargs["position_ids"] = self.family.positions(
                 self.backbone, safe_ids, attention_mask, **image_inputs
             )
-        return super().generate(  # type: ignore[misc]  # the mixin types `self` as a protocol of its own
-            input_ids=input_ids, attention_mask=attention_mask, **kwargs
-        )
+        return super().generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
     def _update_model_kwargs_for_generation(
         self, outputs: ModelOutput, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any

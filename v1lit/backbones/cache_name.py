@@ -1,0 +1,20 @@
+"""What this version of transformers calls the KV cache."""
+
+from __future__ import annotations
+
+from inspect import signature
+
+from transformers import GenerationMixin
+
+NAMES = ("cache", "past_key_values")
+"""The name since transformers 5.24, and the one before, which transformers removes in 5.40."""
+
+
+def _name_in_use() -> str:
+    # Asked, never tried out: a decoder swallows the wrong name in `**kwargs` and goes on without a cache.
+    taken = signature(GenerationMixin.prepare_inputs_for_generation).parameters
+    return next(name for name in NAMES if name in taken)
+
+
+CACHE = _name_in_use()
+"""The name under which decoders take and give their cache, and `generate` looks for it."""
