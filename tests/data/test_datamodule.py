@@ -12,8 +12,8 @@ from tiny_runs import BACKBONE, Noting, SaveAfter, fit, listed, make_data, names
 
 from v1lit.data.config import EncodingConfig, MixtureConfig, PackingConfig, SourceConfig
 from v1lit.data.datamodule import V1DataModule
-from v1lit.data.loader import ValLoader
 from v1lit.data.stream import ShardDataset
+from v1lit.data.val_loader import ValLoader
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,9 @@ from v1lit.backbones.config import BackboneConfig
 from v1lit.data.batch import Batch, LabelCounts, blank_batch
 from v1lit.data.config import EncodingConfig, PackingConfig, SourceConfig
 from v1lit.data.datamodule import V1DataModule
+from v1lit.data.failures import Failure
 from v1lit.data.plan.slots import Place
-from v1lit.data.reading import Failure, Made
+from v1lit.data.reading import Made
 from v1lit.data.synthetic import synthesize
 from v1lit.data.windows import Ranks, windows
 

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from v1lit.data.pool import WorkerDiedError, count_workers, ordered
 from v1lit.data.tools import repeated as repeated_module
-from v1lit.data.tools.pool import WorkerDiedError, count_workers, ordered
 from v1lit.data.tools.repeated import Place, RepeatedKeys, hash_keys
 
 

@@ -14,15 +14,17 @@ from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.processor import Processor, load_processor
 from v1lit.data.batch import Batch
 from v1lit.data.config import EncodingConfig, MixtureConfig, PackingConfig, SourceConfig, StreamConfig
+from v1lit.data.grouping import Grouping
 from v1lit.data.length_tables import known_table, measured_table
 from v1lit.data.lengths import LengthTable
-from v1lit.data.loader import Grouping, TrainLoader, ValLoader
+from v1lit.data.loader import TrainLoader
 from v1lit.data.plan.epoch import Layout, Progress
 from v1lit.data.reading import Lengths, RowReader
 from v1lit.data.sequence import OpenedSequence, open_sequence
 from v1lit.data.skips import FILE, SkipList
 from v1lit.data.sources import has_train, has_val, prepare_source, train_sources, val_location
 from v1lit.data.state import ReadingState, difference, progress_from_dict, progress_to_dict, set_batches_done
+from v1lit.data.val_loader import ValLoader
 from v1lit.data.windows import Ranks
 
 

@@ -12,15 +12,10 @@ import hashlib
 import json
 import mmap
 import os
-import signal
-import threading
 import zlib
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from multiprocessing import connection, get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -31,6 +26,8 @@ import numpy.typing as npt
 from v1lit.data.config import EncodingConfig
 from v1lit.data.encoding import EncodingError, see, write
 from v1lit.data.example import Example
+from v1lit.data.pool import count_workers, ordered
+from v1lit.data.progress import progress_bar
 from v1lit.data.shards import Shard, ShardError
 
 if TYPE_CHECKING:
@@ -48,6 +45,8 @@ _IN_FILE = {"<u4": "U32", "<u2": "U16"}
 """The same in those of safetensors."""
 MAX_IMAGES = 2**16 - 1
 
+Located = tuple["str | Path", "ShardIndex | None"]
+"""Location and index of a shard."""
 OpenShard = Callable[[str | Path, "ShardIndex | None"], Shard]
 
 
@@ -244,7 +243,7 @@ def open_shard(location: str | Path, index: ShardIndex | None) -> Shard:
 
 
 def measure_shards(
-    shards: Sequence[tuple[str | Path, ShardIndex | None]],
+    shards: Sequence[Located],
     processor: Processor,
     encoding: EncodingConfig,
     *,
@@ -266,18 +265,18 @@ def measure_shards(
 
     Raises:
         ShardError: a shard that cannot be opened, or fetched; what was measured is kept in `partial`.
-        RuntimeError: a worker was killed.
+        WorkerDiedError: a worker was killed.
+        ValueError: fewer than one worker.
     """
-    workers = workers if workers is not None else _available_cores()
-    if workers < 1:
-        raise ValueError(f"workers must be at least 1, given {workers}")
     job = _Job(shards, fingerprint(processor, encoding), None if partial is None else Path(partial))
     done = job.finished()
     todo = [number for number in range(len(shards)) if number not in done]
-    measured = _measured([(n, *shards[n]) for n in todo], (processor, encoding, open_shard), workers)
+    count = count_workers(workers, len(todo))
+    tasks = [shards[number] for number in todo]
+    measured = ordered(_measure_shard, tasks, count, processor, encoding, open_shard)
     # Closed at once when Ctrl-C ends the loop, which stops the workers.
-    with closing(measured), _progress_bar(len(shards), len(done), progress) as advance:
-        for number, columns in measured:
+    with closing(measured), progress_bar("measuring lengths", len(todo), progress) as advance:
+        for number, columns in zip(todo, measured, strict=True):
             done[number] = LengthTable(*columns, job.fingerprint)
             job.keep(number, done[number])
             advance(len(done[number]))
@@ -288,7 +287,7 @@ def measure_shards(
 class _Job:
     """What is measured, and where the results of single shards are kept."""
 
-    shards: Sequence[tuple[str | Path, ShardIndex | None]]
+    shards: Sequence[Located]
     fingerprint: str
     partial: Path | None
 
@@ -324,47 +323,18 @@ class _Job:
         return folder / f"{digest.hexdigest()[:32]}.safetensors"
 
 
-Task = tuple[int, str | Path, "ShardIndex | None"]
-"""Number, location and index of a shard."""
-
-Tools = tuple["Processor", EncodingConfig, OpenShard]
 Columns = tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32], npt.NDArray[np.uint16]]
 
 
-def _measured(tasks: list[Task], tools: Tools, workers: int) -> Generator[tuple[int, Columns], None, None]:
-    """Number and lengths of every shard, as they become ready."""
-    if workers == 1 or len(tasks) < 2:
-        for task in tasks:
-            yield task[0], _measure_shard(task, tools)
-        return
-    # "spawn", because forking a process that has threads (torch, tokenizers) can hang.
-    context = get_context("spawn")
-    heard, stop = context.Pipe(duplex=False)
-    with ProcessPoolExecutor(min(workers, len(tasks)), context, _begin_worker, (tools, heard)) as pool:
-        try:
-            with _without_ctrl_c():
-                futures = {pool.submit(_work, task): task[0] for task in tasks}
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool as error:
-            raise RuntimeError(
-                "a process that measured lengths ended early (killed for memory? called from a script "
-                "without `if __name__ == '__main__'`?); start again, finished shards are kept where a folder "
-                "for them is given"
-            ) from error
-        finally:
-            stop.close()
-            pool.shutdown(cancel_futures=True)
-
-
-def _measure_shard(task: Task, tools: Tools) -> Columns:
-    _, location, index = task
-    processor, encoding, open_shard = tools
-    with open_shard(location, index) as shard:
-        columns = [np.zeros(len(shard), dtype) for dtype in COLUMNS.values()]
-        for number in range(len(shard)):
+def _measure_shard(
+    shard: Located, processor: Processor, encoding: EncodingConfig, open_shard: OpenShard
+) -> Columns:
+    location, index = shard
+    with open_shard(location, index) as opened:
+        columns = [np.zeros(len(opened), dtype) for dtype in COLUMNS.values()]
+        for number in range(len(opened)):
             try:
-                length = measure(shard.example(number), processor, encoding)
+                length = measure(opened.example(number), processor, encoding)
             except EncodingError:
                 continue
             except ShardError as error:
@@ -375,60 +345,3 @@ def _measure_shard(task: Task, tools: Tools) -> Columns:
                 for column, value in zip(columns, asdict(length).values(), strict=True):
                     column[number] = value
     return columns[0], columns[1], columns[2]
-
-
-_tools: list[Tools] = []
-"""What `_begin_worker` was given, in the process of a worker."""
-
-
-def _begin_worker(tools: Tools, stop: connection.Connection) -> None:
-    """Leave Ctrl-C to the main process, and end when that closes its end of `stop` or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _tools[:] = [tools]
-
-    def watch() -> None:
-        connection.wait([stop])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _work(task: Task) -> Columns:
-    return _measure_shard(task, _tools[0])
-
-
-@contextmanager
-def _without_ctrl_c() -> Iterator[None]:
-    """Processes that start inside never see Ctrl-C, not even while they are still importing."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _progress_bar(total: int, done: int, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A bar over shards; gives a function that counts one more shard with so many examples."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    rate = TextColumn("shards, {task.fields[examples]:,} examples, {task.fields[rate]:,.0f} examples/s")
-    columns = (TextColumn("measuring lengths"), BarColumn(), MofNCompleteColumn(), rate)
-    console = Console(stderr=True)
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not shown) as bar:
-        task = bar.add_task("", total=total, completed=done, examples=0, rate=0.0)
-
-        def advance(examples: int) -> None:
-            shown_task = bar.tasks[0]
-            count = shown_task.fields["examples"] + examples
-            bar.update(task, advance=1, examples=count, rate=count / max(shown_task.elapsed or 0.0, 1e-9))
-
-        yield advance
-
-
-def _available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,100 +1,29 @@
-"""The loaders: a plan's rows, made into batches by worker processes, in windows of an optimizer step."""
+"""The training loader: a plan's rows, made into batches by workers, in windows of an optimizer step."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch.utils.data import DataLoader
 
 from v1lit.data.batch import Batch, Read
-from v1lit.data.config import PackingConfig, StreamConfig
-from v1lit.data.lengths import Length
-from v1lit.data.plan.epoch import Layout, MakeRows, Progress, rank_rows, steps_left
-from v1lit.data.plan.slots import Measure, Place, Row, counted_rows, filled_rows, similar_rows
+from v1lit.data.config import StreamConfig
+from v1lit.data.failures import Failure, lost_shards, run_of_failures, skipped_of
+from v1lit.data.grouping import Grouping
+from v1lit.data.plan.epoch import Layout, Progress, rank_rows, steps_left
+from v1lit.data.plan.slots import Row
 from v1lit.data.prefetch import ShardPrefetcher
-from v1lit.data.reading import Failure, Lengths, Made, RowReader
+from v1lit.data.reading import Lengths, Made, RowReader
 from v1lit.data.sequence import OpenedSequence
-from v1lit.data.shards import ShardError
-from v1lit.data.skips import BadDataError, SkipList, Skipped
+from v1lit.data.skips import BadDataError, SkipList
 from v1lit.data.windows import Ranks, Window, windows
-from v1lit.data.worker_signals import end_readers_at_exit, leave_signals_to_trainer
-
-
-@dataclass(frozen=True)
-class Grouping:
-    """Which examples make a batch."""
-
-    size: int
-    """Examples per batch, where rows are not filled."""
-    packing: PackingConfig | None = None
-    """Fill rows instead of counting examples, where it has a length."""
-    by_length: int = 1
-    """Batches to look ahead when similar lengths are put together; 1 leaves the order as it is."""
-    seed: int = 0
-    """Of the order of batches of similar length."""
-
-    @property
-    def packs(self) -> bool:
-        return self.packing is not None and self.packing.length is not None
-
-    def __str__(self) -> str:
-        if self.packs:
-            return str(self.packing)
-        return f"{self.size} examples" + (f", similar of {self.by_length}" if self.by_length > 1 else "")
-
-    def make_rows(self, measure: Measure) -> MakeRows:
-        """How a slot's examples make rows."""
-        packing = self.packing
-        if packing is not None and self.packs:
-            return lambda stream, state: filled_rows(stream, state, packing, measure)
-        if self.by_length > 1:
-            return lambda stream, state: similar_rows(
-                stream, state, self.size, self.by_length, measure, self.seed
-            )
-        return lambda stream, state: counted_rows(stream, state, self.size)
-
-
-@dataclass(frozen=True)
-class Workers:
-    """The processes that read and encode."""
-
-    number: int = 0
-    pin_memory: bool = False
-    prefetch: int = 2
-    """Batches that each of them makes ahead."""
-
-    def run(self, reader: RowReader, rows: Iterator[Row]) -> Iterator[Made]:
-        """The batch of every row, in the order of the rows, whatever the number of workers."""
-        waiting: deque[Row] = deque()
-
-        def noted() -> Iterator[Row]:
-            for row in rows:
-                waiting.append(row)
-                yield row
-
-        options: dict[str, Any] = {"prefetch_factor": self.prefetch} if self.number else {}
-        end_readers_at_exit()
-        loader: DataLoader[Made] = DataLoader(
-            reader,
-            batch_size=None,
-            sampler=noted(),  # any iterable will do
-            num_workers=self.number,
-            worker_init_fn=leave_signals_to_trainer,
-            collate_fn=_as_it_is,  # type: ignore[arg-type]  # one row at a time
-            pin_memory=self.pin_memory,
-            **options,
-        )
-        for made in loader:
-            yield replace(made, row=waiting.popleft())
+from v1lit.data.workers import Workers
 
 
 class TrainLoader:
@@ -341,97 +270,3 @@ class TrainLoader:
                     f"epoch {progress.epoch}: {left} of {total} training examples are left over, others each "
                     f"time: they do not make a whole optimizer step of {self.layout.slots} batches"
                 )
-
-
-class ValLoader:
-    """All validation examples in order, split over the ranks, which have equally many batches."""
-
-    def __init__(
-        self,
-        opened: OpenedSequence,
-        reader: RowReader,
-        size: int,
-        skips: SkipList,
-        trainer: Trainer | None,
-        workers: int,
-    ) -> None:
-        self.opened, self.reader, self.size, self.skips = opened, reader, size, skips
-        self.trainer, self.workers = trainer, workers
-
-    @property
-    def _ranks(self) -> tuple[int, int]:
-        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-
-    def __len__(self) -> int:
-        """Batches on every rank."""
-        positions = self.opened.sequence.positions
-        assert positions is not None
-        return -(-positions // (self.size * self._ranks[1]))
-
-    def __iter__(self) -> Iterator[Batch]:
-        rank, ranks = self._ranks
-        progress = Progress(layout=Layout(ranks, f"{self.size} examples"))
-        make_rows = Grouping(self.size).make_rows(_unmeasured)
-        rows = rank_rows(self.opened.sequence, progress, make_rows, rank=rank, ranks=ranks)
-        in_a_row = self._note(lost_shards(self.opened.lost, rank), 0, 0)
-        for number, made in enumerate(Workers(self.workers).run(self.reader, rows)):
-            # At once, because validation may be cut short.
-            in_a_row = self._note(made.failures, number, in_a_row)
-            yield made.batch
-
-    def _note(self, failures: Sequence[Failure | None], number: int, in_a_row: int) -> int:
-        """Note what became of a batch on all ranks; gives how many examples in a row have failed by now."""
-        in_a_row, longest = run_of_failures(failures, in_a_row)
-        own = len(failures), skipped_of(failures, "val", 0, number), longest
-        everyone = Ranks.of(self._ranks[1]).gather(own)
-        self.skips.note(
-            sum(read for read, _, _ in everyone),
-            [one for _, skipped, _ in everyone for one in skipped],
-            max(longest for _, _, longest in everyone),
-        )
-        return in_a_row
-
-
-NOWHERE = Place(-1, -1, -1, -1)
-"""Of a whole shard whose examples were never counted."""
-
-
-def run_of_failures(failures: Sequence[Failure | None], before: int) -> tuple[int, int]:
-    """How many failures in a row there are at the end, `before` those before them, and at most."""
-    longest = run = before
-    for failure in failures:
-        run = 0 if failure is None else run + 1
-        longest = max(longest, run)
-    return run, longest
-
-
-def skipped_of(failures: Sequence[Failure | None], split: str, epoch: int, step: int) -> list[Skipped]:
-    """Failures as they are listed."""
-    return [
-        Skipped(
-            split=split,
-            epoch=epoch,
-            step=step,
-            position=one.place.position,
-            shard=one.shard,
-            key=one.key,
-            number=one.place.number,
-            kind=one.kind,
-            reason=one.reason,
-        )
-        for one in failures
-        if one is not None
-    ]
-
-
-def lost_shards(lost: Sequence[ShardError], rank: int) -> list[Failure]:
-    """Whole shards that cannot be used; none but on rank 0, because every rank finds the same."""
-    return [Failure(NOWHERE, one.shard, one.key, one.kind, one.reason) for one in lost if rank == 0]
-
-
-def _unmeasured(place: Place) -> Length:
-    raise AssertionError("counted rows measure nothing")
-
-
-def _as_it_is(made: Made) -> Made:
-    return made

@@ -15,6 +15,7 @@ from v1lit.data.catalog import Catalog, OpenShards
 from v1lit.data.config import EncodingConfig, StreamConfig
 from v1lit.data.encoding import Encoded, EncodingError, encode
 from v1lit.data.example import Example
+from v1lit.data.failures import Failure
 from v1lit.data.images import ImageError
 from v1lit.data.lengths import Length, LengthTable, measure
 from v1lit.data.plan.slots import Place, Row
@@ -25,17 +26,6 @@ T = TypeVar("T")
 
 UNUSABLE = Length(1, 0, 0)
 """Of an example that cannot be read: it is planned, and skipped when its turn comes."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why an example could not be used."""
-
-    place: Place
-    shard: str
-    key: str | None
-    kind: str
-    reason: str
 
 
 @dataclass(frozen=True)

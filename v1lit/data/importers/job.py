@@ -17,18 +17,15 @@ import json
 import os
 import re
 import shutil
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from v1lit.data.example import Example
+from v1lit.data.pool import count_workers, ordered
 from v1lit.data.shards import (
     INDEX_NAME,
     Shard,
@@ -138,8 +135,10 @@ def run(job: Job, workers: int, advance: Callable[[int], None]) -> None:
                 advance(unit.rows)
             else:
                 todo.append(unit)
-        for unit in _run_units(job, todo, workers):
-            advance(unit.rows)
+        count = count_workers(workers, len(todo))
+        with closing(ordered(_run_unit, todo, count, str(job.staging), job.read, job.max_examples)) as units:
+            for unit, _ in zip(todo, units, strict=True):
+                advance(unit.rows)
         _decide(job)
     _publish(job)
 
@@ -160,43 +159,6 @@ def _clear(out: Path) -> None:
 
 
 # --- units ---
-
-
-def _run_units(job: Job, units: list[Unit], workers: int) -> Iterator[Unit]:
-    arguments = (str(job.staging), job.read, job.max_examples)
-    if workers == 1 or len(units) < 2:
-        for unit in units:
-            _run_unit(unit, *arguments)
-            yield unit
-        return
-    # "spawn", because forking a process that has threads (pyarrow, torch) can hang.
-    with ProcessPoolExecutor(min(workers, len(units)), get_context("spawn"), _begin_worker) as pool:
-        futures = {pool.submit(_run_unit, unit, *arguments): unit for unit in units}
-        try:
-            for future in as_completed(futures):
-                future.result()
-                yield futures[future]
-        except BrokenProcessPool as error:
-            raise RuntimeError(
-                "a process of the import ended early (killed for memory? called from a script without "
-                "`if __name__ == '__main__'`?); start the same import again, it goes on from here"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _begin_worker() -> None:
-    """Leave Ctrl-C to the main process, and end with it when it is killed (workers would wait for ever)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _run_unit(unit: Unit, staging: str, read: Reader, max_examples: int) -> None:

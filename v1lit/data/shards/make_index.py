@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
+from v1lit.data.pool import count_workers, ordered
+from v1lit.data.progress import progress_bar
 from v1lit.data.shards.index import (
     INDEX_NAME,
     ShardInfo,
@@ -148,14 +149,13 @@ def _run(
 
     Only this process writes sidecars: ending the others leaves nothing behind.
     """
-    from v1lit.data.tools.pool import count_workers, ordered
-
     infos: list[ShardInfo] = []
     problems: Counter[str] = Counter()
     bad: list[dict[str, str | None]] = []
     results = ordered(index_one, tasks, count_workers(workers, len(tasks)))
-    with closing(results):
-        for task, found in zip(tasks, _tracked(results, len(tasks), progress), strict=True):
+    with closing(results), progress_bar("indexing", len(tasks), progress) as advance:
+        for task, found in zip(tasks, results, strict=True):
+            advance(found.info.examples)
             if found.sidecar is not None:
                 _write(task.sidecar, found.sidecar)
             infos.append(found.info)
@@ -163,14 +163,6 @@ def _run(
             for key, kind, reason in found.bad[: MAX_LISTED - len(bad)]:
                 bad.append({"shard": task.location, "key": key, "kind": kind, "reason": reason})
     return infos, dict(problems), bad
-
-
-def _tracked(items: Iterable[T], count: int, progress: bool) -> Iterable[T]:
-    if not progress:
-        return items
-    from rich.progress import track
-
-    return track(items, total=count, description="indexing shards")
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TextIO
 
 from v1lit.data import shards
+from v1lit.data.pool import count_workers, ordered
+from v1lit.data.progress import progress_bar
 from v1lit.data.tools.content import fetch, scan_file
 from v1lit.data.tools.examine import Examined, Task, examine
 from v1lit.data.tools.find import Finding, ShardFile, find_shards
-from v1lit.data.tools.pool import count_workers, ordered
-from v1lit.data.tools.progress import progress_bar
 from v1lit.data.tools.repeated import Place, RepeatedKeys
 
 KINDS = (*shards.KINDS, "missing", "unlisted", "index", "duplicate")

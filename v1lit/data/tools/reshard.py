@@ -45,11 +45,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TextIO
 
+from v1lit.data.pool import count_workers, ordered
+from v1lit.data.progress import progress_bar
 from v1lit.data.remote import is_remote
 from v1lit.data.shards import ShardInfo, sidecar_name, write_atomically, write_index
 from v1lit.data.tools.find import Finding, Found, find_shards
-from v1lit.data.tools.pool import count_workers, ordered
-from v1lit.data.tools.progress import progress_bar
 from v1lit.data.tools.reshard_shards import (
     CACHE_BYTES,
     WriteTask,

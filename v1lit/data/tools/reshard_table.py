@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from v1lit.data.pool import ordered
+from v1lit.data.progress import progress_bar
 from v1lit.data.shards import ShardError, ShardIndex, read_sidecar, write_atomically
 from v1lit.data.shards.member import split_name
 from v1lit.data.shards.scan import Scan
 from v1lit.data.tools.content import damage, fetch, index_of, scan_file
 from v1lit.data.tools.find import AGAIN, Finding, ShardFile
-from v1lit.data.tools.pool import ordered
-from v1lit.data.tools.progress import progress_bar
 from v1lit.data.tools.repeated import RepeatedKeys, hash_keys
 
 ROW = np.dtype([("start", "<i8"), ("end", "<i8"), ("crc32", "<u4"), ("shard", "<u4")])

@@ -16,15 +16,15 @@ def progress_bar(doing: str, total: int, shown: bool) -> Iterator[Callable[[int]
         TextColumn(doing),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("shards, {task.fields[n]:,} examples"),
+        TextColumn("shards, {task.fields[n]:,} examples, {task.fields[rate]:,.0f} examples/s"),
     )
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not shown) as bar:
-        task = bar.add_task("", total=total, n=0)
+        task = bar.add_task("", total=total, n=0, rate=0.0)
         examples = 0
 
         def advance(more: int) -> None:
             nonlocal examples
             examples += more
-            bar.update(task, advance=1, n=examples)
+            bar.update(task, advance=1, n=examples, rate=examples / max(1e-9, bar.tasks[task].elapsed or 0.0))
 
         yield advance

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import connection, get_context, parent_process
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -33,33 +33,35 @@ def count_workers(workers: int | None, tasks: int) -> int:
 
 
 def ordered(
-    work: Callable[[Task], Result], tasks: Iterable[Task], workers: int
+    work: Callable[..., Result], tasks: Iterable[Task], workers: int, *given: Any
 ) -> Generator[Result, None, None]:
-    """`work` of every task, in the order of the tasks, by `workers` processes; 1: by this one.
+    """`work(task, *given)` of every task, in the order of the tasks, by `workers` processes; 1: by this one.
 
-    `work` is a function of a module. An error in it, Ctrl-C, or leaving the loop early ends all processes.
+    `work` is a function of a module; `given` is sent to every process once. An error in it, Ctrl-C, or
+    leaving the loop early ends all processes.
 
     Raises:
         WorkerDiedError: a process was killed, most likely for its memory.
     """
     if workers == 1:
-        yield from map(work, tasks)
+        yield from (work(task, *given) for task in tasks)
         return
     context = get_context("spawn")  # forking a process that has threads can hang
     stop_reader, stop = context.Pipe(duplex=False)
-    with ProcessPoolExecutor(workers, context, _begin_worker, (stop_reader,)) as pool:
+    with ProcessPoolExecutor(workers, context, _begin_worker, (stop_reader, given)) as pool:
         waiting: deque[Future[Result]] = deque()
         try:
             for task in tasks:
                 with _ctrl_c_later():
-                    waiting.append(pool.submit(work, task))
+                    waiting.append(pool.submit(_work, work, task))
                 if len(waiting) >= AHEAD * workers:
                     yield _next(waiting)
             while waiting:
                 yield _next(waiting)
         except BrokenProcessPool as error:
             raise WorkerDiedError(
-                "a process ended early (killed for memory?); try fewer --workers"
+                "a process ended early (killed for memory? called from a script without "
+                "`if __name__ == '__main__'`?); start again with fewer --workers"
             ) from error
         finally:
             if waiting:  # left early: what is under way is of no use
@@ -86,8 +88,18 @@ def _ctrl_c_later() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _begin_worker(stop: connection.Connection) -> None:
+_given: tuple[Any, ...] = ()
+"""In a worker: what it was given at its start."""
+
+
+def _work(work: Callable[..., Result], task: Any) -> Result:
+    return work(task, *_given)
+
+
+def _begin_worker(stop: connection.Connection, given: tuple[Any, ...]) -> None:
     """Leave Ctrl-C to the main process, and end when it says so or is gone."""
+    global _given
+    _given = given
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     if parent is None:

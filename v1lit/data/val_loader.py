@@ -1,0 +1,72 @@
+"""The validation loader: all examples, in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from lightning import Trainer
+
+from v1lit.data.batch import Batch
+from v1lit.data.failures import Failure, lost_shards, run_of_failures, skipped_of
+from v1lit.data.grouping import Grouping
+from v1lit.data.lengths import Length
+from v1lit.data.plan.epoch import Layout, Progress, rank_rows
+from v1lit.data.plan.slots import Place
+from v1lit.data.reading import RowReader
+from v1lit.data.sequence import OpenedSequence
+from v1lit.data.skips import SkipList
+from v1lit.data.windows import Ranks
+from v1lit.data.workers import Workers
+
+
+class ValLoader:
+    """All validation examples in order, split over the ranks, which have equally many batches."""
+
+    def __init__(
+        self,
+        opened: OpenedSequence,
+        reader: RowReader,
+        size: int,
+        skips: SkipList,
+        trainer: Trainer | None,
+        workers: int,
+    ) -> None:
+        self.opened, self.reader, self.size, self.skips = opened, reader, size, skips
+        self.trainer, self.workers = trainer, workers
+
+    @property
+    def _ranks(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def __len__(self) -> int:
+        """Batches on every rank."""
+        positions = self.opened.sequence.positions
+        assert positions is not None
+        return -(-positions // (self.size * self._ranks[1]))
+
+    def __iter__(self) -> Iterator[Batch]:
+        rank, ranks = self._ranks
+        progress = Progress(layout=Layout(ranks, f"{self.size} examples"))
+        make_rows = Grouping(self.size).make_rows(_unmeasured)
+        rows = rank_rows(self.opened.sequence, progress, make_rows, rank=rank, ranks=ranks)
+        in_a_row = self._note(lost_shards(self.opened.lost, rank), 0, 0)
+        for number, made in enumerate(Workers(self.workers).run(self.reader, rows)):
+            # At once, because validation may be cut short.
+            in_a_row = self._note(made.failures, number, in_a_row)
+            yield made.batch
+
+    def _note(self, failures: Sequence[Failure | None], number: int, in_a_row: int) -> int:
+        """Note what became of a batch on all ranks; gives how many examples in a row have failed by now."""
+        in_a_row, longest = run_of_failures(failures, in_a_row)
+        own = len(failures), skipped_of(failures, "val", 0, number), longest
+        everyone = Ranks.of(self._ranks[1]).gather(own)
+        self.skips.note(
+            sum(read for read, _, _ in everyone),
+            [one for _, skipped, _ in everyone for one in skipped],
+            max(longest for _, _, longest in everyone),
+        )
+        return in_a_row
+
+
+def _unmeasured(place: Place) -> Length:
+    raise AssertionError("counted rows measure nothing")
