@@ -279,7 +279,7 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
     ) -> PointAndCopyOutput:
         if logits_to_keep:
             states = states[:, -logits_to_keep:]
-        named = {"cache": cache, CACHE: cache}
+        named: dict[str, Any] = {"cache": cache, CACHE: cache}
         return PointAndCopyOutput(logits=self._logits(states, memory), pointer_memory=memory, **named)
 
     def _check_image_inputs(self, image_inputs: dict[str, Any]) -> None:
