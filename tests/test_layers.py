@@ -22,6 +22,8 @@ MAY_IMPORT = {
     "cli": ("training", "inference", "pointer", "data", "backbones", "grounding", "__version__"),
 }
 """Package -> packages, or single modules, that it may import. Stated in docs/architecture.md as well."""
+GROUND = ("console",)
+"""Modules beside the packages that import nothing of v1lit; all but `grounding` may import them."""
 
 OUTSIDE_GROUNDING = {"numpy", "PIL"}
 """All that `grounding` may need: there is no neural network in it."""
@@ -61,7 +63,7 @@ def test_the_table_has_no_circle() -> None:
 
 @pytest.mark.parametrize("package", MAY_IMPORT)
 def test_a_package_imports_only_what_lies_below_it(package: str) -> None:
-    allowed = (package, *MAY_IMPORT[package])
+    allowed = (package, *MAY_IMPORT[package], *(GROUND if package != "grounding" else ()))
     found = modules(package)
     assert found
     for path in found:
@@ -69,6 +71,11 @@ def test_a_package_imports_only_what_lies_below_it(package: str) -> None:
             if inside(name, "v1lit"):
                 own = name.removeprefix("v1lit").removeprefix(".")
                 assert any(inside(own, one) for one in allowed), f"{path.relative_to(PACKAGE)} imports {name}"
+
+
+@pytest.mark.parametrize("module", GROUND)
+def test_a_ground_module_imports_nothing_of_v1lit(module: str) -> None:
+    assert not [name for name in imported(PACKAGE / f"{module}.py") if inside(name, "v1lit")]
 
 
 def test_grounding_needs_numpy_and_pillow_only() -> None:

@@ -28,7 +28,7 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """Everything that is printed on a terminal of 80 columns."""
     file = io.StringIO()
     console = Console(file=file, width=80, force_terminal=True, color_system=None, legacy_windows=False)
-    monkeypatch.setattr("rich.progress.get_console", lambda: console)
+    monkeypatch.setattr("v1lit.training.progress.screen", lambda: console)
     return file
 
 
@@ -61,7 +61,7 @@ def test_without_a_terminal_lines_are_printed_now_and_then(
     monkeypatch: pytest.MonkeyPatch, make_data: Any, make_module: Any, make_trainer: Any
 ) -> None:
     file = io.StringIO()
-    monkeypatch.setattr("rich.progress.get_console", lambda: Console(file=file, width=80))
+    monkeypatch.setattr("v1lit.training.progress.screen", lambda: Console(file=file, width=80))
     monkeypatch.setattr("v1lit.training.progress.SECONDS_BETWEEN_READS", 0.0)
     monkeypatch.setattr("v1lit.training.progress.SECONDS_BETWEEN_LINES", 0.0)
     trainer = make_trainer(

@@ -63,8 +63,9 @@ def _totals(report: CheckReport) -> str:
 
 
 def _print_findings(report: CheckReport, out: str | None) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from v1lit.console import screen
 
     for finding in report.first:
         print(finding)
@@ -78,5 +79,5 @@ def _print_findings(report: CheckReport, out: str | None) -> None:
     table.add_column("meaning")
     for kind, count in report.kinds.most_common():
         table.add_row(kind, f"{count:,}", MEANINGS[kind])
-    Console().print(table)
+    screen().print(table)
     print(_totals(report))

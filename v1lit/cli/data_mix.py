@@ -25,11 +25,11 @@ def _mix(argv: list[str]) -> int:
     if not argv or argv[0].startswith("-"):
         raise UserError("RECIPE is missing: v1lit data mix RECIPE [--key=value ...]")
 
-    from rich.console import Console
     from rich.table import Table
 
     from v1lit.cli.recipe import compose
     from v1lit.cli.recipe_cli import RecipeCLI
+    from v1lit.console import screen
     from v1lit.data.tools.mix import draw
 
     _, data = RecipeCLI(compose(argv[0], argv[1:]), parse_only=True).model_and_data()
@@ -62,7 +62,7 @@ def _mix(argv: list[str]) -> int:
         )
     # A path that is broken over several lines cannot be copied: wider than the screen, if it must be.
     longest = max(len(one.location) for one in drawn)
-    Console(width=max(Console().width, 90 + longest)).print(table)
+    screen(width=max(screen().width, 90 + longest)).print(table)
     for one in drawn:
         if one.times > 1:
             print(f"{one.location}: every example comes {one.times:.2f} times per epoch on average")

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from itertools import islice
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from v1lit.backbones.attention import choose_attention
 from v1lit.cli.recipe import compose
 from v1lit.cli.recipe_cli import RecipeCLI
+from v1lit.console import Console, screen
 from v1lit.data.datamodule import V1DataModule
 from v1lit.data.encoding import Encoded, encode
 from v1lit.data.stream import ShardDataset
@@ -40,7 +40,7 @@ def check_recipe(name: str, overrides: Sequence[str]) -> int:
     print(f"{choice.line}\nprecision: {precision}")
     with torch.autocast(device.type, dtype, enabled=how == "mixed"):
         check = check_packing(module.model, examples, data.processor.pad_token_id, dtype)
-    print_check(check, Console())
+    print_check(check, screen())
     return 0 if check.passed else 1
 
 

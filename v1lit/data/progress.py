@@ -9,17 +9,11 @@ from contextlib import contextmanager
 @contextmanager
 def progress_bar(doing: str, total: int, shown: bool) -> Iterator[Callable[[int], None]]:
     """A bar of `total` shards; gives a function that counts one more shard with so many examples."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from v1lit.console import counting_bar
 
-    columns = (
-        TextColumn(doing),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("shards, {task.fields[n]:,} examples, {task.fields[rate]:,.0f} examples/s"),
-    )
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not shown) as bar:
-        task = bar.add_task("", total=total, n=0, rate=0.0)
+    numbers = "shards, {task.fields[n]:,} examples, {task.fields[rate]:,.0f} examples/s"
+    with counting_bar(numbers, shown) as bar:
+        task = bar.add_task(doing, total=total, n=0, rate=0.0)
         examples = 0
 
         def advance(more: int) -> None:

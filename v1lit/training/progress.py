@@ -9,9 +9,10 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID
 from rich.text import Text
 
+from v1lit.console import screen, text_column
 from v1lit.training.steps import total_steps
 
 FORMATS = {
@@ -52,16 +53,17 @@ class RunProgress(ProgressBar):
         if not self.enabled:
             return
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            text_column("{task.description}"),
             BarColumn(bar_width=None),
-            TextColumn("{task.fields[count]}", justify="right"),
+            text_column("{task.fields[count]}", justify="right"),
             _Times(),
-            TextColumn("{task.fields[numbers]}"),
+            text_column("{task.fields[numbers]}"),
+            console=screen(),
             expand=True,
             refresh_per_second=4,
             speed_estimate_period=600,
         )
-        self.progress.console.print(what_is_trained(trainer, module), highlight=False)
+        self.progress.console.print(what_is_trained(trainer, module))
         self._train = self._add("train", total_steps(trainer), trainer.global_step)
         self.progress.start()
 
@@ -124,7 +126,7 @@ class RunProgress(ProgressBar):
         console = self.progress.console
         if not console.is_terminal and self._read - self._printed >= SECONDS_BETWEEN_LINES:
             self._printed = self._read
-            console.print(f"step {trainer.global_step} {numbers}", highlight=False)
+            console.print(f"step {trainer.global_step} {numbers}")
 
     def _stop(self) -> None:
         if self.progress is not None:

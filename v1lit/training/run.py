@@ -16,9 +16,9 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from rich.console import Console
 from rich.table import Table
 
+from v1lit.console import Console, screen
 from v1lit.data.datamodule import V1DataModule
 from v1lit.inference.predictor import Predictor
 from v1lit.training.callbacks import ValidateAtEnd
@@ -110,7 +110,7 @@ def run_training(
             draw_pictures(held[: run.pictures], folder / "pictures")
         metrics |= _best_metrics(trainer)
         write_json(folder / "metrics.json", metrics)
-        print_report(metrics, folder, Console())
+        print_report(metrics, folder, screen())
     return metrics
 
 
@@ -159,7 +159,7 @@ def print_report(metrics: dict[str, float], folder: Path, console: Console) -> N
     console.print(
         f"trained {int(metrics['train/steps'])} steps in {metrics['train/seconds']:.0f} s; all results in"
     )
-    console.print(str(folder), soft_wrap=True, highlight=False)
+    console.print(str(folder), soft_wrap=True)
 
 
 def _load_best(module: LightningModule, trainer: Trainer) -> bool:

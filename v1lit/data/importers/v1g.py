@@ -15,9 +15,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from v1lit.console import Console, counting_bar, screen
 from v1lit.data.example import IMAGE_MARKER, Example, ExampleError, Message, load_json, read_region
 from v1lit.data.images import EncodedImage, ImageError, decode_image, read_header
 from v1lit.data.importers import job
@@ -105,11 +104,9 @@ def import_v1g(
         raise ValueError(
             f"{out} is itself a folder of shards, and {source} has splits: choose another folder"
         )
-    console = Console(stderr=True, quiet=not progress)
+    console = screen(stderr=True, quiet=not progress)
     if found.ignored:
-        console.print(
-            f"not imported, because they belong to no split: {', '.join(found.ignored)}", highlight=False
-        )
+        console.print(f"not imported, because they belong to no split: {', '.join(found.ignored)}")
     plans = {
         name: _plan(found, name, max_examples_per_shard) for name in found.splits
     }  # All checked before any work.
@@ -134,8 +131,7 @@ def _import_folder(
     started = time.monotonic()
     done = job.is_finished(task, overwrite=overwrite)
     if not done:
-        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("rows")]
-        with Progress(*columns, TimeRemainingColumn(), console=console, disable=console.quiet) as bar:
+        with counting_bar("rows", shown=not console.quiet) as bar:
             shown = bar.add_task(
                 f"importing {name or task.out.name}", total=sum(unit.rows for unit in task.units)
             )
@@ -145,7 +141,7 @@ def _import_folder(
     message = f"{task.out}: {index['examples']} examples, {index['rejected']} rejected, {shards} shards"
     message += " (this import was finished before: nothing to do)" if done else ""
     log.info(message)
-    console.print(message, highlight=False, soft_wrap=True)
+    console.print(message, soft_wrap=True)
     seconds = time.monotonic() - started
     return ImportReport(index["examples"], index["rejected"], shards, seconds, done, task.out)
 

@@ -207,12 +207,11 @@ def _mapped(make: partial[Example], count: int, workers: int) -> Iterator[Iterab
         yield pool.imap(make, range(count), chunksize=64)
 
 
-def _tracked(made: Iterable[Example], count: int, progress: bool) -> Iterable[Example]:
-    if not progress:
-        return made
-    from rich.progress import track
+def _tracked(made: Iterable[Example], count: int, progress: bool) -> Iterator[Example]:
+    from v1lit.console import counting_bar
 
-    return track(made, total=count, description="drawing scenes")
+    with counting_bar("scenes", shown=progress) as bar:
+        yield from bar.track(made, total=count, description="drawing")
 
 
 def _move(aside: Path, out: Path, settings: Mapping[str, Any]) -> None:

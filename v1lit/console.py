@@ -1,0 +1,28 @@
+"""The screen: what v1lit prints is text, never markup, whatever names of folders and files hold.
+
+rich takes `a[bold]2` for `a2` in bold, `:key:` for a picture, and raises an error for `x[/q]`. So consoles
+and the texts of progress bars are made here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from rich.console import Console as Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def screen(*, stderr: bool = False, quiet: bool = False, width: int | None = None) -> Console:
+    """A console that shows every text as it is, also in tables and bars; colours only where asked for."""
+    return Console(stderr=stderr, quiet=quiet, width=width, markup=False, emoji=False, highlight=False)
+
+
+def text_column(text: str, justify: Literal["left", "right"] = "left") -> TextColumn:
+    """A column of a progress bar: `text` with its {fields} filled in, as it is."""
+    return TextColumn(text, markup=False, justify=justify)
+
+
+def counting_bar(after: str, shown: bool) -> Progress:
+    """A bar on stderr: description, bar, how many of how many, `after` with its {fields}, and time left."""
+    columns = (text_column("{task.description}"), BarColumn(), MofNCompleteColumn(), text_column(after))
+    return Progress(*columns, TimeRemainingColumn(), console=screen(stderr=True), disable=not shown)
