@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -13,7 +15,7 @@ import v1lit
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.processor import load_processor
 from v1lit.data.example import Message
-from v1lit.data.images import ImageError
+from v1lit.data.images import ImageError, read_header
 from v1lit.grounding.patch_map import PatchMap
 from v1lit.grounding.region import Region
 from v1lit.grounding.trace import parse_trace
@@ -118,3 +120,22 @@ def test_mistakes_are_named(predictor: Predictor, tmp_path: Path) -> None:
         predictor(b"not an image", "Where?")
     with pytest.raises(ValueError, match=r"not an exported model: it has no config\.json"):
         v1lit.load(tmp_path)
+
+
+@pytest.mark.parametrize("thing", [np.zeros((4, 4, 3), np.uint8), torch.zeros(3, 4, 4), 5])
+def test_what_is_no_picture_is_named(predictor: Predictor, thing: Any) -> None:
+    with pytest.raises(ValueError, match=f"image file or its path, not a {type(thing).__name__}"):
+        predictor(thing, "Where?")
+    with pytest.raises(ValueError, match=f"not a {type(thing).__name__}"):
+        predictor([thing], "Where?")
+
+
+def test_a_turned_photo_is_the_same_as_a_file_and_as_a_pillow_image(predictor: Predictor) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    picture("grey").save(buffer, "JPEG", exif=exif)
+    opened = predictor(Image.open(buffer), "Where?", max_new_tokens=2)
+    assert opened == predictor(buffer.getvalue(), "Where?", max_new_tokens=2)
+    assert opened == predictor(read_header(buffer.getvalue()), "Where?", max_new_tokens=2)
+    assert opened.patch_maps[0].image_size == (84, 112)

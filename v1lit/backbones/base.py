@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from v1lit.backbones.config import VIEWS, explain_unknown
 from v1lit.grounding.patch_map import PatchMap, Views
+from v1lit.grounding.picture import as_seen
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -168,12 +169,16 @@ class Backbone(ABC):
     def preprocess(
         self, images: Sequence[Image.Image], image_processor: ImageProcessor, views: Views = "all"
     ) -> tuple[dict[str, Tensor], list[PatchMap]]:
-        """Tensors for ``encode_images``, concatenated over the images, and one patch map per image."""
+        """Tensors for ``encode_images``, concatenated over the images, and one patch map per image.
+
+        Images are taken as a person sees them, see ``as_seen``; maps are in pixels of that.
+        """
         if not images:
             return {}, []
         options, max_side = image_processor.options, image_processor.max_side
-        maps = [self._capped_patch_map(image.size, max_side, options, views) for image in images]
-        capped = [_cap(image.convert("RGB"), max_side) for image in images]
+        seen = [as_seen(image) for image in images]
+        maps = [self._capped_patch_map(image.size, max_side, options, views) for image in seen]
+        capped = [_cap(image, max_side) for image in seen]
         outputs = image_processor.processor(images=capped, return_tensors="pt", **image_processor.arguments)
         return {name: outputs[name] for name in self.image_inputs}, maps
 

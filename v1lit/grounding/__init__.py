@@ -14,6 +14,7 @@ from v1lit.grounding.patch_map import (
     region_tokens,
     token_regions,
 )
+from v1lit.grounding.picture import ImageError, as_seen
 from v1lit.grounding.region import Box, Region, Size, format_box
 from v1lit.grounding.trace import (
     Detect,
@@ -33,6 +34,7 @@ __all__ = [
     "Box",
     "Detect",
     "DetectedObject",
+    "ImageError",
     "ParsedTrace",
     "PatchMap",
     "Problem",
@@ -40,6 +42,7 @@ __all__ = [
     "Size",
     "Trace",
     "Views",
+    "as_seen",
     "draw_regions",
     "draw_tokens",
     "format_box",

@@ -1,4 +1,7 @@
-"""Pictures of regions, of pointed patches, and of a whole answer with its question and trace."""
+"""Pictures of regions, of pointed patches, and of a whole answer with its question and trace.
+
+Images are drawn on as a person sees them (`as_seen`): what is drawn is in pixels of the turned image.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from v1lit.grounding import raster
 from v1lit.grounding.patch_map import PatchMap
+from v1lit.grounding.picture import as_seen, by
 from v1lit.grounding.region import Box, Region, Size
 
 Color = str
@@ -42,11 +46,11 @@ def draw_regions(
     """
     if labels is not None and len(labels) != len(regions):
         raise ValueError(f"there are {len(regions)} regions, but {len(labels)} labels")
-    picture = image.convert("RGB")
+    picture = as_seen(image).copy()
     colors = colors or PALETTE
     for number, region in enumerate(regions):
         color = colors[number % len(colors)]
-        picture = _outline(picture, _mask(region, image.size, picture.size), color)
+        picture = _outline(picture, _mask(region, picture.size, picture.size), color)
     for number, label in enumerate(labels or ()):
         _tag(picture, regions[number].box, label, colors[number % len(colors)])
     return picture
@@ -58,8 +62,9 @@ def draw_tokens(
     """A copy of `image` with the patches that `tokens` see shaded and outlined.
 
     `image` may be larger or smaller than the image that the map is for. Tokens that see nothing are left out.
+    ValueError if the map is for the image's size before it was turned.
     """
-    picture = image.convert("RGB")
+    picture = _seen_by(patch_map, image).copy()
     nowhere = set(np.flatnonzero(~patch_map.spatial).tolist())
     seen = sorted({int(token) for token in tokens} - nowhere)
     if not seen:
@@ -88,8 +93,8 @@ def panel(
     """One answer as a picture: the image with pointed patches and true region, beside question and trace.
 
     Args:
-        image: the original image; shown with its longer side `side` pixels long.
-        question: any text, markers and all.
+        image: the original image, as a file has it or turned; shown with its longer side `side` pixels long.
+        question: any text, shown as it is.
         trace_text: any text; runs of pointers are shortened, overlong texts cut, both visibly.
         patch_map: where the image's tokens look; without it no patches are drawn.
         tokens: the tokens pointed at.
@@ -99,11 +104,12 @@ def panel(
     """
     truths = [truth] if isinstance(truth, Region) else list(truth)
     pointed = sorted(set(tokens)) if patch_map is not None else []
-    shown = _resize(image.convert("RGB"), side)
+    seen = as_seen(image) if patch_map is None else _seen_by(patch_map, image)
+    shown = _resize(seen, side)
     if patch_map is not None:
         shown = draw_tokens(shown, patch_map, pointed)
     for region in truths:
-        shown = _outline(shown, _mask(region, image.size, shown.size), TRUE)
+        shown = _outline(shown, _mask(region, seen.size, shown.size), TRUE)
 
     text = _text_column(question, trace_text, caption)
     legend = _legend(len(pointed), patch_map is not None, len(truths))
@@ -116,6 +122,17 @@ def panel(
     page.paste(legend, (_MARGIN, _MARGIN + shown.height + 14))
     page.paste(text, (left + 2 * _MARGIN, _MARGIN))
     return page
+
+
+def _seen_by(patch_map: PatchMap, image: Image.Image) -> Image.Image:
+    """The image as a person sees it, if the map can be for that."""
+    seen = as_seen(image)
+    if patch_map.image_size == image.size != seen.size:
+        raise ValueError(
+            f"the patch map is for {by(image.size)} pixels, but its EXIF orientation turns this image to "
+            f"{by(seen.size)}; make the map with the size of v1lit.grounding.as_seen(image)"
+        )
+    return seen
 
 
 def _resize(image: Image.Image, side: int) -> Image.Image:
@@ -192,7 +209,7 @@ def _legend(patches: int, with_patches: bool, truths: int) -> Image.Image:
 def _text_column(question: str, trace_text: str, caption: str) -> Image.Image:
     """Question, trace and caption under small headings, one image as high as they need."""
     font, small, big = _font(_TEXT_SIZE), _font(14), _font(_TEXT_SIZE + 3)
-    sections = [("Question", [(question.replace("<image>", "").strip(), _INK)], big)]
+    sections = [("Question", [(question.strip(), _INK)], big)]
     sections.append(("Generated trace", _spans(trace_text[:_MAX_CHARACTERS].strip()), font))
     if caption:
         sections.append(("Result", [(caption, _INK)], font))

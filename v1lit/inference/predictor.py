@@ -16,14 +16,15 @@ from v1lit.data.batch import collate
 from v1lit.data.config import EncodingConfig
 from v1lit.data.encoding import encode_prompt
 from v1lit.data.example import IMAGE_MARKER, Message
-from v1lit.data.images import decode_image
+from v1lit.data.images import EncodedImage, decode_image
 from v1lit.grounding.patch_map import PatchMap, token_regions
+from v1lit.grounding.picture import as_seen
 from v1lit.grounding.region import Region
 from v1lit.grounding.trace import Trace, parse_trace
 from v1lit.pointer.model import PointAndCopyModel
 
 _ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL)
-Picture = Image.Image | bytes | str | Path
+Picture = Image.Image | EncodedImage | bytes | str | Path
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ class Predictor:
         self, images: Picture | Sequence[Picture], question: str, max_new_tokens: int = 512, **generate: Any
     ) -> Prediction:
         """Ask one question about one or several images; further options go to `generate`."""
-        if isinstance(images, Image.Image | bytes | str | Path):
-            images = [images]
+        if not isinstance(images, list | tuple):
+            images = [images]  # type: ignore[list-item]
         return self.batch([(list(images), question)], max_new_tokens=max_new_tokens, **generate)[0]
 
     def batch(
@@ -158,12 +159,26 @@ def pointer_runs(ids: Sequence[int], pointer_start: int) -> tuple[tuple[int, ...
 
 
 def open_picture(picture: Picture) -> Image.Image:
-    """An RGB image from a Pillow image, bytes or a file."""
+    """The pixels that a person sees, RGB, whichever way a picture is given: see `as_seen`.
+
+    Raises ValueError for what is no picture, for a file that is not there and for an image that cannot be
+    used.
+    """
     if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
-    if isinstance(picture, bytes):
+        return as_seen(picture)
+    if isinstance(picture, bytes | EncodedImage):
         return decode_image(picture)
+    if not isinstance(picture, str | Path):
+        raise ValueError(
+            f"a picture is a Pillow image, the bytes of an image file or its path, not {_kind(picture)}"
+        )
     path = Path(picture)
     if not path.is_file():
         raise ValueError(f"there is no image file {path}")
     return decode_image(path.read_bytes())
+
+
+def _kind(thing: object) -> str:
+    kind = type(thing).__name__
+    turned = kind in ("ndarray", "Tensor")
+    return f"a {kind}; Image.fromarray makes an image of uint8 [height, width, 3]" if turned else f"a {kind}"
