@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 
 from v1lit.cli.environment import versions
 from v1lit.cli.errors import Parser, UserError, guard
+from v1lit.cli.tried import remarks, runs
 
 EXTRAS = {
     "wandb": "logging to Weights & Biases (trainer.logger)",
@@ -54,7 +55,7 @@ def _doctor(argv: Sequence[str]) -> int:
     if overrides:
         raise UserError(f"{overrides[0].partition('=')[0]} changes a recipe: name it with --packing RECIPE")
     for title, lines in (
-        ("versions", [f"{name:<14}{number}" for name, number in versions().items()]),
+        ("versions", list(version_lines())),
         ("devices", list(devices())),
         ("the `lightning` command", list(lightning_commands(os.environ.get("PATH", os.defpath)))),
         ("optional extras", list(extras())),
@@ -62,6 +63,20 @@ def _doctor(argv: Sequence[str]) -> int:
         print(title)
         print("".join(f"  {line}\n" for line in lines), end="")
     return 0
+
+
+def version_lines() -> Iterator[str]:
+    """One line for every dependency: what is installed, and where that is newer or older than tested."""
+    told = {name: (number, "") for name, number in versions().items()} | remarks()
+    for name, (number, remark) in told.items():
+        yield f"{name:<17}{number:<12}{remark}".rstrip()
+    yield ""
+    yield _tested()
+
+
+def _tested() -> str:
+    found = [f"{name} ({run['date']})" for name, run in runs().items() if not run["failed"]]
+    return f"tested with: {', '.join(found) or 'nothing that was recorded'}; docs/versions.md has the table"
 
 
 def devices() -> Iterator[str]:

@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from omegaconf.errors import OmegaConfBaseException
 
 from v1lit.backbones.config import BackboneConfig
@@ -24,6 +25,7 @@ from v1lit.cli.recipe import Recipe
 from v1lit.cli.run_folder import run_folder, save_recipe
 from v1lit.cli.schema import check_keys, leaves, with_all_groups, wrong_value
 from v1lit.cli.stopped import stoppable, tell_stopped
+from v1lit.cli.tried import newer_line
 from v1lit.data.datamodule import V1DataModule
 from v1lit.training.checkpoints import LastCheckpoint
 from v1lit.training.config import RunConfig
@@ -97,7 +99,7 @@ class RecipeCLI(LightningCLI):
 
     def model_and_data(self) -> tuple[V1Module, V1DataModule]:
         """Both as the recipe has them, without a Trainer and without a run's folder."""
-        made = self.parser.instantiate_classes(self.config)
+        made = self.parser.instantiate(self.config)
         return made["model"], made["data"]
 
     def resolved(self) -> str:
@@ -131,6 +133,8 @@ class RecipeCLI(LightningCLI):
         self._doing = ""
         header = describe_environment(argv, seed=self.config["seed_everything"])
         save_recipe(self.folder, header + self.resolved())
+        if line := newer_line():
+            rank_zero_info(line)
         run_training(self.model, self.datamodule, self.trainer, run, self.folder)
 
     def _when_stopped(self) -> str:

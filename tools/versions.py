@@ -1,0 +1,114 @@
+"""Records with which versions the tests were run, and renders docs/versions.md from that.
+
+    python tools/versions.py record --name oldest --passed 812 --failed 0 --skipped 3 --seconds 411
+    python tools/versions.py render
+
+`record` notes the versions of the interpreter that runs it; it is called with that of the tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import requires, version
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parents[1]
+FILE = ROOT / "v1lit/cli/tried_versions.json"
+PAGE = ROOT / "docs/versions.md"
+NAMES = {
+    "oldest": "the lowest versions that `pyproject.toml` allows (`make test-oldest`)",
+    "locked": "`requirements.lock`, which `make install` and `make quickstart` install (`make test`)",
+    "newest": "the newest versions that `pyproject.toml` allows (`make test-newest`)",
+}
+"""Names of runs, in the order of the table's columns, and what each is made with."""
+
+HEAD = """# Versions
+
+What the tests were run with. This page is written by `tools/versions.py` at the end of the runs it shows; v1lit
+carries the same table. `v1lit doctor` compares it with what is installed, and `lightning run` says in one line
+when a major dependency is newer.
+"""
+TAIL = """
+## When something breaks
+
+If a package is newer than tested, install the tested set into the same environment with
+`pip install -r requirements.lock`, and try again. Please report what failed, with the output of `v1lit doctor`.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    record_parser = commands.add_parser("record", help="note a run of the tests and render the page")
+    record_parser.add_argument("--name", required=True, choices=NAMES)
+    for number in ("passed", "failed", "skipped"):
+        record_parser.add_argument(f"--{number}", required=True, type=int)
+    record_parser.add_argument("--seconds", required=True, type=float)
+    commands.add_parser("render", help="render the page from what is recorded")
+    options = parser.parse_args(argv)
+    if options.command == "record":
+        counts = {name: getattr(options, name) for name in ("passed", "failed", "skipped")}
+        record(FILE, options.name, {**counts, "seconds": round(options.seconds)})
+    write(PAGE, render(json.loads(FILE.read_text(encoding="utf-8"))["runs"]))
+    return 0
+
+
+def record(file: Path, name: str, counts: Mapping[str, int]) -> None:
+    """Write a run with this interpreter's versions into the file, in place of the last one of that name."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    run = {
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        **counts,
+        "versions": installed(),
+    }
+    content["runs"] = {known: run if known == name else content["runs"].get(known) for known in NAMES}
+    content["runs"] = {known: one for known, one in content["runs"].items() if one}
+    write(file, json.dumps(content, indent=2) + "\n")
+
+
+def installed(distribution: str = "v1lit") -> dict[str, str]:
+    """Versions of the base dependencies, without local parts such as `+cpu`."""
+    declared = [Requirement(text) for text in requires(distribution) or []]
+    base = [one.name for one in declared if one.marker is None or one.marker.evaluate({"extra": ""})]
+    return {name: Version(version(name)).public for name in sorted(base, key=str.lower)}
+
+
+def render(runs: Mapping[str, Mapping[str, Any]]) -> str:
+    """The page: one table of runs, and one of versions with a column for every run."""
+    if not runs:
+        return f"{HEAD}\nNo run is recorded yet.\n{TAIL}"
+    what = "".join(f"- **{name}**: {NAMES[name]}\n" for name in runs)
+    facts = ["date", "python", "platform", "passed", "failed", "skipped", "seconds"]
+    table = [["run", *facts], *([name, *(str(run[fact]) for fact in facts)] for name, run in runs.items())]
+    packages = sorted({package for run in runs.values() for package in run["versions"]}, key=str.lower)
+    rows = [[one, *(run["versions"].get(one, "") for run in runs.values())] for one in packages]
+    return f"{HEAD}\n{what}\n{_table(table)}\n{_table([['package', *runs], *rows])}{TAIL}"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([head, "|" + " --- |" * len(rows[0]), *body]) + "\n"
+
+
+def write(path: Path, text: str) -> None:
+    """The file appears whole or not at all."""
+    aside = path.with_name(f".{path.name}.part")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
