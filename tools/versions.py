@@ -34,15 +34,16 @@ NAMES = {
 
 HEAD = """# Versions
 
-What the tests were run with. This page is written by `tools/versions.py` at the end of the runs it shows; v1lit
-carries the same table. `v1lit doctor` compares it with what is installed, and `lightning run` says in one line
-when a major dependency is newer.
+What the tests were run with. `tools/versions.py` writes this page at the end of the runs it shows, and v1lit
+carries the same table: `v1lit doctor` compares it with what is installed, and `lightning run` says in one
+line when a major dependency is newer.
 """
 TAIL = """
 ## When something breaks
 
 If a package is newer than tested, install the tested set into the same environment with
-`pip install -r requirements.lock`, and try again. Please report what failed, with the output of `v1lit doctor`.
+`pip install -r requirements.lock`, and try again. Please report what failed, with the output of
+`v1lit doctor`.
 """
 
 
