@@ -12,12 +12,16 @@ from v1lit.training.packing_check import check_packing
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_passes(family: str) -> None:
     model = build(family).train()
+    bias = next(p for name, p in model.named_parameters() if name.endswith("bias"))
+    bias.grad = gradient = torch.ones_like(bias)  # as in the middle of an accumulated step
     check = check_packing(model, training_examples(family, (1, 0, 2)), processor(family).pad_token_id)
     assert check.passed
     assert [one.images for one in check.examples] == [1, 0, 2]
     assert all(one.leak == 0.0 for one in check.examples)
     assert model.training
-    assert all(parameter.grad is None for parameter in model.parameters())
+    assert bias.grad is gradient
+    assert gradient.eq(1).all()
+    assert all(parameter.grad is None for parameter in model.parameters() if parameter is not bias)
 
 
 def test_attention_across_examples_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

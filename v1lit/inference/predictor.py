@@ -21,6 +21,7 @@ from v1lit.grounding.patch_map import PatchMap, token_regions
 from v1lit.grounding.picture import as_seen
 from v1lit.grounding.region import Region
 from v1lit.grounding.trace import Trace, parse_trace
+from v1lit.pointer.borrow import borrowed
 from v1lit.pointer.model import PointAndCopyModel
 
 _ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL)
@@ -53,6 +54,8 @@ class Predictor:
 
     predictor = v1lit.load("runs/tiny_qwen/model")
     prediction = predictor("scene.png", "Where is the red circle?")
+
+    A model that is still being trained can be asked too: it answers in evaluation mode and goes on as it was.
     """
 
     def __init__(self, model: PointAndCopyModel, processor: Processor) -> None:
@@ -63,7 +66,7 @@ class Predictor:
                 f"{processor.pointer_start}; make the processor with "
                 "load_processor(config, pointer_start=model.config.pointer_start)"
             )
-        self.model = model.eval()
+        self.model = model
         self.processor = processor
 
     def __call__(
@@ -94,15 +97,16 @@ class Predictor:
             encoded.append(encode_prompt(f"question {number}", messages, opened, self.processor, config))
         batch = collate(encoded, self.processor.pad_token_id, side="left").to(self.model.device)
         options = {"do_sample": False, "num_return_sequences": 1, **generate}
-        out = self.model.generate(
-            batch.input_ids,
-            attention_mask=batch.attention_mask,
-            **batch.image_inputs,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=self.processor.stop_token_id,
-            pad_token_id=self.processor.pad_token_id,
-            **options,
-        )
+        with borrowed(self.model):
+            out = self.model.generate(
+                batch.input_ids,
+                attention_mask=batch.attention_mask,
+                **batch.image_inputs,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=self.processor.stop_token_id,
+                pad_token_id=self.processor.pad_token_id,
+                **options,
+            )
         maps = [example.patch_maps for example in encoded for _ in range(options["num_return_sequences"])]
         new = out[:, batch.input_ids.shape[1] :].tolist()
         return [self._read(ids, patch_maps) for ids, patch_maps in zip(new, maps, strict=True)]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from v1lit.data.batch import Batch, collate, flatten
 from v1lit.data.encoding import Encoded
+from v1lit.pointer.borrow import borrowed
 from v1lit.pointer.model import PointAndCopyModel
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
@@ -63,14 +64,14 @@ def check_packing(
     """Compare losses and gradients of `examples` packed into one row with those of each alone.
 
     dtype: of the products (under autocast, autocast's), which decides what rounding explains.
-    The model's weights and mode are left as they are; gradients are dropped. Needs at least two examples.
+    The model is left as it was, gradients included. Needs at least two examples.
     Raises ValueError for fewer, and for a backbone that cannot pack.
     """
     if len(examples) < 2:
         raise ValueError(f"comparing packed examples needs at least two, given {len(examples)}")
     device = model.device
     packed = flatten(examples).to(device)
-    with _without_dropout(model):
+    with borrowed(model), _without_gradients(model):
         alone = [_losses(model, collate([one], pad_id).to(device)) for one in examples]
         together = _losses(model, packed).split([len(losses) for losses in alone])
         leaks = _leaks(model, packed, together)
@@ -89,14 +90,15 @@ def check_packing(
 
 
 @contextmanager
-def _without_dropout(model: PointAndCopyModel) -> Iterator[None]:
-    training = model.training
-    model.eval()
+def _without_gradients(model: PointAndCopyModel) -> Iterator[None]:
+    """Inside, no parameter has a gradient; afterwards each has the one that it had."""
+    before = [(parameter, parameter.grad) for parameter in model.parameters()]
+    model.zero_grad(set_to_none=True)
     try:
         yield
     finally:
-        model.zero_grad(set_to_none=True)
-        model.train(training)
+        for parameter, gradient in before:
+            parameter.grad = gradient
 
 
 def _losses(model: PointAndCopyModel, batch: Batch) -> Tensor:

@@ -1,0 +1,27 @@
+"""Asking a model something in the middle of its training, which then goes on as if nobody had asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def borrowed(model: nn.Module) -> Iterator[None]:
+    """Inside, every part of `model` is in evaluation mode; afterwards each has the mode that it had.
+
+    Where a part was in training mode, torch's random state is put back as well, or dropout would be another
+    than in a run in which nothing was asked. Both hold after an error too.
+    """
+    training = [part for part in model.modules() if part.training]
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices, enabled=bool(training)):
+            yield
+    finally:
+        for part in training:  # not train(), which sets all parts alike
+            part.training = True
