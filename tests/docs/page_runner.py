@@ -1,8 +1,9 @@
 """Runs every snippet and command of one Markdown page, in order: `python page_runner.py PAGE`.
 
 In the current directory, which is like a checkout with the files that a reader brings along. Python blocks
-share one namespace. A line that ends in `# => text` claims that `text` is printed. Commands are run by the
-functions that the scripts call. What is changed to make it quick is written down here, and nothing else is.
+share one namespace; one that begins with the name of a file is written there instead. A line that ends in
+`# => text` claims that `text` is printed. Commands are run by the functions that the scripts call. What is
+changed to make it quick is written down here, and nothing else is.
 """
 
 from __future__ import annotations
@@ -92,12 +93,20 @@ def yaml_file(block: Block) -> str | None:
     return match[1] if match else None
 
 
+def module_file(block: Block) -> str | None:
+    """Where a Python block belongs that is a module: the file that its first line, a comment, names."""
+    match = re.match(r"# (\w+\.py)$", block.text, re.MULTILINE)
+    return match[1] if match else None
+
+
 def run_page(page: Path) -> None:
     """Run all blocks of a page; raises what a block raises, with a note that says where it stands."""
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for block in blocks(page.read_text(encoding="utf-8")):
         try:
-            if block.language == "python":
+            if block.language == "python" and (name := module_file(block)):
+                Path(name).write_text(block.text, encoding="utf-8")
+            elif block.language == "python":
                 run_python(block, namespace)
             elif block.language == "yaml":
                 keep_yaml(block)

@@ -15,6 +15,7 @@ from v1lit.cli.errors import UserError, nearest
 from v1lit.cli.recipe import COMMAND_LINE, Recipe
 from v1lit.cli.schema import MOST_NAMED, dataclasses_of
 from v1lit.data.config import SourceConfig
+from v1lit.data.mapping import ExampleMap
 from v1lit.data.sources import check_source
 
 
@@ -29,6 +30,11 @@ def check_values(recipe: Recipe, config: Mapping[str, Any]) -> None:
                 check_source(made)
         except ValueError as error:
             raise UserError(_placed(recipe, key, str(error))) from error
+    if config["data"]["map"] is not None:
+        try:
+            ExampleMap(config["data"]["map"])
+        except ValueError as error:
+            raise UserError(_placed(recipe, "data.map", str(error))) from error
     _check_name(
         recipe, config, "trainer.accelerator", ["auto", "gpu", *AcceleratorRegistry.available_accelerators()]
     )

@@ -13,6 +13,7 @@ from v1lit.data.shards import index_shards
 if TYPE_CHECKING:
     from v1lit.backbones.processor import Processor
     from v1lit.data.config import EncodingConfig
+    from v1lit.data.mapping import ExampleMap
 
 
 def main(argv: Sequence[str]) -> int:
@@ -57,13 +58,13 @@ def _overrides(argv: Sequence[str], parser: Parser) -> list[str]:
     return [word for word in argv if word.startswith("--") and "=" in word and word.split("=")[0] not in ours]
 
 
-def _tools_of(recipe: str, overrides: list[str]) -> tuple[Processor, EncodingConfig]:
-    """Processor and encoding of a recipe."""
+def _tools_of(recipe: str, overrides: list[str]) -> tuple[Processor, EncodingConfig, ExampleMap | None]:
+    """Processor, encoding and map of a recipe."""
     from v1lit.cli.recipe import compose
     from v1lit.cli.recipe_cli import RecipeCLI
 
     _, data = RecipeCLI(compose(recipe, overrides), parse_only=True).model_and_data()
-    return data.processor, data.encoding
+    return data.processor, data.encoding, data.map
 
 
 def _print(folder: str, index: dict[str, Any], seconds: float) -> None:

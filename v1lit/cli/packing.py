@@ -14,7 +14,6 @@ from v1lit.cli.recipe_cli import RecipeCLI
 from v1lit.console import Console, screen
 from v1lit.data.datamodule import V1DataModule
 from v1lit.data.encoding import Encoded, encode
-from v1lit.data.stream import ShardDataset
 from v1lit.training.packing_check import PackingCheck, check_packing
 
 EXAMPLES = 6
@@ -45,9 +44,7 @@ def check_recipe(name: str, overrides: Sequence[str]) -> int:
 
 
 def _encoded(data: V1DataModule) -> list[Encoded]:
-    location = data.train_sources[0].shards
-    examples = ShardDataset(location, shuffle=False, rank=0, world_size=1, on_bad="skip")
-    return [encode(one, data.processor, data.encoding) for one in islice(examples, EXAMPLES)]
+    return [encode(one, data.processor, data.encoding) for one in islice(data.examples("train"), EXAMPLES)]
 
 
 def print_check(check: PackingCheck, console: Console) -> None:

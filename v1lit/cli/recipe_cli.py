@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,6 +47,7 @@ class RecipeCLI(LightningCLI):
     def __init__(self, recipe: Recipe, parse_only: bool = False) -> None:
         self.recipe = recipe
         self.parse_only = parse_only
+        find_modules_beside(recipe.path)
         with quiet():
             super().__init__(
                 V1Module,
@@ -158,6 +160,16 @@ class RecipeCLI(LightningCLI):
             self.trainer.callbacks = [  # type: ignore[attr-defined]
                 one for one in callbacks if one not in best
             ]
+
+
+def find_modules_beside(recipe: Path) -> None:
+    """Let class paths name modules that lie beside the recipe or in the current directory.
+
+    Behind all installed ones, whose names they cannot take.
+    """
+    for folder in (str(recipe.resolve().parent), str(Path.cwd())):
+        if folder not in sys.path:
+            sys.path.append(folder)
 
 
 def fill_in(config: Mapping[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
@@ -14,16 +15,20 @@ from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.processor import Processor, load_processor
 from v1lit.data.batch import Batch
 from v1lit.data.config import EncodingConfig, MixtureConfig, PackingConfig, SourceConfig, StreamConfig
+from v1lit.data.example import Example
 from v1lit.data.grouping import Grouping
 from v1lit.data.length_tables import known_table, measured_table
 from v1lit.data.lengths import LengthTable
 from v1lit.data.loader import TrainLoader
+from v1lit.data.mapping import ExampleMap
 from v1lit.data.plan.epoch import Layout, Progress
+from v1lit.data.plan.slots import Place
 from v1lit.data.reading import Lengths, RowReader
 from v1lit.data.sequence import OpenedSequence, open_sequence
 from v1lit.data.skips import FILE, SkipList
 from v1lit.data.sources import has_train, has_val, prepare_source, train_sources, val_location
 from v1lit.data.state import ReadingState, difference, progress_from_dict, progress_to_dict, set_batches_done
+from v1lit.data.stream import ShardDataset
 from v1lit.data.val_loader import ValLoader
 from v1lit.data.windows import Ranks
 
@@ -53,6 +58,8 @@ class V1DataModule(LightningDataModule):
         seed: int = 0,
         packing: PackingConfig | None = None,
         stream: StreamConfig | None = None,
+        map: str | dict[str, Any] | None = None,
+        map_validation: bool = True,
     ) -> None:
         """Args:
         backbone: that of the model; tokenizer and image processor come from it.
@@ -68,6 +75,9 @@ class V1DataModule(LightningDataModule):
         seed: of the order of the training examples.
         packing: fill the rows of training batches to a length.
         stream: how shards are read: order, cache, what bad examples may do.
+        map: `module.name` of a function `Example -> Example | None`, or class_path and init_args of it or of
+            a class, that changes examples before they are encoded, or leaves them out.
+        map_validation: whether validation examples go through `map` as well.
         """
         super().__init__()
         for name, value, least in (
@@ -90,6 +100,8 @@ class V1DataModule(LightningDataModule):
         self.packing = packing or PackingConfig()
         _check_lengths(self.packing, self.encoding)
         self.stream = stream or StreamConfig()
+        self.map = None if map is None else ExampleMap(map, seed)
+        self.val_map = self.map if map_validation else None
         self._prepared = False
         self._processor: Processor | None = None
         self._train: OpenedSequence | None = None
@@ -142,6 +154,21 @@ class V1DataModule(LightningDataModule):
             self._train = open_sequence(self.train_sources, self.stream, self.seed)
         return self._train
 
+    def examples(self, split: Literal["train", "val"]) -> Iterator[Example]:
+        """Examples as they are encoded, in the order of the shards, on one rank, for a look at them.
+
+        What cannot be read is left out, and what the map leaves out. Raises ValueError and MapError.
+        """
+        location = self.val_location if split == "val" else self.train_sources[0].shards
+        own = self.val_map if split == "val" else self.map
+        readable = ShardDataset(
+            location, shuffle=False, rank=0, world_size=1, on_bad="skip", config=self.stream
+        )
+        for number, example in enumerate(readable):
+            mapped = example if own is None else own(example, location, Place(number, 0, 0, number))
+            if mapped is not None:
+                yield mapped
+
     # ------------------------------------------------------------------ Lightning's hooks
 
     def prepare_data(self) -> None:
@@ -171,16 +198,21 @@ class V1DataModule(LightningDataModule):
                 "rank reads all shards, and resuming reads them again up to where the run stopped; "
                 "`v1lit data index` makes one"
             )
-        lengths = Lengths(opened.examples, self._tables(), self.processor, self.encoding)
+        lengths = Lengths(opened.examples, self._tables(), self.processor, self.encoding, self.map)
         if self.grouping.packs and not lengths.known:
+            random = self.map is not None and self.map.random
+            once = (
+                ", because data.map is random"
+                if random
+                else "; `v1lit data index --lengths RECIPE` measures them once, for an index on a local disk"
+            )
             rank_zero_info(
                 "lengths are measured while rows are planned, by the training process, which reads every "
-                "example for it; `v1lit data index --lengths RECIPE` measures them once, for an index on a "
-                "local disk"
+                f"example for it{once}"
             )
         return TrainLoader(
             opened,
-            RowReader(opened.examples, self.processor, self.encoding, self.stream, self.flat),
+            RowReader(opened.examples, self.processor, self.encoding, self.stream, self.flat, self.map),
             self.grouping,
             lengths,
             self.begin,
@@ -197,7 +229,9 @@ class V1DataModule(LightningDataModule):
         source = MixtureConfig(self.val_location, limit=self.max_val_examples)
         stream = replace(self.stream, lanes=1)
         opened = open_sequence([source], stream, shuffle=False, count=True)
-        reader = RowReader(opened.examples, self.processor, self.encoding, self.stream, self.flat)
+        reader = RowReader(
+            opened.examples, self.processor, self.encoding, self.stream, self.flat, self.val_map
+        )
         # Not forked while a thread of the training loader, where there is one, fetches remote shards.
         fetching = self._train is not None and self._train.remote
         workers = 0 if fetching else min(self.num_workers, 1)
@@ -207,13 +241,17 @@ class V1DataModule(LightningDataModule):
         """Sum up what could not be used."""
         if self._skips.count:
             rank_zero_info(self._skips.summary())
+        if self._skips.left_out:
+            left_out, total = self._skips.left_out, self._skips.read + self._skips.left_out
+            rank_zero_info(f"data.map left out {left_out} of {total} examples")
 
     def _tables(self, measure: bool = False) -> list[LengthTable | None]:
         """Lengths of the examples of every source, as far as rows need them and they are known."""
-        if not (self.grouping.packs or self.grouping.by_length > 1):
+        measured = self.grouping.packs or self.grouping.by_length > 1
+        if not measured or (self.map is not None and self.map.random):
             return [None] * len(self.opened.catalogs)
         make = measured_table if measure else known_table
-        return [make(catalog, self.processor, self.encoding) for catalog in self.opened.catalogs]
+        return [make(catalog, self.processor, self.encoding, self.map) for catalog in self.opened.catalogs]
 
     def _check_packing(self) -> None:
         if self.packing.length is not None and not self.flat:
@@ -255,6 +293,7 @@ class V1DataModule(LightningDataModule):
             **progress_to_dict(progress),
             "data": self.opened.identity,
             "examples_read": self._skips.read,
+            "left_out": self._skips.left_out,
             "skipped": dict(self._skips.kinds(progress.epoch, progress.steps)),
         }
 
@@ -278,7 +317,11 @@ class V1DataModule(LightningDataModule):
                 "be gone on with: take the same data and options, or begin a new run"
             )
         self._skips.resume(
-            progress.epoch, progress.steps, int(state_dict["examples_read"]), state_dict["skipped"]
+            progress.epoch,
+            progress.steps,
+            int(state_dict["examples_read"]),
+            state_dict["skipped"],
+            int(state_dict.get("left_out", 0)),
         )
         self._reading.resume(progress)
 

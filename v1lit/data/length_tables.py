@@ -12,6 +12,7 @@ from v1lit.backbones.processor import Processor
 from v1lit.data.catalog import Catalog
 from v1lit.data.config import EncodingConfig
 from v1lit.data.lengths import LengthTable, fingerprint, measure_shards
+from v1lit.data.mapping import ExampleMap
 from v1lit.data.remote import is_remote
 from v1lit.data.shards import ShardError
 
@@ -19,11 +20,13 @@ MANY = 5_000
 """Examples for which it pays to start processes that measure them."""
 
 
-def known_table(catalog: Catalog, processor: Processor, encoding: EncodingConfig) -> LengthTable | None:
+def known_table(
+    catalog: Catalog, processor: Processor, encoding: EncodingConfig, map: ExampleMap | None = None
+) -> LengthTable | None:
     """The table of a source that is there already; None without one, or without an index."""
     if not catalog.indexed:
         return None
-    mark = fingerprint(processor, encoding)
+    mark = fingerprint(processor, encoding, map)
     for path in _places(catalog, mark):
         if path.is_file():
             return LengthTable.load(path, mark, catalog.examples)
@@ -31,7 +34,11 @@ def known_table(catalog: Catalog, processor: Processor, encoding: EncodingConfig
 
 
 def measured_table(
-    catalog: Catalog, processor: Processor, encoding: EncodingConfig, workers: int | None = None
+    catalog: Catalog,
+    processor: Processor,
+    encoding: EncodingConfig,
+    map: ExampleMap | None = None,
+    workers: int | None = None,
 ) -> LengthTable | None:
     """The table of a source, measured and kept where there is none yet; in parallel, and going on where an
     earlier attempt was stopped.
@@ -40,14 +47,14 @@ def measured_table(
     while they are read, or by `v1lit data index --lengths`. Also None where a shard cannot be opened, whose
     examples will be skipped.
     """
-    table, examples = known_table(catalog, processor, encoding), catalog.examples
+    table, examples = known_table(catalog, processor, encoding, map), catalog.examples
     if table is not None or examples is None or catalog.remote:
         return table
     rank_zero_info(f"measuring the lengths of {examples} examples in {catalog.location}, once")
-    path = _places(catalog, fingerprint(processor, encoding))[-1]
+    path = _places(catalog, fingerprint(processor, encoding, map))[-1]
     many = examples >= MANY
     try:
-        return _write(catalog, processor, encoding, path, workers if many else 1, progress=many)
+        return _write(catalog, processor, encoding, map, path, workers if many else 1, progress=many)
     except ShardError as error:
         rank_zero_info(f"lengths are measured while examples are read: {error}")
         return None
@@ -57,23 +64,28 @@ def write_lengths(
     location: str | Path,
     processor: Processor,
     encoding: EncodingConfig,
+    map: ExampleMap | None = None,
     *,
     workers: int | None = None,
     progress: bool = False,
 ) -> Path:
     """Measure the examples of an index and keep the table beside it, where training finds it; gives its path.
 
-    Raises ValueError for a location that is no local folder with an index, ShardError for a shard that cannot
-    be opened.
+    Raises ValueError for a location that is no local folder with an index and for a random map, ShardError
+    for a shard that cannot be opened.
     """
+    if map is not None and map.random:
+        raise ValueError(
+            f"data.map {map.name} is random, so an example has another length each time, and none is kept"
+        )
     catalog = Catalog(location)
-    path = table_beside(catalog, fingerprint(processor, encoding))
+    path = table_beside(catalog, fingerprint(processor, encoding, map))
     if path is None or not catalog.indexed:
         raise ValueError(
             f"{location} is no local folder with an index, so lengths cannot be kept beside it; make an "
             "index with `v1lit data index --out FOLDER`, and measure that folder"
         )
-    _write(catalog, processor, encoding, path, workers, progress)
+    _write(catalog, processor, encoding, map, path, workers, progress)
     return path
 
 
@@ -81,6 +93,7 @@ def _write(
     catalog: Catalog,
     processor: Processor,
     encoding: EncodingConfig,
+    map: ExampleMap | None,
     path: Path,
     workers: int | None,
     progress: bool,
@@ -89,12 +102,13 @@ def _write(
     partial = path.with_name(f".{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
-        if (table := known_table(catalog, processor, encoding)) is not None:
+        if (table := known_table(catalog, processor, encoding, map)) is not None:
             return table
         table = measure_shards(
             [(str(number), None) for number in range(len(catalog.files))],
             processor,
             encoding,
+            map=map,
             workers=workers,
             progress=progress,
             partial=partial,

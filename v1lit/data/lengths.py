@@ -26,12 +26,14 @@ import numpy.typing as npt
 from v1lit.data.config import EncodingConfig
 from v1lit.data.encoding import EncodingError, see, write
 from v1lit.data.example import Example
+from v1lit.data.images import ImageError
 from v1lit.data.pool import count_workers, ordered
 from v1lit.data.progress import progress_bar
 from v1lit.data.shards import Shard, ShardError
 
 if TYPE_CHECKING:
     from v1lit.backbones.processor import Processor
+    from v1lit.data.mapping import ExampleMap
     from v1lit.data.shards import ShardIndex
 
 VERSION = 1
@@ -44,6 +46,8 @@ _METADATA = "v1lit_lengths"
 _IN_FILE = {"<u4": "U32", "<u2": "U16"}
 """The same in those of safetensors."""
 MAX_IMAGES = 2**16 - 1
+LEFT_OUT = 2**32 - 1
+"""In the column `tokens`: of an example that the map leaves out."""
 
 Located = tuple["str | Path", "ShardIndex | None"]
 """Location and index of a shard."""
@@ -73,11 +77,11 @@ def measure(example: Example, processor: Processor, encoding: EncodingConfig) ->
 # --- fingerprint ---
 
 
-def fingerprint(processor: Processor, encoding: EncodingConfig) -> str:
+def fingerprint(processor: Processor, encoding: EncodingConfig, map: ExampleMap | None = None) -> str:
     """32 hexadecimal digits that change whenever the length of some example could.
 
-    They depend on the content of tokenizer, image options, chat format and encoding alone: the same in every
-    process and on every machine.
+    They depend on the content of tokenizer, image options, chat format, encoding and the map's file alone:
+    the same in every process and on every machine.
     """
     backbone = processor.backbone
     content = {
@@ -88,6 +92,7 @@ def fingerprint(processor: Processor, encoding: EncodingConfig) -> str:
         "views": processor.views,
         "encoding": asdict(encoding),
         "tokenizer": _tokenizer_content(processor.tokenizer),
+        **({} if map is None else {"map": map.identity}),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -120,7 +125,8 @@ class LengthTable:
     which the other process maps again; a table that was never saved is pickled whole.
 
     Attributes:
-        tokens: uint32 [examples]; 0 for an example that cannot be read or encoded.
+        tokens: uint32 [examples]; 0 for an example that cannot be read or encoded, `LEFT_OUT` for one that
+            the map leaves out.
         image_tokens: uint32 [examples].
         images: uint16 [examples].
         fingerprint: of the processor and encoding that it was measured with.
@@ -247,6 +253,7 @@ def measure_shards(
     processor: Processor,
     encoding: EncodingConfig,
     *,
+    map: ExampleMap | None = None,
     workers: int | None = None,
     progress: bool = False,
     partial: str | Path | None = None,
@@ -256,6 +263,7 @@ def measure_shards(
 
     Args:
         shards: location and index of each; without an index a shard is scanned.
+        map: changes examples before they are measured; it must not be random.
         workers: processes, each with one shard at a time; None for one per available core. They are spawned,
             which takes seconds: 1, for none beside this one, is faster for less than some thousand examples.
         progress: show a progress bar on stderr.
@@ -268,12 +276,12 @@ def measure_shards(
         WorkerDiedError: a worker was killed.
         ValueError: fewer than one worker.
     """
-    job = _Job(shards, fingerprint(processor, encoding), None if partial is None else Path(partial))
+    job = _Job(shards, fingerprint(processor, encoding, map), None if partial is None else Path(partial))
     done = job.finished()
     todo = [number for number in range(len(shards)) if number not in done]
     count = count_workers(workers, len(todo))
     tasks = [shards[number] for number in todo]
-    measured = ordered(_measure_shard, tasks, count, processor, encoding, open_shard)
+    measured = ordered(_measure_shard, tasks, count, processor, encoding, open_shard, map)
     # Closed at once when Ctrl-C ends the loop, which stops the workers.
     with closing(measured), progress_bar("measuring lengths", len(todo), progress) as advance:
         for number, columns in zip(todo, measured, strict=True):
@@ -327,15 +335,25 @@ Columns = tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32], npt.NDArray[np.u
 
 
 def _measure_shard(
-    shard: Located, processor: Processor, encoding: EncodingConfig, open_shard: OpenShard
+    shard: Located,
+    processor: Processor,
+    encoding: EncodingConfig,
+    open_shard: OpenShard,
+    map: ExampleMap | None,
 ) -> Columns:
     location, index = shard
     with open_shard(location, index) as opened:
         columns = [np.zeros(len(opened), dtype) for dtype in COLUMNS.values()]
         for number in range(len(opened)):
             try:
-                length = measure(opened.example(number), processor, encoding)
-            except EncodingError:
+                example: Example | None = opened.example(number)
+                if example is not None and map is not None:
+                    example = map(example, opened.name)
+                if example is None:
+                    columns[0][number] = LEFT_OUT
+                    continue
+                length = measure(example, processor, encoding)
+            except (EncodingError, ImageError):
                 continue
             except ShardError as error:
                 if error.kind == "unreachable":  # May well be there the next time.

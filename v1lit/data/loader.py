@@ -132,7 +132,8 @@ class TrainLoader:
         key = (progress.epoch, progress.steps, self.layout)
         if key not in self._planned:
             filled = [bool(row.places or row.refused) for row in self._rows(progress)]
-            steps = [filled[at : at + self.accumulate] for at in range(0, len(filled), self.accumulate)]
+            every = [filled[at : at + self.accumulate] for at in range(0, len(filled), self.accumulate)]
+            steps = [step for step in every if any(step)]  # the last one may only say what is left out
             if self.stream.tail == "drop":
                 full = [all(step) for step in steps]
                 self._planned[key] = min(self._ranks.gather([*full, False].index(False)))
@@ -158,7 +159,7 @@ class TrainLoader:
         progress = self.begin(0 if self.trainer is None else self.trainer.current_epoch, self.layout)
         numbers = range(self.rank, self.layout.slots, self._ranks.number)
         states = [progress.state_of(number) for number in numbers]
-        left, used, begun = self.steps_left(progress), 0, time.perf_counter()
+        left, used, left_out, begun = self.steps_left(progress), 0, 0, time.perf_counter()
         with ExitStack() as stack:
             prefetcher = None
             fetch_ahead = self.opened.remote and self.opened.indexed
@@ -173,9 +174,9 @@ class TrainLoader:
                         f"{time.perf_counter() - begun:.2f} s"
                     )
                 self._look_at(window, progress.epoch, step, prefetcher)
-                used += window.examples
+                used, left_out = used + window.examples, left_out + window.left_out
                 if left is not None and step + 1 == progress.steps + left:
-                    self._report(progress, used)  # now: nobody asks for more batches than there are
+                    self._report(progress, used, left_out)  # now: nobody asks for more batches
                 for slot, (made, batch) in enumerate(zip(window.made, window.batches, strict=True)):
                     states[slot] = states[slot] if made.row is None else made.row.after
                     last = slot == len(window.batches) - 1
@@ -183,7 +184,7 @@ class TrainLoader:
         if not self.opened.indexed:  # The last shards of all may be damaged ones.
             self._note(0, self._lost(), progress.epoch, step)
         if left is None:
-            self._report(progress, used)
+            self._report(progress, used, left_out)
 
     def _windows(self, progress: Progress) -> Iterator[Window]:
         rows = self._rows(progress)
@@ -203,14 +204,9 @@ class TrainLoader:
             yield window.pinned() if pin else window
 
     def _with_planned(self, made: Made) -> Made:
-        """Add the examples that planning has found to be unusable already."""
-        assert made.row is not None
-        examples = self.opened.examples
-        refused = self._lost() + [
-            Failure(one.place, examples.file(one.place), examples.key(one.place), "length", one.reason)
-            for one in made.row.refused
-        ]
-        return replace(made, failures=(*refused, *made.failures)) if refused else made
+        """Add the shards that planning has found to be unusable already."""
+        lost = self._lost()
+        return replace(made, failures=(*lost, *made.failures)) if lost else made
 
     def _lost(self) -> list[Failure]:
         """Shards that planning has found to be unusable since this was last called."""
@@ -226,6 +222,7 @@ class TrainLoader:
         else:
             self._in_a_row, _ = run_of_failures(failures, self._in_a_row)
             self.skips.note(window.examples, [], 0)
+        self.skips.note_left_out(window.left_out)
         places = [place for made in window.made if made.row is not None for place in made.row.places]
         if prefetcher is not None and places:
             prefetcher.reached(max(place.position for place in places))
@@ -252,7 +249,7 @@ class TrainLoader:
             "or lower trainer.accumulate_grad_batches, the number of devices or data.batch_size"
         )
 
-    def _report(self, progress: Progress, used: int) -> None:
+    def _report(self, progress: Progress, used: int, left_out: int) -> None:
         """Say what an epoch has left over.
 
         Raises ValueError or BadDataError where nothing was used: it would never end.
@@ -260,11 +257,13 @@ class TrainLoader:
         total = self.opened.sequence.examples
         if not used and not progress.steps and self.skips.count:
             raise BadDataError(f"{self.skips.summary()}: no example of the epoch could be used")
+        if not used and not progress.steps and left_out:
+            raise ValueError(f"data.map leaves out all {left_out} training examples that were read")
         if not used and not progress.steps:
             raise ValueError(self._too_few())
         whole = self.trainer is None or self.trainer.limit_train_batches in (None, 1.0)
         if self.stream.tail == "drop" and whole and total is not None and not progress.steps:
-            left = total - used - self.skips.count_of(progress.epoch)
+            left = total - used - left_out - self.skips.count_of(progress.epoch)
             if left > 0:
                 rank_zero_info(
                     f"epoch {progress.epoch}: {left} of {total} training examples are left over, others each "

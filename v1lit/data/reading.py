@@ -17,7 +17,8 @@ from v1lit.data.encoding import Encoded, EncodingError, encode
 from v1lit.data.example import Example
 from v1lit.data.failures import Failure
 from v1lit.data.images import ImageError
-from v1lit.data.lengths import Length, LengthTable, measure
+from v1lit.data.lengths import LEFT_OUT, Length, LengthTable, measure
+from v1lit.data.mapping import ExampleMap
 from v1lit.data.plan.slots import Place, Row
 from v1lit.data.shards import Shard, ShardError
 from v1lit.data.time_limit import TookTooLongError, time_limit
@@ -34,9 +35,17 @@ class Made:
 
     batch: Batch
     failures: tuple[Failure | None, ...]
-    """One per example of the row, in its order; None where the example is in the batch."""
+    """Those of the row that fit no row; then one per example of the row, in its order, None for those in the
+    batch and those that the map leaves out."""
+    left_out: int = 0
+    """Examples that the map leaves out."""
     row: Row | None = None
     """Which row it is; None for a blank batch behind a rank's last one."""
+
+    @property
+    def filled(self) -> bool:
+        """Whether there were examples in it; the map may have left out all, and found that when planning."""
+        return len(self.batch) > 0 or bool(self.failures) or bool(self.row is not None and self.row.places)
 
     def pin_memory(self) -> Made:
         """The same with the batch in page-locked memory."""
@@ -100,25 +109,29 @@ class RowReader(Dataset[Made]):
         encoding: EncodingConfig,
         config: StreamConfig,
         flat: bool,
+        map: ExampleMap | None = None,
     ) -> None:
         self.examples, self.processor, self.encoding, self.config = examples, processor, encoding, config
         self.make_batch = batch_maker(processor, flat)
-        self.flat = flat
+        self.flat, self.map = flat, map
 
     def __getitem__(self, row: Row) -> Made:
+        refused = [self._failure(one.place, "length", one.reason) for one in row.refused]
         made = [self._encoded(place) for place in row.places]
         encoded = [one for one in made if isinstance(one, Encoded)]
         batch = self.make_batch(encoded) if encoded else self.blank()
-        return Made(batch, tuple(one if isinstance(one, Failure) else None for one in made))
+        failures = (*refused, *(one if isinstance(one, Failure) else None for one in made))
+        return Made(batch, failures, row.left_out + sum(one is None for one in made))
 
     def blank(self) -> Batch:
         """A batch without examples, for a rank that has none left while others have."""
         return blank_batch(self.processor.pad_token_id, self.flat)
 
-    def _encoded(self, place: Place) -> Encoded | Failure:
+    def _encoded(self, place: Place) -> Encoded | Failure | None:
+        """None where the map leaves the example out."""
         try:
             # The clock runs when the shard is open: it may have to be fetched, which has limits of its own.
-            return self.examples.use(place, partial(self._read, place.number))
+            return self.examples.use(place, partial(self._read, place))
         except ShardError as error:
             return Failure(place, error.shard, error.key, error.kind, error.reason)
         except ImageError as error:
@@ -130,9 +143,12 @@ class RowReader(Dataset[Made]):
                 place, "slow", f"took longer than data.stream.max_seconds={self.config.max_seconds:g}"
             )
 
-    def _read(self, number: int, shard: Shard) -> Encoded:
+    def _read(self, place: Place, shard: Shard) -> Encoded | None:
         with time_limit(self.config.max_seconds):
-            return encode(shard.example(number), self.processor, self.encoding)
+            example: Example | None = shard.example(place.number)
+            if example is not None and self.map is not None:
+                example = self.map(example, shard.name, place)
+            return None if example is None else encode(example, self.processor, self.encoding)
 
     def _failure(self, place: Place, kind: str, reason: str) -> Failure:
         return Failure(place, self.examples.file(place), self.examples.key(place), kind, reason)
@@ -147,8 +163,10 @@ class Lengths:
         tables: Sequence[LengthTable | None],
         processor: Processor,
         encoding: EncodingConfig,
+        map: ExampleMap | None = None,
     ) -> None:
         self.examples, self.tables, self.processor, self.encoding = examples, tables, processor, encoding
+        self.map = map
         self._starts = [catalog.starts() for catalog in examples.catalogs]
 
     @property
@@ -156,15 +174,20 @@ class Lengths:
         """Whether no example has to be read for its length."""
         return all(table is not None for table in self.tables)
 
-    def __call__(self, place: Place) -> Length:
+    def __call__(self, place: Place) -> Length | None:
+        """Of one example; None where the map leaves it out. Raises MapError."""
         table = self.tables[place.source]
         if table is not None:
             number = int(self._starts[place.source][place.shard]) + place.number
             columns = (table.tokens, table.image_tokens, table.images)
-            return Length(*(int(column[number]) for column in columns))
+            length = Length(*(int(column[number]) for column in columns))
+            return None if length.tokens == LEFT_OUT else length
         try:
-            return measure(self.examples.read(place), self.processor, self.encoding)
-        except (ShardError, EncodingError):
+            example: Example | None = self.examples.read(place)
+            if example is not None and self.map is not None:
+                example = self.map(example, self.examples.file(place), place)
+            return None if example is None else measure(example, self.processor, self.encoding)
+        except (ShardError, EncodingError, ImageError):
             return UNUSABLE
 
 

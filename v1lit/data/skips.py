@@ -60,6 +60,8 @@ class SkipList:
     def __init__(self, config: StreamConfig, path: Path | None = None) -> None:
         self.config, self.path = config, path
         self.read = 0
+        self.left_out = 0
+        """Examples that the map has left out; they do not count as read."""
         self.skipped: list[Skipped] = []
         """In this process,"""
         self.before: Counter[str] = Counter()
@@ -79,13 +81,13 @@ class SkipList:
         """How many of every kind were skipped before this step of training."""
         return self.before + Counter(one.kind for one in self.skipped if one.is_before(epoch, step))
 
-    def resume(self, epoch: int, step: int, read: int, kinds: Mapping[str, int]) -> None:
+    def resume(self, epoch: int, step: int, read: int, kinds: Mapping[str, int], left_out: int = 0) -> None:
         """Take up the list of a run that goes on, without what was skipped at this step or later.
 
-        read, kinds: how many examples the run had read, and skipped; the same on every rank, as what depends
-        on them is.
+        read, kinds, left_out: how many examples the run had read, skipped, and left out by its map; the same
+        on every rank, as what depends on them is.
         """
-        self.read, self.before, self.skipped = read, Counter(kinds), []
+        self.read, self.before, self.skipped, self.left_out = read, Counter(kinds), [], left_out
         if self.path is not None and self.path.is_file():
             kept = [one for one in _listed_in(self.path) if one.is_before(epoch, step)]
             write_atomically(self.path, "".join(map(_line, kept)))
@@ -113,6 +115,15 @@ class SkipList:
                 else f"more than data.stream.max_bad_in_a_row={self.config.max_bad_in_a_row} in a row"
             )
             raise BadDataError(f"{self.summary()}: {limit}; the last one: {_of(skipped[-1])}")
+
+    def note_left_out(self, count: int) -> None:
+        """Count examples that the map has left out.
+
+        Raises BadDataError where these are the first thousand, and all.
+        """
+        self.left_out += count
+        if count and not self.read and self.left_out >= AT_FIRST:
+            raise BadDataError(f"data.map leaves out every example so far, {self.left_out} of them")
 
     def summary(self) -> str:
         """How many were skipped, of how many, of which kinds, and where they are listed."""

@@ -52,19 +52,20 @@ class ValLoader:
         in_a_row = self._note(lost_shards(self.opened.lost, rank), 0, 0)
         for number, made in enumerate(Workers(self.workers).run(self.reader, rows)):
             # At once, because validation may be cut short.
-            in_a_row = self._note(made.failures, number, in_a_row)
+            in_a_row = self._note(made.failures, number, in_a_row, made.left_out)
             yield made.batch
 
-    def _note(self, failures: Sequence[Failure | None], number: int, in_a_row: int) -> int:
+    def _note(self, failures: Sequence[Failure | None], number: int, in_a_row: int, left_out: int = 0) -> int:
         """Note what became of a batch on all ranks; gives how many examples in a row have failed by now."""
         in_a_row, longest = run_of_failures(failures, in_a_row)
-        own = len(failures), skipped_of(failures, "val", 0, number), longest
+        own = len(failures) - left_out, skipped_of(failures, "val", 0, number), longest, left_out
         everyone = Ranks.of(self._ranks[1]).gather(own)
         self.skips.note(
-            sum(read for read, _, _ in everyone),
-            [one for _, skipped, _ in everyone for one in skipped],
-            max(longest for _, _, longest in everyone),
+            sum(read for read, _, _, _ in everyone),
+            [one for _, skipped, _, _ in everyone for one in skipped],
+            max(longest for _, _, longest, _ in everyone),
         )
+        self.skips.note_left_out(sum(left_out for *_, left_out in everyone))
         return in_a_row
 
 

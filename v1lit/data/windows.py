@@ -16,7 +16,7 @@ from torch import distributed as dist
 from v1lit.data.batch import Batch
 from v1lit.data.reading import Made
 
-ROWS, FAILURES, EXAMPLES, COUNTS = 0, 1, 2, slice(3, 6)
+ROWS, FAILURES, EXAMPLES, LEFT_OUT, COUNTS = 0, 1, 2, 3, slice(4, 7)
 """Columns of the table that ranks add up: one row per batch of the window."""
 
 
@@ -73,9 +73,13 @@ class Window:
     """In the same step on all ranks."""
     failures: int
     """Examples of the step that could not be used, on all ranks."""
+    left_out: int = 0
+    """Examples that the map has left out, on all ranks."""
 
     def pinned(self) -> Window:
         """The same with the counts in page-locked memory, as the rest of a batch."""
+        if not self.batches:
+            return self
         sums = self.batches[0].step_sums
         assert sums is not None
         shared = sums.pin_memory()
@@ -98,6 +102,7 @@ def windows(
     All ranks have the same windows, and all windows are whole: where a rank has no batch left, a blank one
     stands. Without a known number of `steps` they go on until no rank has any; with `drop` until one has not
     enough. Batches from number `limit` on, counted from `first`, are not read: the last window may be small.
+    Where the map has left out more examples behind the last one, a window without batches says how many.
     """
     source, number = iter(made), 0
     while steps is None or number < steps:
@@ -105,21 +110,25 @@ def windows(
         here = list(islice(source, max(0, wanted)))
         table = ranks.add_up(_table(here, size))
         rows = int(table[:, ROWS].sum())
+        left_out = int(table[:, LEFT_OUT].sum())
         if wanted <= 0 or (steps is None and (rows == 0 or (drop and rows < wanted * ranks.number))):
+            if left_out and not rows:
+                yield Window([], [], 0, 0, left_out)
             return
         here += [Made(blank(), ()) for _ in range(wanted - len(here))]
         sums = table[:, COUNTS].sum(0)
         batches = [replace(one.batch, step_sums=sums, step_parts=size * ranks.number) for one in here]
-        yield Window(here, batches, int(table[:, EXAMPLES].sum()), int(table[:, FAILURES].sum()))
+        used, failed = int(table[:, EXAMPLES].sum()), int(table[:, FAILURES].sum())
+        yield Window(here, batches, used, failed, left_out)
         number, first = number + 1, first + wanted
 
 
 def _table(made: Sequence[Made], size: int) -> Tensor:
-    """int64 `[size, 6]`, a row per batch: 1, failures, examples and label counts; zeros for a blank one."""
-    table = torch.zeros(size, 6, dtype=torch.int64)
+    """int64 `[size, 7]`, a row per batch: 1, failures, examples, those that the map leaves out, label counts;
+    zeros for a blank one."""
+    table = torch.zeros(size, 7, dtype=torch.int64)
     for row, one in enumerate(made):
         assert one.batch.counts is not None, "the training loader counts labels"
         failed = sum(failure is not None for failure in one.failures)
-        filled = len(one.batch) + failed > 0
-        table[row] = torch.tensor([filled, failed, len(one.batch), *one.batch.counts])
+        table[row] = torch.tensor([one.filled, failed, len(one.batch), one.left_out, *one.batch.counts])
     return table

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from v1lit.data.example import REGION_NAME, Example, Message
 from v1lit.data.images import decode_image
-from v1lit.data.stream import ShardDataset
 from v1lit.grounding.draw import panel
 from v1lit.grounding.patch_map import region_tokens
 from v1lit.inference.predictor import Prediction, Predictor
@@ -53,11 +52,10 @@ def overlap(a: frozenset[int], b: frozenset[int]) -> float:
 
 
 def answer_held_out(
-    predictor: Predictor, location: str | Path, count: int, batch_size: int, max_new_tokens: int
+    predictor: Predictor, held_out: Iterable[Example], count: int, batch_size: int, max_new_tokens: int
 ) -> Iterator[Held]:
-    """Generate for the first `count` examples of some shards, in shard order; unusable ones are left out."""
-    readable = ShardDataset(location, shuffle=False, rank=0, world_size=1, on_bad="skip")
-    examples = iter(islice(readable, count))
+    """Generate for the first `count` of some examples."""
+    examples = iter(islice(held_out, count))
     while chunk := list(islice(examples, batch_size)):
         questions = [_question(example) for example in chunk]
         asked = [([image.data for image in e.images], q) for e, q in zip(chunk, questions, strict=True)]

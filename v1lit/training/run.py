@@ -100,7 +100,7 @@ def run_training(
                 held = list(
                     answer_held_out(
                         predictor,
-                        data.val_location,
+                        data.examples("val"),
                         run.report_examples,
                         run.report_batch_size,
                         run.report_max_new_tokens,

@@ -32,6 +32,7 @@ class Place:
     shard: int
     number: int
     """Within its shard."""
+    epoch: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,12 @@ class Row:
     places: tuple[Place, ...]
     after: SlotState
     refused: tuple[Refusal, ...] = ()
+    left_out: int = 0
+    """Examples that the map has left out while the row was chosen."""
 
 
-Measure = Callable[[Place], Length]
+Measure = Callable[[Place], Length | None]
+"""How long an example is; None where the map leaves it out."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,10 @@ class Substream:
         positions = self.rest.positions(np.array(indices, dtype=np.int64))
         found = self.sequence.find(self.epoch, positions)
         table = zip(positions, found.sources, found.shards, found.numbers, strict=True)
-        return [Place(*map(int, one)) if one[2] >= 0 else None for one in table]
+        return [
+            Place(int(at), int(source), int(shard), int(number), self.epoch) if shard >= 0 else None
+            for at, source, shard, number in table
+        ]
 
 
 def counted_rows(stream: Substream, state: SlotState, size: int) -> Iterator[Row]:
@@ -103,23 +110,27 @@ def filled_rows(
 ) -> Iterator[Row]:
     """Rows filled to `packing.length` tokens; see `Packer`."""
     packer: Packer[tuple[int, Place]] = Packer(packing)
-    for index, place in zip(state.waiting, stream.find(list(state.waiting)), strict=True):
-        if place is not None:
-            packer.add((index, place), measure(place))
+    waited = zip(state.waiting, stream.find(list(state.waiting)), strict=True)
+    again = deque((index, place) for index, place in waited if place is not None)
     ahead = _ReadAhead(stream, state.read)
     while True:
-        refused = []
-        while packer.hungry and (one := ahead.next()) is not None:
+        refused, left_out = [], 0
+        while again or packer.hungry:
+            one = again.popleft() if again else ahead.next()
+            if one is None:
+                break
             length = measure(one[1])
-            if problem := packer.problem(length):
+            if length is None:
+                left_out += 1
+            elif problem := packer.problem(length):
                 refused.append(Refusal(one[1], problem))
             else:
                 packer.add(one, length)
         chosen = packer.row() if packer.waiting else []
-        if not chosen and not refused:
+        if not (chosen or refused or left_out):
             return
-        waiting = tuple(index for index, _ in packer.items)
-        yield Row(tuple(place for _, place in chosen), SlotState(ahead.read, waiting), tuple(refused))
+        after = SlotState(ahead.read, tuple(index for index, _ in packer.items))
+        yield Row(tuple(place for _, place in chosen), after, tuple(refused), left_out)
 
 
 def similar_rows(
@@ -142,13 +153,19 @@ def similar_rows(
 
 
 def _by_length(stream: Substream, indices: list[int], size: int, measure: Measure, seed: str) -> list[int]:
-    """The indices that hold an example, so that `size` consecutive ones are of similar length."""
-    measured = [
-        (measure(place).tokens, index)
-        for index, place in zip(indices, stream.find(indices), strict=True)
-        if place is not None
+    """The indices that hold an example, so that `size` consecutive ones are of similar length.
+
+    Those that the map leaves out are spread over them: a batch of nothing else would be a step for nothing.
+    """
+    found = zip(indices, stream.find(indices), strict=True)
+    lengths = {index: measure(place) for index, place in found if place is not None}
+    kept = sorted((length.tokens, index) for index, length in lengths.items() if length is not None)
+    empty = [index for index, length in lengths.items() if length is None]
+    spread = [
+        (kept[number * len(kept) // len(empty)][0] if kept else 0, index)
+        for number, index in enumerate(empty)
     ]
-    ordered = [index for _, index in sorted(measured)]
+    ordered = [index for _, index in sorted([*kept, *spread])]
     short, rest = ordered[: len(ordered) % size], ordered[len(ordered) % size :]
     rows = [rest[start : start + size] for start in range(0, len(rest), size)]
     random.Random(seed).shuffle(rows)
