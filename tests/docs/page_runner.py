@@ -150,7 +150,7 @@ def run_command(words: Sequence[str]) -> None:
         call([*words, *added_to_run(rest[1:])])
     elif program == "v1lit" and rest[0] == "data":
         call([*words, *QUICK[rest[1]]])
-    elif words in (["v1lit", "doctor"], ["v1lit", "list"]):
+    elif words in (["v1lit", "doctor"], ["v1lit", "doctor", "--self-test"], ["v1lit", "list"]):
         call(words)
     elif words[:3] == ["v1lit", "doctor", "--packing"]:
         call([*words, *FEW_SCENES])

@@ -32,7 +32,7 @@ EXTRAS = {
 
 def main(argv: Sequence[str]) -> int:
     """Run `v1lit doctor`; returns the exit code."""
-    return guard(lambda: _doctor(argv))
+    return guard(lambda: _doctor(argv), debug="--debug" in argv)
 
 
 def _doctor(argv: Sequence[str]) -> int:
@@ -40,13 +40,22 @@ def _doctor(argv: Sequence[str]) -> int:
         "Versions, devices, which `lightning` comes first on the path, and optional extras that are missing."
     )
     parser = Parser(prog="v1lit doctor", description=about)
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
         "--packing",
         metavar="RECIPE",
         help="show instead that examples packed into one row give this recipe's model the same losses and "
         "gradients as each alone; --key=value changes the recipe as in `v1lit run`",
     )
-    overrides = [word for word in argv if "=" in word and not word.startswith("--packing=")]
+    instead.add_argument(
+        "--self-test",
+        action="store_true",
+        help="try instead, in less than a minute, what v1lit does: every family trains three steps, is saved "
+        "and opened, generates and packs, each compared with another way to compute the same",
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), help="where --self-test runs")
+    own = ("--packing=", "--device=")
+    overrides = [word for word in argv if "=" in word and not word.startswith(own)]
     options = parser.read([word for word in argv if word not in overrides])
     if options.packing:
         from v1lit.cli.packing import check_recipe  # torch and Lightning: only where they are needed
@@ -54,6 +63,12 @@ def _doctor(argv: Sequence[str]) -> int:
         return check_recipe(options.packing, overrides)
     if overrides:
         raise UserError(f"{overrides[0].partition('=')[0]} changes a recipe: name it with --packing RECIPE")
+    if options.self_test:
+        from v1lit.cli.self_test import run_self_test
+
+        return run_self_test(options.device or "auto", options.debug)
+    if options.device:
+        raise UserError("--device says where --self-test runs: give that too")
     for title, lines in (
         ("versions", list(version_lines())),
         ("devices", list(devices())),

@@ -1,0 +1,319 @@
+"""Does this installation train, save, generate and pack as it should? On the tiny version of every family.
+
+Every check computes the same thing in two ways, so that a library that changed shows.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Trainer
+from lightning.fabric.plugins.environments import LightningEnvironment
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from v1lit.backbones.attention import choose_attention
+from v1lit.backbones.config import BackboneConfig
+from v1lit.backbones.processor import Processor
+from v1lit.backbones.registry import BUILTIN
+from v1lit.data.batch import Batch, collate, flatten
+from v1lit.data.config import EncodingConfig, SourceConfig, StreamConfig
+from v1lit.data.datamodule import V1DataModule
+from v1lit.data.encoding import Encoded, encode, encode_prompt
+from v1lit.data.example import Example
+from v1lit.data.images import decode_image
+from v1lit.data.stream import ShardDataset
+from v1lit.data.synthetic import synthesize
+from v1lit.inference.predictor import Predictor, load
+from v1lit.pointer.model import PointAndCopyModel
+from v1lit.training.held_back import HeldBack
+from v1lit.training.module import V1Module
+from v1lit.training.optimizer import OptimizerConfig
+from v1lit.training.packing_check import check_packing
+from v1lit.training.quiet import no_weights_bar, quiet
+from v1lit.training.run import export
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+EXAMPLES = 4
+STEPS = 3
+NEW_TOKENS = 12
+POINT_AT = range(3, 7)
+"""Generated tokens that are made to be pointers: a model of three steps need not point by itself."""
+ENCODING = EncodingConfig(coordinates=False)
+ROUNDING = 1e-4
+"""Largest relative difference that another order of adding explains, in float32."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was computed in two ways."""
+
+    family: str
+    name: str
+    compared: str
+    """What was compared; of a failed check the reason, in one line."""
+    difference: float | None
+    """The largest relative difference, where numbers were compared."""
+    error: Exception | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the two ways agree."""
+        return self.error is None
+
+
+class SelfTestError(RuntimeError):
+    """The two ways do not agree; the message says in what."""
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device of that name, for `auto` the fastest there is. Raises ValueError where there is none."""
+    usable = ["cpu"]
+    if torch.backends.mps.is_available():
+        usable.insert(0, "mps")
+    if torch.cuda.is_available():
+        usable.insert(0, "cuda")
+    if wanted == "auto":
+        return torch.device(usable[0])
+    if wanted not in usable:
+        raise ValueError(f"PyTorch finds no {wanted} device on this machine; found: {', '.join(usable)}")
+    return torch.device(wanted)
+
+
+def self_test(
+    device: torch.device, held_back: HeldBack, families: Sequence[str] = tuple(BUILTIN)
+) -> Iterator[Check]:
+    """Every check of every family, as soon as it is done; a failed one does not keep others from being made.
+
+    What libraries print meanwhile goes to `held_back`; files are written to a temporary folder only.
+    """
+    with tempfile.TemporaryDirectory(prefix="v1lit-self-test-") as folder, quiet(), no_weights_bar():
+        scenes = Path(folder) / "scenes"
+        synthesize(scenes / "train", examples=EXAMPLES, image_size=(112, 112), workers=1, progress=False)
+        for name in families:
+            family = Family(name, scenes, device)
+            for check in family.checks:
+                with held_back.here():
+                    done = _made(name, check)
+                yield done
+
+
+def _made(family: str, check: Callable[[], tuple[str, float | None]]) -> Check:
+    name = check.__name__
+    try:
+        compared, difference = check()
+    except Exception as error:
+        lines = str(error).strip().splitlines() or ["no message"]
+        kind = "" if isinstance(error, SelfTestError) else f"{type(error).__name__}: "
+        return Check(family, name, f"{kind}{lines[0]}", None, error)
+    return Check(family, name, compared, difference)
+
+
+class Family:
+    """The tiny version of one family, with the examples that it is tried on."""
+
+    def __init__(self, name: str, scenes: Path, device: torch.device) -> None:
+        self.backbone = BackboneConfig(name)
+        self.scenes = scenes
+        self.device = device
+        optimizer = OptimizerConfig(lr=1e-3, schedule="constant", warmup=0.0)
+        self.module = V1Module(self.backbone, optimizer=optimizer)
+        self.data = V1DataModule(
+            self.backbone,
+            source=SourceConfig("shards", str(scenes)),
+            encoding=ENCODING,
+            batch_size=EXAMPLES,
+            stream=StreamConfig(cache=str(scenes.parent / "cache")),
+        )
+
+    @property
+    def checks(self) -> tuple[Callable[[], tuple[str, float | None]], ...]:
+        """In the order in which they are made; each gives what was compared and the difference."""
+        return self.train, self.save, self.cache, self.beams, self.packing, self.loss
+
+    # ------------------------------------------------------------------ the checks
+
+    def train(self) -> tuple[str, None]:
+        """Three steps in Lightning's hands lower the loss of the examples that they are made on."""
+        before = self._losses(self.model, self.examples).mean().item()
+        trainer = Trainer(
+            accelerator=self.device.type,
+            devices=1,
+            max_steps=STEPS,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=str(self.scenes.parent),
+            plugins=[LightningEnvironment()],  # on its own, also inside a job of a cluster
+        )
+        self.module.train()
+        trainer.fit(self.module, datamodule=self.data)
+        after = self._losses(self.model, self.examples).mean().item()
+        told = (
+            f"loss of {EXAMPLES} examples {before:.3f}, after {trainer.global_step} steps on them {after:.3f}"
+        )
+        if trainer.global_step != STEPS or not after < before:
+            raise SelfTestError(told)
+        return told, None
+
+    def save(self) -> tuple[str, float]:
+        """Model and processor, saved and opened again, give the same losses."""
+        folder = self.scenes.parent / self.backbone.name
+        export(Predictor(self.model, self.processor), folder)
+        opened = load(folder, device=str(self.device))
+        again = [encode(one, opened.processor, ENCODING) for one in self._stored()]
+        return self._same(
+            "losses before saving and after opening",
+            self._losses(self.model, self.examples),
+            self._losses(opened.model, again),
+        )
+
+    def cache(self) -> tuple[str, float]:
+        """Greedy generation, in which the model points as well."""
+        kept, whole = (self._generate(use_cache=cache, output_logits=True) for cache in (True, False))
+        steps = _equal_steps(kept.sequences[:, -NEW_TOKENS:], whole.sequences[:, -NEW_TOKENS:])
+        pairs = [
+            (torch.stack(kept.logits)[:count, row], torch.stack(whole.logits)[:count, row])
+            for row, count in enumerate(steps)
+        ]
+        ours, theirs = (torch.cat([pair[side].flatten() for pair in pairs]) for side in (0, 1))
+        seen = torch.isfinite(theirs)  # pointers to images that a row does not have
+        if not torch.equal(seen, torch.isfinite(ours)):
+            raise SelfTestError("with the cache the model may point elsewhere than without")
+        what = f"logits of {NEW_TOKENS} tokens generated with and without cache"
+        return self._same(what, ours[seen], theirs[seen])
+
+    def beams(self) -> tuple[str, float]:
+        """Beam search, in which rows are expanded and reordered."""
+        options = {"num_beams": 2, "num_return_sequences": 2, "output_scores": True}
+        kept, whole = (self._generate(use_cache=cache, **options) for cache in (True, False))
+        what = "scores of beams with and without cache"
+        return self._same(what, kept.sequences_scores, whole.sequences_scores)
+
+    def packing(self) -> tuple[str, float]:
+        """Examples in one row, and each alone: losses, gradients, and what leaks from one into another."""
+        worst = 0.0
+        # A GPU trains in half precision, through other kernels.
+        for dtype in (torch.float32, torch.bfloat16) if self.device.type == "cuda" else (torch.float32,):
+            kernel = choose_attention(self.backbone.attention, self.device, dtype).name
+            self.model.use_attention(kernel)
+            with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+                check = check_packing(self.model, self.examples, self.processor.pad_token_id, dtype)
+            differences = [check.gradient, *(one.difference for one in check.examples)]
+            leak = max(one.leak for one in check.examples)
+            if not check.passed:
+                raise SelfTestError(
+                    f"packed differs from alone by {max(differences):.1e} through {kernel}, allowed "
+                    f"{check.tolerance:.0e}; {leak:.1e} leaks from other examples, allowed 0"
+                )
+            worst = max(worst, *differences) if dtype == torch.float32 else worst
+        return f"losses and gradients, {EXAMPLES} examples packed and alone; no leak", worst
+
+    def loss(self) -> tuple[str, float]:
+        """The loss and its gradients as a run computes them, and as the readable reference does."""
+        self.model.verify_loss = True  # raises LossMismatchError
+        try:
+            verified = self._forward(self.model, flatten(self.examples), "mean").verified
+        finally:
+            self.model.verify_loss = False
+        assert verified is not None
+        return "loss and gradients, as a run and as the reference computes them", verified
+
+    # ------------------------------------------------------------------ what they are made of
+
+    @cached_property
+    def processor(self) -> Processor:
+        return self.data.processor
+
+    @property
+    def model(self) -> PointAndCopyModel:
+        self.module.configure_model()
+        self.module.to(self.device)
+        return self.module.model
+
+    @cached_property
+    def examples(self) -> list[Encoded]:
+        return [encode(one, self.processor, ENCODING) for one in self._stored()]
+
+    def _stored(self) -> list[Example]:
+        readable = ShardDataset(self.scenes / "train", shuffle=False, rank=0, world_size=1)
+        return list(islice(readable, EXAMPLES))
+
+    def _forward(self, model: PointAndCopyModel, batch: Batch, reduction: Any) -> Any:
+        batch = batch.to(self.device)
+        return model(
+            batch.input_ids,
+            segment_lengths=batch.segment_lengths,
+            labels=batch.labels,
+            reduction=reduction,
+            **batch.image_inputs,
+        )
+
+    def _losses(self, model: PointAndCopyModel, examples: Sequence[Encoded]) -> Tensor:
+        with torch.no_grad():
+            losses: Tensor = self._forward(model.eval(), flatten(examples), "none").loss
+        return losses
+
+    def _generate(self, **options: Any) -> Any:
+        prompts = [
+            encode_prompt(
+                one.id,
+                one.messages[:1],
+                [decode_image(image.data) for image in one.images],
+                self.processor,
+                ENCODING,
+            )
+            for one in self._stored()[:2]
+        ]
+        batch = collate(prompts, self.processor.pad_token_id, side="left").to(self.device)
+        points = Pointing(self.processor.pointer_start, batch.input_ids.shape[1])
+        return self.model.eval().generate(
+            batch.input_ids,
+            attention_mask=batch.attention_mask,
+            **batch.image_inputs,
+            logits_processor=LogitsProcessorList([points]),
+            do_sample=False,
+            min_new_tokens=NEW_TOKENS,
+            max_new_tokens=NEW_TOKENS,
+            eos_token_id=self.processor.stop_token_id,
+            pad_token_id=self.processor.pad_token_id,
+            return_dict_in_generate=True,
+            **options,
+        )
+
+    def _same(self, what: str, found: Tensor, true: Tensor) -> tuple[str, float]:
+        if found.shape != true.shape:
+            raise SelfTestError(f"{what}: {tuple(found.shape)} and {tuple(true.shape)} numbers")
+        size = true.abs().max().item()
+        difference = (found - true).abs().max().item() / max(size, 1e-12)
+        if not difference <= ROUNDING or not math.isfinite(size):
+            raise SelfTestError(f"{what} differ by {difference:.1e}, allowed {ROUNDING:.0e}")
+        return what, difference
+
+
+class Pointing(LogitsProcessor):
+    """Makes some of the generated tokens pointers."""
+
+    def __init__(self, pointer_start: int, prompt: int) -> None:
+        self.pointer_start, self.prompt = pointer_start, prompt
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if input_ids.shape[1] - self.prompt in POINT_AT:
+            scores = scores.clone()
+            scores[:, : self.pointer_start] = -torch.inf
+        return scores
+
+
+def _equal_steps(ours: Tensor, theirs: Tensor) -> list[int]:
+    """Of each row the number of steps whose input was the same: behind a tie, rows go different ways."""
+    same = (ours == theirs).cumprod(dim=1).sum(dim=1)
+    return [min(int(count) + 1, ours.shape[1]) for count in same]
