@@ -21,6 +21,7 @@ from v1lit.data.example import Example, ExampleError, Message
 from v1lit.data.importers import get_importer, job, v1g
 from v1lit.data.importers.source import find_source
 from v1lit.data.importers.v1g import import_v1g, row_to_example
+from v1lit.data.marks import words_of
 from v1lit.data.shards import Shard, list_shards, read_index, sidecar_name, verify_shard
 from v1lit.data.stream import ShardDataset
 from v1lit.grounding.region import Region
@@ -184,11 +185,7 @@ CALL = 'detect(query="it", objects=["<obj1><|region_1|>"])'
         ({"conversations": []}, "0 turns instead of two"),
         ({"conversations": says("")}, "gpt turn has no text"),
         ({"conversations": [{"from": "human", "value": None}, says(CALL)[1]]}, "human turn does not begin"),
-        (
-            {"conversations": [{"from": "human", "value": "<image>\n<image>"}, says(CALL)[1]]},
-            "hold 2 <image>",
-        ),
-        ({"conversations": says(f"<image> {CALL}")}, "hold 2 <image> markers"),
+        ({"conversations": says(f"{CALL} <|region_2|>")}, r"names <\|region_2\|>, .* given: <\|region_1\|>"),
         ({"conversations": says("see <|region_1|>")}, "outside of any well-formed detect"),
         (
             {"conversations": says('detect(query="it", objects=<|region_1|>')},
@@ -219,6 +216,15 @@ def test_defects_of_a_row_are_named(changes: dict[str, Any], reason: str) -> Non
 )
 def test_answer_is_taken_from_its_tags(gpt: str, answer: str | None) -> None:
     assert row_to_example(row("a", conversations=says(gpt))).answer == answer
+
+
+def test_further_image_marks_are_words() -> None:
+    question, reply = "What is <image>, what <\\image>?", f"![fig](<image>) <\\|region_1|> {CALL}"
+    turns = [{"from": "human", "value": f"<image>\n{question}"}, says(reply)[1]]
+    example = row_to_example(row("a", conversations=turns))
+    assert [words_of(message.content) for message in example.messages] == [question, reply]
+    assert example.messages[0].content.startswith("<image>\nWhat")
+    assert CALL in example.messages[1].content
 
 
 def test_row_of_broken_text_is_rejected_alone(tmp_path: Path) -> None:

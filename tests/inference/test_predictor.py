@@ -14,12 +14,14 @@ from PIL import Image
 import v1lit
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.processor import load_processor
+from v1lit.data.config import EncodingConfig
+from v1lit.data.encoding import encode_prompt
 from v1lit.data.example import Message
 from v1lit.data.images import ImageError, read_header
 from v1lit.grounding.patch_map import PatchMap
 from v1lit.grounding.region import Region
 from v1lit.grounding.trace import parse_trace
-from v1lit.inference.predictor import Prediction, Predictor, pointer_runs
+from v1lit.inference.predictor import Prediction, Predictor, _as_messages, pointer_runs
 from v1lit.pointer.model import PointAndCopyModel
 
 
@@ -70,7 +72,26 @@ def test_marks_say_where_images_stand(predictor: Predictor) -> None:
     chat = predictor.batch([([picture("grey")], [Message("user", "<image>\nWhere?")])], max_new_tokens=8)[0]
     assert before == marked == chat
     with pytest.raises(ValueError, match="1 images, but 2 <image> marks"):
-        predictor(picture(), "<image> or <image>?")
+        predictor(picture(), "<image>\n<image>\nWhere?")
+
+
+@pytest.mark.parametrize(
+    "question",
+    ["What does the tag <image> mean?", "<image>\nIs it <image> or <|region_1|>?", "<i> <\\image>"],
+)
+def test_a_question_is_somebodys_words(predictor: Predictor, question: str) -> None:
+    """Shown by the prompt that it makes: the image before it, and every word in it."""
+    (message,) = _as_messages(question, 1)
+    prompt = encode_prompt("q", [message], [picture()], predictor.processor, EncodingConfig())
+    text = predictor.processor.decode(prompt.input_ids)
+    assert question.removeprefix("<image>\n") in text
+    assert text.index("<|vision_end|>") < text.index(question.removeprefix("<image>\n"))
+    assert len(prompt.patch_maps) == 1
+
+
+def test_the_last_answer_counts(predictor: Predictor) -> None:
+    text = "<think> Put it into <answer>a</answer>. </think><answer>b</answer>"
+    assert predictor._read(predictor.processor.encode_text(text), ()).answer == "b"
 
 
 def test_pointers_become_regions(predictor: Predictor) -> None:

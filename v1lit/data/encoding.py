@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from v1lit.data.config import EncodingConfig
-from v1lit.data.example import IMAGE_MARKER, Example, Message
+from v1lit.data.example import Example, Message
 from v1lit.data.images import decode_image
+from v1lit.data.marks import IMAGE_MARKER, escape, unescape
 from v1lit.grounding.patch_map import PatchMap, region_tokens
 from v1lit.grounding.region import Region, format_box
 
@@ -130,7 +131,8 @@ def encode_prompt(
     marks = sum(message.content.count(IMAGE_MARKER) for message in messages)
     if marks != len(images):
         raise EncodingError(
-            f"{name!r} has {len(images)} images, but {marks} {IMAGE_MARKER} marks in its messages"
+            f"{name!r} has {len(images)} images, but {marks} {IMAGE_MARKER} marks in its messages; where the "
+            f"word is meant, write {escape(IMAGE_MARKER)}"
         )
     image_inputs, patch_maps = processor.images(images)
     written = _write(messages, {}, patch_maps, processor, config)
@@ -246,10 +248,10 @@ def _write_content(
             written.image()
         position = 0
         for match in names.finditer(piece):
-            written.text(piece[position : match.start()], learn)
+            written.text(unescape(piece[position : match.start()]), learn)
             written.region(match.group(), regions[match.group()], learn)
             position = match.end()
-        written.text(piece[position:], learn)
+        written.text(unescape(piece[position:]), learn)
 
 
 def _fitting_length(example_id: str, written: Written, max_tokens: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,12 +10,9 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from v1lit.data.images import EXTENSIONS, EncodedImage, ImageError, read_header
+from v1lit.data.marks import IMAGE_MARKER, REGION_NAME, escape
 from v1lit.grounding.region import Region
 
-IMAGE_MARKER = "<image>"
-"""Stands in a message where an image belongs; the k-th marker of an example is its k-th image."""
-
-REGION_NAME = re.compile(r"<\|region_\w+\|>")
 ROLES = ("system", "user", "assistant")
 
 
@@ -39,7 +35,11 @@ class ExampleError(ValueError):
 
 @dataclass(frozen=True)
 class Message:
-    """One turn: `role` is "system", "user" or "assistant"."""
+    """One turn: `role` is "system", "user" or "assistant".
+
+    `<image>` in `content` marks the place of an image, a name such as `<|region_1|>` that of a region.
+    Somebody's words that may hold such characters are written with `v1lit.data.marks.escape`.
+    """
 
     role: str
     content: str
@@ -214,6 +214,7 @@ def _problem_of_images(example: Example) -> str | None:
     if markers != len(example.images):
         return (
             f"the messages hold {markers} {IMAGE_MARKER} markers, but there are {len(example.images)} images"
+            f"; where the word is meant, write {escape(IMAGE_MARKER)}"
         )
     return None
 
@@ -224,7 +225,10 @@ def _problem_of_regions(example: Example) -> str | None:
     )
     for name in written:
         if name not in example.regions:
-            return f"the text names {name}, but no such region is given"
+            return (
+                f"the text names {name}, but no such region is given; where the word is meant, write "
+                f"{escape(name)}"
+            )
     for name, region in example.regions.items():
         if name not in written:
             if not REGION_NAME.fullmatch(name):

@@ -15,8 +15,9 @@ from v1lit.backbones.processor import Processor
 from v1lit.data.batch import collate
 from v1lit.data.config import EncodingConfig
 from v1lit.data.encoding import encode_prompt
-from v1lit.data.example import IMAGE_MARKER, Message
+from v1lit.data.example import Message
 from v1lit.data.images import EncodedImage, decode_image
+from v1lit.data.marks import IMAGE_MARKER, escape
 from v1lit.grounding.patch_map import PatchMap, token_regions
 from v1lit.grounding.picture import as_seen
 from v1lit.grounding.region import Region
@@ -24,7 +25,8 @@ from v1lit.grounding.trace import Trace, parse_trace
 from v1lit.pointer.borrow import borrowed
 from v1lit.pointer.model import PointAndCopyModel
 
-_ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL)
+_ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL)
+_MARKS = re.compile(rf"\A(?:{IMAGE_MARKER}\s*)+")
 Picture = Image.Image | EncodedImage | bytes | str | Path
 
 
@@ -35,7 +37,7 @@ class Prediction:
     text: str
     """The trace as generated; pointers are written `<|copy_N|>`."""
     answer: str | None
-    """What stands between `<answer>` and `</answer>`."""
+    """What stands between the last `<answer>` and its `</answer>`."""
     trace: Trace
     """The text with its `detect(...)` calls taken apart."""
     pointers: tuple[tuple[int, ...], ...]
@@ -72,7 +74,7 @@ class Predictor:
     def __call__(
         self, images: Picture | Sequence[Picture], question: str, max_new_tokens: int = 512, **generate: Any
     ) -> Prediction:
-        """Ask one question about one or several images; further options go to `generate`."""
+        """Ask one question about one or several images; see `batch`. Further options go to `generate`."""
         if not isinstance(images, list | tuple):
             images = [images]  # type: ignore[list-item]
         return self.batch([(list(images), question)], max_new_tokens=max_new_tokens, **generate)[0]
@@ -85,8 +87,9 @@ class Predictor:
     ) -> list[Prediction]:
         """Ask several questions at once, each with its own images.
 
-        A question may be a whole conversation that ends with the user's turn. The places of images may be
-        marked `<image>` in a question; without marks they stand before it.
+        A question given as text is somebody's words, and images stand before it; it may begin with one
+        `<image>` per image, and elsewhere `<image>` is a word. Where images stand elsewhere, give a
+        conversation: messages that end with the user's turn, in which every `<image>` marks a place.
         Raises ValueError for images that cannot be read and prompts longer than the model's.
         """
         config = EncodingConfig(max_tokens=self._max_tokens())
@@ -116,10 +119,10 @@ class Predictor:
         if stop in ids:
             ids = ids[: ids.index(stop)]
         text = self.processor.decode(ids)
-        answer = _ANSWER.search(text)
+        answers = _ANSWER.findall(text)
         return Prediction(
             text=text,
-            answer=answer.group(1).strip() if answer else None,
+            answer=answers[-1].strip() if answers else None,
             trace=parse_trace(text).trace,
             pointers=pointer_runs(ids, self.processor.pointer_start),
             patch_maps=patch_maps,
@@ -142,10 +145,12 @@ def load(folder: str | Path, dtype: str = "auto", device: str = "cpu", **kwargs:
 
 
 def _as_messages(question: str | Sequence[Message], images: int) -> Sequence[Message]:
+    """A question given as text is somebody's words, but for the marks that it begins with."""
     if not isinstance(question, str):
         return question
-    marks = "" if IMAGE_MARKER in question else f"{IMAGE_MARKER}\n" * images
-    return [Message("user", marks + question)]
+    words = _MARKS.sub("", question)
+    marks = question[: len(question) - len(words)] or f"{IMAGE_MARKER}\n" * images
+    return [Message("user", marks + escape(words))]
 
 
 def pointer_runs(ids: Sequence[int], pointer_start: int) -> tuple[tuple[int, ...], ...]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from v1lit.data.example import REGION_NAME, Example, Message
+from v1lit.data.example import Example, Message
 from v1lit.data.images import decode_image
+from v1lit.data.marks import REGION_NAME, words_of
 from v1lit.grounding.draw import panel
 from v1lit.grounding.patch_map import region_tokens
 from v1lit.inference.predictor import Prediction, Predictor
@@ -102,7 +103,7 @@ def draw_pictures(held: Sequence[Held], folder: Path) -> list[Path]:
         patch_map = one.prediction.patch_maps[shown]
         picture = panel(
             decode_image(one.example.images[shown]),
-            one.question[-1].content.replace("<image>", "").strip(),
+            words_of(one.question[-1].content),
             one.prediction.text,
             patch_map=patch_map,
             tokens=[t - start for t in one.first_run if start <= t < start + len(patch_map)],

@@ -17,11 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from v1lit.console import Console, counting_bar, screen
-from v1lit.data.example import IMAGE_MARKER, Example, ExampleError, Message, load_json, read_region
+from v1lit.data.example import Example, ExampleError, Message, load_json, read_region
 from v1lit.data.images import EncodedImage, ImageError, decode_image, read_header
 from v1lit.data.importers import job
 from v1lit.data.importers.job import Job, RowResult, Unit
 from v1lit.data.importers.source import Source, find_source
+from v1lit.data.marks import IMAGE_MARKER, REGION_NAME, escape
 from v1lit.data.shards import MAX_IMAGE_BYTES, read_index
 from v1lit.grounding.region import Region
 from v1lit.grounding.trace import parse_trace
@@ -33,7 +34,7 @@ MIN_SIDE = 28
 MAX_ASPECT = 200
 """The published model's image processor refuses sides under 28 pixels and aspect ratios over 200."""
 
-RULES_VERSION = 1
+RULES_VERSION = 2
 """Raised when the rules change, so that no import is continued under other rules than it was begun with."""
 
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
@@ -267,7 +268,8 @@ def _read_row(batch: pa.RecordBatch, number: int, row: int, source: str) -> RowR
 def row_to_example(row: Mapping[str, Any], *, source: str = "v1g") -> Example:
     """One row of the published format -> Example.
 
-    The human turn becomes the user's message, the gpt turn the assistant's; both keep their text as it is.
+    The human turn becomes the user's message, the gpt turn the assistant's; both keep their words as they
+    are. The image stands where the human turn begins, so that any further `<image>` is somebody's word.
 
     Raises:
         ExampleError: with the first defect as `.reason`.
@@ -278,12 +280,16 @@ def row_to_example(row: Mapping[str, Any], *, source: str = "v1g") -> Example:
             raise ValueError("the row has no id")
         human, gpt = _turns(row["conversations"])
         regions = _regions(row["regions"])
+        _check_names(human + gpt, regions)
         image = _image(row["image"], row["image_size"])
         answers = _ANSWER.findall(gpt)
         example = Example(
             id=id,
             images=(image,),
-            messages=(Message("user", human), Message("assistant", gpt)),
+            messages=(
+                Message("user", IMAGE_MARKER + escape(human.removeprefix(IMAGE_MARKER), keep_regions=True)),
+                Message("assistant", escape(gpt, keep_regions=True)),
+            ),
             regions=regions,
             answer=answers[-1].strip() if answers else None,
             source=source,
@@ -324,6 +330,13 @@ def _regions(text: object) -> dict[str, Region]:
     if not isinstance(regions, dict):
         raise ValueError(f"regions must be a JSON object, not {type(regions).__name__}")
     return {name: read_region(name, value) for name, value in regions.items()}
+
+
+def _check_names(text: str, regions: Mapping[str, Region]) -> None:
+    for name in REGION_NAME.findall(text):
+        if name not in regions:
+            given = ", ".join(regions) or "none"
+            raise ValueError(f"the text names {name}, but no such region is given; given: {given}")
 
 
 def _image(value: object, image_size: object) -> EncodedImage:
