@@ -1,9 +1,13 @@
-# Every target works on a fresh machine with Python (3.10 or newer) and make: it makes .venv and installs what it needs.
+# Every target works on a fresh machine with Python (3.10 to 3.13) and make: it makes .venv and installs what it needs,
+# in the exact versions of requirements.lock.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Of the environments with the lowest and the newest versions: a version, or the path of an interpreter.
+OLDEST_PYTHON ?= 3.10
+NEWEST_PYTHON ?= 3.13
 
-.PHONY: help quickstart install check fix test bench bench-gpu docs clean
+.PHONY: help quickstart install check fix test test-fast test-oldest test-newest lock bench bench-gpu docs clean
 
 help:
 	@echo "make quickstart   install, then watch a tiny model learn to point (minutes on a laptop, no download of data)"
@@ -11,6 +15,10 @@ help:
 	@echo "make check        ruff and mypy"
 	@echo "make fix          let ruff mend what it can"
 	@echo "make test         all tests"
+	@echo "make test-fast    those of the loop of work, in two minutes"
+	@echo "make test-oldest  those that touch dependencies, in an environment with the lowest allowed versions"
+	@echo "make test-newest  the same with the newest"
+	@echo "make lock         write requirements.lock again from pyproject.toml, with the newest versions"
 	@echo "make bench        measure speed and memory (ten minutes on a CPU) and write docs/benchmarks.md"
 	@echo "make bench-gpu    the same for what needs a GPU"
 	@echo "make docs         build the pages of docs/ into site/"
@@ -30,8 +38,30 @@ fix: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Two processes of one thread each are the fastest on two cores.
+PYTEST := OMP_NUM_THREADS=1 pytest --numprocesses auto
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	PATH="$(abspath $(BIN)):$$PATH" $(PYTEST)
+
+test-fast: $(VENV)/.dev
+	PATH="$(abspath $(BIN)):$$PATH" $(PYTEST) -m "not slow"
+
+# Outside the lock on purpose: what `pip install v1lit` may bring today, or at the least.
+test-oldest test-newest: test-%: $(VENV)/.dev
+	$(BIN)/uv venv --quiet --clear --python $(if $(filter oldest,$*),$(OLDEST_PYTHON),$(NEWEST_PYTHON)) $(VENV)-$*
+	$(BIN)/uv --no-config pip install --quiet --python $(VENV)-$* --upgrade \
+		--resolution $(if $(filter oldest,$*),lowest-direct,highest) --editable '.[dev]'
+	PATH="$(abspath $(VENV)-$*/bin):$$PATH" python tools/versions.py run $*
+
+lock: $(VENV)/.dev
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --upgrade --no-annotate --no-header \
+		$(foreach extra,dev docs wandb s3 gs az,--extra $(extra)) --group build pyproject.toml \
+		--output-file requirements.lock.part
+	{ echo '# Exact versions for Python 3.10 to 3.13 on Linux and macOS, written by `make lock` from pyproject.toml.'; \
+	  echo '# To use them: pip install --constraint requirements.lock v1lit'; \
+	  cat requirements.lock.part; } > requirements.lock.new
+	rm requirements.lock.part
+	mv requirements.lock.new requirements.lock
 
 bench: $(VENV)/.dev
 	$(BIN)/python tools/bench/run.py
@@ -46,19 +76,26 @@ clean:
 	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find v1lit tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamps say what is installed; a changed pyproject.toml installs again.
+# The stamps say what is installed; a changed pyproject.toml or lock installs again.
 $(BIN)/python:
-	$(PYTHON) -c 'import sys; sys.exit("v1lit needs Python 3.10 or newer; name one: make PYTHON=python3.12") if sys.version_info < (3, 10) else None'
+	$(PYTHON) -c 'import sys; sys.exit(None if (3, 10) <= sys.version_info[:2] <= (3, 13) else "requirements.lock is for Python 3.10 to 3.13, this is %d.%d; name one: make PYTHON=python3.12" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.base: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock
+# What builds v1lit is locked as well, so it is installed first and used as it is.
+define install
+	$(PIP) hatchling editables
+	$(PIP) --no-build-isolation --editable '.$(1)'
 	@touch $@
+endef
 
-$(VENV)/.dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
-	@touch $@ $(VENV)/.base
+$(VENV)/.base: pyproject.toml requirements.lock | $(BIN)/python
+	$(call install)
 
-$(VENV)/.docs: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
-	@touch $@ $(VENV)/.base
+$(VENV)/.dev: pyproject.toml requirements.lock | $(BIN)/python
+	$(call install,[dev])
+	@touch $(VENV)/.base
+
+$(VENV)/.docs: pyproject.toml requirements.lock | $(BIN)/python
+	$(call install,[docs])
+	@touch $(VENV)/.base
