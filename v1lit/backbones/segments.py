@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from v1lit.backbones.base import Backbone
 
 
-@dataclass(frozen=True)
+# Not frozen: torch.compile before 2.14 looks into frozen dataclasses, and compiles anew for other lengths.
+@dataclass(unsafe_hash=True)
 class Segments:
     """Examples that stand one behind another in one row of tokens, without padding.
 
