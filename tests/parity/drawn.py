@@ -1,6 +1,6 @@
 """Tiny checkpoints in the published layout, and inputs for them, drawn from names.
 
-Every number is a fixed function of a name, by PCG64's raw output: the same with every version of numpy and torch.
+Every number is a fixed function of a name, by PCG64's raw output: the same in all versions of numpy, torch.
 """
 
 from __future__ import annotations

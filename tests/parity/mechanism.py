@@ -1,6 +1,6 @@
 """The published pointing mechanism once more: one row at a time, no cache, all logits, nothing of `v1lit`.
 
-What `v1lit` computes in batches, packed, cached and fused stands here as it is described, on the stock backbone.
+What `v1lit` computes in batches, packed, cached and fused stands here as described, on the stock backbone.
 It is itself compared with what the published implementation computes (`test_mechanism.py`).
 """
 
@@ -80,7 +80,7 @@ class Mechanism(nn.Module):
     # ------------------------------------------------------------------ what it computes
 
     def scores(self, row: Row) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits `[tokens, vocabulary]` and `[tokens, image tokens]`, not yet gated, and the gate `[tokens, 1]`."""
+        """Logits `[tokens, vocabulary]` and `[tokens, image tokens]`, ungated, and gate `[tokens, 1]`."""
         config, inner = self.config, self.backbone
         images = row.ids == config["image_token_id"]
         pointers = row.ids >= config["copy_token_start"]
