@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "cli": ("training", "inference", "pointer", "data", "backbones", "grounding", "__version__"),
 }
 """Package -> packages, or single modules, that it may import. Stated in docs/architecture.md as well."""
-GROUND = ("console",)
+GROUND = ("console", "paths")
 """Modules beside the packages that import nothing of v1lit; all but `grounding` may import them."""
 
 OUTSIDE_GROUNDING = {"numpy", "PIL"}

@@ -73,3 +73,26 @@ def test_auto_takes_a_folder_whether_or_not_it_holds_a_run():
         with run_folder(RunConfig(name="x", resume="auto"), "r") as folder:
             save_recipe(folder, "a: 1\n")
     assert sorted(path.name for path in Path("runs/x").iterdir()) == ["recipe-2.yaml", "recipe.yaml"]
+
+
+NAMES = ["a[bold]2", "-x", "a b", "é", "4211337", "sweep/1", "x/", "12:30", "a'b", "~"]
+NO_NAMES = ["", " ", ".", "..", "../x", "a/../../x", "/tmp/x", "a\nb", "a\x1bb", "a::b", "s3://x"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_may_have_any_name_that_a_folder_may_have(name):
+    with run_folder(RunConfig(name=name), "r") as folder:
+        assert folder == Path("runs") / name
+        assert folder.is_dir()
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+def test_a_name_that_would_leave_the_folder_or_break_it_is_refused(name):
+    with pytest.raises(ValueError, match=r"run\.name is "):
+        RunConfig(name=name)
+
+
+def test_a_name_that_is_too_long_is_a_mistake(tmp_path):
+    with pytest.raises(UserError, match="File name too long"), run_folder(RunConfig(name="x" * 300), "r"):
+        pass
+    assert not list(tmp_path.iterdir())

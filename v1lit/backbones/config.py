@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+
+from v1lit.paths import expand_fields
 
 PARTS = ("vision", "projector", "language", "pointer")
 LAYERED = ("language", "vision")
@@ -57,7 +59,10 @@ class BackboneConfig:
     image: dict[str, Any] = field(default_factory=dict)
     views: Literal["all", "tiles", "overview"] = "all"
 
+    PATHS: ClassVar[tuple[str, ...]] = ("weights",)
+
     def __post_init__(self) -> None:
+        expand_fields(self)
         if self.dtype not in DTYPES:
             raise ValueError(explain_unknown("dtype", self.dtype, DTYPES))
         if self.attention not in ATTENTION:

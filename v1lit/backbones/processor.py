@@ -13,6 +13,7 @@ from v1lit.backbones.config import VIEWS, BackboneConfig, explain_unknown
 from v1lit.backbones.registry import get_backbone
 from v1lit.backbones.tiny import tiny_tokenizer, token_id
 from v1lit.grounding.patch_map import PatchMap, Views
+from v1lit.paths import expand_path
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -101,7 +102,7 @@ class Processor:
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write tokenizer, image processor and ``v1lit_processor.json`` into a folder."""
-        path = Path(folder)
+        path = Path(expand_path(folder))
         path.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(path)
         self.image_processor.processor.save_pretrained(path)
@@ -119,7 +120,7 @@ class Processor:
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> Processor:
         """Read a folder written by ``save_pretrained``. Raises ``ValueError`` if it is none."""
-        path = Path(folder)
+        path = Path(expand_path(folder))
         try:
             content = json.loads((path / FILE).read_text(encoding="utf-8"))
         except FileNotFoundError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from v1lit.cli.errors import Parser, guard
+from v1lit.cli.errors import Parser, a_path, guard
 from v1lit.data.tools.check import CheckReport, check
 
 MEANINGS = {
@@ -33,10 +33,12 @@ def _check(argv: Sequence[str]) -> int:
         description="Every byte against the index, every example against its rules, every image decoded. "
         "Exit code 0: nothing is wrong, 1: something is.",
     )
-    parser.add_argument("location", nargs="+", help="folder, tar file or pattern, local or URL")
+    parser.add_argument("location", type=a_path, nargs="+", help="folder, tar file or pattern, local or URL")
     parser.add_argument("--workers", type=int, help="processes; one per core when not given")
     parser.add_argument("--no-decode", dest="decode", action="store_false", help="read image headers only")
-    parser.add_argument("--out", help="file for everything that is found, one JSON object per line")
+    parser.add_argument(
+        "--out", type=a_path, help="file for everything that is found, one JSON object per line"
+    )
     parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")
     given = parser.read(argv)
     report = check(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from v1lit.cli.errors import Parser, guard
+from v1lit.cli.errors import Parser, a_path, guard
 
 
 def main(argv: Sequence[str]) -> int:
@@ -17,8 +17,12 @@ def _import(argv: Sequence[str]) -> int:
 
     parser = Parser(prog="v1lit data import", description="Rows in another format to WebDataset shards.")
     parser.add_argument("format", help=f"format of the rows: {', '.join(IMPORTERS)}")
-    parser.add_argument("source", help="a parquet file, a folder of them, or a hub id (owner/name)")
-    parser.add_argument("--out", required=True, help="folder for the shards, one below it per split")
+    parser.add_argument(
+        "source", type=a_path, help="a parquet file, a folder of them, or a hub id (owner/name)"
+    )
+    parser.add_argument(
+        "--out", type=a_path, required=True, help="folder for the shards, one below it per split"
+    )
     parser.add_argument("--split", help="import this split only")
     parser.add_argument("--workers", type=int, help="processes; one per core when not given")
     parser.add_argument("--overwrite", action="store_true", help="replace an import that the folder holds")

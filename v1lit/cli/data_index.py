@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from v1lit.cli.errors import Parser, guard
+from v1lit.cli.errors import Parser, a_path, guard
 from v1lit.data.shards import index_shards
 
 if TYPE_CHECKING:
@@ -28,8 +28,10 @@ def _index(argv: Sequence[str]) -> int:
         description="Make index.json and an index beside each shard: counts, places of examples, checksums. "
         "Called again, it reads new and changed shards only.",
     )
-    parser.add_argument("location", help="folder, tar file or pattern, local or URL")
-    parser.add_argument("--out", help="folder for the index; the folder of the shards when not given")
+    parser.add_argument("location", type=a_path, help="folder, tar file or pattern, local or URL")
+    parser.add_argument(
+        "--out", type=a_path, help="folder for the index; the folder of the shards when not given"
+    )
     parser.add_argument(
         "--lengths", metavar="RECIPE", help="also measure how many tokens each example has in this recipe"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from v1lit.cli.errors import Parser, guard, two_lines
+from v1lit.cli.errors import Parser, a_path, guard, two_lines
 from v1lit.data.shards import ShardError
 from v1lit.data.tools.reshard import SKIPPED_NAME, ReshardOptions, ReshardReport, reshard
 
@@ -21,8 +21,8 @@ def _reshard(argv: Sequence[str]) -> int:
         description="Examples of some shards to new shards, their bytes unchanged: merged, split or "
         "shuffled. Stopped and started again, it goes on.",
     )
-    parser.add_argument("location", nargs="+", help="folder, tar file or pattern, local or URL")
-    parser.add_argument("--out", required=True, help="folder for the shards: empty, or new")
+    parser.add_argument("location", type=a_path, nargs="+", help="folder, tar file or pattern, local or URL")
+    parser.add_argument("--out", type=a_path, required=True, help="folder for the shards: empty, or new")
     parser.add_argument(
         "--shuffle", type=int, metavar="SEED", help="mix all examples; the order stays if not given"
     )

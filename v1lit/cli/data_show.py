@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from v1lit.cli.errors import Parser, guard
+from v1lit.cli.errors import Parser, a_path, guard
 
 
 def main(argv: Sequence[str]) -> int:
@@ -18,15 +18,19 @@ def _show(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="v1lit data show", description="Some examples: image, regions, trace, tokens of the loss."
     )
-    parser.add_argument("folder", help="a folder of shards, or one shard; train/ of a folder with splits")
-    parser.add_argument("--out", default="examples.html", help="a .html page or a .png picture")
+    parser.add_argument(
+        "folder", type=a_path, help="a folder of shards, or one shard; train/ of a folder with splits"
+    )
+    parser.add_argument("--out", type=a_path, default="examples.html", help="a .html page or a .png picture")
     parser.add_argument("--n", type=int, default=8, help="how many examples")
     parser.add_argument("--seed", type=int, default=0, help="chooses the examples")
     backbones = ", ".join(list_backbones())
     parser.add_argument(
         "--backbone", default="qwen2_5_vl", help=f"whose tokens to show: {backbones}, or none"
     )
-    parser.add_argument("--weights", default="tiny", help="hub id or folder to take the tokenizer from")
+    parser.add_argument(
+        "--weights", type=a_path, default="tiny", help="hub id or folder to take the tokenizer from"
+    )
     given = parser.read(argv)
 
     from v1lit.data.show import show

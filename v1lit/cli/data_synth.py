@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from v1lit.cli.errors import Parser, guard
+from v1lit.cli.errors import Parser, a_path, guard
 
 
 def main(argv: Sequence[str]) -> int:
@@ -19,7 +19,10 @@ def _synth(argv: Sequence[str]) -> int:
         prog="v1lit data synth", description="Drawn scenes with exact regions and traces, as shards."
     )
     parser.add_argument(
-        "--out", required=True, help="folder for the shards; data.source.folder wants train/ and val/"
+        "--out",
+        type=a_path,
+        required=True,
+        help="folder for the shards; data.source.folder wants train/ and val/",
     )
     parser.add_argument("--examples", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0, help="other seeds share no scene")

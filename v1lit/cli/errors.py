@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
+from v1lit.paths import expand_path
+
 LONGEST = 600
 """Characters of a message that are shown; `--debug` shows the whole."""
 
@@ -94,6 +96,14 @@ def _message(error: BaseException) -> str:
 def _stopped() -> int:
     sys.stderr.write("stopped by Ctrl-C\n")
     return 130
+
+
+def a_path(text: str) -> str:
+    """The type of an option that is a path: `~` and variables in it are expanded."""
+    try:
+        return expand_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 class Parser(argparse.ArgumentParser):

@@ -15,7 +15,7 @@ Paths that are values (`data.source.folder`, `run.folder`, ...) are relative to 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,29 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from v1lit.cli.errors import UserError, nearest
+from v1lit.paths import expand_path
 
 COMMAND_LINE = "command line"
 SUFFIXES = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
+class Typed:
+    """The value of a key as it was typed on the command line, and why it is no YAML, if it is none."""
+
+    text: str
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """A composed recipe: one mapping, and for every key the file that it comes from."""
+    """A composed recipe: one mapping, for every key the file that it comes from, and what was typed."""
 
     name: str
     path: Path
     config: dict[str, Any]
     origins: dict[str, str]
+    typed: dict[str, Typed] = field(default_factory=dict)
 
     def origin(self, key: str) -> str:
         """Where `key`, or the group around it, was written: a file or `command line`."""
@@ -57,7 +67,7 @@ def compose(recipe: str, changes: Sequence[str] = ()) -> Recipe:
     config = composer.recipe(path, ())
     for key, text in read_changes(changes):
         composer.change(config, key, text)
-    return Recipe(name=path.stem, path=path, config=config, origins=composer.origins)
+    return Recipe(name=path.stem, path=path, config=config, origins=composer.origins, typed=composer.typed)
 
 
 def shipped(kind: str) -> Path:
@@ -99,7 +109,7 @@ def parts_beside(text: str, folder: Path) -> list[str]:
 def _places(text: str, folder: Path) -> list[Path]:
     kind, _, rest = text.removeprefix("./").partition("/")
     packaged = [shipped(kind) / rest] if rest and kind in ("configs", "recipes") else []
-    return [folder / Path(text).expanduser(), *packaged]
+    return [folder / expand_path(text), *packaged]
 
 
 def read_changes(arguments: Sequence[str]) -> list[tuple[str, str]]:
@@ -152,6 +162,7 @@ class _Composer:
 
     def __init__(self) -> None:
         self.origins: dict[str, str] = {}
+        self.typed: dict[str, Typed] = {}
 
     def recipe(self, path: Path, trail: tuple[Path, ...]) -> dict[str, Any]:
         """A whole recipe, its `base` included."""
@@ -173,13 +184,14 @@ class _Composer:
         return config
 
     def change(self, config: dict[str, Any], key: str, text: str) -> None:
-        """Apply `--key=text` to `config`."""
+        """Apply `--key=text` to `config`, as YAML; only the key's type tells if the text itself is meant."""
         value: Any = text
+        full, problem = key, ""
         if not is_part(text):
             try:
                 value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index,call-overload]
             except (yaml.YAMLError, OmegaConfBaseException) as error:
-                raise UserError(f"--{key}={text}: {_yaml_problem(error)}") from error
+                problem = f"--{key}={text}: {_yaml_problem(error)}"
         *groups, last = key.split(".")
         for depth, group in enumerate(groups):
             if isinstance(config.get(group), list):
@@ -189,6 +201,7 @@ class _Composer:
                 self.origins[".".join(groups[: depth + 1])] = COMMAND_LINE
             config = config[group]
         self._merge(config, {last: value}, ".".join(groups), None, ())
+        self.typed[full] = Typed(text, problem)
 
     def _merge(
         self,
@@ -237,7 +250,9 @@ class _Composer:
         return self._value(raw, key, found, trail)
 
     def _forget(self, key: str) -> None:
-        self.origins = {k: v for k, v in self.origins.items() if k != key and not k.startswith(f"{key}.")}
+        for of_keys in (self.origins, self.typed):
+            for other in [one for one in of_keys if f"{one}.".startswith(f"{key}.")]:
+                del of_keys[other]
 
     @staticmethod
     def _open(path: Path, key: str, trail: tuple[Path, ...]) -> tuple[Any, tuple[Path, ...]]:

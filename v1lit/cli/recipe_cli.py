@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import sys
 from argparse import ArgumentError
@@ -23,10 +24,12 @@ from v1lit.cli import checks
 from v1lit.cli.environment import describe_environment
 from v1lit.cli.errors import UserError, nearest, two_lines
 from v1lit.cli.recipe import Recipe
+from v1lit.cli.recipe_values import absolute_paths, prepare_values
 from v1lit.cli.run_folder import run_folder, save_recipe
 from v1lit.cli.schema import check_keys, leaves, with_all_groups, wrong_value
 from v1lit.cli.stopped import stoppable, tell_stopped
 from v1lit.cli.tried import newer_line
+from v1lit.cli.yaml_texts import PutAside
 from v1lit.data.datamodule import V1DataModule
 from v1lit.training.checkpoints import LastCheckpoint
 from v1lit.training.config import RunConfig
@@ -67,13 +70,18 @@ class RecipeCLI(LightningCLI):
             parser.link_arguments(f"model.backbone.{field.name}", f"data.backbone.{field.name}")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        prepare_values(self.recipe)
         check_keys(self.recipe)
+        given, aside = with_all_groups(self.recipe.config), PutAside()
+        aside.hide(given)
         try:
-            self.config = parser.parse_object(with_all_groups(self.recipe.config))
+            self.config = parser.parse_object(given)
         except ArgumentError as error:
             raise UserError(_parser_problem(self.recipe, str(error))) from error
         except OmegaConfBaseException as error:
             raise UserError(_interpolation_problem(self.recipe, error)) from error
+        for key, value in self.config.items():
+            self.config[key] = aside.restored(value)
         config = self.config.as_dict()
         checks.check_values(self.recipe, config)
         if not self.parse_only:
@@ -106,8 +114,17 @@ class RecipeCLI(LightningCLI):
 
     def resolved(self) -> str:
         """The recipe as YAML that runs by itself: no parts, no interpolations, every default spelled out."""
-        text: str = self.parser.dump(self.config, skip_unset=False)
-        return text
+        return self._dumped(self.config.as_dict())
+
+    def recorded(self) -> str:
+        """`resolved`, with paths that mean the same in any current directory."""
+        return self._dumped(absolute_paths(self.config.as_dict()))
+
+    def _dumped(self, config: dict[str, Any]) -> str:
+        aside = PutAside()
+        aside.hide(config)
+        del config["data"]["backbone"]  # It follows the model's, and cannot be given.
+        return aside.quoted(self.parser.dump(self.parser.parse_object(config), skip_unset=False))
 
     def train(self, argv: Sequence[str]) -> int:
         """Train and report; `argv` is what followed `v1lit run`. Returns the exit code.
@@ -134,7 +151,7 @@ class RecipeCLI(LightningCLI):
         self._prepare_data()
         self._doing = ""
         header = describe_environment(argv, seed=self.config["seed_everything"])
-        save_recipe(self.folder, header + self.resolved())
+        save_recipe(self.folder, header + self.recorded())
         if line := newer_line():
             rank_zero_info(line)
         run_training(self.model, self.datamodule, self.trainer, run, self.folder)
@@ -217,6 +234,8 @@ def _interpolation_problem(recipe: Recipe, error: Exception) -> str:
     text = str(error).strip().splitlines()[0]
     missing = re.search(r"Interpolation key '([^']+)' not found", text)
     hint = nearest(missing[1], [name for name, _ in leaves()]) if missing else ""
+    if missing and missing[1] in os.environ:
+        hint = f"; the environment variable is written ${{oc.env:{missing[1]}}}"
     return f"{key} is {_as_written(recipe, key)!r} ({recipe.origin(key)}): {text}{hint}"
 
 

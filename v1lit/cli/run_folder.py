@@ -31,18 +31,25 @@ def run_folder(run: RunConfig, recipe: str) -> Iterator[Path]:
         yield Path(os.environ.get(VARIABLE) or _wanted(run, recipe))
         return
     wanted = _wanted(run, recipe)
-    missing = [place for place in wanted.parents if not place.exists()]
+    missing: list[Path] = []
     try:
+        missing += [place for place in wanted.parents if not place.exists()]
         folder, made = _make(run, wanted)
     except OSError as error:
+        _remove_empty(missing)
         raise UserError(f"run.folder: {wanted} cannot be made: {error.strerror}") from error
     os.environ[VARIABLE] = str(folder)
     try:
         yield folder
     finally:
-        with suppress(OSError):  # only empty folders can be removed
-            for place in [*([folder] if made else []), *missing]:
-                place.rmdir()
+        _remove_empty([*([folder] if made else []), *missing])
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Take these folders away, the inner ones first, up to the first one that holds something."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def save_recipe(folder: Path, text: str) -> None:

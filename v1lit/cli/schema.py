@@ -120,6 +120,12 @@ def item_dataclass(annotation: Any) -> type | None:
     return next((kind for kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind)), None)
 
 
+def kinds_of(annotation: Any) -> tuple[Any, ...]:
+    """The types that a union allows; of any other type, that one."""
+    union = typing.get_origin(annotation) in (Union, types.UnionType)
+    return typing.get_args(annotation) if union else (annotation,)
+
+
 def without_none(annotation: Any) -> Any:
     """`X` for `X | None`, any other type as it is."""
     kinds = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
@@ -255,8 +261,10 @@ def wrong_value(recipe: Recipe, key: str, given: object, problem: str = "", anno
     text = f"{key} is {written} ({recipe.origin(key)}){nearest(given, map(str, literals(annotation)))}"
     if said is not None:
         text += f": {said[0]}"
+    number = isinstance(given, int | float)  # or true or false
+    remedy = "; in quotes it is a text" if number and str in kinds_of(annotation) else ""
     return (
-        f"{text}\nallowed: {describe(annotation)}"
+        f"{text}\nallowed: {describe(annotation)}{remedy}"
         if annotation is not None
         else f"{text}, which it does not take"
     )

@@ -41,6 +41,7 @@ from v1lit.data.shards import (
     sidecar_location,
     sidecar_name,
 )
+from v1lit.paths import expand_path
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ class Catalog:
     """
 
     def __init__(self, location: str | Path, config: StreamConfig | None = None) -> None:
-        self.location, self.config = str(location), config or StreamConfig()
+        self.location, self.config = expand_path(location), config or StreamConfig()
         self.retry = self.config.retry
         self.files: list[str] = []
         self._folders: list[str | None] = []

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from v1lit.data.remote.retry import Retry
+from v1lit.paths import expand_fields, expand_within
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,10 @@ class MixtureConfig:
     """Its share of the examples, relative to the other weights; without weights, all that each has."""
     limit: int | None = None
     """Examples of it per epoch at most; the next epoch goes on with others."""
+    PATHS: ClassVar[tuple[str, ...]] = ("shards",)
 
     def __post_init__(self) -> None:
+        expand_fields(self)
         if self.limit is not None and self.limit < 1:
             raise ValueError(
                 f"data.source.mixture: the limit of {self.shards} is {self.limit}; give 1 or more"
@@ -44,6 +47,11 @@ class SourceConfig:
     """What an importing source reads: a file, a folder or a hub id."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the source, checked against what it takes."""
+    PATHS: ClassVar[tuple[str, ...]] = ("folder", "val", "path")
+
+    def __post_init__(self) -> None:
+        expand_fields(self)
+        object.__setattr__(self, "options", expand_within(self.options))
 
 
 @dataclass(frozen=True)
@@ -117,6 +125,7 @@ class StreamConfig:
     """How often a remote file is tried before it counts as unreachable."""
     timeout: float = 60.0
     """Seconds without a byte after which a connection is given up and tried again."""
+    PATHS: ClassVar[tuple[str, ...]] = ("cache",)
 
     @property
     def retry(self) -> Retry:
@@ -127,10 +136,11 @@ class StreamConfig:
     def cache_folder(self) -> Path:
         """Where remote shards and measured lengths are kept."""
         if self.cache is not None:
-            return Path(self.cache).expanduser()
+            return Path(self.cache)
         return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "v1lit"
 
     def __post_init__(self) -> None:
+        expand_fields(self)
         for name in ("shuffle_window", "lanes", "max_bad_in_a_row", "attempts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.stream.{name} is {getattr(self, name)}; give 1 or more")

@@ -19,6 +19,7 @@ from v1lit.data.show_render import GREY, INK, RED, Card, Piece, render_html, ren
 from v1lit.grounding.draw import draw_regions
 from v1lit.grounding.region import Region
 from v1lit.grounding.trace import parse_trace
+from v1lit.paths import expand_path
 
 if TYPE_CHECKING:
     from v1lit.backbones.processor import Processor
@@ -64,7 +65,7 @@ def show(
     Raises:
         ValueError: for another suffix than those two, a source without examples, or n below 1.
     """
-    out = Path(out)
+    out, source = Path(expand_path(out)), expand_path(source)
     renderers = {".html": render_html, ".htm": render_html, ".png": render_png}
     if out.suffix.lower() not in renderers:
         raise ValueError(f"{out} ends in {out.suffix or 'no suffix'!r}; allowed: .html, .png")

@@ -22,6 +22,7 @@ from v1lit.grounding.patch_map import PatchMap, token_regions
 from v1lit.grounding.picture import as_seen
 from v1lit.grounding.region import Region
 from v1lit.grounding.trace import Trace, parse_trace
+from v1lit.paths import expand_path
 from v1lit.pointer.borrow import borrowed
 from v1lit.pointer.model import PointAndCopyModel
 
@@ -134,7 +135,7 @@ class Predictor:
 
 def load(folder: str | Path, dtype: str = "auto", device: str = "cpu", **kwargs: Any) -> Predictor:
     """Open an exported model folder. `dtype` as in transformers; further options go to `from_pretrained`."""
-    folder = Path(folder)
+    folder = Path(expand_path(folder))
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"{folder} is not an exported model: it has no config.json; give the run's `model` folder"
@@ -181,7 +182,7 @@ def open_picture(picture: Picture) -> Image.Image:
         raise ValueError(
             f"a picture is a Pillow image, the bytes of an image file or its path, not {_kind(picture)}"
         )
-    path = Path(picture)
+    path = Path(expand_path(picture))
     if not path.is_file():
         raise ValueError(f"there is no image file {path}")
     return decode_image(path.read_bytes())

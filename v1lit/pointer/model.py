@@ -32,6 +32,7 @@ from v1lit.backbones.efficiency import compile_layers, enable_checkpointing
 from v1lit.backbones.load import freeze, load_backbone, refuse_incomplete
 from v1lit.backbones.registry import get_backbone
 from v1lit.backbones.segments import Segments, packed_positions
+from v1lit.paths import expand_path
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.head import PointerHead
 from v1lit.pointer.joint_loss import (
@@ -156,10 +157,11 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
 
         Raises ValueError, naming them, for weights that are missing, unexpected or of another shape.
         """
+        folder = expand_path(folder)
         with_info = kwargs.pop("output_loading_info", False)
         loaded: Any = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
         model, info = loaded
-        refuse_incomplete(info, str(folder))
+        refuse_incomplete(info, folder)
         return (model, info) if with_info else model
 
     @classmethod
@@ -167,7 +169,7 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
         """Open a checkpoint in the layout of the published v1-7B. See `v1lit.pointer.published`."""
         from v1lit.pointer.published import load_published
 
-        return load_published(Path(folder), **kwargs)
+        return load_published(Path(expand_path(folder)), **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

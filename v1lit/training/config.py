@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import PurePath
+from typing import ClassVar
+
+from v1lit.paths import expand_fields
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,12 @@ class RunConfig:
     export: bool = True
     """Write the best model as a folder that `PointAndCopyModel.from_pretrained` opens."""
 
+    PATHS: ClassVar[tuple[str, ...]] = ("folder", "resume")
+
     def __post_init__(self) -> None:
+        expand_fields(self)
+        if self.name is not None and (problem := _problem_of_name(self.name)):
+            raise ValueError(f"run.name is {self.name!r}: {problem}")
         if self.checkpoint_every is not None and self.checkpoint_every < 1:
             raise ValueError(
                 f"run.checkpoint_every is {self.checkpoint_every}; give 1 or more optimizer steps, or null"
@@ -38,3 +47,17 @@ class RunConfig:
             raise ValueError(f"run.resume is {self.resume!r}, which looks in the run's folder; give run.name")
         if self.peak_tflops is not None and self.peak_tflops <= 0:
             raise ValueError(f"run.peak_tflops is {self.peak_tflops}; it must be positive, or null")
+
+
+def _problem_of_name(name: str) -> str | None:
+    """Why a run's folder cannot have this name below `run.folder`."""
+    path = PurePath(name)
+    if not name.strip():
+        return "give a name, or leave it out for recipe name and time"
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        return "a name lies inside of run.folder; give another folder with run.folder"
+    if not name.isprintable():
+        return "line breaks and other control characters cannot be used in it"
+    if "::" in name or "://" in name:  # fsspec, which writes checkpoints, reads them as URLs.
+        return "'::' and '://' cannot be used in it"
+    return None

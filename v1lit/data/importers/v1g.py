@@ -26,6 +26,7 @@ from v1lit.data.marks import IMAGE_MARKER, REGION_NAME, escape
 from v1lit.data.shards import MAX_IMAGE_BYTES, read_index
 from v1lit.grounding.region import Region
 from v1lit.grounding.trace import parse_trace
+from v1lit.paths import expand_path
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,8 @@ def import_v1g(
             "workers and max_examples_per_shard must be at least 1, "
             f"given {workers} and {max_examples_per_shard}"
         )
-    found, out = find_source(source, split), Path(out)
+    source, out = expand_path(source), Path(expand_path(out))
+    found = find_source(source, split)
     if None not in found.splits and (out / "index.json").exists():
         raise ValueError(
             f"{out} is itself a folder of shards, and {source} has splits: choose another folder"

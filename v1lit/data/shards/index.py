@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from v1lit.data.shards.error import ShardError
 from v1lit.data.shards.sidecar import MAX_SIDECAR_BYTES, SUFFIX, ShardIndex, read_shard_index
+from v1lit.paths import expand_path
 
 if TYPE_CHECKING:
     from v1lit.data.remote import Retry
@@ -126,7 +127,8 @@ def read_index(location: str | Path, retry: Retry | None = None) -> dict[str, An
         ValueError: no index (the folder is missing or was never completed), or one that this version cannot
             read.
     """
-    path, data = _read_file(str(location), retry)
+    location = expand_path(location)
+    path, data = _read_file(location, retry)
     try:
         index = json.loads(data)
         version = index["schema_version"]
@@ -141,7 +143,7 @@ def read_index(location: str | Path, retry: Retry | None = None) -> dict[str, An
     if damaged:
         raise ValueError(f"{path} is damaged: it says {index['examples']!r} examples; {AGAIN}")
     index["shards"] = shards
-    elsewhere = "location" in index and not is_url(str(location))
+    elsewhere = "location" in index and not is_url(location)
     for file in shards.files:
         if not (is_plain_name(file) or (elsewhere and is_full_location(file))):
             raise ValueError(f"{path} names a shard outside of its folder: {file!r:.200}")
@@ -169,6 +171,7 @@ def _read_file(location: str, retry: Retry | None) -> tuple[str, bytes]:
 
 def list_shards(location: str | Path) -> list[ShardInfo]:
     """The shards that the index names, in order. ValueError as `read_index`, or for a missing local file."""
+    location = expand_path(location)
     shards = list(read_index(location)["shards"])
     for shard in shards:
         path = shard_location(location, shard.file)

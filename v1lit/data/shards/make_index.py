@@ -23,6 +23,7 @@ from v1lit.data.shards.index import (
     write_index,
 )
 from v1lit.data.shards.index_one import Task, index_one
+from v1lit.paths import expand_path
 
 MAX_LISTED = 100
 """So many problems are listed; all are counted."""
@@ -54,6 +55,7 @@ def index_shards(
         ValueError: no shards, no example in any of them, `out` is needed or holds another index.
         ShardError: a shard cannot be fetched or opened.
     """
+    location, out = expand_path(location), None if out is None else expand_path(out)
     folder, files = _choose(location, out)
     more: dict[str, Any] = {} if is_plain_name(files[0]) else {"location": _full(location)}
     old = _old_index(folder, more.get("location"))

@@ -22,6 +22,7 @@ from v1lit.data.shards.member import split_name, unpack
 from v1lit.data.shards.scan import Scan, checksums, scan_headers
 from v1lit.data.shards.sidecar import ShardIndex
 from v1lit.data.shards.tar import walk
+from v1lit.paths import expand_path
 
 
 class Shard:
@@ -42,7 +43,7 @@ class Shard:
     """
 
     def __init__(self, path: str | Path, *, name: str | None = None, index: ShardIndex | None = None) -> None:
-        self.path = Path(path)
+        self.path = Path(path := expand_path(path))
         self.name = str(path) if name is None else name
         self.index = index
         self._keys: list[str] | None = None

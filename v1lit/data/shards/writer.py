@@ -18,6 +18,7 @@ from v1lit.data.shards.index import ShardInfo, sidecar_name, write_atomically
 from v1lit.data.shards.member import counts, pack, unpack
 from v1lit.data.shards.sidecar import ShardIndex
 from v1lit.data.shards.tar import BLOCK
+from v1lit.paths import expand_path
 
 _RECORD = 20 * BLOCK
 """A tar file is a whole number of these."""
@@ -52,7 +53,7 @@ class ShardWriter:
             )
         if unique not in ("all", "shard"):
             raise ValueError(f'unique must be "all" or "shard", given {unique!r}')
-        self.folder, self.prefix, self.unique = Path(folder), prefix, unique
+        self.folder, self.prefix, self.unique = Path(expand_path(folder)), prefix, unique
         self.max_examples, self.max_bytes = max_examples, max_bytes
         self.shards: list[ShardInfo] = []
         self._keys: set[str] = set()

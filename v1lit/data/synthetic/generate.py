@@ -23,6 +23,7 @@ from v1lit.data.synthetic import charts, diagrams, shapes
 from v1lit.data.synthetic.questions import KINDS, Turn, write_turn
 from v1lit.data.synthetic.scene import Scene
 from v1lit.grounding.region import Region
+from v1lit.paths import expand_path
 
 LOOKS: Mapping[str, ModuleType] = {"shapes": shapes, "bars": charts, "diagrams": diagrams}
 """A look is a module with `draw(rng, size) -> Scene` and `ask(rng, scene, kind) -> Turn | None`."""
@@ -164,7 +165,7 @@ def synthesize(
     }
     for name, value in {**settings, "workers": 1 if workers is None else workers}.items():
         check_setting(name, value)
-    out = Path(out)
+    out = Path(expand_path(out))
     if _holds(out, settings):
         return out
     out.parent.mkdir(parents=True, exist_ok=True)

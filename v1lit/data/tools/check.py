@@ -21,6 +21,7 @@ from v1lit.data.tools.content import fetch, scan_file
 from v1lit.data.tools.examine import Examined, Task, examine
 from v1lit.data.tools.find import Finding, ShardFile, find_shards
 from v1lit.data.tools.repeated import Place, RepeatedKeys
+from v1lit.paths import expand_path
 
 KINDS = (*shards.KINDS, "missing", "unlisted", "index", "duplicate")
 """Kinds of findings: those of `ShardError`, and missing: a shard that the index names. unlisted: one that the
@@ -137,7 +138,7 @@ def _written_aside(path: str | os.PathLike[str] | None) -> Iterator[TextIO | Non
     if path is None:
         yield None
         return
-    path = Path(path)
+    path = Path(expand_path(path))
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give a file for the findings")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from v1lit.data.remote import exists, expand, is_open, is_pattern, is_remote, join, parent
 from v1lit.data.shards import INDEX_NAME, ShardError, ShardInfo, read_index, shard_location
+from v1lit.paths import expand_path
 
 AGAIN = "`v1lit data index` makes it again"
 
@@ -64,7 +65,7 @@ def find_shards(locations: Sequence[str]) -> Found:
     if not locations:
         raise ValueError("no location is given; give folders with shards, tar files or patterns")
     found = Found()
-    for location in locations:
+    for location in map(expand_path, locations):
         if _may_be_folder(location) and exists(join(location, INDEX_NAME)):
             found.shards += _of_folder(location, found)
         else:

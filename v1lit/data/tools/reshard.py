@@ -60,6 +60,7 @@ from v1lit.data.tools.reshard_shards import (
     write_shard,
 )
 from v1lit.data.tools.reshard_table import RepeatedIdError, Table, make_table
+from v1lit.paths import expand_path
 
 STAGING = ".reshard"
 SKIPPED_NAME = "skipped.jsonl"
@@ -128,7 +129,7 @@ def reshard(
         ValueError: no shards, an `out` that holds something else, an id that occurs twice.
         ShardError: a shard or example that cannot be used, with on_bad="stop".
     """
-    started, options, out = time.monotonic(), options or ReshardOptions(), Path(out)
+    started, options, out = time.monotonic(), options or ReshardOptions(), Path(expand_path(out))
     workers = count_workers(workers, 2**31)
     found = find_shards(locations)
     if options.on_bad == "stop" and found.findings:
