@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from v1lit.paths import expand_fields
 
@@ -15,6 +15,17 @@ LAYERED = ("language", "vision")
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 VIEWS = ("all", "tiles", "overview")
 ATTENTION = ("auto", "sdpa", "flash_attention_2", "varlen", "xformers", "flex_attention", "eager")
+
+
+Options = TypeVar("Options")
+
+
+def as_options(kind: type[Options], value: Options | Mapping[str, Any] | None) -> Options:
+    """Options as their dataclass, also of the plain data that checkpoints hold; defaults for None."""
+    if isinstance(value, kind):
+        return value
+    assert value is None or isinstance(value, Mapping)
+    return kind(**(value or {}))
 
 
 def explain_unknown(what: str, given: object, allowed: Iterable[str]) -> str:

@@ -31,10 +31,11 @@ from v1lit.cli.stopped import stoppable, tell_stopped
 from v1lit.cli.tried import newer_line
 from v1lit.cli.yaml_texts import PutAside
 from v1lit.data.datamodule import V1DataModule
-from v1lit.training.checkpoints import LastCheckpoint
+from v1lit.training.checkpoints import LastCheckpoint, checkpoint_to_resume
 from v1lit.training.config import RunConfig
 from v1lit.training.module import V1Module
 from v1lit.training.quiet import quiet
+from v1lit.training.resuming import RecipeChangedError, Resumed, check_resume
 from v1lit.training.run import run_training, trainer_defaults
 from v1lit.training.stopping import RunStopped, StopRequests
 
@@ -147,14 +148,28 @@ class RecipeCLI(LightningCLI):
 
     def _train(self, argv: Sequence[str], run: RunConfig) -> None:
         self._instantiate()
+        self._check_resume(run)
         self._doing = "while its data were prepared"
         self._prepare_data()
+        self._check_resume(run)  # now also the order of the data, which may not have been there
         self._doing = ""
         header = describe_environment(argv, seed=self.config["seed_everything"])
         save_recipe(self.folder, header + self.recorded())
         if line := newer_line():
             rank_zero_info(line)
         run_training(self.model, self.datamodule, self.trainer, run, self.folder)
+
+    def _check_resume(self, run: RunConfig) -> None:
+        """Refuse what a resumed run cannot change, before anything is loaded; raises UserError."""
+        path = checkpoint_to_resume(run.resume, self.folder)
+        if path is None:
+            return
+        try:
+            check_resume(path, Resumed(self.model.options, self.trainer, self.datamodule))
+        except RecipeChangedError as error:
+            origins = ", ".join(dict.fromkeys(self.recipe.origin(key) for key in error.keys))
+            text = str(error).replace("\n", f" ({origins})\n", 1) if origins else str(error)
+            raise UserError(text) from error
 
     def _when_stopped(self) -> str:
         """Where the run was when someone stopped it at once."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.processor import Processor, load_processor
 from v1lit.data.batch import Batch
+from v1lit.data.catalog import Catalog
 from v1lit.data.config import EncodingConfig, MixtureConfig, PackingConfig, SourceConfig, StreamConfig
 from v1lit.data.example import Example
 from v1lit.data.grouping import Grouping
@@ -101,6 +102,7 @@ class V1DataModule(LightningDataModule):
         _check_lengths(self.packing, self.encoding)
         self.stream = stream or StreamConfig()
         self.map = None if map is None else ExampleMap(map, seed)
+        self.map_validation = map_validation
         self.val_map = self.map if map_validation else None
         self._prepared = False
         self._processor: Processor | None = None
@@ -108,6 +110,26 @@ class V1DataModule(LightningDataModule):
         self._reading = ReadingState()
         self._start = (0, Progress())
         self._skips = SkipList(self.stream)
+        self._val_content: str | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What it was made with, as plain data: what a run that goes on is compared with."""
+        configs = ("backbone", "source", "encoding", "packing", "stream")
+        numbers = (
+            "batch_size",
+            "val_batch_size",
+            "max_val_examples",
+            "num_workers",
+            "group_by_length",
+            "seed",
+        )
+        return {
+            **{name: asdict(getattr(self, name)) for name in configs},
+            **{name: getattr(self, name) for name in numbers},
+            "map": None if self.map is None else self.map.given,
+            "map_validation": self.map_validation,
+        }
 
     @property
     def processor(self) -> Processor:
@@ -140,6 +162,13 @@ class V1DataModule(LightningDataModule):
     def has_val(self) -> bool:
         """Whether there are validation shards."""
         return has_val(self.source, self.stream.retry)
+
+    @property
+    def val_content(self) -> str | None:
+        """Changes when the validation shards do; None where there are none."""
+        if self._val_content is None and self.has_val:
+            self._val_content = Catalog(self.val_location, self.stream).content[:16]
+        return self._val_content
 
     @property
     def grouping(self) -> Grouping:
@@ -183,6 +212,7 @@ class V1DataModule(LightningDataModule):
         """Begin a run: forget where an earlier one on this data module has come."""
         _refuse_changing_accumulation(self.trainer)
         self._train, self._reading, self._start = None, ReadingState(), (0, Progress())
+        self._val_content = None
         folder = Path(self.trainer.default_root_dir) if self.trainer is not None else None
         own = self.trainer is not None and self.trainer.global_rank == 0
         self._skips = SkipList(self.stream, folder / FILE if folder is not None and own else None)
@@ -309,13 +339,8 @@ class V1DataModule(LightningDataModule):
                 "the trainer read training data before it loaded the checkpoint, to estimate the number of "
                 "steps; set trainer.max_steps, and trainer.max_epochs=-1"
             )
+        self._refuse_other_order(state_dict)
         progress = progress_from_dict(state_dict)
-        other = difference(state_dict["data"], self.opened.identity)
-        if other is not None and progress.steps:
-            raise ValueError(
-                f"the checkpoint was made in the middle of an epoch of other data; {other}. Its order cannot "
-                "be gone on with: take the same data and options, or begin a new run"
-            )
         self._skips.resume(
             progress.epoch,
             progress.steps,
@@ -324,6 +349,22 @@ class V1DataModule(LightningDataModule):
             int(state_dict.get("left_out", 0)),
         )
         self._reading.resume(progress)
+
+    def amid_epoch(self, checkpoint: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint was written between two steps of an epoch."""
+        return bool(checkpoint.get(type(self).__qualname__, {}).get("steps"))
+
+    def refuse_other_order(self, checkpoint: Mapping[str, Any]) -> None:
+        """Raise ValueError if the examples of the checkpoint's epoch come in another order now."""
+        self._refuse_other_order(checkpoint.get(type(self).__qualname__, {}))
+
+    def _refuse_other_order(self, state: Mapping[str, Any]) -> None:
+        other = difference(state["data"], self.opened.identity) if state.get("steps") else None
+        if other is not None:
+            raise ValueError(
+                f"the checkpoint was made in the middle of an epoch of other data; {other}\n"
+                "its order cannot be gone on with: take the same data and options, or begin a new run"
+            )
 
     def align(self, checkpoint: dict[str, Any]) -> None:
         """Let Lightning count the batches of the epoch as they are laid out now.

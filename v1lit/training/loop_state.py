@@ -8,6 +8,7 @@ between two steps.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning import Trainer
@@ -89,6 +90,21 @@ def follow_schedule(trainer: Trainer) -> None:
             for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
             schedule._last_lr = rates
+
+
+def use_group_options(trainer: Trainer, options: Sequence[Mapping[str, Any]]) -> None:
+    """Give the optimizer's groups their options (`lr`, `betas`, ...) again, and follow the schedule.
+
+    A checkpoint brings those that it was written with. How the kernel goes about it stays that of its state.
+    """
+    kept = {"params", "fused", "foreach", "capturable"}
+    for optimizer in trainer.optimizers if options else []:
+        for group, own in zip(optimizer.param_groups, options, strict=True):
+            group.update({name: value for name, value in own.items() if name not in kept})
+    for config in trainer.lr_scheduler_configs if options else []:
+        if isinstance(config.scheduler, LambdaLR):
+            config.scheduler.base_lrs = [group["initial_lr"] for group in options]
+    follow_schedule(trainer)
 
 
 def _all(counters: Counters, value: int) -> None:

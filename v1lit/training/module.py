@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from v1lit.backbones.attention import choose_attention
-from v1lit.backbones.config import BackboneConfig
+from v1lit.backbones.config import BackboneConfig, as_options
 from v1lit.data.batch import Batch
 from v1lit.data.datamodule import V1DataModule
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.joint_loss import choose_loss
 from v1lit.pointer.model import PointAndCopyModel, PointAndCopyOutput
+from v1lit.training.loop_state import use_group_options
 from v1lit.training.metrics import LossMeans, PointingMetrics
 from v1lit.training.optimizer import OptimizerConfig, build_optimizer, learning_rate_factor
+from v1lit.training.resuming import Resumed, carry_over, refuse_changes, refuse_other_model
 from v1lit.training.steps import steps_of_epochs, total_steps
 
 
@@ -54,21 +58,37 @@ class V1Module(LightningModule):
         verify_loss: every so many steps, compare the loss and its gradients with the readable reference on
             up to 256 positions of the batch, and stop where they differ; 0 for never.
         init_seed: of the weights that start at random: the pointer head's, and a tiny backbone's.
+
+        Configs may be plain mappings, as checkpoints hold them.
         """
         super().__init__()
         if on_nonfinite not in ("stop", "skip"):
             raise ValueError(f"model.on_nonfinite is {on_nonfinite!r}; allowed: stop, skip")
         if verify_loss < 0:
             raise ValueError(f"model.verify_loss is {verify_loss}; give a number of steps, or 0 for never")
-        self.backbone_config = backbone
-        self.pointer_config = pointer or PointerConfig()
-        self.optimizer_config = optimizer or OptimizerConfig()
+        self.backbone_config = as_options(BackboneConfig, backbone)
+        self.pointer_config = as_options(PointerConfig, pointer)
+        self.optimizer_config = as_options(OptimizerConfig, optimizer)
         self.on_nonfinite = on_nonfinite
         self.max_nonfinite = max_nonfinite
         self.verify_loss = verify_loss
         self.init_seed = init_seed
         self.nonfinite = 0
         self._answers: list[tuple[Tensor, Tensor]] = []
+        self._group_options: list[dict[str, Any]] = []
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What to make such a module of, as plain data: `V1Module(**options)`."""
+        return {
+            "backbone": asdict(self.backbone_config),
+            "pointer": asdict(self.pointer_config),
+            "optimizer": asdict(self.optimizer_config),
+            "on_nonfinite": self.on_nonfinite,
+            "max_nonfinite": self.max_nonfinite,
+            "verify_loss": self.verify_loss,
+            "init_seed": self.init_seed,
+        }
 
     def configure_model(self) -> None:
         """Make the model, once."""
@@ -180,11 +200,6 @@ class V1Module(LightningModule):
         if consumed is not None:
             consumed(batch)
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let Lightning count the batches of the epoch as they are laid out now."""
-        if isinstance(data := getattr(self.trainer, "datamodule", None), V1DataModule):
-            data.align(checkpoint)
-
     def _is_nonfinite(self, loss: Tensor) -> bool:
         """The same on every rank where batches may be skipped: a rank that skips alone hangs the others."""
         bad = ~torch.isfinite(loss.detach())
@@ -226,6 +241,37 @@ class V1Module(LightningModule):
             self.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
             self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
 
+    # ------------------------------------------------------------------ checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write down with which options it was trained, for `load_from_checkpoint` and for who goes on."""
+        Resumed(self.options, self.trainer, self._data).save(checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse weights of another model and, of a run that goes on, what it cannot change of its recipe.
+
+        Also lets Lightning count the batches of the epoch as they are laid out now.
+        """
+        trainer = self._trainer
+        if trainer is None or trainer.state.fn != TrainerFn.FITTING:
+            refuse_other_model(checkpoint, self.options, "the checkpoint")
+            return
+        run = Resumed(self.options, trainer, self._data)
+        changed = run.differences(checkpoint)
+        refuse_changes(checkpoint, changed, run, str(trainer.ckpt_path))
+        carry_over(checkpoint, changed, trainer)
+        if run.data is not None:
+            run.data.align(checkpoint)
+
+    def on_train_start(self) -> None:
+        """Take the optimizer's options from this run: a checkpoint brings those of its own."""
+        use_group_options(self.trainer, self._group_options)
+
+    @property
+    def _data(self) -> V1DataModule | None:
+        data = getattr(self._trainer, "datamodule", None)
+        return data if isinstance(data, V1DataModule) else None
+
     # ------------------------------------------------------------------ validation
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -263,6 +309,7 @@ class V1Module(LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(step, steps, config)
         )
+        self._group_options = [{**group, "params": None} for group in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _check_end(self, steps: int | None) -> None:

@@ -1,0 +1,251 @@
+"""What a run that goes on from a checkpoint may change of its recipe, key by key, and what then happens."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from v1lit.data.datamodule import V1DataModule
+
+RECIPE = "v1lit"
+"""Our key of a checkpoint: `model` and `data`, options as plain data, and `around`, what else is compared."""
+VALIDATION = "the validation shards"
+
+
+class Change(Enum):
+    """What happens when a key has another value than in the run that wrote the checkpoint."""
+
+    MODEL = "refused: the weights are those of another model"
+    START = "refused: it acts once, where a run begins"
+    ORDER = "refused in the middle of an epoch, which cannot go on in another order"
+    CONTENT = "the content of the shards counts: as ORDER for training, as MEASURE for validation"
+    MEASURE = "applied; `val/loss` measures something else now, so the best checkpoint is chosen anew"
+    LIMIT = "applied; refused where the checkpoint lies behind it"
+    APPLIED = "applied from the next step on"
+    JOB = "of each job: nothing of it is in a checkpoint"
+
+
+def _keys(group: str, names: str, change: Change) -> dict[str, Change]:
+    return {f"{group}.{name}" if group else name: change for name in names.split()}
+
+
+CHANGES: dict[str, Change] = {
+    **_keys("model.backbone", "name tiny", Change.MODEL),
+    **_keys("model.pointer", "tie_heads width key_source normalize gate", Change.MODEL),
+    **_keys("model", "backbone.weights backbone.freeze pointer.identity_init init_seed", Change.START),
+    **_keys("model", "optimizer.name", Change.START),
+    **_keys("data", "seed stream.shuffle_window stream.lanes", Change.ORDER),
+    **_keys("data.source", "name folder mixture val path options", Change.CONTENT),
+    **_keys("model.backbone", "image views", Change.MEASURE),
+    **_keys("model.pointer", "loss z_weight z_top_k label_smoothing first_pointer_weight", Change.MEASURE),
+    **_keys("data", "max_val_examples map map_validation", Change.MEASURE),
+    **_keys("data.encoding", "max_tokens supervise coordinates", Change.MEASURE),
+    **_keys("trainer", "limit_val_batches", Change.MEASURE),
+    **_keys("trainer", "max_steps max_epochs", Change.LIMIT),
+    **_keys("model.backbone", "dtype attention gradient_checkpointing compile", Change.APPLIED),
+    **_keys("model.pointer", "loss_implementation loss_chunk", Change.APPLIED),
+    **_keys("model.optimizer", "lr betas eps weight_decay schedule warmup final", Change.APPLIED),
+    **_keys("model", "on_nonfinite max_nonfinite verify_loss", Change.APPLIED),
+    **_keys("data", "batch_size val_batch_size num_workers group_by_length", Change.APPLIED),
+    **_keys("data.packing", "length look_ahead max_images max_image_tokens", Change.APPLIED),
+    **_keys("data.stream", "tail on_bad max_bad_fraction max_bad_in_a_row max_seconds", Change.APPLIED),
+    **_keys("data.stream", "cache cache_gb attempts timeout", Change.APPLIED),
+    **_keys("", "seed_everything", Change.JOB),
+    **_keys("run", "folder name resume checkpoint_every report_examples report_batch_size", Change.JOB),
+    **_keys("run", "report_max_new_tokens pictures peak_tflops export", Change.JOB),
+    **_keys("trainer", "accelerator strategy devices num_nodes precision logger callbacks", Change.JOB),
+    **_keys("trainer", "fast_dev_run min_epochs min_steps max_time limit_train_batches", Change.JOB),
+    **_keys("trainer", "limit_test_batches limit_predict_batches overfit_batches", Change.JOB),
+    **_keys("trainer", "val_check_interval check_val_every_n_epoch num_sanity_val_steps", Change.JOB),
+    **_keys("trainer", "log_every_n_steps enable_checkpointing enable_progress_bar", Change.JOB),
+    **_keys("trainer", "enable_model_summary accumulate_grad_batches gradient_clip_val", Change.JOB),
+    **_keys("trainer", "gradient_clip_algorithm deterministic benchmark inference_mode", Change.JOB),
+    **_keys("trainer", "use_distributed_sampler profiler detect_anomaly barebones plugins", Change.JOB),
+    **_keys("trainer", "sync_batchnorm reload_dataloaders_every_n_epochs default_root_dir", Change.JOB),
+    **_keys("trainer", "enable_autolog_hparams model_registry", Change.JOB),
+}
+"""Every key of a recipe. docs/streaming.md has the same table; tests see that neither lacks a key."""
+
+
+class RecipeChangedError(ValueError):
+    """A resumed run cannot have this recipe; `keys` are those that stand in the way."""
+
+    def __init__(self, message: str, keys: Collection[str] = ()) -> None:
+        super().__init__(message)
+        self.keys = list(keys)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint as data, tensors only mapped. Raises ValueError for a file that is none."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{path} is no checkpoint that can be read: {reason}") from error
+    if not isinstance(found, dict) or "state_dict" not in found or "loops" not in found:
+        raise ValueError(f"{path} is no checkpoint of a training run; give one of a run's checkpoints/")
+    return found
+
+
+def differences(
+    was: Mapping[str, Any], model: Mapping[str, Any], data: Mapping[str, Any], around: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Keys with another value in a checkpoint than now, with both values; what only one has is left out."""
+    before = _flat(**{"model": {}, "data": {}, "around": {}, **was.get(RECIPE, {})})
+    now = _flat(model, data, around)
+    return {key: (before[key], now[key]) for key in now if key in before and before[key] != now[key]}
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A run that goes on: what a checkpoint is compared with."""
+
+    model: Mapping[str, Any]
+    """Options of the V1Module."""
+    trainer: Trainer
+    data: V1DataModule | None = None
+
+    def differences(self, checkpoint: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        options = {} if self.data is None else self.data.options
+        return differences(checkpoint, self.model, options, self.surroundings)
+
+    @property
+    def surroundings(self) -> dict[str, Any]:
+        """What is compared beside the options."""
+        found: dict[str, Any] = {"trainer.limit_val_batches": self.trainer.limit_val_batches}
+        if self.data is not None and self.data.val_content is not None:
+            found[VALIDATION] = self.data.val_content
+        return found
+
+    def save(self, checkpoint: dict[str, Any]) -> None:
+        """Write down what a run that goes on is compared with, and what makes the module again."""
+        key = LightningModule.CHECKPOINT_HYPER_PARAMS_KEY
+        checkpoint[key] = {**checkpoint.get(key, {}), **self.model}
+        data = {} if self.data is None else self.data.options
+        checkpoint[RECIPE] = {"model": dict(self.model), "data": data, "around": self.surroundings}
+
+
+def refuse_other_model(checkpoint: Mapping[str, Any], model: Mapping[str, Any], name: str) -> None:
+    """Raise RecipeChangedError where the checkpoint's weights are not those of such a model."""
+    _refuse(differences(checkpoint, model, {}, {}), {Change.MODEL}, name)
+
+
+def refuse_changes(
+    checkpoint: Mapping[str, Any], changed: Mapping[str, tuple[Any, Any]], run: Resumed, name: str
+) -> None:
+    """Raise RecipeChangedError for what a resumed run can neither apply nor ignore.
+
+    Args:
+        checkpoint: as read.
+        changed: the `differences` to it.
+        run: the run that goes on.
+        name: of the checkpoint, for the message.
+    """
+    if RECIPE not in checkpoint:
+        raise RecipeChangedError(
+            f"{name} does not say how it was trained (it has no {RECIPE!r}), so it cannot be known "
+            "whether this run may go on with it\nbegin a new run"
+        )
+    kinds = {Change.MODEL, Change.START}
+    if run.data is not None and run.data.amid_epoch(checkpoint):
+        kinds.add(Change.ORDER)
+    _refuse(changed, kinds, name)
+    epochs = int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"])
+    for key, limit, done in (
+        ("max_steps", run.trainer.max_steps, int(checkpoint["global_step"])),
+        ("max_epochs", run.trainer.max_epochs, epochs),
+    ):
+        if limit is not None and 0 <= limit < done:
+            raise RecipeChangedError(
+                f"trainer.{key} is {limit}, but {name} was written after {done}\n"
+                f"give {done} or more, or go on from an earlier checkpoint",
+                [f"trainer.{key}"],
+            )
+
+
+def carry_over(checkpoint: dict[str, Any], changed: Mapping[str, tuple[Any, Any]], trainer: Trainer) -> None:
+    """Take out of a checkpoint what callbacks would restore though it holds no more; say what has changed.
+
+    The time limit is that of one job, patience the recipe's, and the best value of another measure is none.
+    """
+    states = checkpoint.get("callbacks", {})
+    measures = [key for key in changed if _kind(key) is Change.MEASURE]
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # a connector sets it
+        key = callback.state_key
+        watches_loss = str(getattr(callback, "monitor", "")).startswith("val/loss")
+        chooses = isinstance(callback, (ModelCheckpoint, EarlyStopping)) and watches_loss
+        if isinstance(callback, Timer) or (measures and chooses):
+            states.pop(key, None)
+        elif isinstance(callback, EarlyStopping) and key in states:
+            states[key] = {**states[key], "patience": callback.patience}
+    if changed:
+        listed = "; ".join(f"{key} {_shown(was)} -> {_shown(now)}" for key, (was, now) in changed.items())
+        rank_zero_info(f"changed since the checkpoint: {listed}")
+    if measures:
+        rank_zero_info(f"val/loss has changed its meaning ({', '.join(measures)}): the best is chosen anew")
+
+
+def check_resume(path: str, run: Resumed) -> None:
+    """Before anything is loaded: raise ValueError where the run cannot go on from this checkpoint.
+
+    What other strategies and file systems have, folders and remote files, is looked at when it is loaded.
+    """
+    if Path(path).is_file():
+        checkpoint = read_checkpoint(path)
+        refuse_changes(checkpoint, run.differences(checkpoint), run, path)
+        if run.data is not None and run.data.has_train:
+            run.data.refuse_other_order(checkpoint)
+
+
+def _refuse(changed: Mapping[str, tuple[Any, Any]], kinds: Collection[Change], name: str) -> None:
+    refused = {key: values for key, values in changed.items() if _kind(key) in kinds}
+    if not refused:
+        return
+    listed = "; ".join(f"{key} was {_shown(was)} and is {_shown(now)}" for key, (was, now) in refused.items())
+    amid = " in the middle of an epoch" if all(_kind(key) is Change.ORDER for key in refused) else ""
+    raise RecipeChangedError(
+        f"{name} cannot be gone on with{amid}: {listed}\n"
+        "take the old value to go on, or begin a new run: another run.name, without run.resume",
+        refused,
+    )
+
+
+def _kind(key: str) -> Change:
+    return CHANGES.get(key, Change.MEASURE)  # VALIDATION is no key
+
+
+def _flat(model: Mapping[str, Any], data: Mapping[str, Any], around: Mapping[str, Any]) -> dict[str, Any]:
+    """Recorded options by their keys of a recipe, spelled one way."""
+    groups, found = {"model": model, "data": data}, dict(around)
+    for key, change in CHANGES.items():
+        if key.partition(".")[0] in groups and change is not Change.CONTENT:
+            found.update((key, value) for value in _at(groups, key))
+    if found.get("model.backbone.weights") != "tiny":
+        found.pop("model.backbone.tiny", None)
+    if "model.backbone.freeze" in found:
+        found["model.backbone.freeze"] = sorted(set(found["model.backbone.freeze"]))
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
+
+
+def _at(nested: Mapping[str, Any], key: str) -> Iterator[Any]:
+    """The value under a dotted key, if there is one."""
+    found: Any = nested
+    for name in key.split("."):
+        if not isinstance(found, Mapping) or name not in found:
+            return
+        found = found[name]
+    yield found
+
+
+def _shown(value: object) -> str:
+    return json.dumps(value, default=str)
