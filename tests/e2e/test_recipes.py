@@ -7,7 +7,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -138,15 +139,25 @@ def test_the_hub_ids(resolved):
 # ---------------------------------------------------------------- two steps of each
 
 
+def shown(recorded: Iterable[warnings.WarningMessage]) -> list[str]:
+    """Warnings that Python would write to a person's screen, where it is not told otherwise."""
+    hidden = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
+    return [str(one.message) for one in recorded if not issubclass(one.category, hidden)]
+
+
 def the_run(folder: Path) -> Path:
     (run,) = (folder / "runs").iterdir()
     return run
 
 
 @pytest.mark.parametrize("name", ["tiny_qwen", "tiny_llava", "tiny_internvl"])
-def test_a_tiny_recipe_trains_and_its_saved_recipe_runs_again(name, tmp_path, monkeypatch, capfd):
+def test_a_tiny_recipe_trains_and_its_saved_recipe_runs_again(
+    name, tmp_path, monkeypatch, capfd, caplog, recwarn
+):
     monkeypatch.chdir(tmp_path)
     small = ["--data.source.options.examples=8", "--data.source.options.val_examples=2"]
+    newer = "newer than tested: torch 99.0" if name == "tiny_llava" else None
+    monkeypatch.setattr("v1lit.cli.recipe_cli.newer_line", lambda: newer)
     assert main(["run", name, *SMALL, *small]) == 0, capfd.readouterr().err
     run = the_run(tmp_path)
     metrics = json.loads((run / "metrics.json").read_text())
@@ -162,7 +173,11 @@ def test_a_tiny_recipe_trains_and_its_saved_recipe_runs_again(name, tmp_path, mo
     saved = (run / "recipe.yaml").read_text()
     for words in ("# command: v1lit run", "# seed: ", "# git: ", "# torch: ", "# v1lit: "):
         assert words in saved
-    assert str(run.relative_to(tmp_path)) in capfd.readouterr().out
+    out, err = capfd.readouterr()
+    assert str(run.relative_to(tmp_path)) in out
+    assert "Warning" not in err
+    assert caplog.messages.count("newer than tested: torch 99.0") == (name == "tiny_llava")
+    assert shown(recwarn) == []
     if name == "tiny_qwen":  # once is enough: the file is the same kind for all
         again = tmp_path / "again"
         again.mkdir()
@@ -173,10 +188,11 @@ def test_a_tiny_recipe_trains_and_its_saved_recipe_runs_again(name, tmp_path, mo
 
 
 @pytest.mark.parametrize("name", ["tiny_qwen_real", *V1G])
-def test_a_v1g_recipe_trains_on_its_familys_tiny_version(name, rows, tmp_path, monkeypatch, capfd):
+def test_a_v1g_recipe_trains_on_its_familys_tiny_version(name, rows, tmp_path, monkeypatch, capfd, recwarn):
     monkeypatch.chdir(tmp_path)
     source = [f"--data.source.path={rows}", "--data.source.folder=shards", "--model.backbone.weights=tiny"]
     assert main(["run", name, *ON_ONE_CPU, *SMALL, *source]) == 0, capfd.readouterr().err
+    assert shown(recwarn) == []
     assert json.loads((the_run(tmp_path) / "metrics.json").read_text())["train/steps"] == 2
 
 
@@ -228,7 +244,8 @@ def test_two_processes_end_cleanly_and_say_nothing_superfluous(tmp_path):
     assert json.loads((tmp_path / "runs/x/metrics.json").read_text())["train/steps"] == 2
     assert (tmp_path / "runs/x/model/model.safetensors").is_file()
     said = [line for line in done.stderr.splitlines() if line.strip("- ")]
-    told = ("attention: sdpa", "loss: chunked", "MFU is the share of")
+    told = ("drawing", "attention: sdpa", "loss: chunked", "MFU is the share of", "newer than tested: ")
     assert [line for line in said if "istributed" not in line and not line.startswith(told)] == []
+    assert sum(line.startswith("newer than tested: ") for line in said) <= 1
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert "parameters on 2 x cpu" in done.stdout

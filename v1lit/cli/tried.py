@@ -23,7 +23,6 @@ MAJOR = (
     "transformers",
     "lightning",
     "torchmetrics",
-    "timm",
     "jsonargparse",
     "omegaconf",
     "webdataset",
