@@ -50,15 +50,14 @@ def computed(variant: str) -> dict[str, Any]:
 def looked_at(logits: Tensor) -> list[dict[str, Any]]:
     """Of `[tokens, classes]` without padding: some rows, each with logsumexp, best class and a few logits."""
     places = torch.linspace(0, len(logits) - 1, POSITIONS).long().tolist()
+    step = (logits.shape[1] - FIRST_POINTER) // 4
     return [
         {
             "at": place,
             "logsumexp": float(logits[place].logsumexp(dim=0)),
             "best": int(logits[place].argmax()),
             "text": logits[place, 3:FIRST_POINTER:24].tolist(),
-            "pointers": logits[place, FIRST_POINTER:][
-                :: max(1, (logits.shape[1] - FIRST_POINTER) // 4)
-            ].tolist(),
+            "pointers": logits[place, FIRST_POINTER::step].tolist(),
         }
         for place in places
     ]
