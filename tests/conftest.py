@@ -1,27 +1,48 @@
-"""Fixtures shared by all tests; makes `families` importable from all of them."""
+"""What all tests share: their folders, and what becomes of tests that this machine cannot run."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
+# Tests run side by side, and their tensors are tiny; in their subprocesses too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No test depends on how busy the machine is.
 settings.register_profile("v1lit", deadline=None)
 settings.load_profile("v1lit")
 sys.path.insert(0, str(Path(__file__).parent))
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+MAY_BE_SKIPPED = (
+    "a GPU runs the kernel itself",
+    "bitsandbytes is not installed",
+    "click is not installed",
+    "moto is not installed",
+    "no such kernel here",
+    "no /dev/full",
+    "no /proc",
+    "no C++ compiler",
+    "processes cannot be forked",
+    "s3fs is not installed",
+    "this torch has one backend",
+    "triton is not installed",
+    "v1lit is not installed",
+    "xformers is not installed",
+)
+"""All reasons for which a test may be skipped; any other skip is a failure. What needs a GPU (marker `gpu`)
+or the reference data (fixture `shared`) is left out without them, and counted."""
+LEFT_OUT = pytest.StashKey[Counter[str]]()
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with goldens and sample data beside the checkout; the test is skipped where it is absent."""
-    if not SHARED.is_dir():
-        pytest.skip(f"no reference data: {SHARED} does not exist")
+    """Goldens and sample data beside the checkout; where they are absent, the test is left out."""
     return SHARED
 
 
@@ -31,3 +52,75 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(os.environ, "XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+# ---------------------------------------------------------------------- tests that cannot run here
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[LEFT_OUT] = Counter()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs a GPU or reference data that are not here, after `-m` and `-k` have chosen."""
+    reasons = {item: reason for item in items if (reason := _why_not(item)) is not None}
+    items[:] = [item for item in items if item not in reasons]
+    config.stash[LEFT_OUT] = Counter(reasons.values())
+    config.hook.pytest_deselected(items=list(reasons))
+
+
+def _why_not(item: pytest.Item) -> str | None:
+    if item.get_closest_marker("gpu") is not None and not _has_gpu():
+        return "GPU tests not run: no GPU"
+    if "shared" in getattr(item, "fixturenames", ()) and not SHARED.is_dir():
+        return f"tests on reference data not run: no {SHARED}"
+    return None
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Any:
+    return _refuse_unknown_skip((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Any:
+    return _refuse_unknown_skip((yield))
+
+
+def _refuse_unknown_skip(report: Any) -> Any:
+    """The report of a test or a module, failed if it was skipped for no known reason."""
+    if report.outcome == "skipped" and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if not reason.removeprefix("Skipped: ").startswith(MAY_BE_SKIPPED):
+            report.outcome, report.longrepr = (
+                "failed",
+                f"{reason}\n(not in MAY_BE_SKIPPED of tests/conftest.py)",
+            )
+    return report
+
+
+# ---------------------------------------------------------------------- what is said of them
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of pytest-xdist tells the main process, which collects nothing itself."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["left_out"] = dict(session.config.stash[LEFT_OUT])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[LEFT_OUT] = Counter(getattr(node, "workeroutput", {}).get("left_out", {}))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    for reason, count in config.stash[LEFT_OUT].items():
+        terminalreporter.write_line(f"{count} {reason}")

@@ -30,7 +30,7 @@ from v1lit.training.callbacks import ValidateAtEnd
 from v1lit.training.checkpoints import LastCheckpoint
 from v1lit.training.steps import total_steps
 
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked, to start quickly")
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked")
 BACKBONE = BackboneConfig("qwen2_5_vl")
 LONGEST = 120
 """Tokens of the longest example."""

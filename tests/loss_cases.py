@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -19,27 +20,20 @@ SLACK, ROUNDINGS = 2.0, 30
 one rounding in that type is always granted), and so many roundings of the sums."""
 
 
-def _why_no_triton() -> str | None:
-    try:
-        import triton  # noqa: F401
-    except ImportError:
-        return "triton is not installed"
-    if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
-        return None
-    return "the kernel needs a GPU, or TRITON_INTERPRET=1 as in test_triton_interpreted.py"
-
-
-NO_TRITON = _why_no_triton()
-INTERPRETED = NO_TRITON is None and not torch.cuda.is_available()
+NO_TRITON = find_spec("triton") is None
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and not NO_TRITON
+"""Whether Triton's kernels run without a GPU, as in test_triton_interpreted.py."""
 if INTERPRETED:
     from v1lit.pointer.joint_loss import triton_rows
 
     triton_rows.BLOCK = 64  # several to a row
-FAST = [
-    "chunked",
-    pytest.param("triton", marks=pytest.mark.skipif(NO_TRITON is not None, reason=NO_TRITON or "")),
-]
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+TRITON_MARKS = (
+    *([] if INTERPRETED else [pytest.mark.gpu]),
+    pytest.mark.skipif(NO_TRITON, reason="triton is not installed"),
+)
+FAST = ["chunked", pytest.param("triton", marks=TRITON_MARKS)]
+TYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
 
 
 @dataclass(frozen=True)
@@ -76,6 +70,20 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "separate": {"separate": True},
     "separate smoothed": {"separate": True, "label_smoothing": 0.1},
 }
+FAST_CASES = [
+    pytest.param(
+        implementation,
+        options,
+        dtype,
+        id=f"{implementation}-{name}-{dtype}",
+        marks=TRITON_MARKS if implementation == "triton" else (),
+    )
+    for implementation in ("chunked", "triton")
+    for name, options in OPTIONS.items()
+    for dtype in TYPES
+    if implementation != "triton" or (dtype != torch.float64 and "z_top_k" not in options)
+]
+"""Implementation, options and type, where they go together."""
 
 
 @dataclass(frozen=True)

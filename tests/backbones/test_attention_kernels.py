@@ -340,14 +340,14 @@ def test_the_mask_of_xformers_is_the_dense_mask(lengths: tuple[int, ...]) -> Non
     assert torch.equal(added == float("-inf"), ~dense_mask(Segments(lengths)))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("heads", [(8, 8), (8, 2)])
 @pytest.mark.parametrize("name", KERNELS)
 def test_on_a_gpu_every_kernel_computes_the_same(name: str, heads: tuple[int, int]) -> None:
     device, lengths = torch.device("cuda"), (130, 1, 1, 500, 77)
     reason = KERNELS[name].reason(device, torch.bfloat16)
     if reason is not None:
-        pytest.skip(f"{name}: {reason}")
+        pytest.skip(f"no such kernel here: {name} {reason}")
     exact = draw(lengths, heads, width=64)
     wanted = attend_segments(*exact, Segments(lengths, "eager"), 0.125)
     rounded = [x.detach().to(device, torch.bfloat16).requires_grad_() for x in exact]

@@ -47,7 +47,7 @@ def test_run_stays_here_though_lightning_sdk_is_installed(sdk, tmp_path):
 
 
 def test_without_lightning_sdk_the_rest_goes_to_fabric(tmp_path):
-    pytest.importorskip("click", reason="fabric's command line needs click")
+    pytest.importorskip("click", reason="click is not installed")
     done = lightning("nonsense", cwd=tmp_path)
     assert done.returncode == 2
     assert "Usage: " in done.stderr

@@ -32,7 +32,7 @@ from v1lit.data.shards import index_shards, list_shards, read_sidecar
 from v1lit.data.skips import FILE, BadDataError
 from v1lit.data.stream import ShardDataset
 
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked, to start quickly")
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked")
 COUNT, PER_SHARD = 15, 5
 SHARDS = [f"shard-{number:06}.tar" for number in range(COUNT // PER_SHARD)]
 BAD = 7

@@ -103,7 +103,7 @@ def test_moving_takes_the_step_counts_along() -> None:
     assert with_sums([6, 3, 1], 2).to("cpu").step_counts.tolist() == [3.0, 1.5, 0.5]  # type: ignore[union-attr]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="only memory for a GPU is pinned")
+@pytest.mark.gpu  # only memory for a GPU is pinned
 def test_pinned_memory_holds_every_tensor() -> None:
     batch = with_sums([6, 3, 1], 2).pin_memory()
     assert batch.step_sums is not None

@@ -140,7 +140,7 @@ class Noting(LightningModule):
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked, to start quickly")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked")
 def test_two_processes_with_different_numbers_of_packs_make_the_same_steps(tmp_path: Path) -> None:
     synthesize(tmp_path / "train", examples=38, image_size=(112, 112), workers=1, progress=False)
     data = V1DataModule(

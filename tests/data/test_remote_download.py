@@ -341,7 +341,7 @@ def test_a_full_disk_is_told_and_cleared(
     assert len(server.requests) == 1
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_a_device_without_room_is_that_error(tmp_path: Path) -> None:
     part = Part(tmp_path / "part", tmp_path / "note")
     part._file.close()

@@ -14,8 +14,8 @@ from forked import run_all
 from v1lit.data.remote import RemoteError, Retry, ShardCache, download, exists, expand, read_bytes, store
 from v1lit.data.remote import filesystem as filesystems
 
-s3fs = pytest.importorskip("s3fs", reason="needs s3fs (pip install 'v1lit[s3]')")
-pytest.importorskip("moto.server", reason="needs moto[server]")
+s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed")
+pytest.importorskip("moto.server", reason="moto is not installed")
 
 QUICK = Retry(attempts=3, first_wait=0.001, longest_wait=0.002, timeout=20)
 DATA = random.Random(1).randbytes(200_000)

@@ -28,7 +28,7 @@ from v1lit.data.plan.epoch import Layout, Progress, rank_rows
 from v1lit.data.plan.slots import counted_rows
 from v1lit.data.sequence import open_sequence
 
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked, to start quickly")
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked")
 COUNT = 13
 PACKED = PackingConfig(240)
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from v1lit.data import encoding
 from v1lit.data.example import Example, Message
 from v1lit.data.images import read_header
 from v1lit.data.shards import ShardWriter, write_index
@@ -259,7 +260,6 @@ def test_the_page_colours_tokens_when_a_processor_is_given(
             input_ids=np.array(ids), labels=np.array(labels), regions=(span,), cut=2, unseen=("<|region_9|>",)
         )
 
-    encoding = pytest.importorskip("v1lit.data.encoding")
     monkeypatch.setattr(encoding, "encode", encode)
     page = page_of(written(tmp_path / "set", example()), tmp_path / "page.html", processor=Bytes())
     assert "5 tokens, 2 learned, 1 pointers" in page.text
@@ -275,7 +275,6 @@ def test_an_example_that_cannot_be_encoded_says_why(tmp_path: Path, monkeypatch:
     def encode(*_: object) -> None:
         raise ValueError("too long by 7")
 
-    encoding = pytest.importorskip("v1lit.data.encoding")
     monkeypatch.setattr(encoding, "encode", encode)
     page = page_of(written(tmp_path / "set", example()), tmp_path / "page.html", processor=Bytes())
     assert "cannot be encoded: too long by 7" in page.text

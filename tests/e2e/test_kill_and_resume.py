@@ -16,7 +16,7 @@ SOAK = Path(__file__).parents[2] / "tools" / "soak.py"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 pytestmark = [
-    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc"),
+    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc"),
     pytest.mark.timeout(300),
 ]
 

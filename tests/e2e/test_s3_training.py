@@ -13,8 +13,8 @@ from remote_shards import check_cache, of, stream
 from v1lit.data.config import SourceConfig
 from v1lit.data.remote import filesystem
 
-pytest.importorskip("s3fs", reason="needs s3fs (pip install 'v1lit[s3]')")
-pytest.importorskip("moto.server", reason="needs moto[server]")
+pytest.importorskip("s3fs", reason="s3fs is not installed")
+pytest.importorskip("moto.server", reason="moto is not installed")
 pytestmark = [needs_fork, pytest.mark.timeout(600)]
 SHARDS = 5
 

@@ -89,7 +89,7 @@ def test_auto_says_what_it_took_and_why(monkeypatch: pytest.MonkeyPatch) -> None
     name, line = choose_loss("auto", CPU, torch.bfloat16)
     assert name == "chunked"
     assert "triton" in line
-    pytest.importorskip("triton")
+    pytest.importorskip("triton", reason="triton is not installed")
     monkeypatch.setattr(choice, "_trial", lambda device, dtype: None)
     assert choose_loss("auto", GPU, torch.bfloat16).name == "triton"
     assert choose_loss("auto", GPU, torch.float32) == (

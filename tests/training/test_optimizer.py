@@ -155,7 +155,7 @@ class Wide(nn.Module):
 
 
 def test_8_bit_moments_learn_as_32_bit_ones_and_go_on_from_a_checkpoint(tmp_path: Path) -> None:
-    pytest.importorskip("bitsandbytes", reason="the extra adamw8bit is not installed")
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     config = OptimizerConfig(name="adamw8bit", lr=1e-2)
     whole, part, plain = Wide(), Wide(), Wide()
     steps(plain, build_optimizer(plain.named_parameters(), OptimizerConfig(lr=1e-2)), 20)

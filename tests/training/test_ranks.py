@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import load_file, save_file
 
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked, to start quickly")
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked")
 
 
 def two_ranks() -> dict[str, Any]:

@@ -19,7 +19,7 @@ from v1lit.training import checkpoints
 from v1lit.training.checkpoints import FOLDER, LAST, LastCheckpoint, WholeFileIO, checkpoint_to_resume
 from v1lit.training.stopping import RunStopped, StopRequests
 
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked")
 
 
 def send(number: int, process: int | None = None) -> None:
