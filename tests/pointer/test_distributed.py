@@ -35,7 +35,8 @@ def train_one_step(rank: int, rendezvous: str, results: str) -> None:
 
 @pytest.mark.timeout(120)
 def test_ranks_with_and_without_images_make_the_step_of_one_big_batch(tmp_path: Path) -> None:
-    mp.spawn(train_one_step, args=(str(tmp_path / "rendezvous"), str(tmp_path)), nprocs=2)
+    arguments = (str(tmp_path / "rendezvous"), str(tmp_path))
+    mp.start_processes(train_one_step, args=arguments, nprocs=2, start_method="fork")
     ranks = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(2)]
     model = build("qwen2_5_vl").train()
     normalizer = torch.tensor(float(sum(map(weight, IMAGES))))
