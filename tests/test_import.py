@@ -9,6 +9,8 @@ import pytest
 
 import v1lit
 
+pytestmark = pytest.mark.dependencies
+
 HEAVY = {
     *("torch", "lightning", "lightning_utilities", "transformers", "torchmetrics", "torchvision", "timm"),
     *(

@@ -23,6 +23,8 @@ from v1lit.backbones.attention_kernels import AUTO, KERNELS, Kernel
 from v1lit.backbones.load import load_backbone
 from v1lit.backbones.segments import Segments
 
+pytestmark = pytest.mark.dependencies
+
 FAMILIES = ["qwen2_5_vl", "qwen2_vl", "llava", "internvl"]
 LENGTHS = (7, 1, 5, 5, 12)
 WIDTH = 64
@@ -398,6 +400,7 @@ def test_an_implementation_without_a_packed_twin_is_refused() -> None:
         use_segments(text)
 
 
+@pytest.mark.slow
 def test_a_compiled_layer_is_not_compiled_anew_for_other_segments() -> None:
     from torch._dynamo.testing import CompileCounter
 

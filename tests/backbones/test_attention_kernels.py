@@ -21,6 +21,8 @@ from v1lit.backbones.attention import attend_segments
 from v1lit.backbones.attention_kernels import KERNELS, dense_mask
 from v1lit.backbones.segments import Segments
 
+pytestmark = pytest.mark.dependencies
+
 LENGTHS = st.lists(st.integers(1, 7), min_size=1, max_size=5).map(tuple)
 # Heads, and heads of keys and values.
 HEADS = st.sampled_from([(1, 1), (4, 4), (4, 2), (6, 1)])

@@ -18,6 +18,8 @@ from v1lit.backbones.load import WeightsUnavailable, freeze, load_backbone, part
 from v1lit.backbones.processor import load_processor
 from v1lit.grounding.patch_map import PatchMap
 
+pytestmark = pytest.mark.dependencies
+
 FAMILIES = ["qwen2_vl", "qwen2_5_vl", "llava", "internvl"]
 PARTS = ["vision", "projector", "language"]
 TEXT = 200

@@ -18,6 +18,8 @@ from transformers import PreTrainedTokenizerFast
 from v1lit.backbones import BackboneConfig, get_backbone
 from v1lit.backbones.processor import FILE, Processor, load_processor
 
+pytestmark = pytest.mark.dependencies
+
 FAMILIES = ["qwen2_vl", "qwen2_5_vl", "llava", "internvl"]
 PROCESSORS = {name: load_processor(BackboneConfig(name)) for name in FAMILIES}
 

@@ -15,6 +15,8 @@ from v1lit.backbones.llava import unused_modules
 from v1lit.backbones.load import load_backbone, part_parameters
 from v1lit.backbones.processor import load_processor
 
+pytestmark = pytest.mark.dependencies
+
 FAMILIES = ["qwen2_vl", "qwen2_5_vl", "llava", "internvl"]
 
 

@@ -36,6 +36,8 @@ from v1lit.backbones.load import freeze, load_backbone
 from v1lit.backbones.registry import get_backbone
 from v1lit.backbones.segments import Segments
 
+pytestmark = pytest.mark.dependencies
+
 FAMILIES = ("qwen2_5_vl", "qwen2_vl", "llava", "internvl")
 LANGUAGE_BATCHES = ((10, 20, 30), (17, 9), (40,), (5, 6, 7, 8, 9, 1))
 VISION_BATCHES = (((4, 6), (8, 12)), ((16, 10),), ((4, 4), (4, 4), (20, 20)))
@@ -159,6 +161,7 @@ def fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("fresh_compiler")
@@ -227,6 +230,7 @@ def stack(base: type[nn.Module], layers: int) -> Any:
     return Stack().train()
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("fresh_compiler")
@@ -274,6 +278,7 @@ def step_on_two_ranks(rank: int, rendezvous: str, results: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.timeout(180)
 @pytest.mark.usefixtures("fresh_compiler")

@@ -18,6 +18,8 @@ from v1lit.backbones.base import Backbone, ImageProcessor
 from v1lit.backbones.load import load_backbone
 from v1lit.grounding.patch_map import PatchMap
 
+pytestmark = pytest.mark.dependencies
+
 RECTANGLES = 6
 REACH = 2.6
 CELL = {"qwen2_vl": 28, "qwen2_5_vl": 28, "llava": 14, "internvl": 28}

@@ -12,6 +12,8 @@ from v1lit.backbones import BackboneConfig, get_backbone
 from v1lit.backbones.load import load_backbone
 from v1lit.backbones.patch_embedding import PatchConv2d, speed_up_patch_embedding
 
+pytestmark = pytest.mark.dependencies
+
 FAMILIES = ["llava", "internvl"]
 
 

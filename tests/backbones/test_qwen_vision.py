@@ -13,6 +13,8 @@ from v1lit.backbones import BackboneConfig, get_backbone, qwen_vision
 from v1lit.backbones.load import load_backbone
 from v1lit.backbones.qwen_vision import REPLACEMENTS, LengthGroups, attention_by_length, group_by_length
 
+pytestmark = pytest.mark.dependencies
+
 FAMILIES = ["qwen2_vl", "qwen2_5_vl"]
 CPU = torch.device("cpu")
 # Rows and columns of patches. Windows are 8x8 patches: whole ones, cut ones, and images below one window.

@@ -15,6 +15,8 @@ from v1lit.backbones.processor import Processor, load_processor
 from v1lit.backbones.segments import Segments, packed_positions
 from v1lit.grounding.patch_map import PatchMap
 
+pytestmark = pytest.mark.dependencies
+
 FAMILIES = ["qwen2_5_vl", "qwen2_vl", "llava", "internvl"]
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=6).map(tuple)
 SIZES = [(56, 84), (112, 56), (168, 112)]

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from v1lit.backbones import get_backbone
 from v1lit.backbones.tiny import tiny_tokenizer, token_id
 
+pytestmark = pytest.mark.dependencies
+
 FAMILIES = ["qwen2_vl", "qwen2_5_vl", "llava", "internvl"]
 TOKENIZER = tiny_tokenizer()
 SHIPPED = files("v1lit.backbones").joinpath("tiny_tokenizer.json")

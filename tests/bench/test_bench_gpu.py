@@ -12,6 +12,7 @@ from page import read_results
 from rows import Row
 
 
+@pytest.mark.slow
 def test_everything_runs_in_tiny_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "HERE", tmp_path)
     (tmp_path / "loss.py").write_text(

@@ -199,6 +199,7 @@ def test_the_limits_of_all_benchmarks_together_are_ten_minutes() -> None:
     assert sum(one.seconds for one in run.BENCHMARKS) < 590
 
 
+@pytest.mark.slow
 def test_a_run_of_all_benchmarks_in_tiny_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All that `make bench` does, in this one process, where torch is imported already."""
 

@@ -13,6 +13,8 @@ from v1lit.backbones.registry import list_backbones
 from v1lit.cli.main import main
 from v1lit.cli.recipe import shipped_recipes
 
+pytestmark = pytest.mark.dependencies
+
 
 def test_list_imports_neither_torch_nor_transformers():
     code = (

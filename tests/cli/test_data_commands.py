@@ -19,6 +19,8 @@ from v1lit.cli.data import COMMANDS, USAGE
 from v1lit.cli.main import main
 from v1lit.data.shards import ShardWriter, list_shards, sidecar_name
 
+pytestmark = pytest.mark.dependencies
+
 FIRST, SECOND = "shard-000000.tar", "shard-000001.tar"
 
 
@@ -260,6 +262,7 @@ def interrupted(arguments: list[object], begun: Callable[[], bool]) -> subproces
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ctrl_c_leaves_no_output_that_reads_as_complete(tmp_path: Path, workers: int) -> None:
     inputs, out = many_examples(tmp_path / "in"), tmp_path / "out"

@@ -17,6 +17,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("recipe", ["tiny_qwen", "tiny_llava", "tiny_internvl"])
 def test_tiny_recipes_pass(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:

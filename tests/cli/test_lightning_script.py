@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.dependencies
+
 
 @pytest.fixture
 def sdk(tmp_path) -> Path:
@@ -46,6 +48,7 @@ def test_run_stays_here_though_lightning_sdk_is_installed(sdk, tmp_path):
     assert "sdk got" not in done.stdout
 
 
+@pytest.mark.slow
 def test_without_lightning_sdk_the_rest_goes_to_fabric(tmp_path):
     pytest.importorskip("click", reason="click is not installed")
     done = lightning("nonsense", cwd=tmp_path)

@@ -9,6 +9,8 @@ import pytest
 
 from v1lit.cli.main import main
 
+pytestmark = pytest.mark.dependencies
+
 MISTAKES = {
     "no recipe": (["run"], ["RECIPE is missing"]),
     "unknown recipe": (["run", "tiny_qwenn"], ["'tiny_qwenn'", "did you mean 'tiny_qwen'", "llava_v1g"]),

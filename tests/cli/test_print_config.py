@@ -8,6 +8,8 @@ import yaml
 from v1lit.cli.main import main
 from v1lit.cli.recipe import shipped_recipes
 
+pytestmark = pytest.mark.dependencies
+
 
 def printed(capsys, *arguments: str) -> str:
     assert main(["run", *arguments, "--print_config"]) == 0

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from v1lit.cli.errors import UserError
 from v1lit.cli.recipe import compose, find_recipe, read_changes, shipped, shipped_recipes
 
+pytestmark = pytest.mark.dependencies
+
 
 @pytest.fixture
 def write(tmp_path):

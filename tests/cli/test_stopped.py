@@ -17,6 +17,8 @@ from v1lit.training import run as training_run
 from v1lit.training.checkpoints import LastCheckpoint
 from v1lit.training.module import V1Module
 
+pytestmark = pytest.mark.dependencies
+
 SMALL = [
     "tiny_qwen",
     "--data.source.options.examples=24",
@@ -81,6 +83,7 @@ def go_on(line: str) -> int:
     return main(["run", *arguments])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)]
 )

@@ -247,6 +247,7 @@ def count(catalog: Catalog) -> list[int]:
     return [len(catalog.open(number)) for number in range(len(catalog.files))]
 
 
+@pytest.mark.slow
 def test_a_catalog_goes_to_other_processes(server: FaultyServer, folder: Path, tmp_path: Path) -> None:
     catalogs = [Catalog(server.url("a"), config_of(tmp_path)), Catalog(folder)]
     catalogs[0].open(0).close()

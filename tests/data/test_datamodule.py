@@ -15,6 +15,8 @@ from v1lit.data.datamodule import V1DataModule
 from v1lit.data.stream import ShardDataset
 from v1lit.data.val_loader import ValLoader
 
+pytestmark = pytest.mark.dependencies
+
 
 @pytest.mark.parametrize(
     ("option", "value"),

@@ -24,6 +24,8 @@ from v1lit.data.stream import ShardDataset
 from v1lit.grounding.patch_map import region_tokens
 from v1lit.grounding.region import Region
 
+pytestmark = pytest.mark.dependencies
+
 TEXT = (
     'I look. detect(query="it", objects=["<obj1><|region_1|>"])\nThen <obj1>. </think><answer>left</answer>'
 )

@@ -14,6 +14,8 @@ from PIL import Image, ImageCms
 
 from v1lit.data.images import EncodedImage, ImageError, decode_image, read_header
 
+pytestmark = pytest.mark.dependencies
+
 RED, GREEN, BLUE = (220, 30, 30), (30, 200, 40), (40, 40, 210)
 
 

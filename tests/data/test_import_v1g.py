@@ -26,6 +26,8 @@ from v1lit.data.shards import Shard, list_shards, read_index, sidecar_name, veri
 from v1lit.data.stream import ShardDataset
 from v1lit.grounding.region import Region
 
+pytestmark = pytest.mark.dependencies
+
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),

@@ -144,6 +144,7 @@ def encodings(draw: st.DrawFn, one: Example, of: Processor) -> EncodingConfig:
     return encoding if below is None else dataclasses.replace(encoding, max_tokens=max(8, whole - below))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
@@ -227,6 +228,7 @@ def test_the_fingerprint_is_the_same_after_use_saved_and_read_again(family: str,
     assert fingerprint(pickle.loads(pickle.dumps(fresh)), EncodingConfig()) == before
 
 
+@pytest.mark.slow
 def test_the_fingerprint_is_the_same_in_another_process() -> None:
     code = """
         from v1lit.backbones.config import BackboneConfig
@@ -447,6 +449,7 @@ def test_more_images_than_a_table_can_count_have_no_length(tmp_path: Path, monke
     ).tokens.any()
 
 
+@pytest.mark.slow
 def test_many_processes_give_what_one_gives(tmp_path: Path) -> None:
     shards, of = write_shards(tmp_path), processor("internvl")
     serial = measure_shards(shards, of, EncodingConfig(), workers=1)
@@ -488,6 +491,7 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_missing(tmp_path: Path) -> 
     assert opened(tmp_path) == names[:1], "a shard that was changed is measured again"
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_reported() -> None:
     shards = [("__import__('os')._exit(9)", None)] * 2
     with pytest.raises(RuntimeError, match="killed for memory"):
@@ -530,6 +534,7 @@ def wait_until(condition: Any) -> None:
     raise AssertionError("waited for two minutes")
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_all_processes_at_once_and_keeps_what_is_finished(tmp_path: Path) -> None:
     shards = write_shards(tmp_path)
     script, partial = tmp_path / "script.py", tmp_path / "partial"

@@ -134,6 +134,7 @@ def first_epoch(batches: list[tuple[str, ...]]) -> int:
     return len(batches)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stop", "num_workers"),
     [*((stop, 0) for stop in STOPS), ("inside a window", 2), ("at the last batch of an epoch", 2)],

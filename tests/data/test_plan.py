@@ -330,6 +330,7 @@ def test_state_stays_small() -> None:
 # ------------------------------------------------------------------ at scale
 
 
+@pytest.mark.slow
 def test_a_cluster_of_1024_ranks_with_8_workers_over_100000_shards() -> None:
     """Planned without processes: memory of a rank, every example once, also resumed on 768 ranks."""
     shards, per_shard, workers, lanes = 100_000, 100, 8, 1024 * 3

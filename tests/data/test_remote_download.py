@@ -18,6 +18,8 @@ from v1lit.data.remote import CacheError, RemoteError, Retry, download
 from v1lit.data.remote.download import Part
 from v1lit.data.shards.error import ShardError
 
+pytestmark = pytest.mark.dependencies
+
 QUICK = Retry(attempts=4, first_wait=0.001, longest_wait=0.002, timeout=5)
 HASTY = Retry(attempts=3, first_wait=0.001, longest_wait=0.002, timeout=0.3)
 DATA = random.Random(0).randbytes(300_000)

@@ -16,6 +16,8 @@ from fsspec.config import conf
 from v1lit.data.remote import RemoteError, Retry, ShardCache, exists, expand, read_bytes, store
 from v1lit.data.remote import filesystem as filesystems
 
+pytestmark = pytest.mark.dependencies
+
 QUICK = Retry(attempts=3, first_wait=0.001, longest_wait=0.002, timeout=5)
 DATA = random.Random(2).randbytes(100_000)
 FILES = {"v1/s-0.tar": DATA, "v1/s-1.tar": DATA[::-1], "v1/notes.txt": b"hello"}

@@ -14,6 +14,8 @@ from forked import run_all
 from v1lit.data.remote import RemoteError, Retry, ShardCache, download, exists, expand, read_bytes, store
 from v1lit.data.remote import filesystem as filesystems
 
+pytestmark = [pytest.mark.slow, pytest.mark.dependencies]
+
 s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed")
 pytest.importorskip("moto.server", reason="moto is not installed")
 
@@ -205,6 +207,7 @@ def test_a_file_replaced_between_two_blocks_is_not_mixed(
     assert (tmp_path / "a.tar").read_bytes() == DATA[::-1]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("client")
 def test_forked_processes_share_a_cache_and_the_parent_goes_on(tmp_path: Path) -> None:
     urls = expand("s3://data/v1/s-*.tar", QUICK)

@@ -27,6 +27,7 @@ def expected(shards: list[list[str]]) -> set[tuple[Place, Place]]:
     return {(found[0], later) for found in places.values() for later in found[1:]}
 
 
+@pytest.mark.slow
 @given(st.lists(st.lists(st.sampled_from([f"key {n}" for n in range(40)]), max_size=12), max_size=8))
 def test_all_repeated_keys_are_found_also_on_disk(shards: list[list[str]]) -> None:
     for buffer in (1, 7, 2**20):

@@ -483,6 +483,7 @@ def run_and_die(inputs: Path, out: Path, at: int, **options: Any) -> bool:
     return code == 9
 
 
+@pytest.mark.slow
 def test_killed_anywhere_and_started_again_it_gives_the_same_bytes(tmp_path: Path) -> None:
     inputs = write(tmp_path / "in", named(7), max_examples=4)
     no_index(inputs)

@@ -46,6 +46,7 @@ def flat(batches: list[Any]) -> list[str]:
 # ------------------------------------------------------------------ without an index
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", [None, PACKED], ids=["counted", "packed"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_order_without_an_index_is_the_same(
@@ -237,6 +238,7 @@ def test_fewer_shards_than_readers(tmp_path: Path, workers: int) -> None:
     assert sorted(flat(module.batches)) == names(7)
 
 
+@pytest.mark.slow
 @needs_fork
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("index", [True, False], ids=["indexed", "without"])

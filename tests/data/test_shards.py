@@ -23,6 +23,8 @@ from v1lit.data.shards import (
 )
 from v1lit.data.shards import member as limits
 
+pytestmark = pytest.mark.dependencies
+
 # --- writing and reading ---
 
 

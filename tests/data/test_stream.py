@@ -19,6 +19,8 @@ from v1lit.data.example import Example
 from v1lit.data.shards import ShardError, write_index
 from v1lit.data.stream import ShardDataset
 
+pytestmark = pytest.mark.dependencies
+
 COUNT = 23
 
 
@@ -75,6 +77,7 @@ def test_more_readers_than_shards_or_examples(tmp_path: Path) -> None:
     assert sorted(through_workers(ShardDataset(tmp_path), 4)) == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_workers_that_are_started_afresh_read_the_same(folder: Path) -> None:
     dataset = ShardDataset(folder, rank=0, world_size=1)
     next(iter(dataset))  # Open files are no hindrance.

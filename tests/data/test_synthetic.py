@@ -285,6 +285,7 @@ def test_every_answer_and_every_search_is_right(look: str, kind: str) -> None:
         assert len(searches) == (2 if two_steps else 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("look", LOOKS)
 @pytest.mark.parametrize("kind", ["compare", "relate"])
 def test_yes_and_no_are_equally_frequent(look: str, kind: str) -> None:

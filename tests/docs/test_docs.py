@@ -72,6 +72,7 @@ def row(id: str, left: int) -> dict[str, object]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_SNIPPETS, ids=name)
 def test_every_snippet_and_command_of_a_page_runs(page: Path, checkout: Path) -> None:
     done = subprocess.run(

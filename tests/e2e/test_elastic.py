@@ -27,7 +27,7 @@ from v1lit.data.shards import Shard
 from v1lit.training.module import V1Module
 from v1lit.training.optimizer import OptimizerConfig
 
-pytestmark = [needs_fork, pytest.mark.timeout(600)]
+pytestmark = [needs_fork, pytest.mark.timeout(600), pytest.mark.slow]
 COUNT = 37
 ROW = 150
 """Tokens: two or three examples."""

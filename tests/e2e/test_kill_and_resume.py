@@ -18,6 +18,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc"),
     pytest.mark.timeout(300),
+    pytest.mark.slow,
 ]
 
 

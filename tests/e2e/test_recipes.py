@@ -21,6 +21,8 @@ from v1lit.cli.main import main
 from v1lit.cli.recipe import compose, shipped, shipped_recipes
 from v1lit.cli.run_folder import VARIABLE as RUN_FOLDER
 
+pytestmark = pytest.mark.dependencies
+
 V1G = ("qwen_v1g", "qwen2_vl_v1g", "llava_v1g", "internvl_v1g")
 FEW = [
     "--run.report_examples=2",
@@ -150,6 +152,7 @@ def the_run(folder: Path) -> Path:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny_qwen", "tiny_llava", "tiny_internvl"])
 def test_a_tiny_recipe_trains_and_its_saved_recipe_runs_again(
     name, tmp_path, monkeypatch, capfd, caplog, recwarn
@@ -187,6 +190,7 @@ def test_a_tiny_recipe_trains_and_its_saved_recipe_runs_again(
         assert repeated["val/loss"] == pytest.approx(metrics["val/loss"], rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny_qwen_real", *V1G])
 def test_a_v1g_recipe_trains_on_its_familys_tiny_version(name, rows, tmp_path, monkeypatch, capfd, recwarn):
     monkeypatch.chdir(tmp_path)
@@ -196,6 +200,7 @@ def test_a_v1g_recipe_trains_on_its_familys_tiny_version(name, rows, tmp_path, m
     assert json.loads((the_run(tmp_path) / "metrics.json").read_text())["train/steps"] == 2
 
 
+@pytest.mark.slow
 def test_rows_without_a_validation_split_train_all_the_same(rows, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     only = tmp_path / "rows"
@@ -217,6 +222,7 @@ def test_a_run_never_overwrites_another(tmp_path, monkeypatch, capfd):
     assert len(err.strip().splitlines()) <= 2
 
 
+@pytest.mark.slow
 def test_two_processes_end_cleanly_and_say_nothing_superfluous(tmp_path):
     two = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
     small = ["--data.source.options.examples=8", "--data.source.options.val_examples=2"]

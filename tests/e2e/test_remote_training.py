@@ -31,7 +31,7 @@ from v1lit.data.remote import ShardCache
 from v1lit.data.sequence import open_sequence
 from v1lit.data.skips import BadDataError
 
-pytestmark = [needs_fork, pytest.mark.timeout(600)]
+pytestmark = [needs_fork, pytest.mark.timeout(600), pytest.mark.slow]
 SHARDS = 8
 PER_SHARD = 5
 IDS = [f"e{number:03}" for number in range(SHARDS * PER_SHARD)]

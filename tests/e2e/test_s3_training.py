@@ -15,7 +15,7 @@ from v1lit.data.remote import filesystem
 
 pytest.importorskip("s3fs", reason="s3fs is not installed")
 pytest.importorskip("moto.server", reason="moto is not installed")
-pytestmark = [needs_fork, pytest.mark.timeout(600)]
+pytestmark = [needs_fork, pytest.mark.timeout(600), pytest.mark.slow, pytest.mark.dependencies]
 SHARDS = 5
 
 

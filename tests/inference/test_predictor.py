@@ -24,6 +24,8 @@ from v1lit.grounding.trace import parse_trace
 from v1lit.inference.predictor import Prediction, Predictor, _as_messages, pointer_runs
 from v1lit.pointer.model import PointAndCopyModel
 
+pytestmark = pytest.mark.dependencies
+
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:

@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.pointer.published import save_published
 
+pytestmark = pytest.mark.dependencies
+
 VARIANTS = ["published", "long_rows", "tied_gate", "embed_keys_norm", "separate_small"]
 OUR_NAMES = {
     "_copy_q_head": "pointer_head.query",

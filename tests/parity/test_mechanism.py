@@ -11,6 +11,8 @@ from mechanism import Mechanism, Row, rows_of
 from published_regions import resized, tokens_of_box, tokens_of_ellipse
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.dependencies
+
 VARIANTS = ["published", "long_rows", "tied_gate", "embed_keys_norm", "separate_small"]
 
 

@@ -21,6 +21,8 @@ from v1lit.backbones.registry import get_backbone
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.pointer.published import save_published
 
+pytestmark = pytest.mark.dependencies
+
 GOLDENS: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
 PARTS = {"joint": "gen_loss", "text": "gen_loss", "pointer": "copy_loss", "z": "z_loss"}
 

@@ -13,6 +13,8 @@ from v1lit.inference.predictor import Predictor
 from v1lit.pointer.borrow import borrowed
 from v1lit.pointer.model import PointAndCopyModel
 
+pytestmark = pytest.mark.dependencies
+
 
 def mixed() -> nn.Sequential:
     """In training mode, but for one part that somebody has frozen."""

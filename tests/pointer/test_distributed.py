@@ -12,6 +12,8 @@ from families import build, inputs, packed_batch
 from safetensors.torch import load_file, save_file
 from torch.nn.parallel import DistributedDataParallel
 
+pytestmark = pytest.mark.dependencies
+
 IMAGES = ((1, 2), (0,))
 """Images of the examples on either rank."""
 

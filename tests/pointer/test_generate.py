@@ -12,6 +12,8 @@ from transformers import DynamicCache
 from v1lit.data.batch import Batch, collate
 from v1lit.pointer.model import PointAndCopyModel
 
+pytestmark = pytest.mark.dependencies
+
 MODES = {
     "greedy": {"do_sample": False},
     "beams": {"num_beams": 3, "do_sample": False},

@@ -17,6 +17,8 @@ from v1lit.pointer.joint_loss import Pointers, first_pointers, pointer_cross_ent
 from v1lit.pointer.layout import IGNORE
 from v1lit.pointer.model import PointAndCopyModel
 
+pytestmark = pytest.mark.dependencies
+
 OPTIONS = {
     "default": PointerConfig(),
     "tied": PointerConfig(tie_heads=True),

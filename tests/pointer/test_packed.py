@@ -15,6 +15,8 @@ from v1lit.data.batch import Batch, collate, flatten
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel
 
+pytestmark = pytest.mark.dependencies
+
 OPTIONS = {
     "default": PointerConfig(),
     "embedding keys": PointerConfig(key_source="embedding"),

@@ -8,6 +8,8 @@ import pytest
 import torch
 from loss_cases import Shape, errors, make_rows, results
 
+pytestmark = pytest.mark.dependencies
+
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
 KINDS = {"bf16": 2, "fp16": 2, "fp32": 4}

@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.dependencies
+
 HERE = Path(__file__).parent
 SOME = "triton and (not torch or (float32 and not gate) or (bfloat16 and gate and smoothed and not several))"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU runs the kernel itself")
 def test_the_kernel_passes_the_tests_of_the_loss_under_the_interpreter() -> None:
     """In a process of its own: Triton reads the variable when it is imported."""

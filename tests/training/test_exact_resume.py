@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from v1lit.training.checkpoints import LAST
 
+pytestmark = pytest.mark.dependencies
+
 BY_STEP = {"check_val_every_n_epoch": None}
 ENDS = {
     "steps": {"max_steps": 7, "max_epochs": -1},
@@ -56,6 +58,7 @@ def undisturbed(key: str) -> tuple[Record, int]:
     return record, hooks
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @settings(max_examples=40)
 @given(plans(), st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.booleans()), min_size=1, max_size=3))

@@ -15,6 +15,8 @@ from v1lit.backbones.load import freeze
 from v1lit.data.batch import Batch, flatten
 from v1lit.training.flops import ModelFlops, Work, WorkSum
 
+pytestmark = pytest.mark.dependencies
+
 # Attention written as matrix products computes all scores, those of later tokens too; the formula counts half
 # of them in the causal decoder.
 CAUSAL = 2.0

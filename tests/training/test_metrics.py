@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from v1lit.training.metrics import LossMeans, PointingMetrics
 
+pytestmark = pytest.mark.dependencies
+
 V = 10
 
 

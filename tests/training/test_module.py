@@ -19,6 +19,8 @@ from v1lit.training.optimizer import OptimizerConfig
 from v1lit.training.run import trainer_defaults
 from v1lit.training.steps import total_steps
 
+pytestmark = pytest.mark.dependencies
+
 
 class Seen(Callback):
     """Notes the examples of every training batch."""
@@ -49,6 +51,7 @@ def test_the_loss_falls(make_data: Any, make_module: Any, make_trainer: Any) -> 
     assert sum(losses[-6:]) < 0.9 * sum(losses[:6])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_every_example_once_per_epoch_in_an_order_of_seed_and_epoch(
     make_data: Any, make_module: Any, make_trainer: Any, num_workers: int
@@ -67,6 +70,7 @@ def test_every_example_once_per_epoch_in_an_order_of_seed_and_epoch(
     assert found[0][:6] != found[0][6:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "optimizer"),
     [

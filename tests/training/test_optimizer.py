@@ -15,6 +15,8 @@ from torch import nn
 
 from v1lit.training.optimizer import OptimizerConfig, Together, build_optimizer, learning_rate_factor
 
+pytestmark = pytest.mark.dependencies
+
 
 class Small(nn.Module):
     def __init__(self) -> None:

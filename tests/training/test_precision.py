@@ -14,6 +14,8 @@ from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.load import load_backbone
 from v1lit.training.module import V1Module
 
+pytestmark = pytest.mark.dependencies
+
 
 class Types(Callback):
     """Notes the types of the tensors of the batches as the model gets them."""

@@ -11,6 +11,8 @@ import pytest
 
 from v1lit.training.profile import Profile, write_aside
 
+pytestmark = pytest.mark.dependencies
+
 
 @pytest.fixture
 def fit(make_data: Any, make_module: Any, make_trainer: Any) -> Any:
@@ -22,6 +24,7 @@ def fit(make_data: Any, make_module: Any, make_trainer: Any) -> Any:
     return fit
 
 
+@pytest.mark.slow
 def test_trace_operations_and_memory_of_the_batches_asked_for(fit: Any, tmp_path: Path) -> None:
     fit(Profile(skip=1, batches=2), steps=5)
     assert {one.name for one in (tmp_path / "profile").iterdir()} == {

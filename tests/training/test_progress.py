@@ -14,6 +14,8 @@ from rich.console import Console
 from v1lit.training.progress import RunProgress, in_short
 from v1lit.training.quiet import LOGGERS, no_weights_bar, quiet
 
+pytestmark = pytest.mark.dependencies
+
 METRICS = {"val pointing": 0.791, "loss": 1.2041, "examples/s": 147.8, "pointing": 0.808}
 
 

@@ -12,6 +12,8 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import load_file, save_file
 
+pytestmark = pytest.mark.dependencies
+
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked")
 
 

@@ -21,6 +21,8 @@ from v1lit.training.config import RunConfig
 from v1lit.training.report import Held, draw_pictures, overlap, score
 from v1lit.training.run import print_report, run_training, trainer_defaults, write_json
 
+pytestmark = pytest.mark.dependencies
+
 KEYS = {
     "val/pointer_first_in_region",
     "val/region_iou",

@@ -14,6 +14,8 @@ from v1lit.training.config import RunConfig
 from v1lit.training.progress import RunProgress
 from v1lit.training.run import run_training, trainer_defaults
 
+pytestmark = pytest.mark.dependencies
+
 NO_REPORT = RunConfig(report_examples=0)
 
 

@@ -19,6 +19,8 @@ from v1lit.training import checkpoints
 from v1lit.training.checkpoints import FOLDER, LAST, LastCheckpoint, WholeFileIO, checkpoint_to_resume
 from v1lit.training.stopping import RunStopped, StopRequests
 
+pytestmark = pytest.mark.dependencies
+
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked")
 
 
