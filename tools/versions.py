@@ -1,9 +1,10 @@
-"""Records with which versions the tests were run, and renders docs/versions.md from that.
+"""Runs the tests that touch dependencies, records with which versions, and renders docs/versions.md of it.
 
+    python tools/versions.py run oldest
     python tools/versions.py record --name oldest --passed 812 --failed 0 --skipped 3 --seconds 411
     python tools/versions.py render
 
-`record` notes the versions of the interpreter that runs it; it is called with that of the tests.
+Versions are those of the interpreter that runs it. `record` notes a run of the tests that was made otherwise.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ import argparse
 import json
 import os
 import platform
+import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from packaging.requirements import Requirement
 from packaging.version import Version
@@ -27,10 +31,22 @@ FILE = ROOT / "v1lit/cli/tried_versions.json"
 PAGE = ROOT / "docs/versions.md"
 NAMES = {
     "oldest": "the lowest versions that `pyproject.toml` allows (`make test-oldest`)",
-    "locked": "`requirements.lock`, which `make install` and `make quickstart` install (`make test`)",
+    "locked": "`requirements.lock`, which `make install` and `make quickstart` install",
     "newest": "the newest versions that `pyproject.toml` allows (`make test-newest`)",
 }
 """Names of runs, in the order of the table's columns, and what each is made with."""
+
+TESTS = (
+    "tests/backbones",
+    "tests/pointer",
+    "tests/parity",
+    "tests/inference",
+    "tests/training",
+    "tests/cli",
+    "tests/e2e/test_recipes.py",
+    "tests/test_import.py",
+)
+"""Those that touch dependencies."""
 
 HEAD = """# Versions
 
@@ -51,8 +67,8 @@ v1lit doctor --self-test
 ```
 
 If a check fails and a package is newer than tested, install the tested set into the same environment with
-`pip install -r requirements.lock`, and try again. Please report what failed, with the output of
-`v1lit doctor`.
+`pip install --constraint requirements.lock v1lit` (the file lies in the repository), and try again. Please
+report what failed, with the output of `v1lit doctor`.
 """
 
 
@@ -65,13 +81,47 @@ def main(argv: Sequence[str]) -> int:
     for number in ("passed", "failed", "skipped"):
         record_parser.add_argument(f"--{number}", required=True, type=int)
     record_parser.add_argument("--seconds", required=True, type=float)
+    run_parser = commands.add_parser("run", help="run the tests that touch dependencies, and record that")
+    run_parser.add_argument("name", choices=NAMES)
     commands.add_parser("render", help="render the page from what is recorded")
     options = parser.parse_args(argv)
-    if options.command == "record":
-        counts = {name: getattr(options, name) for name in ("passed", "failed", "skipped")}
+    code = 0
+    if options.command == "run":
+        code, counts = run_tests(TESTS)
+        record(FILE, options.name, counts)
+    elif options.command == "record":
+        names = ("passed", "failed", "skipped")
+        counts = {name: getattr(options, name) for name in names}
         record(FILE, options.name, {**counts, "seconds": round(options.seconds)})
     write(PAGE, render(json.loads(FILE.read_text(encoding="utf-8"))["runs"]))
-    return 0
+    return code
+
+
+def run_tests(paths: Sequence[str]) -> tuple[int, dict[str, int]]:
+    """Run tests side by side, one thread each; pytest's exit code, and how many passed, failed, were skipped.
+
+    Raises SystemExit, so that nothing is recorded, if pytest did not come to an end.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", "--numprocesses=auto", f"--junitxml={report}", *paths]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+        if code not in (0, 1):
+            raise SystemExit(code)
+        return code, counted(report.read_text(encoding="utf-8"))
+
+
+def counted(report: str) -> dict[str, int]:
+    """The numbers in pytest's report in JUnit's format; an error beside a test counts as a failure."""
+    suite = ElementTree.fromstring(report).find("testsuite")
+    assert suite is not None
+    numbers = {
+        name: round(float(suite.get(name, 0))) for name in ("tests", "failures", "errors", "skipped", "time")
+    }
+    failed = numbers["failures"] + numbers["errors"]
+    passed = numbers["tests"] - failed - numbers["skipped"]
+    return {"passed": passed, "failed": failed, "skipped": numbers["skipped"], "seconds": numbers["time"]}
 
 
 def record(file: Path, name: str, counts: Mapping[str, int]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import platform
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -94,6 +96,25 @@ def test_the_page_has_a_column_for_every_run(tool: ModuleType, recorded: Path) -
     assert "No run is recorded yet" in tool.render({})
 
 
+def test_the_counts_are_those_of_pytest(tool: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "test_some.py").write_text(
+        "import pytest\n"
+        "@pytest.fixture\ndef broken(): raise KeyError\n"
+        "@pytest.mark.parametrize('n', range(5))\ndef test_passes(n): pass\n"
+        "@pytest.mark.parametrize('n', range(2))\ndef test_fails(n): assert False\n"
+        "@pytest.mark.skip\ndef test_skipped(): pass\n"
+        "def test_error(broken): pass\n"
+    )
+    options = ["-q", "--junitxml=report.xml", "-p", "no:cacheprovider", "test_some.py"]
+    subprocess.run([sys.executable, "-m", "pytest", *options], cwd=tmp_path, capture_output=True, check=False)
+    counts = tool.counted((tmp_path / "report.xml").read_text())
+    assert {**counts, "seconds": 0} == {"passed": 5, "failed": 3, "skipped": 1, "seconds": 0}
+
+
+def test_the_tests_that_a_run_makes_are_there(tool: ModuleType) -> None:
+    assert all((ROOT / path).exists() for path in tool.TESTS)
+
+
 # ---------------------------------------------------------------- newer and older
 
 
@@ -139,7 +160,11 @@ def test_a_run_tells_in_one_line_what_is_newer_and_where_to_look(recorded: Path)
     assert f"transformers {version('transformers')} (1.2.3)" in line
     assert "torch" in line
     assert "numpy" not in line  # no major one; the doctor shows it
-    for words in ("v1lit doctor --self-test", "docs/versions.md", "pip install -r requirements.lock"):
+    for words in (
+        "v1lit doctor --self-test",
+        "docs/versions.md",
+        "pip install --constraint requirements.lock",
+    ):
         assert words in line
 
 

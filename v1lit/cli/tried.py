@@ -30,7 +30,7 @@ MAJOR = (
 """What a run tells about where it is newer than tested; `v1lit doctor` shows every dependency."""
 WHERE_TO_LOOK = (
     "if something breaks: v1lit doctor --self-test, docs/versions.md, or the tested set with "
-    "pip install -r requirements.lock"
+    "pip install --constraint requirements.lock v1lit"
 )
 
 
