@@ -144,11 +144,15 @@ class TrainLoader:
     def _rows(self, progress: Progress) -> Iterator[Row]:
         return rank_rows(
             self.opened.sequence,
-            progress,
+            replace(progress, epoch=self._order_of(progress.epoch)),
             self.grouping.make_rows(self.lengths),
             rank=self.rank,
             ranks=self._ranks.number,
         )
+
+    def _order_of(self, epoch: int) -> int:
+        """The epoch whose order is read: with `trainer.overfit_batches` every epoch has the first one's."""
+        return 0 if self.trainer is not None and self.trainer.overfit_batches > 0 else epoch
 
     def batches_done(self, progress: Progress) -> int:
         """Batches of this layout that count as used when an epoch is begun at `progress`."""
@@ -239,7 +243,8 @@ class TrainLoader:
         opened, window, ranks = self.opened, self.stream.shuffle_window, self._ranks.number
         # What remains of an epoch is dealt out from its first position on, which may be any.
         first = (self.rank + progress.rest.tail - len(progress.rest.head)) % ranks
-        return ShardPrefetcher(opened.catalogs, opened.sequence, progress.epoch, first, ranks, window)
+        epoch = self._order_of(progress.epoch)
+        return ShardPrefetcher(opened.catalogs, opened.sequence, epoch, first, ranks, window)
 
     def _too_few(self) -> str:
         total = self.opened.sequence.examples
