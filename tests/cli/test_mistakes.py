@@ -87,7 +87,7 @@ MISTAKES = {
         ["trainer.accelerator is 'gppu'", "did you mean 'gpu'", "cpu"],
     ),
     "unknown strategy": ("--trainer.strategy=dpp", ["trainer.strategy is 'dpp'", "did you mean 'ddp'"]),
-    "refused by the trainer": ("--trainer.devices=0", ["trainer", "devices=0"]),
+    "refused by the trainer": ("--trainer.devices=0", ["trainer.devices is 0", "command line", "1 or more"]),
     "wrong precision": ("--trainer.precision=bf61-mixed", ["trainer.precision", "did you mean 'bf16-mixed'"]),
     "unknown callback": ("--trainer.callbacks=[{class_path: NoSuch}]", ["trainer.callbacks", "NoSuch"]),
     "unknown callback option": (
@@ -199,11 +199,8 @@ def test_debug_shows_the_traceback(tmp_path, monkeypatch):
 
 
 def test_a_bug_keeps_its_traceback(tmp_path, monkeypatch):
-    def broken(*args: object) -> None:
-        raise ZeroDivisionError("a bug")
-
-    monkeypatch.setattr("v1lit.cli.run.compose", broken)
-    with pytest.raises(ZeroDivisionError):
+    monkeypatch.setattr("v1lit.cli.run.compose", "no function")
+    with pytest.raises(TypeError):
         main(["run", "tiny_qwen"])
 
 

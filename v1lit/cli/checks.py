@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.accelerators import AcceleratorRegistry
-from lightning.pytorch.strategies import StrategyRegistry
 
 from v1lit.backbones.config import BackboneConfig
 from v1lit.cli.errors import UserError, nearest
 from v1lit.cli.recipe import COMMAND_LINE, Recipe
 from v1lit.cli.schema import MOST_NAMED, dataclasses_of
+from v1lit.cli.trainer_arguments import refuse_arguments, refuse_arguments_here, usable_strategies
 from v1lit.data.config import SourceConfig
 from v1lit.data.mapping import ExampleMap
 from v1lit.data.sources import check_source
@@ -38,12 +38,14 @@ def check_values(recipe: Recipe, config: Mapping[str, Any]) -> None:
     _check_name(
         recipe, config, "trainer.accelerator", ["auto", "gpu", *AcceleratorRegistry.available_accelerators()]
     )
-    _check_name(recipe, config, "trainer.strategy", ["auto", *StrategyRegistry.available_strategies()])
+    refuse_arguments(recipe, config["trainer"])
+    _check_name(recipe, config, "trainer.strategy", usable_strategies())
 
 
 def check_surroundings(recipe: Recipe, config: Mapping[str, Any]) -> None:
     """What the recipe needs from this machine: devices, files, weights; raises UserError."""
     _check_device(recipe, config)
+    refuse_arguments_here(recipe, config["trainer"])
     resume = config["run"]["resume"]
     if resume not in (None, "last", "auto") and not Path(resume).exists():
         raise UserError(f"run.resume is {resume!r} ({recipe.origin('run.resume')}): there is no such file")

@@ -1,4 +1,4 @@
-"""How the command line ends: a user's mistake in one or two lines, a bug with its traceback.
+"""How the command line ends: a mistake or a failure in one or two lines, a bug with its traceback.
 
 Exit codes: 0 done, 1 the run failed, 2 the user's mistake, 130 stopped with Ctrl-C.
 """
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
+from v1lit.cli.failures import explain
 from v1lit.paths import expand_path
 
 LONGEST = 600
@@ -28,18 +29,27 @@ def nearest(word: object, options: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+class RunFailed(Exception):  # noqa: N818  # as RunStopped
+    """A run that failed, in words, with the exit code: 1, or 2 for a mistake that came to light late."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 def two_lines(text: str) -> str:
-    """`text` on at most two lines of at most `LONGEST` characters each."""
+    """`text` on at most two lines of at most `LONGEST` characters each; what is cut out is the middle."""
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
     if len(lines) > 2:
         lines = [" ".join(lines)]
-    return "\n".join(line if len(line) <= LONGEST else line[: LONGEST - 1] + "…" for line in lines)
+    half = LONGEST // 2
+    return "\n".join(line if len(line) <= LONGEST else f"{line[:half]}…{line[1 - half :]}" for line in lines)
 
 
 def guard(command: Callable[[], int | None], debug: bool = False) -> int:
     """Run `command`, print a mistake or a failure as one or two lines, and return the exit code.
 
-    Exceptions that are neither a `UserError` nor raised by v1lit itself on purpose are bugs and pass through.
+    What `explain` does not know is a bug and passes through.
     """
     try:
         return command() or 0
@@ -53,44 +63,11 @@ def guard(command: Callable[[], int | None], debug: bool = False) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        code = exit_code(error)
-        if debug or code is None:
+        told = explain(error)
+        if debug or told is None:
             raise
-        sys.stderr.write(f"error: {two_lines(_message(error))}\n")
-        return code
-
-
-def exit_code(error: BaseException) -> int | None:
-    """2 for a user's mistake, 1 for a failure that v1lit foresaw, None for a bug."""
-    ours = type(error).__module__.partition(".")[0] == "v1lit"
-    if ours and any(kind.__name__ == "ShardError" for kind in type(error).__mro__):
-        return 1  # bad data, whatever was typed
-    if isinstance(error, UserError) or (ours and isinstance(error, ValueError)):
-        return 2
-    if ours:
-        return 2 if type(error).__name__ == "WeightsUnavailable" else 1
-    if isinstance(error, (ValueError, FileNotFoundError, NotADirectoryError)) and _raised_here(error):
-        return 2
-    return 1 if isinstance(error, OSError) and error.filename is not None else None
-
-
-def _raised_here(error: BaseException) -> bool:
-    """Whether v1lit raised `error` itself, rather than a library that it called."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return (
-        trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0] == "v1lit"
-    )
-
-
-def _message(error: BaseException) -> str:
-    text = str(error)
-    if text.startswith("Caught ") and "Traceback" in text:  # from a data loader's worker: keep the last line
-        text = text.strip().splitlines()[-1].partition(": ")[2] or text
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        text = f"{error.filename}: {error.strerror}"
-    return text or type(error).__name__
+        sys.stderr.write(f"error: {two_lines(told.message)}\n")
+        return told.code
 
 
 def _stopped() -> int:

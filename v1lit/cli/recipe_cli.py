@@ -22,16 +22,19 @@ from omegaconf.errors import OmegaConfBaseException
 from v1lit.backbones.config import BackboneConfig
 from v1lit.cli import checks
 from v1lit.cli.environment import describe_environment
-from v1lit.cli.errors import UserError, nearest, two_lines
+from v1lit.cli.errors import RunFailed, UserError, nearest, two_lines
+from v1lit.cli.failures import FAILURE, explain
+from v1lit.cli.monitors import check_monitors, check_validation
 from v1lit.cli.recipe import Recipe
 from v1lit.cli.recipe_values import absolute_paths, prepare_values
-from v1lit.cli.run_folder import run_folder, save_recipe
+from v1lit.cli.run_folder import is_first, run_folder, save_recipe
 from v1lit.cli.schema import check_keys, leaves, with_all_groups, wrong_value
 from v1lit.cli.stopped import stoppable, tell_stopped
+from v1lit.cli.trainer_arguments import refuse_strategy
 from v1lit.cli.tried import newer_line
 from v1lit.cli.yaml_texts import PutAside
 from v1lit.data.datamodule import V1DataModule
-from v1lit.training.checkpoints import LastCheckpoint, checkpoint_to_resume
+from v1lit.training.checkpoints import LastCheckpoint, checkpoint_to_resume, newest_checkpoint
 from v1lit.training.config import RunConfig
 from v1lit.training.module import V1Module
 from v1lit.training.quiet import quiet
@@ -144,10 +147,16 @@ class RecipeCLI(LightningCLI):
                     self._train(argv, run)
             except RunStopped as stop:
                 return tell_stopped(stop, self.folder, argv)
+            except Exception as error:
+                if (failed := self._failed(error)) is None:
+                    raise
+                raise failed from error
         return 0
 
     def _train(self, argv: Sequence[str], run: RunConfig) -> None:
         self._instantiate()
+        refuse_strategy(self.recipe, self.trainer)
+        check_monitors(self.trainer, self.model)
         self._check_resume(run)
         self._doing = "while its data were prepared"
         self._prepare_data()
@@ -180,18 +189,38 @@ class RecipeCLI(LightningCLI):
             return f"in the report, after all {steps} steps"
         return f"at once, after step {steps}" if steps else "before the first step"
 
+    def _failed(self, error: Exception) -> RunFailed | None:
+        """`error` in words, with the checkpoint to go on from; None where it stays as it is."""
+        told, newest = explain(error), newest_checkpoint(self.folder)
+        if self._doing or (told is not None and told.code != FAILURE and not self.trainer.global_step):
+            return None  # nothing has been trained
+        left = f"the newest checkpoint is {newest}" if newest is not None and is_first() else ""
+        if left:
+            left += f", to go on from with --run.name={self.folder.name} --run.resume=last"
+        if told is None:  # its traceback comes below
+            sys.stderr.write(f"{left}\n" if left else "")
+            return None
+        rank = "" if is_first() else f"rank {self.trainer.global_rank}: "
+        what, *remedy = two_lines(told.message).split("\n")
+        more = "; ".join([*remedy, left] if left else remedy)
+        return RunFailed(told.code, f"{rank}{what}\n{more}" if more else f"{rank}{what}")
+
     def _prepare_data(self) -> None:
         """Make the shards: only then is it known whether the best checkpoint can be chosen by validation."""
         environment = getattr(self.trainer.strategy, "cluster_environment", None)
         from_outside = environment is not None and environment.creates_processes_externally
         if self.trainer.local_rank == 0 and not from_outside:  # else the Trainer does it, and the others wait
             self.datamodule.prepare_data()
+            if self.datamodule.has_train:
+                self.datamodule.check_limits(self.trainer)
         if self.datamodule.has_train and not self.datamodule.has_val:
             callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
             best = [one for one in self.filled_in if isinstance(one, ModelCheckpoint)]
             self.trainer.callbacks = [  # type: ignore[attr-defined]
                 one for one in callbacks if one not in best
             ]
+        if self.datamodule.has_train:
+            check_validation(self.trainer, self.model, self.datamodule.has_val)
 
 
 def find_modules_beside(recipe: Path) -> None:
@@ -213,7 +242,7 @@ def fill_in(config: Mapping[str, Any], defaults: dict[str, Any]) -> dict[str, An
     given = config["callbacks"] or []
     given = list(given) if isinstance(given, (list, tuple)) else [given]
     off = {
-        LastCheckpoint: config["enable_checkpointing"] is False,
+        LastCheckpoint: config["enable_checkpointing"] is False or bool(config["fast_dev_run"]),
         Checkpoint: config["enable_checkpointing"] is False,
         ProgressBar: config["enable_progress_bar"] is False,
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
-import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch import Trainer
 
 from v1lit.cli.errors import UserError, nearest
+from v1lit.cli.parser_reasons import reason_in
 from v1lit.cli.recipe import Recipe
 from v1lit.data.datamodule import V1DataModule
 from v1lit.training.config import RunConfig
@@ -32,6 +32,8 @@ LINKED = {"data.backbone": "model.backbone"}
 """Keys that follow another one and cannot be set by themselves."""
 MOST_NAMED = 16
 """Longest list of allowed keys that a message spells out."""
+LONGEST_VALUE = 200
+"""Characters of a given value that a message repeats."""
 
 
 def check_keys(recipe: Recipe) -> None:
@@ -254,13 +256,11 @@ def wrong_value(recipe: Recipe, key: str, given: object, problem: str = "", anno
     `annotation` is the type, where the key is not one of `leaves`.
     """
     annotation = dict(leaves()).get(key) if annotation is None else annotation
-    said = re.search(
-        r"Option '.*' is not accepted|Expected a dot import path string: .*|Import.*fail.*", problem
-    )
     written = "null" if given is None else repr(given)
+    written = written if len(written) <= LONGEST_VALUE else f"{written[:LONGEST_VALUE]}…"
     text = f"{key} is {written} ({recipe.origin(key)}){nearest(given, map(str, literals(annotation)))}"
-    if said is not None:
-        text += f": {said[0]}"
+    if reason := reason_in(problem):
+        text += f": {reason}"
     number = isinstance(given, int | float)  # or true or false
     remedy = "; in quotes it is a text" if number and str in kinds_of(annotation) else ""
     return (

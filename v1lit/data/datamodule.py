@@ -20,9 +20,10 @@ from v1lit.data.example import Example
 from v1lit.data.grouping import Grouping
 from v1lit.data.length_tables import known_table, measured_table
 from v1lit.data.lengths import LengthTable
+from v1lit.data.limits import check_limits
 from v1lit.data.loader import TrainLoader
 from v1lit.data.mapping import ExampleMap
-from v1lit.data.plan.epoch import Layout, Progress
+from v1lit.data.plan.epoch import Layout, Progress, steps_left
 from v1lit.data.plan.slots import Place
 from v1lit.data.reading import Lengths, RowReader
 from v1lit.data.sequence import OpenedSequence, open_sequence
@@ -216,6 +217,25 @@ class V1DataModule(LightningDataModule):
         folder = Path(self.trainer.default_root_dir) if self.trainer is not None else None
         own = self.trainer is not None and self.trainer.global_rank == 0
         self._skips = SkipList(self.stream, folder / FILE if folder is not None and own else None)
+        if self.trainer is not None and self.has_train:
+            self.check_limits(self.trainer)
+
+    def check_limits(self, trainer: Trainer) -> None:
+        """Check the Trainer's shares and intervals against the data; raises ValueError."""
+        ranks, slots = trainer.world_size, trainer.world_size * trainer.accumulate_grad_batches
+
+        def train_batches() -> int | None:
+            if self.grouping.packs or not self.opened.indexed:
+                return None
+            start, drop = Progress(layout=Layout(slots, "")), self.stream.tail == "drop"
+            steps = steps_left(self.opened.sequence, start, self.grouping.size, drop)
+            return None if steps is None else steps * trainer.accumulate_grad_batches
+
+        def val_batches() -> int | None:
+            positions = self._open_val().sequence.positions if self.has_val else 0
+            return None if positions is None else -(-positions // (self.val_batch_size * ranks))
+
+        check_limits(trainer, train_batches, val_batches)
 
     def train_dataloader(self) -> TrainLoader:
         """Flat or padded batches; how many (`len`) is not known where rows are filled or without index."""
@@ -256,9 +276,7 @@ class V1DataModule(LightningDataModule):
         """Flat or padded batches of `val_batch_size` examples, in the order of the shards."""
         if not self.has_val:
             return []
-        source = MixtureConfig(self.val_location, limit=self.max_val_examples)
-        stream = replace(self.stream, lanes=1)
-        opened = open_sequence([source], stream, shuffle=False, count=True)
+        opened = self._open_val()
         reader = RowReader(
             opened.examples, self.processor, self.encoding, self.stream, self.flat, self.val_map
         )
@@ -266,6 +284,10 @@ class V1DataModule(LightningDataModule):
         fetching = self._train is not None and self._train.remote
         workers = 0 if fetching else min(self.num_workers, 1)
         return ValLoader(opened, reader, self.val_batch_size, self._skips, self.trainer, workers)
+
+    def _open_val(self) -> OpenedSequence:
+        source = MixtureConfig(self.val_location, limit=self.max_val_examples)
+        return open_sequence([source], replace(self.stream, lanes=1), shuffle=False, count=True)
 
     def teardown(self, stage: str) -> None:
         """Sum up what could not be used."""

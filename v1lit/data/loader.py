@@ -152,7 +152,7 @@ class TrainLoader:
 
     def _order_of(self, epoch: int) -> int:
         """The epoch whose order is read: with `trainer.overfit_batches` every epoch has the first one's."""
-        return 0 if self.trainer is not None and self.trainer.overfit_batches > 0 else epoch
+        return 0 if getattr(self.trainer, "overfit_batches", 0) > 0 else epoch
 
     def batches_done(self, progress: Progress) -> int:
         """Batches of this layout that count as used when an epoch is begun at `progress`."""

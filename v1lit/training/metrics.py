@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from v1lit.training.logged import LOSS_PARTS, POINTING
+
 
 class PointingMetrics(Metric):
     """Accuracies of pointers and text, and the overlap of pointed and true patches; given the true prefix.
@@ -76,20 +78,21 @@ class PointingMetrics(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """The shares by name; nan where nothing was counted."""
-        return {
-            "pointer_accuracy": self.pointers_right / self.pointers,
-            "pointer_first_accuracy": self.first_right / self.runs,
-            "pointer_first_in_region": self.first_inside / self.runs,
-            "region_iou": self.iou / self.runs,
-            "text_accuracy": self.texts_right / self.texts,
-        }
+        shares = (
+            self.pointers_right / self.pointers,
+            self.first_right / self.runs,
+            self.first_inside / self.runs,
+            self.iou / self.runs,
+            self.texts_right / self.texts,
+        )
+        return dict(zip(POINTING, shares, strict=True))
 
 
 class LossMeans(Metric):
     """The parts of the loss as means over all positions of all batches and ranks, by name."""
 
     full_state_update = False
-    NAMES = ("joint", "text", "pointer", "z")
+    NAMES = LOSS_PARTS
     sums: Tensor
     counts: Tensor
 

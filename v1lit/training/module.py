@@ -19,6 +19,17 @@ from v1lit.data.datamodule import V1DataModule
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.joint_loss import choose_loss
 from v1lit.pointer.model import PointAndCopyModel, PointAndCopyOutput
+from v1lit.training.logged import (
+    GRADIENT_NORM,
+    LEARNING_RATE,
+    LOSS,
+    LOSS_ERROR,
+    SKIPPED,
+    TRAIN,
+    VAL,
+    VAL_POINTING,
+    loss_part,
+)
 from v1lit.training.loop_state import use_group_options
 from v1lit.training.metrics import LossMeans, PointingMetrics
 from v1lit.training.optimizer import OptimizerConfig, build_optimizer, learning_rate_factor
@@ -173,13 +184,14 @@ class V1Module(LightningModule):
     def _log_losses(self, out: PointAndCopyOutput, batch: Batch) -> None:
         assert out.losses is not None
         loss = torch.stack([part.detach() for part in out.losses.values()]).sum()  # of this batch alone
-        self.log("train/loss", loss, batch_size=len(batch))
+        self.log(TRAIN + LOSS, loss, batch_size=len(batch))
         self.log("loss", loss, prog_bar=True, logger=False, batch_size=len(batch))
         self.log_dict(
-            {f"train/loss_{name}": part.detach() for name, part in out.losses.items()}, batch_size=len(batch)
+            {loss_part(TRAIN, name): part.detach() for name, part in out.losses.items()},
+            batch_size=len(batch),
         )
         if out.verified is not None:
-            self.log("train/loss_error", out.verified, batch_size=len(batch))
+            self.log(LOSS_ERROR, out.verified, batch_size=len(batch))
 
     @property
     def _log_every(self) -> int:
@@ -191,7 +203,7 @@ class V1Module(LightningModule):
         self._answers.clear()
         values = self.train_metrics.compute()
         self.train_metrics.reset()
-        self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=batch_size)
+        self.log_dict({TRAIN + name: value for name, value in values.items()}, batch_size=batch_size)
         pointing = values["pointer_first_in_region"]
         self.log("pointing", pointing, prog_bar=True, logger=False, batch_size=batch_size)
 
@@ -222,7 +234,7 @@ class V1Module(LightningModule):
                 f"{what}; more than model.max_nonfinite={self.max_nonfinite} batches were skipped"
             )
         self.print(f"skipped a batch ({self.nonfinite} so far): {what}")
-        self.log("train/skipped_batches", float(self.nonfinite), batch_size=len(batch))
+        self.log(SKIPPED, float(self.nonfinite), batch_size=len(batch))
 
     def _nothing(self) -> Tensor | None:
         """In place of a skipped batch's loss.
@@ -238,8 +250,8 @@ class V1Module(LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if (self.global_step + 1) % self._log_every == 0:
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
-            self.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
-            self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
+            self.log(GRADIENT_NORM, torch.nn.utils.get_total_norm(gradients))
+            self.log(LEARNING_RATE, optimizer.param_groups[0]["lr"])
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -287,9 +299,9 @@ class V1Module(LightningModule):
             losses["z"] = self.pointer_config.z_weight * losses["z"]
         values = self.val_metrics.compute()
         logged = {
-            "val/loss": torch.stack(list(losses.values())).sum(),
-            **{f"val/loss_{name}": value for name, value in losses.items()},
-            **{f"val/forced_{name}": value for name, value in values.items()},
+            VAL + LOSS: torch.stack(list(losses.values())).sum(),
+            **{loss_part(VAL, name): value for name, value in losses.items()},
+            **{VAL_POINTING + name: value for name, value in values.items()},
         }
         # The metrics are those of all ranks already; Lightning wants to hear it.
         self.log_dict(logged, sync_dist=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from v1lit.data.batch import Batch
 from v1lit.training.flops import ModelFlops, WorkSum
+from v1lit.training.logged import MFU, RATES
 from v1lit.training.peak import Peak, find_peak, product_kind
 from v1lit.training.steps import total_steps
 
@@ -24,7 +25,8 @@ FETCH, SAVE = "train_dataloader_next", "save_checkpoint"
 class Stopwatch(Profiler):
     """Adds up the seconds that a Trainer spends waiting for batches and writing checkpoints.
 
-    Lightning tells its profiler when it begins and ends anything. The one that was set before hears it too.
+    Lightning tells its profiler when it begins and ends anything. The one that was set before hears it too,
+    but not of this one's end, which comes before it has reported.
     """
 
     def __init__(self, inner: Profiler) -> None:
@@ -51,9 +53,6 @@ class Stopwatch(Profiler):
 
     def summary(self) -> str:
         return self.inner.summary()
-
-    def teardown(self, stage: str | None) -> None:
-        self.inner.teardown(stage)
 
 
 @dataclass
@@ -160,7 +159,7 @@ class Throughput(Callback):
 
     def _log(self, trainer: Trainer, module: LightningModule, batch_size: int) -> None:
         values = self._values(trainer, module.device)
-        per_second = values["train/examples_per_second"]
+        per_second = values[RATES[0]]
         module.log("examples/s", per_second, prog_bar=True, logger=False, batch_size=batch_size)
         module.log_dict(values, batch_size=batch_size)
 
@@ -173,20 +172,21 @@ class Throughput(Callback):
         sums = _over_ranks(trainer, [*mine, seconds, self._clock(FETCH) - self._waited])
         examples, tokens, real, images, supervised, flops, seconds, waited = sums
         seconds_each = seconds / trainer.world_size
-        values = {
-            "train/examples_per_second": examples / seconds_each,
-            "train/tokens_per_second": tokens / seconds_each,
-            "train/real_tokens_per_second": real / seconds_each,
-            "train/images_per_second": images / seconds_each,
-            "train/seconds_per_step": seconds_each / one.steps,
-            "train/data_wait_share": waited / seconds,
-            "train/padding_share": 1.0 - real / tokens,
-            "train/supervised_share": supervised / max(1, real),
-            "train/unseen_regions": float(self.unseen),
-            "train/cut_tokens": float(self.cut),
-        }
+        rates = (
+            examples / seconds_each,
+            tokens / seconds_each,
+            real / seconds_each,
+            images / seconds_each,
+            seconds_each / one.steps,
+            waited / seconds,
+            1.0 - real / tokens,
+            supervised / max(1, real),
+            float(self.unseen),
+            float(self.cut),
+        )
+        values = dict(zip(RATES, rates, strict=True))
         if self._peak is not None:
-            values["train/mfu"] = flops / seconds / self._peak.flops
+            values[MFU] = flops / seconds / self._peak.flops
         return values
 
 

@@ -1,0 +1,73 @@
+"""Why jsonargparse does not take a class and its arguments, picked out of its message."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from typing import Any
+
+from lightning.pytorch import callbacks, loggers, plugins, profilers, strategies
+
+from v1lit.cli.errors import nearest
+
+PROBLEM = re.compile(r"( *)(?:- )?Problem with given class_path '([^']+)':")
+
+
+def reason_in(problem: str) -> str:
+    """What is wrong with a class path or its `init_args`, or an empty text where it is about something else.
+
+    The message lists every type that the value could have had, and says of each why it has not.
+    """
+    if (found := _of_a_class(problem)) is not None:
+        return found
+    if (found_path := re.search(r"Expected a dot import path string: (\S+)", problem)) is not None:
+        word = found_path[1]
+        return f"{word!r} is not the path of a class, module.Class{nearest(word, _lightning_names())}"
+    said = re.search(
+        r"Import path .* does not correspond to .*|Option '.*' is not accepted|Import.*fail.*", problem
+    )
+    return "" if said is None else said[0]
+
+
+def _of_a_class(problem: str) -> str | None:
+    """The reason below the first `Problem with given class_path`."""
+    lines = problem.splitlines()
+    for number, line in enumerate(lines):
+        if (found := PROBLEM.match(line)) is None:
+            continue
+        below = []
+        for other in lines[number + 1 :]:
+            if len(other) - len(other.lstrip()) <= len(found[1]) + 2:
+                break
+            below.append(other.strip())
+        reason = re.sub(r'Parser key "([^"]+)": ', r"\1: ", " ".join(below))
+        return f"{found[2]}: {reason}{_hint(found[2], reason)}"
+    return None
+
+
+def _hint(path: str, reason: str) -> str:
+    """What may have been meant."""
+    module, _, _ = path.rpartition(".")
+    if (name := re.search(r"has no attribute '(\w+)'", reason)) is not None:
+        return nearest(name[1], _classes(sys.modules.get(module)))
+    if (option := re.search(r"Option '(\w+)' is not accepted", reason)) is not None:
+        return nearest(option[1], _parameters(path))
+    if reason.startswith("No module named"):
+        return "; modules are looked for in the current folder, in PYTHONPATH and among what is installed"
+    return ""
+
+
+def _classes(module: object) -> list[str]:
+    return [] if module is None else [name for name, _ in inspect.getmembers(module, inspect.isclass)]
+
+
+def _parameters(path: str) -> list[str]:
+    module, _, name = path.rpartition(".")
+    made: Any = getattr(sys.modules.get(module), name, None)  # it has been imported by who complains
+    return list(inspect.signature(made).parameters) if inspect.isclass(made) else []
+
+
+def _lightning_names() -> list[str]:
+    places = (callbacks, loggers, plugins, profilers, strategies)
+    return [name for place in places for name in _classes(place)]

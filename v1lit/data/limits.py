@@ -1,0 +1,76 @@
+"""Shares of an epoch and intervals within it, against the number of batches that it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lightning import Trainer
+
+Count = Callable[[], int | None]
+"""Gives the batches of an epoch on one rank; None where that is not known before it is read."""
+
+
+def check_limits(trainer: Trainer, train_batches: Count, val_batches: Count) -> None:
+    """Check what a Trainer would find out when weights have been loaded; raises ValueError.
+
+    The batches are counted only where an argument asks for it.
+    """
+    of_train: int | float | None = trainer.limit_train_batches
+    _check_share(trainer, "train", of_train, train_batches)
+    _check_share(trainer, "val", trainer.limit_val_batches, val_batches)
+    _check_interval(trainer, lambda: _limited(train_batches(), of_train))
+
+
+def _check_share(trainer: Trainer, split: str, share: int | float | None, count: Count) -> None:
+    if not isinstance(share, float) or share in (0.0, 1.0):
+        return
+    words = {"train": "training", "val": "validation"}[split]
+    key = (
+        "trainer.overfit_batches"
+        if getattr(trainer, "overfit_batches", 0) > 0
+        else f"trainer.limit_{split}_batches"
+    )
+    batches = count()
+    if batches is None:
+        raise ValueError(
+            f"{key} is {share}, a share of an epoch, but how many {words} batches it has is not known before "
+            "it is read: rows are filled, or the shards have no index\ngive a number of batches, such as 10"
+        )
+    if batches and int(batches * share) == 0:
+        raise ValueError(
+            f"{key} is {share}, less than one of the {batches} {words} batches of an epoch\n"
+            f"give a number of batches, such as 1, or a share of {1 / batches:.3g} or more"
+        )
+
+
+def _check_interval(trainer: Trainer, count: Count) -> None:
+    interval: Any = trainer.val_check_interval
+    epochs = trainer.check_val_every_n_epoch
+    if epochs is None or not trainer.limit_val_batches:
+        return
+    if not isinstance(interval, (int, float)) or (isinstance(interval, float) and interval == 1.0):
+        return  # a time, or whole epochs
+    batches = count()
+    if isinstance(interval, float) and batches is None:
+        raise ValueError(
+            f"trainer.val_check_interval is {interval}, a share of an epoch, but how many batches it has is "
+            "not known before it is read: rows are filled, or the shards have no index\n"
+            "give a number of batches"
+        )
+    if isinstance(interval, int) and batches and interval > batches:
+        raise ValueError(
+            f"trainer.val_check_interval is {interval}, but an epoch has {batches} batches, and with "
+            f"trainer.check_val_every_n_epoch={epochs} they are counted within epochs\n"
+            "to count on through all epochs, set trainer.check_val_every_n_epoch=null; else give "
+            f"{batches} or less"
+        )
+
+
+def _limited(batches: int | None, limit: int | float | None) -> int | None:
+    """Batches of an epoch that is cut short."""
+    if batches is None:
+        return None
+    if isinstance(limit, int):
+        return min(batches, limit)
+    return batches if limit is None else int(batches * limit)

@@ -1,0 +1,62 @@
+"""The names of everything that v1lit logs, and which of them a run can have."""
+
+from __future__ import annotations
+
+from v1lit.pointer.config import PointerConfig
+
+TRAIN, VAL, VAL_POINTING = "train/", "val/", "val/forced_"
+"""What comes before the names below; `forced`: along the true trace."""
+LOSS = "loss"
+LOSS_PARTS = ("joint", "text", "pointer", "z")
+POINTING = (
+    "pointer_accuracy",
+    "pointer_first_accuracy",
+    "pointer_first_in_region",
+    "region_iou",
+    "text_accuracy",
+)
+GRADIENT_NORM, LEARNING_RATE = "train/gradient_norm", "train/learning_rate"
+LOSS_ERROR, SKIPPED = "train/loss_error", "train/skipped_batches"
+RATES = (
+    "train/examples_per_second",
+    "train/tokens_per_second",
+    "train/real_tokens_per_second",
+    "train/images_per_second",
+    "train/seconds_per_step",
+    "train/data_wait_share",
+    "train/padding_share",
+    "train/supervised_share",
+    "train/unseen_regions",
+    "train/cut_tokens",
+)
+MFU = "train/mfu"
+ON_THE_LINE, ON_THE_LINE_VAL = ("loss", "pointing", "examples/s"), ("val pointing",)
+"""Shown beside the progress, and written nowhere."""
+
+
+def loss_part(split: str, part: str) -> str:
+    """The name of a part of the loss."""
+    return f"{split}{LOSS}_{part}"
+
+
+def names_in_training(pointer: PointerConfig, verified: bool = False, skips: bool = False) -> list[str]:
+    """What such a pointer logs while it trains; `verified` and `skips` as in `V1Module`."""
+    extra = [name for name, there in ((LOSS_ERROR, verified), (SKIPPED, skips)) if there]
+    steps = [
+        TRAIN + LOSS,
+        *(loss_part(TRAIN, part) for part in _parts(pointer)),
+        GRADIENT_NORM,
+        LEARNING_RATE,
+    ]
+    return [*steps, *(TRAIN + name for name in POINTING), *RATES, MFU, *extra, *ON_THE_LINE]
+
+
+def names_in_validation(pointer: PointerConfig) -> list[str]:
+    """What such a pointer logs after every validation."""
+    losses = [VAL + LOSS, *(loss_part(VAL, part) for part in _parts(pointer))]
+    return [*losses, *(VAL_POINTING + name for name in POINTING), *ON_THE_LINE_VAL]
+
+
+def _parts(pointer: PointerConfig) -> list[str]:
+    parts = ["joint"] if pointer.loss == "joint" else ["text", "pointer"]
+    return [*parts, "z"] if pointer.z_weight else parts
