@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 from shard_cases import make, members_of, tar, write
 
 from v1lit.cli.data import COMMANDS, USAGE
@@ -97,11 +99,84 @@ def test_problems_of_indexed_shards_are_told(tmp_path: Path, capsys: pytest.Capt
     assert "v1lit data check" in out
 
 
+def test_shards_of_nothing_usable_fail_with_the_reasons(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tar(tmp_path / "in" / "a.tar", [("a.json", b"{"), ("b.json", b"{}"), ("c.json", b"{")])
+    assert quiet("index", tmp_path / "in") == 1
+    assert "not one of the 3 examples can be used: 2 x not JSON" in capsys.readouterr().err
+    assert quiet("index", tmp_path / "in") == 1, "known from its sidecar"
+    assert quiet("reshard", tmp_path / "in", "--out", tmp_path / "out", "--on-bad", "skip") == 1
+    assert "not one example could be used: 2 x not JSON" in capsys.readouterr().err
+    assert quiet("check", tmp_path / "in") == 1
+
+
+def test_lengths_of_nothing_that_fits_fail_with_the_reason(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert quiet("index", folder, "--lengths", "tiny_qwen", "--data.encoding.max_tokens=9") == 1
+    assert "not one of 4 examples can be used; of the first ones" in (err := capsys.readouterr().err)
+    assert "that may hold 9; raise data.encoding.max_tokens" in err
+
+
+# --- import ---
+
+
+def rows(path: Path, ids: list[object], **changes: object) -> Path:
+    """Rows in the published format."""
+    example = make("x")
+    (image,), (ask, say) = example.images, example.messages
+    row = {
+        "image": {"bytes": image.data, "path": None},
+        "conversations": [{"from": "human", "value": ask.content}, {"from": "gpt", "value": say.content}],
+        "regions": json.dumps({name: region.to_json() for name, region in example.regions.items()}),
+        "image_size": list(image.size),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pa.Table.from_pylist([row | {"id": id} | changes for id in ids]), path)
+    return path
+
+
+def test_an_import_of_nothing_usable_fails_with_the_reasons(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = rows(tmp_path / "rows.parquet", [7, 8, 9])
+    for _ in ("first", "again, when nothing is left to do"):
+        assert quiet("import", "v1g", source, "--out", tmp_path / "out", "--workers", 1) == 1
+        err = capsys.readouterr().err
+        assert f"no row came to {tmp_path / 'out'}: 3 x the id is 7, of type int; an id is text" in err
+    assert data("import", "v1g", str(source), "--out", str(tmp_path / "shown"), "--workers", "1") == 1
+    err = capsys.readouterr().err
+    assert "0 examples, 3 rejected, 0 shards\n  3 x the id is 7" in err
+    assert "listed in" in err
+
+
+def test_one_split_of_nothing_usable_is_a_failure_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows(tmp_path / "in/train-0.parquet", ["a", "b"], image_size="[40, 32]")
+    rows(tmp_path / "in/val-0.parquet", ["c"])
+    assert quiet("import", "v1g", tmp_path / "in", "--out", tmp_path / "out", "--workers", 1) == 1
+    err = capsys.readouterr().err
+    assert f"no row came to {tmp_path / 'out/train'}: 2 x image_size is '[40, 32]', of type str" in err
+
+
+def test_rows_that_are_rejected_beside_good_ones_are_no_failure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = rows(tmp_path / "rows.parquet", ["a", "", "a"])
+    assert data("import", "v1g", str(source), "--out", str(tmp_path / "out"), "--workers", "1") == 0
+    err = capsys.readouterr().err
+    assert "1 examples, 2 rejected" in err
+    assert "1 x the row has no id" in err
+    assert "1 x the id 'a' is already used" in err
+
+
 def test_lengths_are_measured_with_a_recipe_and_its_changes(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tables = []
-    for most in (77, 16):
+    for most in (77, 60):
         assert quiet("index", folder, "--lengths", "tiny_qwen", f"--data.encoding.max_tokens={most}") == 0
         last = capsys.readouterr().out.splitlines()[-1]
         assert last.endswith("lengths in tokens")

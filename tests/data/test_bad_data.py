@@ -337,10 +337,18 @@ def test_nothing_but_damage_is_an_error_that_says_so(folder: Path) -> None:
     without_index(folder)
     (folder.parent / FILE).unlink()
     with pytest.raises(
-        BadDataError, match=r"skipped 3 of 3 examples \(3 shard\).*no example .* could be used"
+        BadDataError, match=r"skipped 3 of 3 examples \(3 shard\).*no example .* could be used: 3 x "
     ):
         fit(make_data(folder.parent, folder), folder.parent)
     assert len(listed(folder.parent)) == 3
+
+
+def test_shards_without_an_example_are_called_so(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+    tar(folder / "shard-000000.tar", [])
+    with pytest.raises(ValueError, match=f"no training examples: the shards of {folder} hold none"):
+        fit(make_data(folder.parent, folder), folder.parent)
 
 
 def test_one_by_one_a_damaged_shard_is_no_less_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

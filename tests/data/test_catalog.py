@@ -144,7 +144,7 @@ def test_the_content_tells_shards_apart_and_not_where_they_lie(folder: Path, tmp
         ("a/other-*.tar", r"nothing matches .*other-\*.tar"),
         ("a/shard-{000002..000003}.tar", "nothing matches .*shard-000003.tar .*of .*000002..000003"),
         ("a/shard-{0,1.tar", "nothing matches .*|braces do not match"),
-        ("nothing", "nothing: the index names no shards"),
+        ("nothing", "nothing: its index.json names no shards"),
         ("broken", "index.json is damaged"),
         ("nosuch://host/shard-000000.tar", "nosuch"),
     ],

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from v1lit.data.example import Example, ExampleError, Message, key_of, load_json
+from v1lit.data.example import EDGE_TOLERANCE, Example, ExampleError, Message, key_of, load_json
 from v1lit.data.images import EncodedImage, read_header
 from v1lit.grounding.region import Region
 
@@ -76,7 +76,7 @@ BOX = Region.from_box((1, 2, 30, 40))
         ({"regions": {"<|region_1|>": BOX, "two": BOX}}, "'two' is not of the form"),
         ({"regions": {"<|region_1|>": BOX.at(1)}}, "lies in image 1, but there are 1 images"),
         ({"regions": {"<|region_1|>": Region.from_box((1, 2, 65, 40))}}, "outside of its image of 64 x 48"),
-        ({"regions": {"<|region_1|>": Region.from_mask(np.ones((5, 5), bool))}}, "outside of its image"),
+        ({"regions": {"<|region_1|>": Region.from_mask(np.ones((5, 5), bool))}}, "has 5 x 5 pixels, but its"),
     ],
 )
 def test_broken_rules_are_named(changes: dict[str, Any], reason: str) -> None:
@@ -235,3 +235,30 @@ def test_equal_examples_are_equal() -> None:
 
 def test_nan_can_be_let_through_for_a_later_check() -> None:
     assert load_json("[Infinity]", allow_nan=True) == [float("inf")]
+
+
+def test_what_rounding_adds_at_the_edge_is_taken_off() -> None:
+    width, height = PICTURES[0].size
+    name = "<|region_1|>"
+
+    def fitted(region: Region) -> Region:
+        return example(regions={name: region}).regions[name]
+
+    out = Region.from_box((-1e-7, 2, width + 1e-7, height + EDGE_TOLERANCE))
+    assert fitted(out) == Region.from_box((0, 2, width, height))
+    corners = [(0, -1e-9), (width + 1e-4, 5), (3, height)]
+    assert fitted(Region.from_polygon(corners)) == Region.from_polygon([(0, 0), (width, 5), (3, height)])
+    with pytest.raises(ExampleError, match=rf"{width}\.02, .* outside of its image of {width} x {height}"):
+        fitted(Region.from_box((0, 0, width + 0.02, height)))
+    with pytest.raises(ExampleError, match="outside of its image"):
+        fitted(Region.from_box((width, 0, width + 1e-7, height)))  # Nothing of it is left.
+    with pytest.raises(ExampleError, match=rf"mask of .* has 3 x 2 pixels, but its image {width} x {height}"):
+        fitted(Region.from_mask(np.ones((2, 3), bool)))
+
+
+def test_a_size_as_text_is_told_from_numbers() -> None:
+    members = example().to_members()
+    record = json.loads(members["json"])
+    record["images"][0]["size"] = str(record["images"][0]["size"])
+    with pytest.raises(ExampleError, match=r"said to be '\[\d+, \d+\]' pixels but is \[\d+, \d+\]"):
+        Example.from_members("a_1", members | {"json": json.dumps(record).encode()})

@@ -181,12 +181,20 @@ CALL = 'detect(query="it", objects=["<obj1><|region_1|>"])'
             "27 x 40 pixels: both sides must have at least 28",
         ),
         ({"image": {"bytes": jpeg(5601, 28), "path": None}}, "aspect ratio is over 200"),
-        ({"image_size": None}, "image_size says None"),
+        ({"id": 7}, "the id is 7, of type int; an id is text"),
+        ({"image_size": None}, "image_size is None, of type NoneType; it must be a list"),
+        ({"image_size": "[60, 40]"}, r"image_size is '\[60, 40\]', of type str; it must be a list"),
+        ({"image_size": ["60", "40"]}, r"says \['60', '40'\], .* displayed with \[60, 40\]"),
+        ({"regions": {"<|region_1|>": [1, 2, 3, 4]}}, "regions is of type dict; it must be a JSON object"),
+        ({"image": {"bytes": None, "path": "x.jpg"}}, "its path 'x.jpg' is not followed"),
         ({"image_size": [40, 60]}, r"image_size says \[40, 60\]"),
         ({"conversations": None}, "conversations must be a list"),
         ({"conversations": []}, "0 turns instead of two"),
         ({"conversations": says("")}, "gpt turn has no text"),
-        ({"conversations": [{"from": "human", "value": None}, says(CALL)[1]]}, "human turn does not begin"),
+        (
+            {"conversations": [{"from": "human", "value": None}, says(CALL)[1]]},
+            "human turn does not begin .* but with None",
+        ),
         ({"conversations": says(f"{CALL} <|region_2|>")}, r"names <\|region_2\|>, .* given: <\|region_1\|>"),
         ({"conversations": says("see <|region_1|>")}, "outside of any well-formed detect"),
         (
@@ -753,6 +761,7 @@ def test_empty_file_gives_an_empty_import(tmp_path: Path) -> None:
     report = run(write(tmp_path / "x.parquet", []), tmp_path / "out")
     assert (report.accepted, report.rejected, report.shards) == (0, 0, 0)
     assert read_index(tmp_path / "out")["examples"] == 0
+    assert report.failed == f"no row came to {tmp_path / 'out'}: there are no rows"
 
 
 # --- house ---

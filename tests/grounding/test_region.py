@@ -264,3 +264,13 @@ def test_iou_of_boxes_is_exact_below_a_pixel() -> None:
 def test_a_box_is_written_as_the_published_format_writes_it(shared: Path) -> None:
     for case in json.loads((shared / "golden/v1_reference/regions.json").read_text()):
         assert format_box(case["box"], case["image_size"]) == case["normalized_box"]
+
+
+def test_a_region_is_moved_onto_the_edge_within_the_tolerance_alone() -> None:
+    assert Region.from_box((-0.01, 0, 10.01, 5)).clamped((10, 5), 0.01) == Region.from_box((0, 0, 10, 5))
+    boxes = Region.from_boxes([(0, 0, 10.005, 5), (1, 1, 2, 2)], image=1)
+    assert boxes.clamped((10, 5), 0.01) == Region.from_boxes([(0, 0, 10, 5), (1, 1, 2, 2)], image=1)
+    inside, outside = Region.from_box((1, 1, 9.123456789, 5)), Region.from_box((0, 0, 10.02, 5))
+    mask = Region.from_mask([[True]])
+    for unchanged in (inside, outside, mask, Region.from_box((10, 0, 10.005, 5))):
+        assert unchanged.clamped((10, 5), 0.01) is unchanged

@@ -247,9 +247,12 @@ class Qwen25VL(QwenVL):
 def resized_size(image_size: Size, cell: int, min_pixels: int, max_pixels: int) -> Size:
     """Size to which the processor resizes: whole cells, aspect nearly kept, area within the limits."""
     width, height = image_size
+    if min(image_size) < 1:
+        raise ValueError(f"an image of {width}x{height} has no pixels")
     if max(image_size) > MAX_ASPECT * min(image_size):
         raise ValueError(
-            f"an image of {width}x{height} pixels is too narrow: sides may differ {MAX_ASPECT}-fold"
+            f"an image of {width}x{height} pixels is too narrow: "
+            f"one side is more than {MAX_ASPECT} times the other"
         )
     new_width, new_height = round(width / cell) * cell, round(height / cell) * cell
     if new_width * new_height > max_pixels:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
-from v1lit.cli.errors import Parser, a_path, guard
+from v1lit.cli.errors import Parser, a_path, guard, two_lines
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,7 +30,7 @@ def _import(argv: Sequence[str]) -> int:
     parser.add_argument("--max-examples-per-shard", type=int, default=1000)
     parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")
     given = parser.read(argv)
-    get_importer(given.format)(
+    report = get_importer(given.format)(
         given.source,
         given.out,
         split=given.split,
@@ -38,4 +39,6 @@ def _import(argv: Sequence[str]) -> int:
         max_examples_per_shard=given.max_examples_per_shard,
         progress=given.progress,
     )
-    return 0
+    if report.failed:
+        sys.stderr.write(f"error: {two_lines(report.failed)}\n")
+    return 1 if report.failed else 0

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from v1lit.cli.errors import Parser, a_path, guard
+from v1lit.cli.errors import Parser, a_path, guard, two_lines
+from v1lit.data.reasons import in_words, most_frequent
 from v1lit.data.shards import index_shards
 
 if TYPE_CHECKING:
@@ -46,6 +48,10 @@ def _index(argv: Sequence[str]) -> int:
         given.location if os.path.isdir(given.location) else os.path.dirname(given.location)
     )
     _print(folder or ".", index, time.monotonic() - started)
+    if index["unusable"] == index["examples"]:
+        why = two_lines(in_words(most_frequent(one["reason"] for one in index["bad"])))
+        sys.stderr.write(f"error: not one of the {index['examples']:,} examples can be used: {why}\n")
+        return 1
     if tools is not None:
         from v1lit.data.length_tables import write_lengths
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from v1lit.cli.errors import Parser, a_path, guard, two_lines
+from v1lit.data.reasons import in_words, listed_in, most_frequent
 from v1lit.data.shards import ShardError
 from v1lit.data.tools.reshard import SKIPPED_NAME, ReshardOptions, ReshardReport, reshard
 
@@ -49,7 +50,11 @@ def _reshard(argv: Sequence[str]) -> int:
         sys.stderr.write(f"{given.out} is not complete; the same command goes on from here\n")
         raise
     _print(report)
-    return 0
+    if report.examples or not report.skipped:
+        return 0
+    why = two_lines(in_words(most_frequent(listed_in(report.folder / SKIPPED_NAME))))
+    sys.stderr.write(f"error: not one example could be used: {why}\n")
+    return 1
 
 
 def _print(report: ReshardReport) -> None:

@@ -107,7 +107,10 @@ class Catalog:
             self._numbers.append(number)
             counts.append(-1 if table is None else int(table.examples[number]))
         if not counts:
-            raise ValueError(f"{location}: the index names no shards")
+            raise ValueError(
+                f"{location}: its {INDEX_NAME} names no shards; where an import has rejected every row, its "
+                "rejected.jsonl says why"
+            )
         self.counts: Numbers = np.array(counts, dtype=np.int64)
 
     @property

@@ -13,6 +13,10 @@ from v1lit.data.images import EXTENSIONS, EncodedImage, ImageError, read_header
 from v1lit.data.marks import IMAGE_MARKER, REGION_NAME, escape
 from v1lit.grounding.region import Region
 
+EDGE_TOLERANCE = 0.01
+"""Pixels by which a region may reach out of its image and is moved back onto the edge: fractions times width,
+in single precision, come out so. No patch is that small."""
+
 ROLES = ("system", "user", "assistant")
 
 
@@ -68,8 +72,15 @@ class Example:
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", tuple(self.images))
         object.__setattr__(self, "messages", tuple(self.messages))
-        object.__setattr__(self, "regions", dict(self.regions))
+        regions = {name: self._on_image(region) for name, region in dict(self.regions).items()}
+        object.__setattr__(self, "regions", regions)
         self.validate()
+
+    def _on_image(self, region: Region) -> Region:
+        """The region without what rounding added at the edge of its image."""
+        if region.image < len(self.images) and isinstance(image := self.images[region.image], EncodedImage):
+            return region.clamped(image.size, EDGE_TOLERANCE)
+        return region
 
     def validate(self) -> None:
         """Check all rules.
@@ -238,8 +249,12 @@ def _problem_of_regions(example: Example) -> str | None:
             return f"{name} lies in image {region.image}, but there are {len(example.images)} images"
         width, height = example.images[region.image].size
         if not region.within((width, height)):
-            box = [round(float(value), 2) for value in region.box]
-            return f"{name} with bounds {box} reaches outside of its image of {width} x {height} pixels"
+            if region.kind == "mask":
+                rows, columns = region.data.shape
+                is_so = f"{width} x {height} pixels"
+                return f"the mask of {name} has {columns} x {rows} pixels, but its image {is_so}"
+            bounds = list(region.box)
+            return f"{name} with bounds {bounds} reaches outside of its image of {width} x {height} pixels"
     return None
 
 
@@ -304,7 +319,7 @@ def _read_images(records: list[Any], members: Mapping[str, bytes]) -> tuple[Enco
             raise ValueError(f"image {number}: {error}") from error
         if record.get("size") != list(image.size):
             raise ValueError(
-                f"image {number} is said to be {record.get('size')} pixels but is {list(image.size)}"
+                f"image {number} is said to be {record.get('size')!r} pixels but is {list(image.size)}"
             )
         images.append(image)
     superfluous = sorted(set(members) - expected)

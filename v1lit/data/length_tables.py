@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock
@@ -11,10 +12,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from v1lit.backbones.processor import Processor
 from v1lit.data.catalog import Catalog
 from v1lit.data.config import EncodingConfig
-from v1lit.data.lengths import LengthTable, fingerprint, measure_shards
+from v1lit.data.encoding import EncodingError
+from v1lit.data.images import ImageError
+from v1lit.data.lengths import LengthTable, fingerprint, measure, measure_shards
 from v1lit.data.mapping import ExampleMap
+from v1lit.data.reasons import in_words, most_frequent
 from v1lit.data.remote import is_remote
 from v1lit.data.shards import ShardError
+from v1lit.data.skips import BadDataError
 
 MANY = 5_000
 """Examples for which it pays to start processes that measure them."""
@@ -72,7 +77,8 @@ def write_lengths(
     """Measure the examples of an index and keep the table beside it, where training finds it; gives its path.
 
     Raises ValueError for a location that is no local folder with an index and for a random map, ShardError
-    for a shard that cannot be opened.
+    for a shard that cannot be opened, and BadDataError, with the reasons, where not one example can be
+    measured.
     """
     if map is not None and map.random:
         raise ValueError(
@@ -85,8 +91,28 @@ def write_lengths(
             f"{location} is no local folder with an index, so lengths cannot be kept beside it; make an "
             "index with `v1lit data index --out FOLDER`, and measure that folder"
         )
-    _write(catalog, processor, encoding, map, path, workers, progress)
+    table = _write(catalog, processor, encoding, map, path, workers, progress)
+    if not table.tokens.any():
+        why = in_words(most_frequent(_reasons(catalog, processor, encoding, map)))
+        raise BadDataError(
+            f"{location}: not one of {len(table)} examples can be used; of the first ones {why}"
+        )
     return path
+
+
+def _reasons(
+    catalog: Catalog, processor: Processor, encoding: EncodingConfig, map: ExampleMap | None
+) -> Iterator[str]:
+    """Why the first examples cannot be measured: a table says only that they cannot."""
+    with catalog.open(int(catalog.counts.argmax())) as shard:
+        for number in range(min(len(shard), 100)):
+            try:
+                example = shard.example(number)
+                mapped = example if map is None else map(example, shard.name)
+                if mapped is not None:
+                    measure(mapped, processor, encoding)
+            except (ShardError, EncodingError, ImageError) as error:
+                yield str(error)
 
 
 def _write(

@@ -20,6 +20,7 @@ from v1lit.data.plan.epoch import Layout, Progress, rank_rows, steps_left
 from v1lit.data.plan.slots import Row
 from v1lit.data.prefetch import ShardPrefetcher
 from v1lit.data.reading import Lengths, Made, RowReader
+from v1lit.data.reasons import in_words, most_frequent
 from v1lit.data.sequence import OpenedSequence
 from v1lit.data.skips import BadDataError, SkipList
 from v1lit.data.windows import Ranks, Window, windows
@@ -248,6 +249,9 @@ class TrainLoader:
 
     def _too_few(self) -> str:
         total = self.opened.sequence.examples
+        if self.stream.tail == "pad":  # which would have filled up any number but none
+            where = ", ".join(catalog.location for catalog in self.opened.catalogs)
+            return f"there are no training examples: the shards of {where} hold none"
         return (
             f"{'the' if total is None else total} training examples do not fill one optimizer step of "
             f"{self.layout.slots} batches, and data.stream.tail is {self.stream.tail!r}; set it to pad, "
@@ -261,7 +265,8 @@ class TrainLoader:
         """
         total = self.opened.sequence.examples
         if not used and not progress.steps and self.skips.count:
-            raise BadDataError(f"{self.skips.summary()}: no example of the epoch could be used")
+            why = in_words(most_frequent(one.reason for one in self.skips.skipped))
+            raise BadDataError(f"{self.skips.summary()}: no example of the epoch could be used: {why}")
         if not used and not progress.steps and left_out:
             raise ValueError(f"data.map leaves out all {left_out} training examples that were read")
         if not used and not progress.steps:

@@ -118,7 +118,9 @@ def v1g_source(folder: Path, path: str | None, *, workers: int | None = None) ->
         raise ValueError(
             "data.source.name is 'v1g', which needs data.source.path: a parquet file, a folder or a hub id"
         )
-    import_v1g(path, folder, workers=workers)
+    failed = import_v1g(path, folder, workers=workers).failed
+    if failed is not None:
+        raise ValueError(f"data.source.path {path!r} could not be imported: {failed}")
 
 
 SOURCES: Mapping[str, Source] = {"shards": shards_source, "synthetic": synthetic_source, "v1g": v1g_source}

@@ -130,6 +130,27 @@ class Region:
         x1, y1, x2, y2 = self.box
         return x1 >= 0 and y1 >= 0 and x2 <= image_size[0] and y2 <= image_size[1]
 
+    def clamped(self, image_size: Size, tolerance: float) -> Region:
+        """The region, moved onto the image's edge where it reaches out by no more than `tolerance` pixels.
+
+        It stays as it is where it reaches out further, where nothing would be left, and if it is a mask.
+        """
+        if self.kind == "mask" or self.within(image_size):
+            return self
+        x1, y1, x2, y2 = self.box
+        if max(-x1, -y1, x2 - image_size[0], y2 - image_size[1]) > tolerance:
+            return self
+        inside = np.clip(np.asarray(self.data, dtype=float).reshape(-1, 2), 0, image_size)
+        makers: dict[str, Callable[[Any, int], Region]] = {
+            "box": lambda points, image: Region.from_box(points.ravel().tolist(), image),
+            "boxes": lambda points, image: Region.from_boxes(points.reshape(-1, 4).tolist(), image),
+            "polygon": lambda points, image: Region.from_polygon(points.tolist(), image),
+        }
+        try:
+            return makers[self.kind](inside, self.image)
+        except ValueError:  # No area is left.
+            return self
+
     def iou(self, other: Region, image_size: Size) -> float:
         """Intersection over union, 0 to 1: exact between boxes and unions of boxes, else counted in pixels.
 

@@ -23,6 +23,7 @@ from v1lit.data.importers import job
 from v1lit.data.importers.job import Job, RowResult, Unit
 from v1lit.data.importers.source import Source, find_source
 from v1lit.data.marks import IMAGE_MARKER, REGION_NAME, escape
+from v1lit.data.reasons import in_words, listed_in, most_frequent
 from v1lit.data.shards import MAX_IMAGE_BYTES, read_index
 from v1lit.grounding.region import Region
 from v1lit.grounding.trace import parse_trace
@@ -53,6 +54,7 @@ class ImportReport:
         folder: where the shards are.
         splits: a report for each split, where the source has splits; their folders lie inside of `folder`.
         ignored: files of the source that belong to no split and were left out.
+        reasons: the most frequent reasons for rejecting rows, each with the number of such rows.
     """
 
     accepted: int
@@ -63,6 +65,15 @@ class ImportReport:
     folder: Path
     splits: dict[str, ImportReport] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    reasons: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def failed(self) -> str | None:
+        """Where nothing came of the rows, of all or of one split, and why; None if it is all right."""
+        for part in (*self.splits.values(), self):
+            if not part.accepted and (part.rejected or part is self):
+                return f"no row came to {part.folder}: {in_words(part.reasons) or 'there are no rows'}"
+        return None
 
 
 def import_v1g(
@@ -143,10 +154,16 @@ def _import_folder(
     shards = len(index["shards"])
     message = f"{task.out}: {index['examples']} examples, {index['rejected']} rejected, {shards} shards"
     message += " (this import was finished before: nothing to do)" if done else ""
+    reasons = most_frequent(listed_in(task.out / job.REJECTED_NAME))
+    message += "".join(f"\n  {count} x {reason}" for reason, count in reasons)
+    if reasons:
+        message += f"\n  all of them are listed in {task.out / job.REJECTED_NAME}"
     log.info(message)
     console.print(message, soft_wrap=True)
     seconds = time.monotonic() - started
-    return ImportReport(index["examples"], index["rejected"], shards, seconds, done, task.out)
+    return ImportReport(
+        index["examples"], index["rejected"], shards, seconds, done, task.out, reasons=tuple(reasons)
+    )
 
 
 def _total(
@@ -162,6 +179,7 @@ def _total(
         folder=out,
         splits={name: report for name, report in reports.items() if name is not None},
         ignored=ignored,
+        reasons=tuple(reason for part in parts for reason in part.reasons),
     )
 
 
@@ -278,8 +296,10 @@ def row_to_example(row: Mapping[str, Any], *, source: str = "v1g") -> Example:
     """
     id = row["id"]
     try:
-        if not isinstance(id, str) or not id:
+        if id is None or id == "":
             raise ValueError("the row has no id")
+        if not isinstance(id, str):
+            raise ValueError(f"the id is {id!r}, of type {type(id).__name__}; an id is text")
         human, gpt = _turns(row["conversations"])
         regions = _regions(row["regions"])
         _check_names(human + gpt, regions)
@@ -306,7 +326,7 @@ def row_to_example(row: Mapping[str, Any], *, source: str = "v1g") -> Example:
 
 def _turns(conversations: object) -> tuple[str, str]:
     if not isinstance(conversations, list) or not all(isinstance(turn, dict) for turn in conversations):
-        raise ValueError("conversations must be a list of turns")
+        raise ValueError(f"conversations must be a list of turns, not {conversations!r:.60}")
     if len(conversations) != 2:
         raise ValueError(f"there are {len(conversations)} turns instead of two (human, gpt)")
     speakers = [turn.get("from") for turn in conversations]
@@ -316,15 +336,19 @@ def _turns(conversations: object) -> tuple[str, str]:
         )
     human, gpt = (turn.get("value") for turn in conversations)
     if not isinstance(human, str) or not human.startswith(f"{IMAGE_MARKER}\n"):
-        raise ValueError(f"the human turn does not begin with {IMAGE_MARKER} and a new line")
+        raise ValueError(
+            f"the human turn does not begin with {IMAGE_MARKER} and a new line, but with {human!r:.40}"
+        )
     if not isinstance(gpt, str) or not gpt.strip():
         raise ValueError("the gpt turn has no text")
     return human, gpt
 
 
 def _regions(text: object) -> dict[str, Region]:
-    if not isinstance(text, str):
+    if text is None:
         raise ValueError("regions is missing; it must be a JSON object as text")
+    if not isinstance(text, str):
+        raise ValueError(f"regions is of type {type(text).__name__}; it must be a JSON object as text")
     try:
         regions = load_json(text, allow_nan=True)  # Region refuses it, naming the region.
     except ValueError as error:
@@ -344,11 +368,18 @@ def _check_names(text: str, regions: Mapping[str, Region]) -> None:
 def _image(value: object, image_size: object) -> EncodedImage:
     data = value.get("bytes") if isinstance(value, dict) else None
     if not isinstance(data, bytes):
-        raise ValueError("the image is missing (no bytes)")
+        path = value.get("path") if isinstance(value, dict) else None
+        hint = "" if path is None else f"; its path {path!r} is not followed"
+        raise ValueError(f"the image is missing (no bytes){hint}")
     if len(data) > MAX_IMAGE_BYTES:
         raise ValueError(f"the image file has {len(data)} bytes, the limit is {MAX_IMAGE_BYTES}")
     image = _checked_image(data)
-    if not isinstance(image_size, list) or tuple(image_size) != image.size:
+    if not isinstance(image_size, list):
+        kind = type(image_size).__name__
+        raise ValueError(
+            f"image_size is {image_size!r:.60}, of type {kind}; it must be a list of width and height"
+        )
+    if tuple(image_size) != image.size:
         raise ValueError(
             f"image_size says {image_size}, but the image is displayed with {list(image.size)} pixels"
         )

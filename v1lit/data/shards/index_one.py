@@ -42,12 +42,14 @@ class Found:
     Attributes:
         problems: kind -> how many examples; damage of the shard counts as one.
         bad: key, kind and reason of the first of them.
+        unusable: how many of the shard's examples cannot be read.
         sidecar: content of the file to be written, None where it is there already.
     """
 
     info: ShardInfo
     problems: dict[str, int]
     bad: list[tuple[str | None, str, str]]
+    unusable: int
     sidecar: bytes | None = None
 
 
@@ -98,7 +100,8 @@ def _known(task: Task, stamp: list[Any] | None) -> Found | None:
         bad = [
             (None if key is None else str(key), str(kind), str(reason)) for key, kind, reason in record["bad"]
         ]
-        return Found(info, {str(kind): int(n) for kind, n in record["problems"].items()}, bad)
+        problems = {str(kind): int(n) for kind, n in record["problems"].items()}
+        return Found(info, problems, bad, int(record["unusable"]))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
@@ -119,13 +122,14 @@ def _read(task: Task, path: str, stamp: list[Any] | None) -> Found:
     # A member with a name of its own is found again as an example that cannot be read.
     problems = [p for p in scan.problems if not (p.kind == "member" and p.key is None)]
     bad = [(problem.key, problem.kind, problem.reason) for problem in problems]
+    before = len(bad)
     with Shard(path, name=task.location, index=index) as shard:
         images, regions = _try_examples(shard, bad)
     numbers = {"examples": len(index), "images": images, "regions": regions, "bytes": file.size}
     info = ShardInfo(file=task.file, sha256=sha256, **numbers)
-    found = Found(info, dict(Counter(kind for _, kind, _ in bad)), bad[:MAX_LISTED])
+    found = Found(info, dict(Counter(kind for _, kind, _ in bad)), bad[:MAX_LISTED], len(bad) - before)
     record: dict[str, Any] = {"stamp": stamp, "info": {**numbers, "sha256": sha256}}
-    record |= {"problems": found.problems, "bad": found.bad}
+    record |= {"problems": found.problems, "bad": found.bad, "unusable": found.unusable}
     return replace(found, sidecar=index.to_bytes(record))
 
 

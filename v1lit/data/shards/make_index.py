@@ -49,7 +49,7 @@ def index_shards(
 
     Returns:
         The content of index.json, and "problems" (kind -> how many) and "bad" (the first 100 of them, each
-        with shard, key, kind and reason).
+        with shard, key, kind and reason), and "unusable" (how many examples cannot be read).
 
     Raises:
         ValueError: no shards, no example in any of them, `out` is needed or holds another index.
@@ -62,7 +62,7 @@ def index_shards(
     scratch = folder / SCRATCH
     tasks = [Task(file, shard_location(folder, file), folder / sidecar_name(file), scratch) for file in files]
     try:
-        infos, problems, bad = _run(tasks, workers, progress)
+        infos, problems, bad, unusable = _run(tasks, workers, progress)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     if not any(info.examples for info in infos):
@@ -72,7 +72,7 @@ def index_shards(
         more |= {name: value for name, value in old.items() if name not in _OURS}
     if problems:
         more["problems"] = problems
-    return {**write_index(folder, infos, **more), "problems": problems, "bad": bad}
+    return {**write_index(folder, infos, **more), "problems": problems, "bad": bad, "unusable": unusable}
 
 
 # --- which shards, and where the index goes ---
@@ -146,14 +146,15 @@ def _old_index(folder: Path, location: str | None) -> dict[str, Any] | None:
 
 def _run(
     tasks: list[Task], workers: int | None, progress: bool
-) -> tuple[list[ShardInfo], dict[str, int], list[dict[str, str | None]]]:
-    """Index the shards: what is in them, kinds of problems, and the first ones.
+) -> tuple[list[ShardInfo], dict[str, int], list[dict[str, str | None]], int]:
+    """Index the shards: what is in them, kinds of problems, the first ones, and how many examples are lost.
 
     Only this process writes sidecars: ending the others leaves nothing behind.
     """
     infos: list[ShardInfo] = []
     problems: Counter[str] = Counter()
     bad: list[dict[str, str | None]] = []
+    unusable = 0
     results = ordered(index_one, tasks, count_workers(workers, len(tasks)))
     with closing(results), progress_bar("indexing", len(tasks), progress) as advance:
         for task, found in zip(tasks, results, strict=True):
@@ -162,9 +163,10 @@ def _run(
                 _write(task.sidecar, found.sidecar)
             infos.append(found.info)
             problems.update(found.problems)
+            unusable += found.unusable
             for key, kind, reason in found.bad[: MAX_LISTED - len(bad)]:
                 bad.append({"shard": task.location, "key": key, "kind": kind, "reason": reason})
-    return infos, dict(problems), bad
+    return infos, dict(problems), bad, unusable
 
 
 def _write(path: Path, content: bytes) -> None:

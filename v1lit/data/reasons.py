@@ -1,0 +1,41 @@
+"""Why rows or examples could not be used, in few lines: many reasons differ in a number or a name only."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+Counted = list[tuple[str, int]]
+"""Reasons, each with how many rows or examples it is about."""
+
+_DETAILS = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|<[^<>]*>|\[[^\[\]]*\]|\d+(?:\.\d+)?""")
+
+
+def most_frequent(reasons: Iterable[str], most: int = 3) -> Counted:
+    """The first reason of each of the `most` largest kinds, and how many the kind has; largest first.
+
+    Reasons that differ only in numbers, lists, names in `<...>` and words in quotes are of one kind.
+    """
+    first: dict[str, str] = {}
+    counts: dict[str, int] = {}
+    for reason in reasons:
+        kind = _DETAILS.sub("…", reason)
+        first.setdefault(kind, reason)
+        counts[kind] = counts.get(kind, 0) + 1
+    ranked = sorted(counts, key=lambda kind: -counts[kind])
+    return [(first[kind], counts[kind]) for kind in ranked[:most]]
+
+
+def in_words(counted: Iterable[tuple[str, int]]) -> str:
+    """`3 x the row has no id; 1 x ...`"""
+    return "; ".join(f"{count} x {reason}" for reason, count in counted)
+
+
+def listed_in(path: Path) -> Iterator[str]:
+    """The reasons in a file of one JSON object per line, in their order; none where it is gone."""
+    with suppress(FileNotFoundError), open(path, encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)["reason"]
