@@ -141,3 +141,12 @@ def test_a_second_turn_goes_on_from_the_first_ones_cache(family: str, name: str)
     assert start < cache.get_seq_length() < turn.shape[1]
     known = {name: cache, "pointer_memory": memory, "image_values": memory.values}
     assert torch.equal(model.generate(turn, **again, **known), model.generate(turn, **again, **images))
+
+
+def test_tokens_that_the_settings_suppress_stay_suppressed() -> None:
+    model, batch = pointy("qwen2_5_vl"), prompts("qwen2_5_vl")
+    unwanted = sorted(set(generate(model, batch)[0].tolist()))
+    model.generation_config.suppress_tokens = unwanted
+    assert not set(unwanted) & set(generate(model, batch)[0].tolist())
+    # What a call says comes first.
+    assert set(unwanted) & set(generate(model, batch, suppress_tokens=[])[0].tolist())

@@ -14,6 +14,8 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from v1lit.backbones.config import VIEWS, explain_unknown
+from v1lit.backbones.image_settings import PIXEL_OPTIONS, check_pixel_options
+from v1lit.backbones.saved_images import checkpoint_options, read_image_processor
 from v1lit.grounding.patch_map import PatchMap, Views
 from v1lit.grounding.picture import as_seen
 
@@ -23,9 +25,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 Size = tuple[int, int]
-
-# Options that change pixel values but not which pixels a token sees; handed to the processor as they are.
-PIXEL_OPTIONS = ("do_normalize", "do_rescale", "image_mean", "image_std", "resample", "rescale_factor")
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,7 @@ class ChatFormat:
         image: Marks before and after an image's tokens.
         image_token: The token that stands once for every image token.
         stop: The token that ends an answer, the first of the assistant's second mark.
+        tokens: Further marks that must be single tokens, as the model has learned them.
         default_system: System message of conversations that have none of their own; ``None`` for no message.
         start: Text at the very start of a conversation.
     """
@@ -51,6 +51,7 @@ class ChatFormat:
     stop: str
     default_system: str | None = None
     start: str = ""
+    tokens: tuple[str, ...] = ()
 
     def marks(self, role: str) -> tuple[str, str]:
         """Text before and after a message of this role: "system", "user" or "assistant"."""
@@ -96,6 +97,8 @@ class Backbone(ABC):
     chat: ClassVar[ChatFormat]
     processor_class: ClassVar[str]
     """Name of the image processor class in transformers."""
+    processor_aliases: ClassVar[tuple[str, ...]] = ()
+    """Other names in saved settings for image processors that make the same pixels."""
     image_defaults: ClassVar[Mapping[str, Any]]
     """The published image options that decide which pixels a token sees; also the list of allowed ones."""
     pixel_defaults: ClassVar[Mapping[str, Any]]
@@ -143,18 +146,14 @@ class Backbone(ABC):
         if weights == "tiny":
             own = self.tiny_image_options(self.check_sizes(sizes or {}))
             return self._with_options(cls(**self.pixel_defaults), {**own, **given})
-        from v1lit.backbones.load import checkpoint_config, hub_errors
+        from v1lit.backbones.load import checkpoint_config
 
-        config = checkpoint_config(self, weights)
-        with hub_errors(weights):
-            processor = cls.from_pretrained(weights)
-        return self._with_options(processor, {**self.checkpoint_image_options(processor, config), **given})
+        processor, own = checkpoint_options(self, weights, checkpoint_config(self, weights))
+        return self._with_options(processor, {**own, **given})
 
     def saved_image_processor(self, folder: str, options: Mapping[str, Any]) -> ImageProcessor:
         """The image processor saved in a folder, with the complete options that were saved beside it."""
-        import transformers
-
-        processor = getattr(transformers, self.processor_class).from_pretrained(folder)
+        processor, _ = read_image_processor(self, folder)
         return self._with_options(processor, self.check_image_options(options))
 
     def _with_options(self, processor: Any, options: Mapping[str, Any]) -> ImageProcessor:
@@ -190,6 +189,7 @@ class Backbone(ABC):
                 raise ValueError(explain_unknown(f"image option of {self.name}", key, allowed))
         if options.get("max_side") is not None:
             check_positive("max_side", options["max_side"])
+        check_pixel_options(options)
         return dict(options)
 
     def _capped_patch_map(
@@ -342,6 +342,11 @@ def as_size(name: str, value: Any, *also: str) -> dict[str, int]:
         allowed = " or ".join(["one number", *also, "height and width"])
         raise ValueError(f"{name} takes {allowed}, not {value!r}")
     return {key: check_positive(f"{name}.{key}", size[key]) for key in size}
+
+
+def plain_size(size: Any) -> dict[str, int]:
+    """A size of transformers, which is a mapping or an object with optional fields, as a plain dict."""
+    return {key: int(value) for key, value in dict(size).items() if value is not None}
 
 
 def check_image_size(image_size: Size) -> Size:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from v1lit.backbones.base import Backbone, ChatFormat, Size, as_size, blank_pixels, check_flag, check_positive
+from v1lit.backbones.base import (
+    Backbone,
+    ChatFormat,
+    Size,
+    as_size,
+    blank_pixels,
+    check_flag,
+    check_positive,
+    plain_size,
+)
 from v1lit.backbones.tiny import token_id
 from v1lit.grounding.patch_map import OVERVIEW, PatchMap, Views
 
@@ -35,6 +44,7 @@ class InternVL(Backbone):
         image_token="<IMG_CONTEXT>",
         stop="<|im_end|>",
         default_system=None,
+        tokens=("<|im_start|>", "<img>", "</img>"),
     )
     processor_class = "GotOcr2ImageProcessor"
     image_defaults: ClassVar[Mapping[str, Any]] = {
@@ -112,7 +122,7 @@ class InternVL(Backbone):
 
     def checkpoint_image_options(self, processor: Any, config: PreTrainedConfig) -> dict[str, Any]:
         return {
-            "size": {"height": processor.size["height"], "width": processor.size["width"]},
+            "size": as_size("size", plain_size(processor.size)),
             "min_patches": processor.min_patches,
             "max_patches": processor.max_patches,
             "patch_size": config.vision_config.patch_size[0],
@@ -139,6 +149,15 @@ class InternVL(Backbone):
             raise ValueError(
                 "the vision tower takes tiles of (height, width, patch_size, downsample_ratio) = "
                 f"{needed}, but the image options give {given}"
+            )
+
+    def check_checkpoint(self, config: Mapping[str, Any], weights: str) -> None:
+        super().check_checkpoint(config, weights)
+        strategy = config.get("vision_feature_select_strategy", "default")
+        if strategy != "default":
+            raise ValueError(
+                f"{weights} has vision_feature_select_strategy {strategy!r}, which makes no whole grid; "
+                "internvl needs 'default'"
             )
 
     def blank_image(self, model: PreTrainedModel) -> dict[str, Tensor]:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from v1lit.backbones.base import Backbone, ChatFormat, Size, as_size, blank_pixels, check_flag, check_positive
+from v1lit.backbones.base import (
+    Backbone,
+    ChatFormat,
+    Size,
+    as_size,
+    blank_pixels,
+    check_flag,
+    check_positive,
+    plain_size,
+)
 from v1lit.backbones.tiny import token_id
 from v1lit.grounding.patch_map import PatchMap, Views
 
@@ -39,8 +48,10 @@ class Llava(Backbone):
             "The assistant gives helpful, detailed, and polite answers to the user's questions."
         ),
         start="<s>",
+        tokens=("<s>",),
     )
     processor_class = "LlavaImageProcessor"
+    processor_aliases = ("CLIPImageProcessor", "CLIPFeatureExtractor")
     image_defaults: ClassVar[Mapping[str, Any]] = {
         "size": {"shortest_edge": 336},
         "crop_size": {"height": 336, "width": 336},
@@ -222,8 +233,3 @@ def resized_size(image_size: Size, size: Mapping[str, int]) -> Size:
 def crop_offset(length: int, cut: int) -> int:
     """Where the middle ``cut`` pixels of ``length`` begin; negative where the cut is padded to its size."""
     return -((cut - length) // 2) if cut > length else (length - cut) // 2
-
-
-def plain_size(size: Any) -> dict[str, int]:
-    """A size of transformers, which is a mapping or an object with optional fields, as a plain dict."""
-    return {key: int(value) for key, value in dict(size).items() if value is not None}

@@ -10,18 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from v1lit.backbones.base import Backbone
 from v1lit.backbones.config import BackboneConfig, explain_unknown
+from v1lit.backbones.folder import check_stock_folder, check_weight_files, merge_command, refuse_quantized
 from v1lit.backbones.registry import BUILTIN, get_backbone
 from v1lit.backbones.tiny import tiny_tokenizer
+from v1lit.backbones.weight_files import WeightsUnavailable
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
 SHOWN = 5
-
-
-class WeightsUnavailable(ValueError):  # noqa: N818 - it names a state, like FileNotFound
-    """A checkpoint that cannot be had: no connection, no access, no such repository or folder."""
 
 
 def check_backbone_config(config: BackboneConfig) -> Backbone:
@@ -31,8 +29,9 @@ def check_backbone_config(config: BackboneConfig) -> Backbone:
         own = {key: value for key, value in config.image.items() if key in backbone.image_defaults}
         backbone.check_image_options(config.image)
         backbone.canonical({**backbone.image_defaults, **own})
-    with named("model.backbone.tiny"):
-        backbone.check_sizes(config.tiny)
+    if config.weights == "tiny":
+        with named("model.backbone.tiny"):
+            backbone.check_sizes(config.tiny)
     return backbone
 
 
@@ -54,7 +53,7 @@ def load_backbone(config: BackboneConfig) -> PreTrainedModel:
     cls = getattr(transformers, backbone.model_class)
     if config.weights == "tiny":
         return backbone.prepare(_new_model(cls, backbone, config))
-    checkpoint_config(backbone, config.weights)
+    check_weights(config)
     with hub_errors(config.weights):
         model, report = cls.from_pretrained(
             config.weights,
@@ -66,7 +65,32 @@ def load_backbone(config: BackboneConfig) -> PreTrainedModel:
         )
     refuse_incomplete(report, config.weights)
     loaded: PreTrainedModel = model
+    refuse_untied(loaded, config.weights)
     return backbone.prepare(loaded)
+
+
+def check_weights(config: BackboneConfig) -> None:
+    """Look at a checkpoint's config and at the headers of its weight files, and load none of them.
+
+    Raises what `load_backbone` raises for a checkpoint of another kind, and for files that are missing, cut
+    off or quantized. Those of a hub id are looked at when they have been fetched.
+    """
+    model_config = checkpoint_config(get_backbone(config.name), config.weights)
+    with hub_errors(config.weights):
+        if Path(config.weights).is_dir():
+            check_weight_files(Path(config.weights), model_config.get_text_config().vocab_size)
+
+
+def refuse_untied(model: PreTrainedModel, source: str) -> None:
+    """Raise ``ValueError`` if the config ties the two vocabulary tables, but the files hold two."""
+    text = model.config.get_text_config()
+    tied = getattr(model.config, "tie_word_embeddings", False) or getattr(text, "tie_word_embeddings", False)
+    head: Any = model.get_output_embeddings()
+    if tied and head is not None and head.weight is not model.get_input_embeddings().weight:
+        raise ValueError(
+            f"{source}: tie_word_embeddings is true, but lm_head and embed_tokens differ in the weights\n"
+            "set tie_word_embeddings to false in config.json to keep both"
+        )
 
 
 def _new_model(cls: Any, backbone: Backbone, config: BackboneConfig) -> PreTrainedModel:
@@ -136,14 +160,32 @@ def part_parameters(model: nn.Module, backbone: Backbone, part: str) -> dict[str
 
 
 def checkpoint_config(backbone: Backbone, weights: str) -> PreTrainedConfig:
-    """The config of a checkpoint, after checking that it is of the backbone's family. Loads no weights."""
+    """The config of a checkpoint, after checking that it is of the backbone's family. Loads no weights.
+
+    Raises ``ValueError`` for another family, quantized weights, an adapter and settings that cannot be read;
+    ``WeightsUnavailable`` if the checkpoint cannot be had.
+    """
     import transformers
+    from transformers.utils.peft_utils import find_adapter_config_file
 
     with hub_errors(weights):
-        content, _ = transformers.PreTrainedConfig.get_config_dict(weights)
+        if Path(weights).exists():
+            content = check_stock_folder(Path(weights))
+        else:
+            content, _ = transformers.PreTrainedConfig.get_config_dict(weights)
+            if find_adapter_config_file(weights) is not None:
+                raise ValueError(
+                    f"{weights} has an adapter beside or instead of its weights, which would be left out\n"
+                    f"give NEW, with tokenizer and processor files, after: {merge_command('BASE', weights)}"
+                )
     _refuse_other_family(backbone, content, weights)
+    refuse_quantized(content, weights)
     backbone.check_checkpoint(content, weights)
-    config: PreTrainedConfig = getattr(transformers, backbone.model_class).config_class.from_dict(content)
+    config_class: Any = getattr(transformers, backbone.model_class).config_class
+    try:
+        config: PreTrainedConfig = config_class.from_dict(content)
+    except Exception as error:  # every field has its own checks, with errors of their own
+        raise ValueError(f"{weights}: config.json cannot be read: {_first_line(error)}") from error
     return config
 
 
@@ -160,26 +202,38 @@ def _refuse_other_family(backbone: Backbone, content: Mapping[str, Any], weights
         )
     if model_type != backbone.model_type:
         other = next((name for name in BUILTIN if get_backbone(name).model_type == model_type), None)
-        advice = f"use --model.backbone.name={other}" if other else "no backbone of v1lit reads it"
+        families = ", ".join(f"{name} ({get_backbone(name).hub_id})" for name in sorted(BUILTIN))
+        advice = (
+            f"use --model.backbone.name={other}" if other else f"no backbone of v1lit reads it: {families}"
+        )
         raise ValueError(
             f"{weights} has model_type {model_type!r}, "
             f"but {backbone.name} needs {backbone.model_type!r}: {advice}"
         )
 
 
+def _first_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 @contextmanager
 def hub_errors(weights: str) -> Iterator[None]:
     """Turn the many errors of a checkpoint that cannot be had into ``WeightsUnavailable`` of two lines."""
     from huggingface_hub import errors
+    from safetensors import SafetensorError
 
     # The hub's client has changed its HTTP library before; its own module names the one in use.
     transport: type[Exception] = getattr(errors, "HTTPError", OSError)
     try:
-        if not Path(weights).is_dir():
+        if not Path(weights).exists():
             if looks_local(weights):
                 raise FileNotFoundError("there is no such folder")
             _reach_hub(weights)
         yield
+    except SafetensorError as error:
+        raise WeightsUnavailable(
+            f"the weights {weights} are damaged: {_first_line(error)}\ndelete them and get them again"
+        ) from error
     except (OSError, transport, errors.HfHubHTTPError, errors.HFValidationError) as error:
         raise WeightsUnavailable(
             f"cannot get the weights {weights}: {_reason(weights, error)}.\n{_advice()}"

@@ -8,10 +8,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from v1lit.backbones.base import Backbone, ImageProcessor
+from v1lit.backbones.base import Backbone, ImageProcessor, check_positive
 from v1lit.backbones.config import VIEWS, BackboneConfig, explain_unknown
 from v1lit.backbones.registry import get_backbone
+from v1lit.backbones.saved_images import PROCESSOR_FILE as FILE
 from v1lit.backbones.tiny import tiny_tokenizer, token_id
+from v1lit.backbones.vocabulary import check_config_ids, check_marks, check_vocabulary, load_tokenizer
+from v1lit.backbones.weight_files import read_json
 from v1lit.grounding.patch_map import PatchMap, Views
 from v1lit.paths import expand_path
 
@@ -20,7 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-FILE = "v1lit_processor.json"
 SCHEMA_VERSION = 1
 ANCHOR = "\n"
 
@@ -54,16 +56,22 @@ class Processor:
         if views not in VIEWS:
             raise ValueError(explain_unknown("views", views, VIEWS))
         self.views = views
+        vocabulary = tokenizer.get_vocab()
+        check_vocabulary(vocabulary, pointer_start)
+        check_marks(tokenizer, self.backbone.chat)
+        self.vocab_size: int = max(vocabulary.values()) + 1
+        """Ids of text; at most ``pointer_start``. Not every one needs to be a token."""
+        self._gaps = frozenset(range(self.vocab_size)).difference(vocabulary.values())
         self.image_token_id = token_id(tokenizer, self.backbone.chat.image_token)
         self.stop_token_id = token_id(tokenizer, self.backbone.chat.stop)
         pad = tokenizer.pad_token_id
         self.pad_token_id: int = self.stop_token_id if pad is None else pad
+        if self.pad_token_id == self.image_token_id:
+            raise ValueError(
+                f"the tokenizer pads with {self.backbone.chat.image_token!r}, the token of images; "
+                "set another pad_token in tokenizer_config.json"
+            )
         self._anchor = _anchor(tokenizer)
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of the tokenizer's tokens; at most ``pointer_start``."""
-        return len(self.tokenizer)
 
     @property
     def image_options(self) -> dict[str, Any]:
@@ -83,7 +91,7 @@ class Processor:
         pieces: list[str] = []
         run: list[int] = []
         for token in map(int, ids):
-            if 0 <= token < self.vocab_size:
+            if 0 <= token < self.vocab_size and token not in self._gaps:
                 run.append(token)
                 continue
             if token < 0:
@@ -121,28 +129,25 @@ class Processor:
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> Processor:
         """Read a folder written by ``save_pretrained``. Raises ``ValueError`` if it is none."""
         path = Path(expand_path(folder))
-        try:
-            content = json.loads((path / FILE).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ValueError(
-                f"{path} has no {FILE}: it was not written by Processor.save_pretrained"
-            ) from None
-        except ValueError as error:
-            raise ValueError(f"{path / FILE} is not valid JSON: {error}") from None
-        if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
+        if not (path / FILE).is_file():
+            raise ValueError(f"{path} has no {FILE}: it was not written by Processor.save_pretrained")
+        content = read_json(path / FILE)
+        if content.get("schema_version") != SCHEMA_VERSION:
             raise ValueError(f"{path / FILE}: schema_version must be {SCHEMA_VERSION}")
         try:
             backbone = get_backbone(content["backbone"])
-            options = {key: value for key, value in content["image"].items() if value is not None}
+            options = {key: value for key, value in dict(content["image"]).items() if value is not None}
             return cls(
                 backbone,
-                _saved_tokenizer(path),
+                load_tokenizer(str(path), backbone.hub_id),
                 backbone.saved_image_processor(str(path), options),
-                pointer_start=content["pointer_start"],
+                pointer_start=check_positive("pointer_start", content["pointer_start"]),
                 views=content["views"],
             )
         except KeyError as error:
             raise ValueError(f"{path / FILE} lacks the key {error}") from None
+        except TypeError as error:
+            raise ValueError(f"{path / FILE} cannot be read: {error}") from None
 
     def _decode_text(self, ids: list[int], skip_special: bool) -> str:
         if not ids:
@@ -173,17 +178,18 @@ def load_processor(config: BackboneConfig, pointer_start: int | None = None) -> 
         model_config = backbone.tiny_config(tokenizer, **config.tiny)
         image_processor = backbone.image_processor("tiny", sizes=config.tiny, **config.image)
     else:
-        from transformers import AutoTokenizer
-
         model_config = checkpoint_config(backbone, config.weights)
-        image_processor = backbone.image_processor(config.weights, **config.image)
         with hub_errors(config.weights):
-            tokenizer = AutoTokenizer.from_pretrained(config.weights)
-    with named("model.backbone.image"):
+            tokenizer = load_tokenizer(config.weights, backbone.hub_id)
+        with named(config.weights):
+            check_config_ids(tokenizer, backbone.chat, model_config)
+        image_processor = backbone.image_processor(config.weights, **config.image)
+    with named("model.backbone.image" if config.image else config.weights):
         backbone.check_fit(image_processor.options, model_config)
     if pointer_start is None:
         pointer_start = model_config.get_text_config().vocab_size
-    return Processor(backbone, tokenizer, image_processor, pointer_start, config.views)
+    with named(config.weights):
+        return Processor(backbone, tokenizer, image_processor, pointer_start, config.views)
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = True) -> list[int]:
@@ -198,11 +204,3 @@ def _anchor(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """
     adds_space = tokenizer.decode(_encode(tokenizer, "a") * 2) != "aa"
     return _encode(tokenizer, ANCHOR) if adds_space else []
-
-
-def _saved_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    # A model config in the same folder would make AutoTokenizer choose by the model, not by the file.
-    cls = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else AutoTokenizer
-    return cls.from_pretrained(folder)

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from v1lit.backbones.base import Backbone, ChatFormat, Size, blank_pixels, check_positive
+from v1lit.backbones.base import Backbone, ChatFormat, Size, blank_pixels, check_positive, plain_size
 from v1lit.backbones.tiny import token_id
 from v1lit.grounding.patch_map import PatchMap, Views
 
@@ -25,6 +25,7 @@ CHATML = ChatFormat(
     image_token="<|image_pad|>",
     stop="<|im_end|>",
     default_system="You are a helpful assistant.",
+    tokens=("<|im_start|>", "<|vision_start|>", "<|vision_end|>"),
 )
 
 
@@ -39,6 +40,7 @@ class QwenVL(Backbone):
     }
     chat = CHATML
     processor_class = "Qwen2VLImageProcessor"
+    processor_aliases = ("Qwen2_5_VLImageProcessor",)
     image_defaults: ClassVar[Mapping[str, Any]] = {
         "min_pixels": 56 * 56,
         "max_pixels": 28 * 28 * 16384,
@@ -101,9 +103,12 @@ class QwenVL(Backbone):
         }
 
     def checkpoint_image_options(self, processor: Any, config: PreTrainedConfig) -> dict[str, Any]:
+        size = plain_size(processor.size)
+        if set(size) != {"shortest_edge", "longest_edge"}:
+            raise ValueError(f"size must have shortest_edge and longest_edge (in pixels), not {sorted(size)}")
         return {
-            "min_pixels": processor.size["shortest_edge"],
-            "max_pixels": processor.size["longest_edge"],
+            "min_pixels": size["shortest_edge"],
+            "max_pixels": size["longest_edge"],
             "patch_size": processor.patch_size,
             "temporal_patch_size": processor.temporal_patch_size,
             "merge_size": processor.merge_size,

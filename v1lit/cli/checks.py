@@ -51,11 +51,12 @@ def check_surroundings(recipe: Recipe, config: Mapping[str, Any]) -> None:
         raise UserError(f"run.resume is {resume!r} ({recipe.origin('run.resume')}): there is no such file")
     backbone = BackboneConfig(**config["model"]["backbone"])
     if backbone.weights != "tiny":
-        from v1lit.backbones.load import checkpoint_config
-        from v1lit.backbones.registry import get_backbone
+        from v1lit.backbones.load import check_weights
+        from v1lit.backbones.processor import load_processor
 
-        # The checkpoint's config only. It costs a second and spares the import of a data set for nothing.
-        checkpoint_config(get_backbone(backbone.name), backbone.weights)
+        # No weight is loaded. It costs a second or two and spares the import of a data set for nothing.
+        check_weights(backbone)
+        load_processor(backbone)
 
 
 def _check_backbone(recipe: Recipe, config: BackboneConfig) -> None:

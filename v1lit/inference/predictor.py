@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from v1lit.backbones.folder import check_exported
 from v1lit.backbones.processor import Processor
 from v1lit.data.batch import collate
 from v1lit.data.config import EncodingConfig
@@ -68,6 +69,11 @@ class Predictor:
                 f"the model's pointers start at id {model.config.pointer_start}, but the processor's at "
                 f"{processor.pointer_start}; make the processor with "
                 "load_processor(config, pointer_start=model.config.pointer_start)"
+            )
+        if model.config.image_token_id != processor.image_token_id:
+            raise ValueError(
+                f"images are token {model.config.image_token_id} to the model, but "
+                f"{processor.image_token_id} to the processor; take both from one folder"
             )
         self.model = model
         self.processor = processor
@@ -134,12 +140,12 @@ class Predictor:
 
 
 def load(folder: str | Path, dtype: str = "auto", device: str = "cpu", **kwargs: Any) -> Predictor:
-    """Open an exported model folder. `dtype` as in transformers; further options go to `from_pretrained`."""
+    """Open an exported model folder. `dtype` as in transformers; further options go to `from_pretrained`.
+
+    Raises ValueError for any other folder, saying what it is, and for files that are missing or damaged.
+    """
     folder = Path(expand_path(folder))
-    if not (folder / "config.json").is_file():
-        raise ValueError(
-            f"{folder} is not an exported model: it has no config.json; give the run's `model` folder"
-        )
+    check_exported(folder)
     model = PointAndCopyModel.from_pretrained(folder, dtype=dtype, **kwargs)
     model.to(torch.device(device))
     return Predictor(model, Processor.from_pretrained(folder))

@@ -29,7 +29,8 @@ from v1lit.backbones.cache_name import CACHE
 from v1lit.backbones.cache_name import NAMES as CACHE_NAMES
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.efficiency import compile_layers, enable_checkpointing
-from v1lit.backbones.load import freeze, load_backbone, refuse_incomplete
+from v1lit.backbones.folder import check_exported
+from v1lit.backbones.load import freeze, load_backbone, looks_local, refuse_incomplete
 from v1lit.backbones.registry import get_backbone
 from v1lit.backbones.segments import Segments, packed_positions
 from v1lit.paths import expand_path
@@ -155,9 +156,13 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
     def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # stricter
         """Open a folder that `save_pretrained` wrote; options as in transformers.
 
-        Raises ValueError, naming them, for weights that are missing, unexpected or of another shape.
+        Raises ValueError for a folder of another kind, for files that are missing or damaged, and for weights
+        that are missing, unexpected or of another shape, by name. Pickled weights are never opened.
         """
         folder = expand_path(folder)
+        if Path(folder).exists() or looks_local(str(folder)):
+            check_exported(Path(folder, kwargs.get("subfolder") or ""))
+        kwargs["use_safetensors"] = True
         with_info = kwargs.pop("output_loading_info", False)
         loaded: Any = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
         model, info = loaded
@@ -415,7 +420,9 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
         for name in CACHE_NAMES:
             if name in kwargs:
                 kwargs[CACHE] = kwargs.pop(name)
-        kwargs["suppress_tokens"] = [*(kwargs.get("suppress_tokens") or []), self.config.image_token_id]
+        settings = kwargs.get("generation_config") or self.generation_config
+        suppressed = kwargs.get("suppress_tokens", settings.suppress_tokens) or []
+        kwargs["suppress_tokens"] = [*suppressed, self.config.image_token_id]
         if kwargs.get("image_values") is None:
             kwargs["image_values"] = layout.pad(layout.check(self._image_values(image_inputs)))
         if kwargs.get("position_ids") is None:

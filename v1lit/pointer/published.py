@@ -17,9 +17,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.initialization import no_init_weights
 
+from v1lit.backbones.folder import refuse_adapter, refuse_quantized
+from v1lit.backbones.load import refuse_untied
+from v1lit.backbones.weight_files import read_headers, read_json, weight_files
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.pointer.model_config import PointAndCopyConfig
@@ -34,6 +37,9 @@ _PREFIXES = (
     ("_copy_head.", "pointer_head.query."),
     ("gate.", "pointer_head.gate."),
 )
+_NEEDED = ("hidden_size", "vocab_size", "vision_config", "copy_token_start")
+_PINNED = {"copy_extraction_layer": -1, "do_copy": True, "use_cfg": False, "tf_legacy_loss": False}
+"""Options of the published implementation that v1lit knows with one value only."""
 _OPTIONS = [
     "copy_extraction_layer",
     "copy_hidden_size",
@@ -66,29 +72,33 @@ def load_published(
 ) -> PointAndCopyModel:
     """Open a checkpoint folder in the published layout; weights keep their type unless `dtype` is given.
 
-    Raises ValueError for a folder that lacks a file, for options that v1lit cannot express and for weights
-    that are missing or unexpected, by name.
+    Raises ValueError for a folder of another kind, for files that are missing or damaged, for options that
+    v1lit cannot express and for weights that are missing, unexpected or of another shape, by name.
     """
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(
             f"{folder} has no config.json; give the folder of a checkpoint in the published v1 layout"
         )
-    published = json.loads(path.read_text(encoding="utf-8"))
-    config = _config(published, path)
+    config = _config(read_json(path), path)
+    refuse_adapter(folder)
+    read_headers(folder)
     state = {_renamed(name): tensor for name, tensor in _read_tensors(folder).items()}
     if dtype is not None:
         state = {name: tensor.to(dtype) for name, tensor in state.items()}
+    embedding = state.get("backbone.model.language_model.embed_tokens.weight")
+    if embedding is None:
+        raise ValueError(f"{folder} does not fit the published layout: missing model.embed_tokens.weight")
     if config.backbone_config.tie_word_embeddings:
-        embedding = state["backbone.model.language_model.embed_tokens.weight"]
         state.setdefault("backbone.lm_head.weight", embedding)
-    kept = state["backbone.model.language_model.embed_tokens.weight"].dtype
+    kept = embedding.dtype
     with no_init_weights():
         config.backbone_config._attn_implementation = attention
         backbone = Qwen2_5_VLForConditionalGeneration(config.backbone_config)
         backbone.to(kept)  # type: ignore[arg-type]  # typed as a function, not as a method
         model = PointAndCopyModel(config, backbone=backbone)
         model.pointer_head.to(kept)
+    _refuse_other_shapes(model, state, folder)
     missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
     if missing or unexpected:
         raise ValueError(
@@ -96,6 +106,9 @@ def load_published(
             f"unexpected {sorted(unexpected)[:5]} ({len(missing)} and {len(unexpected)} in all)"
         )
     model.tie_weights()
+    refuse_untied(model.backbone, str(folder))
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.eval()
 
 
@@ -133,12 +146,16 @@ def save_published(model: PointAndCopyModel, folder: Path) -> None:
 def _config(published: dict[str, Any], path: Path) -> PointAndCopyConfig:
     if published.get("model_type") != "v1":
         raise ValueError(
-            f"{path}: model_type is {published.get('model_type')!r}; the published layout has 'v1'"
+            f"{path}: model_type is {published.get('model_type')!r}; the published layout has 'v1'\n"
+            f"v1lit.load opens a folder that v1lit exported, --model.backbone.weights a stock checkpoint"
         )
-    if published.get("copy_extraction_layer", -1) != -1:
-        raise ValueError(
-            f"{path}: copy_extraction_layer {published['copy_extraction_layer']} is not supported, only -1"
-        )
+    refuse_quantized(published, str(path.parent))
+    absent = [key for key in _NEEDED if key not in published]
+    if absent:
+        raise ValueError(f"{path} lacks {', '.join(absent)}, which the published layout has")
+    for key, only in _PINNED.items():
+        if published.get(key, only) != only:
+            raise ValueError(f"{path}: {key} {published[key]!r} is not supported, only {only!r}")
     hidden, width = published["hidden_size"], published.get("copy_hidden_size") or published["hidden_size"]
     separate = bool(published.get("separate_copy_loss"))
     z_weight = 0.0 if separate else float(published.get("z_loss_weight") or 0.0)
@@ -157,6 +174,17 @@ def _config(published: dict[str, Any], path: Path) -> PointAndCopyConfig:
     return PointAndCopyConfig(
         backbone, family="qwen2_5_vl", pointer_start=published["copy_token_start"], pointer=pointer
     )
+
+
+def _refuse_other_shapes(model: PointAndCopyModel, state: dict[str, Tensor], folder: Path) -> None:
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    wrong = [name for name, tensor in state.items() if tuple(tensor.shape) != wanted.get(name, tensor.shape)]
+    if wrong:
+        name = wrong[0]
+        raise ValueError(
+            f"{folder} does not fit its config.json: {name} is {list(state[name].shape)} instead of "
+            f"{list(wanted[name])} ({len(wrong)} such weights)"
+        )
 
 
 def _published_config(model: PointAndCopyModel) -> dict[str, Any]:
@@ -189,16 +217,9 @@ def _published_config(model: PointAndCopyModel) -> dict[str, Any]:
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of `model.safetensors` or of the shards that its index names."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    else:
-        names = ["model.safetensors"]
     tensors: dict[str, Tensor] = {}
-    for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
-            raise ValueError(f"{folder} has no file {name}; only safetensors are read, never pickled weights")
-        with safe_open(folder / name, framework="pt") as file:
+    for path in weight_files(folder):
+        with safe_open(path, framework="pt") as file:
             tensors.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118  not a dict
     return tensors
 

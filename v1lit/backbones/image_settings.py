@@ -1,0 +1,136 @@
+"""Every setting of a saved image processor: taken over, held to a value, without effect here, or refused.
+
+A patch map says which pixels a token sees. It is right only while the image processor does what the family's
+code believes, so a setting that nobody has thought of is refused by name rather than left to chance.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from v1lit.backbones.base import Backbone
+
+PIXEL_OPTIONS = ("do_normalize", "do_rescale", "image_mean", "image_std", "resample", "rescale_factor")
+"""Taken over: they change pixel values, but not which pixels a token sees."""
+
+PINNED: dict[str, tuple[Any, ...]] = {
+    "do_resize": (True,),
+    "do_pad": (None, False),
+    "do_center_crop": (None, False),
+    "data_format": (None, "channels_first"),
+    "device": (None, "cpu"),
+}
+"""Setting -> the values that it may have, unless the family takes it over as one of its image options."""
+
+WITHOUT_EFFECT: dict[str, str] = {
+    "do_convert_rgb": "images are RGB before they reach the processor",
+    "input_data_format": "images are Pillow's",
+    "return_tensors": "always PyTorch's",
+    "disable_grouping": "images are stacked by shape or not, with the same values",
+    "default_to_square": "says how a single number in `size` is read, which has happened",
+    "crop_size": "without do_center_crop nothing is cropped",
+    "pad_size": "without do_pad nothing is padded; LLaVA pads to a square",
+    "image_seq_length": "tokens are counted from the vision tower's config",
+    "image_processor_type": "checked apart",
+    "image_processor_class": "as above",
+    "feature_extractor_type": "the name of image processors before",
+    "processor_class": "the family's processor is not used",
+    "auto_map": "refused apart",
+    "backend": "the processor that runs on torchvision is used",
+    "use_fast": "the processor that runs on torchvision is used",
+}
+
+RESAMPLING = range(6)
+"""Pillow's numbers of resampling filters."""
+
+
+def check_settings(backbone: Backbone, processor: Any, saved: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` for a setting that the patch maps of a family do not know.
+
+    Args:
+        backbone: The family.
+        processor: The image processor made from the settings; absent ones are its class's.
+        saved: The settings as they stand in the file.
+    """
+    _check_class(backbone, saved)
+    for key, value in saved.items():
+        if value is None or key.startswith("_") or known(backbone, key):
+            continue
+        if (
+            key in type(processor).valid_kwargs.__annotations__
+            and getattr(type(processor), key, None) == value
+        ):
+            continue  # What the installed class does anyway.
+        raise ValueError(
+            f"{key} is {json_word(value)}, a setting that v1lit does not know and would leave out\n"
+            "take it out of the file if it does not change images, or use another checkpoint"
+        )
+    for key, allowed in pinned(backbone).items():
+        value = getattr(processor, key, None)
+        if getattr(value, "value", value) not in allowed:
+            wanted = json_word(allowed[-1])
+            raise ValueError(
+                f"{key} is {json_word(value)}, but the patch maps of {backbone.name} need {wanted}\n"
+                f"set it to {wanted} there, and give images as they are"
+            )
+    check_pixel_options({key: getattr(processor, key, None) for key in PIXEL_OPTIONS})
+
+
+def check_pixel_options(options: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` for a value that no image can be made with; ``None`` is the processor's own."""
+    for key in ("image_mean", "image_std"):
+        value = options.get(key)
+        numbers: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
+        if value is not None and not (len(numbers) in (1, 3) and all(map(_is_number, numbers))):
+            raise ValueError(f"{key} must be one number or one for each of three colours, not {value!r}")
+        if key == "image_std" and value is not None and not all(number > 0 for number in numbers):
+            raise ValueError(f"image_std must be above 0, not {value!r}")
+    factor = options.get("rescale_factor")
+    if factor is not None and not (_is_number(factor) and factor > 0):
+        raise ValueError(f"rescale_factor must be a number above 0, not {factor!r}")
+    for key in ("do_rescale", "do_normalize"):
+        if options.get(key) not in (None, True, False):
+            raise ValueError(f"{key} must be true or false, not {options[key]!r}")
+    resample = options.get("resample")
+    if resample is not None and resample not in RESAMPLING:
+        raise ValueError(
+            f"resample must be one of Pillow's filters, 0 to {RESAMPLING[-1]} (3: bicubic), not {resample!r}"
+        )
+
+
+def known(backbone: Backbone, key: str) -> bool:
+    """Whether a setting has a place in the lists of a family."""
+    return key in (*backbone.image_defaults, *PIXEL_OPTIONS, *pinned(backbone), *WITHOUT_EFFECT)
+
+
+def pinned(backbone: Backbone) -> dict[str, tuple[Any, ...]]:
+    """The settings that must have one of these values for a family's patch maps to be right."""
+    return {key: allowed for key, allowed in PINNED.items() if key not in backbone.image_defaults}
+
+
+def json_word(value: Any) -> str:
+    """A value as it is written in a JSON file."""
+    return json.dumps(getattr(value, "value", value), default=str)
+
+
+def _check_class(backbone: Backbone, saved: Mapping[str, Any]) -> None:
+    """Another class of image processor may do anything with the same settings."""
+    if saved.get("auto_map"):
+        raise ValueError("auto_map names code of its own, which v1lit does not run")
+    kind = str(saved.get("image_processor_type") or backbone.processor_class)
+    if kind.removesuffix("Fast").removesuffix("Pil") not in (
+        backbone.processor_class,
+        *backbone.processor_aliases,
+    ):
+        raise ValueError(
+            f"image_processor_type is {kind}, but {backbone.name} makes its images with "
+            f"{backbone.processor_class}\nuse the settings of a checkpoint such as {backbone.hub_id}"
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)

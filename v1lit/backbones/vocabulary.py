@@ -1,0 +1,124 @@
+"""The ids of a tokenizer against the model's: text below `pointer_start`, marks that are one token each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from v1lit.backbones.base import ChatFormat
+from v1lit.backbones.folder import check_tokenizer_files
+from v1lit.backbones.tiny import token_id
+from v1lit.backbones.weight_files import read_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+SHOWN = 3
+
+
+def load_tokenizer(source: str, hub_id: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub repository, from ``tokenizer.json`` where there is one.
+
+    Raises ``ValueError`` for one with code of its own or two opinions about an id, and what reading raises.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.utils.hub import has_file
+
+    folder = Path(source)
+    if folder.is_dir():
+        check_tokenizer_files(folder, hub_id)
+    # A model config in the same folder would make AutoTokenizer choose by the model, not by the file.
+    cls = PreTrainedTokenizerFast if has_file(source, "tokenizer.json") else AutoTokenizer
+    try:
+        tokenizer: PreTrainedTokenizerBase = cls.from_pretrained(source, trust_remote_code=False)
+    except OSError:
+        raise
+    except Exception as error:  # the tokenizers library raises plain Exception
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"the tokenizer of {source} cannot be read: {reason}\nget its files again"
+        ) from error
+    if folder.is_dir():
+        _refuse_contradictions(tokenizer, folder)
+    return tokenizer
+
+
+def check_vocabulary(vocabulary: dict[str, int], pointer_start: int) -> None:
+    """Raise ``ValueError`` for tokens whose ids would be pointers: those from ``pointer_start`` on."""
+    beyond = sorted((number, token) for token, number in vocabulary.items() if number >= pointer_start)
+    if beyond:
+        shown = ", ".join(f"{token!r} ({number})" for number, token in beyond[:SHOWN])
+        more = f" and {len(beyond) - SHOWN} more" if len(beyond) > SHOWN else ""
+        raise ValueError(
+            f"the tokenizer has tokens beyond the {pointer_start} rows of the model's embedding table, "
+            f"where ids are pointers: {shown}{more}\n"
+            f"enlarge the table with model.resize_token_embeddings({beyond[-1][0] + 1}) and save the model, "
+            "or use the tokenizer that came with it"
+        )
+
+
+def check_marks(tokenizer: PreTrainedTokenizerBase, chat: ChatFormat) -> None:
+    """Raise ``ValueError`` unless every mark of the family's conversations is one token, and only as a mark.
+
+    A mark that the tokenizer takes to pieces would be new to the model; one that it makes out of somebody's
+    words would let a text hold an image.
+    """
+    for mark in (chat.image_token, chat.stop, *chat.tokens):
+        number = token_id(tokenizer, mark)
+        if _ids(tokenizer, mark, split=False) != [number]:
+            raise ValueError(
+                f"the tokenizer knows {mark!r}, but takes it to pieces; save it after "
+                f"tokenizer.add_special_tokens({{'additional_special_tokens': [{mark!r}]}})"
+            )
+        if number in _ids(tokenizer, mark, split=True):
+            raise ValueError(
+                f"the tokenizer has {mark!r} as an ordinary token, which words could hold; save it "
+                f"after tokenizer.add_special_tokens({{'additional_special_tokens': [{mark!r}]}})"
+            )
+
+
+def check_config_ids(tokenizer: PreTrainedTokenizerBase, chat: ChatFormat, config: PreTrainedConfig) -> None:
+    """Raise ``ValueError`` if the model's config knows a mark by another id than the tokenizer."""
+    before, after = chat.image
+    for name, mark in (
+        ("image_token_id", chat.image_token),
+        ("vision_start_token_id", before),
+        ("vision_end_token_id", after),
+    ):
+        wanted = getattr(config, name, None)
+        if wanted is not None and mark and wanted != token_id(tokenizer, mark):
+            raise ValueError(
+                f"config.json has {name} {wanted}, but the tokenizer's {mark!r} is "
+                f"{token_id(tokenizer, mark)}\n"
+                "config.json and tokenizer are of different models; take both from one place"
+            )
+
+
+def _refuse_contradictions(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """The files may name other ids than the library gives: it numbers added tokens behind the others."""
+    vocabulary = tokenizer.get_vocab()
+    claims: dict[str, dict[str, int]] = {}
+    config, added = folder / "tokenizer_config.json", folder / "added_tokens.json"
+    if config.is_file():
+        content = read_json(config)
+        if content.get("auto_map"):
+            raise ValueError(f"{config} names code of its own (auto_map), which v1lit does not run")
+        decoder = content.get("added_tokens_decoder") or {}
+        claims[config.name] = {entry["content"]: int(number) for number, entry in decoder.items()}
+    if (folder / "tokenizer.json").is_file():
+        entries = read_json(folder / "tokenizer.json").get("added_tokens") or []
+        claims["tokenizer.json"] = {entry["content"]: entry["id"] for entry in entries}
+    if added.is_file():
+        claims[added.name] = read_json(added)
+    for name, tokens in claims.items():
+        for token, number in tokens.items():
+            if vocabulary.get(token) != number:
+                found = vocabulary.get(token, "no such token")
+                raise ValueError(
+                    f"{folder}: {name} says that {token!r} is {number}, but the tokenizer has {found}\n"
+                    "the folder's files are of different tokenizers; take all from one place"
+                )
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str, split: bool) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=split)["input_ids"])

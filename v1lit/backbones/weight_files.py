@@ -1,0 +1,242 @@
+"""The weight files of a checkpoint folder, looked at without loading a weight and without trusting a byte.
+
+Only safetensors are read. A pickled file is never opened, whatever its name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+LONGEST_JSON = 64 * 2**20
+LONGEST_HEADER = 100 * 2**20
+"""Bytes; the limit of the safetensors format itself."""
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+LFS = b"version https://git-lfs.github.com/spec/"
+BITS = {
+    "F64": 64,
+    "F32": 32,
+    "F16": 16,
+    "BF16": 16,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "F8_E8M0": 8,
+    "F4": 4,
+    "I64": 64,
+    "I32": 32,
+    "I16": 16,
+    "I8": 8,
+    "U64": 64,
+    "U32": 32,
+    "U16": 16,
+    "U8": 8,
+    "BOOL": 8,
+}
+PLAIN = ("F64", "F32", "F16", "BF16")
+SHOWN = 3
+
+
+class WeightsUnavailable(ValueError):  # noqa: N818 - it names a state, like FileNotFound
+    """A checkpoint that cannot be had: no connection, no access, no such folder, a file that is damaged."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a safetensors header says about one tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def refuse_lfs_pointer(path: Path) -> None:
+    """Raise ``WeightsUnavailable`` if git has left only its note of where the file lies."""
+    with path.open("rb") as file:
+        if file.read(len(LFS)) == LFS:
+            raise WeightsUnavailable(
+                f"{path} is a git-lfs pointer, a note of three lines in place of the file\n"
+                f"fetch the files with: cd {path.parent} && git lfs install && git lfs pull"
+            )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds a mapping. Raises ``WeightsUnavailable`` if it is none, or far too large."""
+    refuse_lfs_pointer(path)
+    if path.stat().st_size > LONGEST_JSON:
+        raise WeightsUnavailable(f"{path} has {path.stat().st_size} bytes, which no such file needs")
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise WeightsUnavailable(
+            f"{path} is not valid JSON: {_first_line(error)}\n"
+            "get the file again from where the folder came from"
+        ) from None
+    if not isinstance(content, dict):
+        raise WeightsUnavailable(f"{path} must hold a mapping, not {type(content).__name__}")
+    return content
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder: the single one, or those that its index names.
+
+    Raises ``WeightsUnavailable``, saying what is there instead, where there are none, where shards are
+    missing, and where two sets of weights lie side by side.
+    """
+    single, index = folder / SINGLE, folder / INDEX
+    if not index.is_file():
+        if not single.is_file():
+            raise WeightsUnavailable(_no_safetensors(folder))
+        return [single]
+    names = sorted({str(name) for name in _weight_map(index).values()})
+    if single.is_file() and names != [SINGLE]:
+        raise WeightsUnavailable(
+            f"{folder} holds two sets of weights: {SINGLE}, and {len(names)} shards named by {INDEX}\n"
+            f"move away the ones that are not meant, {SINGLE} or the shards with their index"
+        )
+    strange = [name for name in names if Path(name).name != name]
+    if strange:
+        raise WeightsUnavailable(f"{index} names {strange[0]!r}, which is no file of this folder")
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise WeightsUnavailable(
+            f"{folder} lacks {len(missing)} of the {len(names)} shards that {INDEX} names: {_some(missing)}\n"
+            f"get the missing files as well, for instance with: {download(folder)}"
+        )
+    return [folder / name for name in names]
+
+
+def read_headers(folder: Path) -> dict[str, TensorInfo]:
+    """All tensors of a folder by name, from the headers of its files; every file is checked to be whole.
+
+    Raises ``WeightsUnavailable`` as ``weight_files``, and for a file that is cut off, damaged or in two minds
+    with the index.
+    """
+    tensors: dict[str, TensorInfo] = {}
+    owners: dict[str, str] = {}
+    for path in weight_files(folder):
+        for name, info in read_header(path).items():
+            if name in tensors:
+                raise WeightsUnavailable(f"{folder}: tensor {name} is in both {owners[name]} and {path.name}")
+            tensors[name], owners[name] = info, path.name
+    if (folder / INDEX).is_file():
+        claimed = _weight_map(folder / INDEX)
+        wrong = sorted(name for name, owner in claimed.items() if owners.get(name) != owner)
+        if wrong:
+            raise WeightsUnavailable(
+                f"{folder / INDEX} does not fit the files: {claimed[wrong[0]]} does not hold {wrong[0]}"
+                f" ({len(wrong)} such tensors)\nget index and shards from one place: {download(folder)}"
+            )
+    return tensors
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """The tensors of one safetensors file. Raises ``WeightsUnavailable`` if it is cut off or none."""
+    refuse_lfs_pointer(path)
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > LONGEST_HEADER:
+            raise _damaged(path, "it does not begin as one")
+        if length > size - 8:
+            raise _cut(path, size, 8 + length, "at least ")
+        raw = file.read(length)
+    try:
+        content = json.loads(raw)
+        entries = {name: entry for name, entry in content.items() if name != "__metadata__"}
+        tensors = {name: _tensor(entry) for name, entry in entries.items()}
+        ends = [int(entry["data_offsets"][1]) for entry in entries.values()]
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        raise _damaged(path, "its header cannot be read") from None
+    whole = 8 + length + max(ends, default=0)
+    if size < whole:
+        raise _cut(path, size, whole)
+    if size > whole:
+        raise _damaged(path, f"{size - whole} bytes follow its last tensor")
+    return tensors
+
+
+def download(folder: Path, *files: str, hub_id: str = "HUB_ID") -> str:
+    """The command that fetches a checkpoint, or these files of it, into a folder."""
+    return " ".join(["hf download", hub_id, *files, "--local-dir", str(folder)])
+
+
+def _tensor(entry: Mapping[str, Any]) -> TensorInfo:
+    """An entry of a header, with its size in bytes checked. Raises what a wrong one raises."""
+    start, stop = entry["data_offsets"]
+    shape = tuple(entry["shape"])
+    if not all(type(number) is int and number >= 0 for number in (*shape, start, stop)):
+        raise ValueError("sizes are numbers")
+    dtype = str(entry["dtype"])
+    if dtype in BITS and math.prod(shape) * BITS[dtype] != (stop - start) * 8:
+        raise ValueError("the bytes do not fit the shape")
+    return TensorInfo(dtype, shape)
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    found = read_json(index).get("weight_map")
+    if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
+        raise WeightsUnavailable(f"{index} has no weight_map of tensors and files")
+    return found
+
+
+def _cut(path: Path, size: int, whole: int, least: str = "") -> WeightsUnavailable:
+    return WeightsUnavailable(
+        f"{path} is cut off: it has {size} bytes of {least}{whole}\n"
+        f"copy or download it again, for instance with: {download(path.parent, path.name)}"
+    )
+
+
+def _damaged(path: Path, reason: str) -> WeightsUnavailable:
+    return WeightsUnavailable(
+        f"{path} is no whole safetensors file: {reason}\n"
+        f"copy or download it again, for instance with: {download(path.parent, path.name)}"
+    )
+
+
+def _no_safetensors(folder: Path) -> str:
+    """Why a folder has no weights that are read, from the names of what it has, and what to do."""
+    names = sorted(entry.name for entry in folder.iterdir())
+    shards = [name for name in names if name.startswith("model-") and name.endswith(".safetensors")]
+    pickled = [
+        name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt")) and _is_weights(name)
+    ]
+    gguf = [name for name in names if name.endswith(".gguf")]
+    other = [name for name in names if name.endswith(".safetensors")]
+    if shards:
+        return (
+            f"{folder} has shards ({_some(shards)}), but not {INDEX}, which says what is in which\n"
+            f"get that file as well, for instance with: {download(folder, INDEX)}"
+        )
+    if any(name.startswith("pytorch_model") for name in pickled):
+        return (
+            f"{folder} has pickled weights only ({_some(pickled)}), which could run code, and no {SINGLE}\n"
+            'if you trust them, write safetensors beside them: python -c "from transformers import '
+            f"AutoModelForImageTextToText as M; M.from_pretrained('{folder}').save_pretrained('{folder}')\""
+        )
+    if pickled or gguf or other:
+        return (
+            f"{folder} has weights as {_some([*gguf, *pickled, *other])} only; v1lit reads {SINGLE}, "
+            f"or shards and their index\nget the checkpoint in the transformers layout: {download(folder)}"
+        )
+    return (
+        f"{folder} has a config, but no weights: {SINGLE} is missing\n"
+        f"get them, for instance with: {download(folder)}"
+    )
+
+
+def _is_weights(name: str) -> bool:
+    """Whether a pickled file may be a model's weights, by its name; trainers leave others beside them."""
+    return not name.startswith(("training_args", "optimizer", "scheduler", "rng_state", "adapter_", "scaler"))
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
