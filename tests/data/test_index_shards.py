@@ -148,7 +148,7 @@ def test_bad_examples_are_counted_and_listed(tmp_path: Path) -> None:
         json_member,
         ("c.jpg", b"no image"),
         ("d.txt", b"a caption"),
-        ("folder/e.json", b"{}"),
+        ("../e.json", b"{}"),
         *members_of("z"),
     ]
     tar(tmp_path / "x.tar", contents)
@@ -168,7 +168,7 @@ def test_bad_examples_are_counted_and_listed(tmp_path: Path) -> None:
     info = list_shards(tmp_path)[0]
     with Shard(tmp_path / "x.tar", index=read_sidecar(tmp_path, info)) as opened:
         assert [opened.example(number).id for number in (0, 5)] == ["a", "z"]
-        with pytest.raises(ShardError, match=r"'folder/e\.json' is not named"):
+        with pytest.raises(ShardError, match=r"'\.\./e\.json' is not named"):
             opened.example(4)
     assert index_shards(str(tmp_path), workers=1) == report
 

@@ -314,7 +314,7 @@ def bad_example(folder: Path) -> None:
 
 
 def misnamed_member(folder: Path) -> None:
-    tar(folder / SECOND, [*members_of("c"), ("folder/x.json", b"{}"), ("README", b"")])
+    tar(folder / SECOND, [*members_of("c"), ("../x.json", b"{}"), ("README", b"")])
 
 
 def changed_bytes(folder: Path) -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from unicodedata import normalize
 from urllib.parse import quote, unquote
 
 from v1lit.data.images import EXTENSIONS, EncodedImage, ImageError, read_header
@@ -134,6 +135,15 @@ def key_of(id: str) -> str:
     A dot would end the key where WebDataset splits member names, a slash would make a folder.
     """
     return quote(id, safe="").replace(".", "%2E")
+
+
+def _is_called(id: str, key: str) -> bool:
+    """Whether an example may have this name in a shard: that of `key_of`, or its id itself, in any folder."""
+    if key_of(id) == key:
+        return True
+    names = {key, key.rpartition("/")[2]}
+    names |= {unquote(name) for name in names}
+    return normalize("NFC", id) in {normalize("NFC", name) for name in names}  # A Mac writes e and accent.
 
 
 def load_json(text: str | bytes, *, allow_nan: bool = False) -> Any:
@@ -270,7 +280,7 @@ def _read_members(key: str, members: Mapping[str, bytes]) -> Example:
         raise ValueError("the json member is missing")
     record = _object("the json member", load_json(members["json"]))
     id = record.get("id")
-    if not isinstance(id, str) or not _is_unicode(id) or key_of(id) != key:
+    if not isinstance(id, str) or not _is_unicode(id) or not _is_called(id, key):
         raise ValueError(f"the json member has the id {id!r}, but the shard member is called {key!r}")
     messages = _list("messages", record.get("messages"))
     regions = _object("regions", record.get("regions", {}))
@@ -305,6 +315,7 @@ def _read_images(records: list[Any], members: Mapping[str, bytes]) -> tuple[Enco
     for number, record in enumerate(records):
         record = _object(f"image {number}", record)
         extension = record.get("file_ext")
+        extension = extension.lower() if isinstance(extension, str) else extension
         if not isinstance(extension, str) or extension not in EXTENSIONS:
             raise ValueError(
                 f"image {number} has file_ext {extension!r}, allowed are {', '.join(EXTENSIONS)}"

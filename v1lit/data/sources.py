@@ -11,6 +11,7 @@ from typing import Any
 from v1lit.data.config import MixtureConfig, SourceConfig
 from v1lit.data.remote import DEFAULT_RETRY, Retry, exists, expand, is_pattern, is_remote, join
 from v1lit.data.shards import INDEX_NAME
+from v1lit.data.shards.compressed import hint_of_names
 
 VAL_SEED = 1_000_003
 """Added to the seed of the training scenes, so that no scene is in both sets."""
@@ -166,8 +167,12 @@ def _check_shards(config: SourceConfig, retry: Retry) -> None:
             "`v1lit data index PATTERN --out FOLDER` and give that folder"
         )
     raise ValueError(
-        f"data.source.folder is {config.folder!r}, but neither it nor its train/ holds shards; write some "
-        "with `v1lit data import` or `v1lit data synth`, or choose data.source.name synthetic or v1g"
+        f"data.source.folder is {config.folder!r}, but neither it nor its train/ holds shards"
+        + (
+            hint_of_names(config.folder, join(config.folder, "train"))
+            or "; write some with `v1lit data import` or `v1lit data synth`, or choose data.source.name "
+            "synthetic or v1g"
+        )
     )
 
 

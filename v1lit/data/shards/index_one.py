@@ -119,8 +119,8 @@ def _read(task: Task, path: str, stamp: list[Any] | None) -> Found:
     except DamageError as problem:
         raise ShardError(task.location, None, problem.reason, problem.kind) from problem
     index = ShardIndex(np.array(scan.offsets, dtype=np.int64), crc32)
-    # A member with a name of its own is found again as an example that cannot be read.
-    problems = [p for p in scan.problems if not (p.kind == "member" and p.key is None)]
+    odd = set(scan.odd.values())  # Found again, as examples that cannot be read.
+    problems = [problem for problem in scan.problems if problem not in odd]
     bad = [(problem.key, problem.kind, problem.reason) for problem in problems]
     before = len(bad)
     with Shard(path, name=task.location, index=index) as shard:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from v1lit.data.pool import count_workers, ordered
 from v1lit.data.progress import progress_bar
+from v1lit.data.shards.compressed import hint_of_names
 from v1lit.data.shards.index import (
     INDEX_NAME,
     ShardInfo,
@@ -82,7 +83,7 @@ def _choose(location: str, out: str | None) -> tuple[Path, list[str]]:
     """Folder of the index, and the shards as the index calls them."""
     beside = _folder_of_all(location, files := _list_files(location))
     if not files:
-        raise ValueError(f"{location} holds no shards (.tar files)")
+        raise ValueError(f"{location} holds no shards (.tar files){hint_of_names(location)}")
     if beside is not None and (out is None or Path(out).resolve() == beside.resolve()):
         names = [os.path.basename(file) for file in files]
         if odd := [name for name in names if not is_plain_name(name)]:

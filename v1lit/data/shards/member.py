@@ -1,35 +1,21 @@
-"""Members of examples: their names, their limits, and the bytes of one example in a shard."""
+"""Members of examples: their kinds, their limits, and the bytes of one example in a shard."""
 
 from __future__ import annotations
 
 import io
-import re
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from v1lit.data.example import load_json
 from v1lit.data.images import EXTENSIONS
 from v1lit.data.shards.error import DamageError
+from v1lit.data.shards.names import common_keys, is_clutter, kind_of, misnamed, possible_keys
 from v1lit.data.shards.tar import TarMember, padded, walk
 
 MAX_JSON_BYTES = 16 * 2**20
 MAX_IMAGE_BYTES = 256 * 2**20
 MAX_EXAMPLE_BYTES = 2**29
 """All members of one example together, with their tar headers."""
-_MEMBER_NAME = re.compile(r"([^./\\\x00]+)\.((?:\d+\.)?([A-Za-z0-9]+))")
-
-
-def split_name(name: str) -> tuple[str, str, str] | None:
-    """Name of a member -> (key, kind, extension): ("a", "0.jpg", "jpg"); None where it is no such name."""
-    match = _MEMBER_NAME.fullmatch(name)
-    return (match[1], match[2], match[3]) if match else None
-
-
-def misnamed(name: str) -> DamageError:
-    """The problem of a member whose name `split_name` does not understand."""
-    return DamageError(
-        f"the member {name!r} is not named KEY.json, KEY.jpg or KEY.0.jpg, with no folder", "member"
-    )
 
 
 def size_limit(kind: str) -> int:
@@ -43,33 +29,39 @@ def unpack(data: bytes) -> tuple[str, dict[str, bytes]]:
     Raises:
         DamageError: the bytes are not the whole members of one example, or a member must not be read.
     """
-    key: str | None = None
+    found = list(walk(lambda at, size: data[at : at + size], 0, len(data)))
+    own = [member for member in found if not is_clutter(member)]
+    key = _key_of(own)
+    if key is None or found[-1].end != len(data):
+        raise DamageError("no tar header where a member should be", "shard", key)
     members: dict[str, bytes] = {}
-    end = 0
-    for member in walk(lambda at, size: data[at : at + size], 0, len(data)):
-        parts = split_name(member.name)
-        if parts is None:
-            raise misnamed(member.name)
-        if key is not None and parts[0] != key:
-            raise DamageError(
-                f"members of {key!r} and of {parts[0]!r} where one example should be", "shard", key
-            )
-        key, kind, extension = parts
-        if reason := _problem_of_member(member, kind, extension, members):
+    for member in own:
+        kind = kind_of(member.name, key)
+        if reason := _problem_of_member(member, kind, members):
             raise DamageError(reason, "member", key)
         members[kind] = data[member.data : member.data + member.size]
-        end = member.end
-    if key is None or end != len(data):
-        raise DamageError("no tar header where a member should be", "shard", key)
     return key, members
 
 
-def _problem_of_member(
-    member: TarMember, kind: str, extension: str, others: Mapping[str, bytes]
-) -> str | None:
+def _key_of(members: Sequence[TarMember]) -> str | None:
+    """Name of the example that all these members belong to; None without any."""
+    keys: tuple[str, ...] = ()
+    for member in members:
+        if not (possible := possible_keys(member.name)):
+            raise misnamed(member.name)
+        common = common_keys(keys, member.name) if keys else possible
+        if not common:
+            reason = f"members of {keys[-1]!r} and of {possible[-1]!r} where one example should be"
+            raise DamageError(reason, "shard", keys[-1])
+        keys = common
+    return keys[-1] if keys else None
+
+
+def _problem_of_member(member: TarMember, kind: str, others: Mapping[str, bytes]) -> str | None:
     if not member.plain:
-        return f"the member {member.name!r} is a link, folder or special file, only plain files are read"
-    if extension != "json" and extension not in EXTENSIONS:
+        return f"the member {member.name!r} is a link or special file, only plain files are read"
+    number, dot, extension = kind.rpartition(".")
+    if (extension != "json" and extension not in EXTENSIONS) or (dot and not number.isdecimal()):
         return f"the member {member.name!r} is of no known kind; read are json, {', '.join(EXTENSIONS)}"
     if kind in others:
         return f"the member {member.name!r} occurs twice"
@@ -87,7 +79,7 @@ def pack(key: str, members: Mapping[str, bytes]) -> bytes:
     out = io.BytesIO()
     for kind, content in members.items():
         name = f"{key}.{kind}"
-        if split_name(name) is None:
+        if key not in possible_keys(name):
             raise misnamed(name)
         if len(content) > (limit := size_limit(kind)):
             raise DamageError(

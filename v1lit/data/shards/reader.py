@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ from v1lit.data.images import ImageError
 from v1lit.data.shards import member as limits
 from v1lit.data.shards.error import DamageError, ShardError
 from v1lit.data.shards.file import RandomAccess
-from v1lit.data.shards.member import split_name, unpack
-from v1lit.data.shards.scan import Scan, checksums, scan_headers
+from v1lit.data.shards.member import unpack
+from v1lit.data.shards.names import common_keys, is_clutter, possible_keys
+from v1lit.data.shards.scan import NEIGHBOURS, Scan, checksums, scan_headers
 from v1lit.data.shards.sidecar import ShardIndex
 from v1lit.data.shards.tar import walk
 from v1lit.paths import expand_path
@@ -113,8 +115,10 @@ class Shard:
         try:
             return Example.from_members(key, members)
         except ValueError as error:
-            reason = getattr(error, "reason", str(error))
-            raise ShardError(self.name, key, reason, _kind_of(error, members)) from error
+            reason, kind = getattr(error, "reason", str(error)), _kind_of(error, members)
+            if kind == "member" and "is missing" in reason:
+                reason += f"; {NEIGHBOURS}"
+            raise ShardError(self.name, key, reason, kind) from error
 
     def build_index(self) -> ShardIndex:
         """Read the whole file and compute its index.
@@ -183,12 +187,17 @@ class Shard:
         """The key, as far as it can be read."""
         if self._keys is not None:
             return self._keys[number]
-        try:  # Only the header matters here, not where the content would end.
-            member = next(walk(self._file.read, self._range(number)[0], sys.maxsize), None)
-        except DamageError:
-            return None
-        parts = split_name(member.name) if member is not None else None
-        return parts[0] if parts is not None else None
+        start, end = self._range(number)
+        keys: tuple[str, ...] = ()
+        with suppress(DamageError):  # Only the headers matter here, not where the content would end.
+            for member in walk(self._file.read, start, sys.maxsize):
+                if member.start >= end:
+                    break
+                if not is_clutter(member):
+                    keys = common_keys(keys, member.name) or keys or possible_keys(member.name)
+                    if len(keys) < 2:
+                        break
+        return keys[-1] if keys else None
 
 
 def iter_shard(path: str | Path) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -211,8 +220,8 @@ def _kind_of(error: BaseException, members: dict[str, bytes]) -> str:
 def _are_those_named(members: dict[str, bytes]) -> bool:
     """Whether the members are those that the json member names; True where it names none that could be."""
     try:
-        kinds = [image["file_ext"] for image in load_json(members["json"])["images"]]
+        kinds = [image["file_ext"].lower() for image in load_json(members["json"])["images"]]
         expected = kinds if len(kinds) == 1 else [f"{number}.{kind}" for number, kind in enumerate(kinds)]
         return {*expected, "json"} == set(members)
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         return True

@@ -30,6 +30,7 @@ class TarMember(NamedTuple):
 
     name: str
     plain: bool
+    folder: bool
     start: int
     data: int
     size: int
@@ -87,7 +88,7 @@ def _plain_member(header: bytes, start: int, end: int) -> TarMember | None:
     text = decoded(_text(name))
     if after > end or text.endswith("/") or stored != sum(header) - sum(header[148:156]) + 256:
         return None
-    return TarMember(text, True, start, data, length, after)
+    return TarMember(text, True, False, start, data, length, after)
 
 
 def _member(
@@ -106,9 +107,9 @@ def _member(
     after = data + padded(size)
     if after > end:
         raise DamageError(f"cut off: the member {decoded(name)!r} would reach to byte {after} of {end}")
-    folder = name.endswith(b"/")
+    folder = kind == b"5" or (kind in b"0\0" and name.endswith(b"/"))
     plain = kind in b"0\0" and not folder and not any(key.startswith(b"GNU.sparse.") for key in extensions)
-    return TarMember(decoded(name.rstrip(b"/")), plain, start, data, size, after)
+    return TarMember(decoded(name.rstrip(b"/")), plain, folder, start, data, size, after)
 
 
 def _check_header(header: bytes, at: int) -> int:

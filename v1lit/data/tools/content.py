@@ -14,7 +14,6 @@ from v1lit.data.remote import ShardCache, is_remote
 from v1lit.data.shards import ShardError, ShardIndex
 from v1lit.data.shards.error import DamageError
 from v1lit.data.shards.file import RandomAccess
-from v1lit.data.shards.member import misnamed
 from v1lit.data.shards.scan import Scan, checksums, scan_headers
 from v1lit.data.tools.find import ShardFile
 
@@ -45,18 +44,6 @@ def scan_file(path: Path) -> Scan:
     """
     with _opened(path) as file:
         return scan_headers(file.read, file.size)
-
-
-def damage(scan: Scan) -> DamageError | None:
-    """What ended a scan early, None where it reached the end of the file.
-
-    All other problems are about one example: a member whose name is wrong, an id that came before.
-    """
-    if not scan.problems:
-        return None
-    last = scan.problems[-1]
-    twice = last.kind == "member" and last.key is not None
-    return None if twice or any(misnamed(key).reason == last.reason for key in scan.keys) else last
 
 
 def index_of(path: Path, scan: Scan) -> tuple[ShardIndex, str]:

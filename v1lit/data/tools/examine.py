@@ -11,7 +11,7 @@ import numpy.typing as npt
 from v1lit.data.images import ImageError, decode_image
 from v1lit.data.shards import INDEX_NAME, Shard, ShardError, ShardIndex, ShardInfo, read_sidecar
 from v1lit.data.shards.scan import Scan
-from v1lit.data.tools.content import damage, fetch, index_of, scan_file
+from v1lit.data.tools.content import fetch, index_of, scan_file
 from v1lit.data.tools.find import AGAIN, Finding, ShardFile
 from v1lit.data.tools.repeated import hash_keys
 
@@ -91,10 +91,10 @@ def _compare_file(info: ShardInfo, sha256: str, examined: Examined) -> bool:
 
 def _add_problems(scan: Scan, examined: Examined) -> None:
     examined.examples, examined.keys = len(scan.keys), hash_keys(scan.keys)
-    ended = damage(scan)
-    for problem in scan.problems:
+    odd = set(scan.odd.values())  # Found again, as examples that cannot be read.
+    for problem in [one for one in scan.problems if one not in odd]:
         reason = problem.reason
-        if problem is ended:
+        if problem is scan.damage:
             last = f", the last one is {scan.keys[-1]!r}" if scan.keys else ""
             reason += f" ({len(scan.keys)} examples can be found{last}): get the shard again"
         examined.add(problem.kind, reason, problem.key)
@@ -109,7 +109,7 @@ def _compare_sidecar(
         examined.add("index", error.reason)
         return
     same_places = np.array_equal(said.offsets, is_so.offsets)
-    if not same_places and damage(scan) is None:
+    if not same_places and scan.damage is None:
         reason = f"its index puts {len(said)} examples at other places than the file does"
         examined.add("index", f"{reason}: get the shard again, or {AGAIN}")
     elif same_places:

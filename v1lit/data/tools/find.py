@@ -9,6 +9,7 @@ from pathlib import Path
 
 from v1lit.data.remote import exists, expand, is_open, is_pattern, is_remote, join, parent
 from v1lit.data.shards import INDEX_NAME, ShardError, ShardInfo, read_index, shard_location
+from v1lit.data.shards.compressed import hint_of_names
 from v1lit.paths import expand_path
 
 AGAIN = "`v1lit data index` makes it again"
@@ -143,6 +144,8 @@ def _tars(folder: str) -> list[str]:
 def _hint(location: str) -> str:
     if is_remote(location):
         return "; give a pattern such as FOLDER/shard-{000..099}.tar where a folder cannot be listed"
+    if compressed := hint_of_names(location):
+        return compressed
     splits = sorted(path.parent.name for path in Path(location).glob(f"*/{INDEX_NAME}"))
     return f"; {' and '.join(splits)} inside of it hold some" if splits else ""
 

@@ -16,9 +16,8 @@ import numpy.typing as npt
 from v1lit.data.pool import ordered
 from v1lit.data.progress import progress_bar
 from v1lit.data.shards import ShardError, ShardIndex, read_sidecar, write_atomically
-from v1lit.data.shards.member import split_name
 from v1lit.data.shards.scan import Scan
-from v1lit.data.tools.content import damage, fetch, index_of, scan_file
+from v1lit.data.tools.content import fetch, index_of, scan_file
 from v1lit.data.tools.find import AGAIN, Finding, ShardFile
 from v1lit.data.tools.repeated import RepeatedKeys, hash_keys
 
@@ -125,28 +124,24 @@ def _scan_shard(shard: ShardFile, cache: tuple[str, int], skip: bool) -> _Scanne
     scanned.rows = np.zeros(len(scan.keys), dtype=ROW)
     scanned.rows["start"], scanned.rows["end"] = scan.offsets[:-1], scan.offsets[1:]
     scanned.rows["crc32"] = index.crc32[: len(scan.keys)]
-    # What is no example (a folder, say) stands in the table and is left out later; its name may come again.
-    names = (key if _is_key(key) else f"\0{shard.location}\0{n}" for n, key in enumerate(scan.keys))
+    # What is no example stands in the table and is left out later; its name may come again.
+    names = (f"\0{shard.location}\0{n}" if n in scan.odd else key for n, key in enumerate(scan.keys))
     scanned.keys = hash_keys(names)
     return scanned
 
 
 def _findings(shard: ShardFile, scan: Scan, skip: bool) -> list[Finding]:
     """What is wrong with the headers; raises ShardError unless it is to be skipped."""
-    ended, findings = damage(scan), []
+    odd, findings = set(scan.odd.values()), []
     for problem in scan.problems:
-        if problem.kind == "member" and problem.key is not None:
+        if problem is not scan.damage and problem not in odd:
             continue  # An id that occurs twice: found later, with both of its places.
         finding = Finding(shard.location, problem.key, problem.kind, problem.reason)
         if not skip:
             raise finding.as_error()
-        if problem is ended:  # All others are found again when their example is read.
+        if problem is scan.damage:  # All others are found again when their example is read.
             findings.append(finding)
     return findings
-
-
-def _is_key(key: str) -> bool:
-    return split_name(f"{key}.json") is not None
 
 
 def _sidecar(shard: ShardFile, scan: Scan) -> ShardIndex:
@@ -154,7 +149,7 @@ def _sidecar(shard: ShardFile, scan: Scan) -> ShardIndex:
     assert shard.index is not None
     assert shard.info is not None
     index = read_sidecar(shard.index, shard.info)
-    damaged = damage(scan) is not None
+    damaged = scan.damage is not None
     known = len(scan.keys) if damaged else len(scan.offsets)
     fits = len(index) >= len(scan.keys) if damaged else len(index) == len(scan.keys)
     if not fits or not np.array_equal(index.offsets[:known], scan.offsets[:known]):
