@@ -36,18 +36,6 @@ NAMES = {
 }
 """Names of runs, in the order of the table's columns, and what each is made with."""
 
-TESTS = (
-    "tests/backbones",
-    "tests/pointer",
-    "tests/parity",
-    "tests/inference",
-    "tests/training",
-    "tests/cli",
-    "tests/e2e/test_recipes.py",
-    "tests/test_import.py",
-)
-"""Those that touch dependencies."""
-
 HEAD = """# Versions
 
 What the tests were run with. `tools/versions.py` writes this page at the end of the runs it shows, and v1lit
@@ -87,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     code = 0
     if options.command == "run":
-        code, counts = run_tests(TESTS)
+        code, counts = run_tests(["-m", "dependencies"])
         record(FILE, options.name, counts)
     elif options.command == "record":
         names = ("passed", "failed", "skipped")
@@ -97,14 +85,14 @@ def main(argv: Sequence[str]) -> int:
     return code
 
 
-def run_tests(paths: Sequence[str]) -> tuple[int, dict[str, int]]:
-    """Run tests side by side, one thread each; pytest's exit code, and how many passed, failed, were skipped.
+def run_tests(arguments: Sequence[str]) -> tuple[int, dict[str, int]]:
+    """Run pytest on several processes of one thread each; its exit code, and how many tests came out how.
 
     Raises SystemExit, so that nothing is recorded, if pytest did not come to an end.
     """
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "--numprocesses=auto", f"--junitxml={report}", *paths]
+        command = [sys.executable, "-m", "pytest", "--numprocesses=auto", f"--junitxml={report}", *arguments]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
         if code not in (0, 1):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import platform
-import subprocess
-import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -96,7 +94,9 @@ def test_the_page_has_a_column_for_every_run(tool: ModuleType, recorded: Path) -
     assert "No run is recorded yet" in tool.render({})
 
 
-def test_the_counts_are_those_of_pytest(tool: ModuleType, tmp_path: Path) -> None:
+def test_the_counts_are_those_of_pytest(
+    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "test_some.py").write_text(
         "import pytest\n"
         "@pytest.fixture\ndef broken(): raise KeyError\n"
@@ -105,14 +105,12 @@ def test_the_counts_are_those_of_pytest(tool: ModuleType, tmp_path: Path) -> Non
         "@pytest.mark.skip\ndef test_skipped(): pass\n"
         "def test_error(broken): pass\n"
     )
-    options = ["-q", "--junitxml=report.xml", "-p", "no:cacheprovider", "test_some.py"]
-    subprocess.run([sys.executable, "-m", "pytest", *options], cwd=tmp_path, capture_output=True, check=False)
-    counts = tool.counted((tmp_path / "report.xml").read_text())
+    monkeypatch.setattr(tool, "ROOT", tmp_path)
+    code, counts = tool.run_tests(["-q", "--numprocesses=0", "-p", "no:cacheprovider", "test_some.py"])
+    assert code == 1
     assert {**counts, "seconds": 0} == {"passed": 5, "failed": 3, "skipped": 1, "seconds": 0}
-
-
-def test_the_tests_that_a_run_makes_are_there(tool: ModuleType) -> None:
-    assert all((ROOT / path).exists() for path in tool.TESTS)
+    with pytest.raises(SystemExit):
+        tool.run_tests(["--numprocesses=0", "no_such_file.py"])
 
 
 # ---------------------------------------------------------------- newer and older

@@ -20,6 +20,7 @@ from v1lit.training import self_test as module
 from v1lit.training.held_back import HeldBack
 from v1lit.training.self_test import EXAMPLES, Family, SelfTestError, choose_device, self_test
 
+pytestmark = pytest.mark.dependencies
 CPU = torch.device("cpu")
 CHECKS = ["train", "save", "cache", "beams", "packing", "loss"]
 
@@ -36,6 +37,7 @@ def llava(scenes: Path) -> Iterator[Family]:
     return Family("llava", scenes, CPU)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", BUILTIN)
 def test_a_sound_installation_passes_and_keeps_no_file(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -8,6 +8,7 @@ import traceback
 from v1lit.cli.environment import versions
 from v1lit.cli.errors import two_lines
 from v1lit.cli.tried import remarks
+from v1lit.training.held_back import HeldBack
 
 LONGEST = 160
 
@@ -16,11 +17,16 @@ def run_self_test(device: str, debug: bool = False) -> int:
     """Print a line per family and check, then the versions and a summary; returns the exit code."""
     start = time.perf_counter()
     print(f"v1lit {versions()['v1lit']}: loading", flush=True)
-    from v1lit.training.held_back import HeldBack  # torch and Lightning: only where they are needed
-
     held_back = HeldBack()
-    with held_back.here():
-        from v1lit.training.self_test import choose_device, self_test
+    try:
+        with held_back.here():
+            from v1lit.training.self_test import choose_device, self_test  # with torch and Lightning
+    except Exception as error:  # where a library's change shows first
+        if debug:
+            traceback.print_exception(error)
+        told = two_lines(str(error)).partition("\n")[0]
+        print(f"import FAILED {type(error).__name__}: {told}\nversions: {_versions()}")
+        return 1
     chosen = choose_device(device)
     print(f"every family's tiny version on {chosen}; differences are relative", flush=True)
     failed = count = 0
