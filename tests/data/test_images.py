@@ -209,6 +209,11 @@ def test_other_bytes_are_refused(data: bytes) -> None:
         read_header(data)
 
 
+def test_what_is_no_image_shows_what_it_is() -> None:
+    with pytest.raises(ImageError, match=r"not a readable JPEG, .*; it begins with b'<!DOCTYPE ht'"):
+        read_header(b"<!DOCTYPE html><html>Not found")
+
+
 def test_size_other_than_promised_is_refused() -> None:
     image = EncodedImage(encode(scene()), "png", (32, 48))
     with pytest.raises(ImageError, match="32 x 48 pixels but decodes to 48 x 32"):

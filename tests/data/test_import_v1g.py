@@ -17,12 +17,14 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
+from v1lit.data.config import SourceConfig
 from v1lit.data.example import Example, ExampleError, Message
 from v1lit.data.importers import get_importer, job, v1g
 from v1lit.data.importers.source import find_source
 from v1lit.data.importers.v1g import import_v1g, row_to_example
 from v1lit.data.marks import words_of
 from v1lit.data.shards import Shard, list_shards, read_index, sidecar_name, verify_shard
+from v1lit.data.sources import prepare_source
 from v1lit.data.stream import ShardDataset
 from v1lit.grounding.region import Region
 
@@ -762,6 +764,13 @@ def test_empty_file_gives_an_empty_import(tmp_path: Path) -> None:
     assert (report.accepted, report.rejected, report.shards) == (0, 0, 0)
     assert read_index(tmp_path / "out")["examples"] == 0
     assert report.failed == f"no row came to {tmp_path / 'out'}: there are no rows"
+
+
+def test_a_source_of_nothing_usable_is_a_mistake_in_the_recipe(tmp_path: Path) -> None:
+    write(tmp_path / "in/train-0.parquet", [row("", image_size=[1, 1])])
+    config = SourceConfig(name="v1g", path=str(tmp_path / "in"), folder=str(tmp_path / "out"))
+    with pytest.raises(ValueError, match=r"data\.source\.path .* could not be imported: no row .* has no id"):
+        prepare_source(config)
 
 
 # --- house ---

@@ -77,6 +77,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ImageError(f"the image claims to have too many pixels ({one_line(error)})") from error
     except Exception as error:
-        raise ImageError("the image is not a readable JPEG, PNG, WebP, BMP or GIF file") from error
+        raise ImageError(
+            f"the image is not a readable JPEG, PNG, WebP, BMP or GIF file; it begins with {data[:12]!r}"
+        ) from error
     check_size(image.size, max_pixels)  # Pillow's own limit only warns, and others like to switch it off.
     return image
