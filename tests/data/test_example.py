@@ -74,7 +74,7 @@ BOX = Region.from_box((1, 2, 30, 40))
             r"<\|region_2\|> is given, but the text never",
         ),
         ({"regions": {"<|region_1|>": BOX, "two": BOX}}, "'two' is not of the form"),
-        ({"regions": {"<|region_1|>": BOX.at(1)}}, "lies in image 1, but there are 1 images"),
+        ({"regions": {"<|region_1|>": BOX.at(1)}}, "lies in image 1, counted from 0, but there are 1"),
         ({"regions": {"<|region_1|>": Region.from_box((1, 2, 65, 40))}}, "outside of its image of 64 x 48"),
         ({"regions": {"<|region_1|>": Region.from_mask(np.ones((5, 5), bool))}}, "has 5 x 5 pixels, but its"),
     ],

@@ -43,12 +43,15 @@ def assert_colours_in_place(image: Image.Image) -> None:
         assert np.allclose(np.asarray(image)[point[1], point[0]], colour, atol=25)
 
 
-def png_claiming(width: int, height: int) -> bytes:
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
+
+def png_claiming(width: int, height: int) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        [png_chunk(b"IHDR", header), png_chunk(b"IDAT", b""), png_chunk(b"IEND", b"")]
+    )
 
 
 @pytest.mark.parametrize(
@@ -92,16 +95,26 @@ def test_every_exif_orientation_is_applied(orientation: int, format: str) -> Non
     assert_colours_in_place(decode_image(data))
 
 
-def test_png_orientation_after_the_pixels_counts_in_header_and_pixels() -> None:
+def turning_chunk(kind: str) -> bytes:
+    """A chunk of a PNG that says in one of three ways that a viewer turns the image by a quarter."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    data = encode(scene(), "PNG", exif=exif)
-    start = data.index(b"eXIf") - 4
-    length = 12 + struct.unpack(">I", data[start : start + 4])[0]
-    end = data.index(b"IEND") - 4
-    late = data[:start] + data[start + length : end] + data[start : start + length] + data[end:]
-    assert late.index(b"eXIf") > late.index(b"IDAT")
-    assert read_header(late).size == decode_image(late).size == (32, 48)
+    raw = exif.tobytes()
+    if kind == "eXIf":
+        return png_chunk(b"eXIf", raw.removeprefix(b"Exif\0\0"))
+    if kind == "profile":
+        text = b"\nexif\n%8d\n" % len(raw) + raw.hex().encode() + b"\n"
+        return png_chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text))
+    return png_chunk(b"iTXt", b'XML:com.adobe.xmp\0\0\0\0\0<rdf:Description tiff:Orientation="6"/>')
+
+
+@pytest.mark.parametrize("before", ["IDAT", "IEND"])
+@pytest.mark.parametrize("kind", ["eXIf", "profile", "xmp"])
+def test_png_orientation_counts_in_header_and_pixels_wherever_it_stands(kind: str, before: str) -> None:
+    data = encode(scene(), "PNG")
+    place = data.index(before.encode()) - 4
+    data = data[:place] + turning_chunk(kind) + data[place:]
+    assert read_header(data).size == decode_image(data).size == (32, 48)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")

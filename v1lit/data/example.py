@@ -256,7 +256,8 @@ def _problem_of_regions(example: Example) -> str | None:
                 return f"the region name {name!r} is not of the form <|region_1|>"
             return f"the region {name} is given, but the text never names it"
         if not 0 <= region.image < len(example.images):
-            return f"{name} lies in image {region.image}, but there are {len(example.images)} images"
+            count = len(example.images)
+            return f"{name} lies in image {region.image}, counted from 0, but there are {count} images"
         width, height = example.images[region.image].size
         if not region.within((width, height)):
             if region.kind == "mask":

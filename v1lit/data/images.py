@@ -22,6 +22,10 @@ EXTENSIONS = {"jpg": "jpg", "jpeg": "jpg", "png": "png", "webp": "webp", "bmp": 
 """File extensions that are read from shards -> the name of the format."""
 
 
+_TURNING_CHUNKS = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type exif")
+"""How the chunks of a PNG begin that can hold an orientation."""
+
+
 @dataclass(frozen=True)
 class EncodedImage:
     """The unchanged bytes of an image file and what its header says.
@@ -47,7 +51,8 @@ def read_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> EncodedImage:
     if size is not None and size[0] * size[1] <= min(max_pixels, Image.MAX_IMAGE_PIXELS or max_pixels):
         return EncodedImage(data, "jpg", size)
     with _open(data, max_pixels) as image:
-        late = image.format == "PNG" and b"eXIf" in data  # Only a chunk behind the pixels asks for decoding.
+        # Only a chunk behind the pixels asks for decoding them.
+        late = image.format == "PNG" and any(name in data for name in _TURNING_CHUNKS)
         turned = orientation(image, header_only=not late) >= 5
         size = (image.height, image.width) if turned else (image.width, image.height)
         return EncodedImage(data, FORMATS[str(image.format)], size)

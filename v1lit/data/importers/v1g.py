@@ -401,9 +401,11 @@ def _checked_image(data: bytes) -> EncodedImage:
 
 def _check_calls(example: Example, gpt: str) -> None:
     """Regions are taught where calls name them, so one that is named elsewhere only would be lost."""
-    called = {found.region for call in parse_trace(gpt).trace.calls for found in call.objects}
+    parsed = parse_trace(gpt)
+    called = {found.region for call in parsed.trace.calls for found in call.objects}
     for name in example.regions:
         if name not in called:
-            raise ExampleError(
-                example.id, f"{name} is named outside of any well-formed detect(...) call only"
-            )
+            reason = f"{name} is named outside of any well-formed detect(...) call only"
+            for problem in parsed.problems[:1]:
+                reason += f"; {problem.reason}: {gpt[problem.start : problem.end]!r:.80}"
+            raise ExampleError(example.id, reason)
