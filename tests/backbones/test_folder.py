@@ -17,8 +17,7 @@ from v1lit.backbones.folder import check_exported
 from v1lit.backbones.load import check_backbone_config, check_weights, load_backbone
 from v1lit.backbones.processor import load_processor
 from v1lit.backbones.weight_files import INDEX, SINGLE, WeightsUnavailable
-from v1lit.cli.checks import check_surroundings
-from v1lit.cli.recipe import compose
+from v1lit.cli.main import main
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 4242\n"
 Change = Callable[[Path], object]
@@ -193,23 +192,21 @@ def test_the_sizes_of_a_tiny_version_are_no_hindrance_for_a_checkpoint() -> None
         check_backbone_config(BackboneConfig("qwen2_vl", tiny=sizes))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"), [(without(SINGLE), "no weights"), (without("tokenizer.json"), "no tokenizer")]
-)
-def test_a_run_looks_at_the_folder_before_it_makes_anything(
-    change: Change, message: str, tmp_path: Path
+@pytest.mark.parametrize("name", [SINGLE, "tokenizer.json"])
+def test_a_run_looks_at_the_folder_before_it_makes_data(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    def refuse(*args: object) -> None:
+        raise AssertionError("data were made before the mistake was found")
+
+    monkeypatch.setattr("v1lit.data.datamodule.V1DataModule.prepare_data", refuse)
+    monkeypatch.chdir(tmp_path)
     folder = stock_folder(tmp_path / "given")
-    recipe = compose("tiny_qwen", [f"--model.backbone.weights={folder}"])
-    config = {
-        "model": {"backbone": {"name": "qwen2_5_vl", "weights": str(folder)}},
-        "run": {"resume": None},
-        "trainer": {"accelerator": "auto"},
-    }
-    check_surroundings(recipe, config)
-    change(folder)
-    with pytest.raises(ValueError, match=message):
-        check_surroundings(recipe, config)
+    (folder / name).unlink()
+    assert main(["run", "tiny_qwen", f"--model.backbone.weights={folder}"]) == 2
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert lines[-2].startswith(f"error: {folder} has ")
+    assert "hf download" in lines[-1]
 
 
 def exported(folder: Path) -> Path:

@@ -49,7 +49,12 @@ def test_every_setting_of_the_installed_class_has_its_place(family: str) -> None
     ("family", "key"), [(family, key) for family in FAMILIES for key in pinned(get_backbone(family))]
 )
 def test_a_setting_that_would_belie_the_patch_map_is_refused(family: str, key: str, tmp_path: Path) -> None:
-    wrong: dict[str, Any] = {"do_resize": False, "data_format": "channels_last", "device": "cuda"}
+    wrong: dict[str, Any] = {
+        "do_resize": False,
+        "data_format": "channels_last",
+        "input_data_format": "channels_last",
+        "device": "cuda",
+    }
     with pytest.raises(
         ValueError, match=rf"{FILE}: {key} is .*, but the patch maps of {family} need"
     ) as error:
@@ -92,7 +97,6 @@ def test_settings_without_effect_and_absent_ones_are_accepted(family: str, tmp_p
     plain = load_processor(BackboneConfig(family)).images([noise()])[0]["pixel_values"]
     settings = {
         "do_convert_rgb": False,
-        "input_data_format": "channels_last",
         "disable_grouping": True,
         "pad_size": {"height": 3, "width": 3},
         "_valid_processor_keys": ["images"],

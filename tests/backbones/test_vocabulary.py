@@ -74,7 +74,8 @@ def test_ids_without_a_token_are_shown_and_the_one_beyond_them_is_read() -> None
 
 def test_ids_that_the_library_numbers_otherwise_are_refused(tmp_path: Path) -> None:
     def one_more(content: dict[str, Any]) -> None:
-        content["model"]["vocab"]["<far>"] = 1200  # added tokens move up by one
+        vocabulary = content["model"]["vocab"]
+        vocabulary["<far>"] = max(vocabulary.values()) + 1  # added tokens move up by one
 
     with pytest.raises(ValueError, match=r"tokenizer\.json says that '<think>' is 1253, but .* has 1254"):
         with_tokenizer(tmp_path, one_more)

@@ -22,13 +22,13 @@ PINNED: dict[str, tuple[Any, ...]] = {
     "do_pad": (None, False),
     "do_center_crop": (None, False),
     "data_format": (None, "channels_first"),
+    "input_data_format": (None, "channels_first"),
     "device": (None, "cpu"),
 }
 """Setting -> the values that it may have, unless the family takes it over as one of its image options."""
 
 WITHOUT_EFFECT: dict[str, str] = {
     "do_convert_rgb": "images are RGB before they reach the processor",
-    "input_data_format": "images are Pillow's",
     "return_tensors": "always PyTorch's",
     "disable_grouping": "images are stacked by shape or not, with the same values",
     "default_to_square": "says how a single number in `size` is read, which has happened",

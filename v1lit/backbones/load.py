@@ -172,12 +172,12 @@ def checkpoint_config(backbone: Backbone, weights: str) -> PreTrainedConfig:
         if Path(weights).exists():
             content = check_stock_folder(Path(weights))
         else:
-            content, _ = transformers.PreTrainedConfig.get_config_dict(weights)
             if find_adapter_config_file(weights) is not None:
                 raise ValueError(
                     f"{weights} has an adapter beside or instead of its weights, which would be left out\n"
                     f"give NEW, with tokenizer and processor files, after: {merge_command('BASE', weights)}"
                 )
+            content, _ = transformers.PreTrainedConfig.get_config_dict(weights)
     _refuse_other_family(backbone, content, weights)
     refuse_quantized(content, weights)
     backbone.check_checkpoint(content, weights)

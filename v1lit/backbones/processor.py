@@ -58,7 +58,6 @@ class Processor:
         self.views = views
         vocabulary = tokenizer.get_vocab()
         check_vocabulary(vocabulary, pointer_start)
-        check_marks(tokenizer, self.backbone.chat)
         self.vocab_size: int = max(vocabulary.values()) + 1
         """Ids of text; at most ``pointer_start``. Not every one needs to be a token."""
         self._gaps = frozenset(range(self.vocab_size)).difference(vocabulary.values())
@@ -72,6 +71,7 @@ class Processor:
                 "set another pad_token in tokenizer_config.json"
             )
         self._anchor = _anchor(tokenizer)
+        check_marks(tokenizer, self.backbone.chat, self.encode_text)
 
     @property
     def image_options(self) -> dict[str, Any]:

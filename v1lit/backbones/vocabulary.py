@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,20 +58,22 @@ def check_vocabulary(vocabulary: dict[str, int], pointer_start: int) -> None:
         )
 
 
-def check_marks(tokenizer: PreTrainedTokenizerBase, chat: ChatFormat) -> None:
+def check_marks(
+    tokenizer: PreTrainedTokenizerBase, chat: ChatFormat, encode: Callable[[str, bool], list[int]]
+) -> None:
     """Raise ``ValueError`` unless every mark of the family's conversations is one token, and only as a mark.
 
     A mark that the tokenizer takes to pieces would be new to the model; one that it makes out of somebody's
-    words would let a text hold an image.
+    words would let a text hold an image. ``encode`` gives the ids of a text, with marks or without.
     """
     for mark in (chat.image_token, chat.stop, *chat.tokens):
         number = token_id(tokenizer, mark)
-        if _ids(tokenizer, mark, split=False) != [number]:
+        if encode(mark, True) != [number]:
             raise ValueError(
                 f"the tokenizer knows {mark!r}, but takes it to pieces; save it after "
                 f"tokenizer.add_special_tokens({{'additional_special_tokens': [{mark!r}]}})"
             )
-        if number in _ids(tokenizer, mark, split=True):
+        if number in encode(mark, False):
             raise ValueError(
                 f"the tokenizer has {mark!r} as an ordinary token, which words could hold; save it "
                 f"after tokenizer.add_special_tokens({{'additional_special_tokens': [{mark!r}]}})"
@@ -118,7 +121,3 @@ def _refuse_contradictions(tokenizer: PreTrainedTokenizerBase, folder: Path) -> 
                     f"{folder}: {name} says that {token!r} is {number}, but the tokenizer has {found}\n"
                     "the folder's files are of different tokenizers; take all from one place"
                 )
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str, split: bool) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=split)["input_ids"])
