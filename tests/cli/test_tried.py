@@ -14,6 +14,8 @@ import pytest
 
 from v1lit.cli import tried as tried_module
 from v1lit.cli.doctor import version_lines
+from v1lit.cli.errors import UserError, guard
+from v1lit.cli.failures import Told
 from v1lit.cli.tried import MAJOR, Tried, newer_line, remarks, tried
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -170,6 +172,31 @@ def test_a_run_tells_nothing_where_nothing_is_newer(recorded: Path) -> None:
     assert newer_line() is None
     note(recorded, "newest", python="3.99", torch="99.0", **dict.fromkeys(MAJOR[2:], "99.0"))
     assert newer_line() is None
+
+
+def test_a_bug_tells_it_as_well_and_a_mistake_does_not(
+    recorded: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def explain(error: Exception) -> Told | None:
+        return Told(2, str(error)) if isinstance(error, UserError) else None
+
+    def broken() -> None:
+        raise TypeError("unexpected argument")
+
+    def mistaken() -> None:
+        raise UserError("no such key")
+
+    monkeypatch.setattr("v1lit.cli.errors.explain", explain)
+    note(recorded, "newest", transformers="1.2.3")
+    with pytest.raises(TypeError):
+        guard(broken)
+    assert capsys.readouterr().err == f"{newer_line()}\n"
+    assert guard(mistaken) == 2
+    assert capsys.readouterr().err == "error: no such key\n"
+    note(recorded, "newest", transformers="99.0")
+    with pytest.raises(TypeError):
+        guard(broken)
+    assert capsys.readouterr().err == ""
 
 
 def test_the_doctor_shows_every_tested_package(recorded: Path) -> None:

@@ -64,10 +64,20 @@ def guard(command: Callable[[], int | None], debug: bool = False) -> int:
         return 1
     except Exception as error:
         told = explain(error)
+        if told is None:
+            _tell_newer()
         if debug or told is None:
             raise
         sys.stderr.write(f"error: {two_lines(told.message)}\n")
         return told.code
+
+
+def _tell_newer() -> None:
+    """A bug may be that a dependency changed: say so above the traceback where one is newer than tested."""
+    from v1lit.cli.tried import newer_line
+
+    if line := newer_line():
+        sys.stderr.write(f"{line}\n")
 
 
 def _stopped() -> int:
