@@ -85,7 +85,9 @@ def test_a_name_comes_through_the_parser_and_the_recorded_recipe(name: str, tmp_
     assert cli.config.run.name == name
     recorded = tmp_path / "recipe.yaml"
     recorded.write_text(cli.recorded())
-    assert RecipeCLI(compose(str(recorded)), parse_only=True).config.run.name == name
+    again = RecipeCLI(compose(str(recorded)), parse_only=True)
+    assert again.config.run.name == name
+    assert again.recorded() == again.resolved() == cli.recorded()
 
 
 @pytest.mark.parametrize("name", ["4211337", "1e3", "true"])

@@ -77,6 +77,14 @@ def test_a_file_whose_name_looks_like_a_pattern_is_found(folder: Path, name: str
     assert expand(f"{folder}/{name}") == [f"{folder}/{name}"]
 
 
+def test_brackets_of_a_folder_are_no_pattern(tmp_path: Path) -> None:
+    for name in ("a[1]", "a1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.tar").touch()
+    assert expand(str(tmp_path / "a[1]" / "*.tar")) == [str(tmp_path / "a[1]" / "a[1].tar")]
+    assert expand(str(tmp_path / "a[12]" / "*.tar")) == [str(tmp_path / "a1" / "a1.tar")]
+
+
 @pytest.mark.parametrize(
     ("pattern", "named"),
     [

@@ -82,7 +82,11 @@ def _quoted(text: str) -> bool:
 
 def absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of a parsed recipe whose paths mean the same in any current directory."""
-    return {name: _with_paths(value, ROOTS[name], name, _absolute) for name, value in config.items()}
+    return {
+        name: _with_paths(config[name], annotation, name, _absolute)
+        for name, annotation in ROOTS.items()
+        if name in config  # Where jsonargparse notes which files it read, there is nothing of the recipe.
+    }
 
 
 def _with_paths(value: Any, annotation: Any, key: str, change: Callable[[str, str], str]) -> Any:

@@ -176,7 +176,10 @@ def _unbrace(location: str) -> list[str]:
 def _expand_local(location: str, whole: str) -> list[str]:
     if os.path.lexists(location):
         return [location]
-    found = glob.glob(location, recursive=True) if glob.has_magic(location) else []
+    folder, name = os.path.split(location)
+    # Brackets of a folder that is really called so are no pattern.
+    pattern = os.path.join(glob.escape(folder), name) if os.path.isdir(folder) else location
+    found = glob.glob(pattern, recursive=True) if glob.has_magic(pattern) else []
     if not found:
         raise _nothing(location, whole)
     return found
