@@ -201,7 +201,7 @@ CALL = 'detect(query="it", objects=["<obj1><|region_1|>"])'
         ({"conversations": says("see <|region_1|>")}, "outside of any well-formed detect"),
         (
             {"conversations": says('detect(query="it", objects=<|region_1|>')},
-            r"outside of any well-formed detect.*; expected an object in quotes .*: 'detect",
+            r"outside of any well-formed detect.*; expected objects=\[ after the query: 'detect",
         ),
         ({"regions": None}, "regions is missing"),
         ({"regions": "[]"}, "must be a JSON object, not list"),
