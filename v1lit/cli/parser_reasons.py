@@ -27,7 +27,13 @@ def reason_in(problem: str) -> str:
     said = re.search(
         r"Import path .* does not correspond to .*|Option '.*' is not accepted|Import.*fail.*", problem
     )
-    return "" if said is None else said[0]
+    if said is not None:
+        return said[0]
+    # Of all types, the one that it could have been says something else than that it is not this type.
+    bullets = re.findall(
+        r"^ *- (?!Expected a <|Not a valid subclass|Does not validate|an? )(.*)$", problem, re.M
+    )
+    return bullets[0] if bullets else ""
 
 
 def _of_a_class(problem: str) -> str | None:

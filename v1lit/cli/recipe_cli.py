@@ -13,24 +13,32 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import (
+    Callback,
+    Checkpoint,
+    ModelCheckpoint,
+    OnExceptionCheckpoint,
+    ProgressBar,
+)
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from omegaconf.errors import OmegaConfBaseException
+from yaml.representer import RepresenterError
 
 from v1lit.backbones.config import BackboneConfig
 from v1lit.cli import checks
+from v1lit.cli.callback_checks import check_callbacks, check_validation
 from v1lit.cli.environment import describe_environment
 from v1lit.cli.errors import RunFailed, UserError, nearest, two_lines
 from v1lit.cli.failures import FAILURE, explain
-from v1lit.cli.monitors import check_monitors, check_validation
+from v1lit.cli.parser_reasons import reason_in
 from v1lit.cli.recipe import Recipe
 from v1lit.cli.recipe_values import absolute_paths, prepare_values
 from v1lit.cli.run_folder import is_first, run_folder, save_recipe
 from v1lit.cli.schema import check_keys, leaves, with_all_groups, wrong_value
 from v1lit.cli.stopped import stoppable, tell_stopped
-from v1lit.cli.trainer_arguments import refuse_strategy
+from v1lit.cli.trainer_arguments import refuse_parts
 from v1lit.cli.tried import newer_line
 from v1lit.cli.yaml_texts import PutAside
 from v1lit.data.datamodule import V1DataModule
@@ -98,7 +106,7 @@ class RecipeCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, MisconfigurationException) as error:
-            raise UserError(two_lines(str(error))) from error
+            raise UserError(reason_in(str(error)) or two_lines(str(error))) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The recipe's Trainer, with the run's own loggers and callbacks where the recipe names none."""
@@ -128,7 +136,14 @@ class RecipeCLI(LightningCLI):
         aside = PutAside()
         aside.hide(config)
         del config["data"]["backbone"]  # It follows the model's, and cannot be given.
-        return aside.quoted(self.parser.dump(self.parser.parse_object(config), skip_unset=False))
+        try:
+            return aside.quoted(self.parser.dump(self.parser.parse_object(config), skip_unset=False))
+        except RepresenterError as error:
+            what = ": ".join(map(str, error.args))
+            raise UserError(
+                f"an argument of a class in the recipe has a default that YAML has no word for: {what}\n"
+                "give it as a text, a number, true, false or null"
+            ) from error
 
     def train(self, argv: Sequence[str]) -> int:
         """Train and report; `argv` is what followed `v1lit run`. Returns the exit code.
@@ -155,8 +170,8 @@ class RecipeCLI(LightningCLI):
 
     def _train(self, argv: Sequence[str], run: RunConfig) -> None:
         self._instantiate()
-        refuse_strategy(self.recipe, self.trainer)
-        check_monitors(self.trainer, self.model)
+        refuse_parts(self.recipe, self.trainer)
+        check_callbacks(self.trainer, self.model)
         self._check_resume(run)
         self._doing = "while its data were prepared"
         self._prepare_data()
@@ -241,6 +256,9 @@ def fill_in(config: Mapping[str, Any], defaults: dict[str, Any]) -> dict[str, An
     """
     given = config["callbacks"] or []
     given = list(given) if isinstance(given, (list, tuple)) else [given]
+    # Keeps no checkpoint in place of the run's own, and must not be the first, which is asked for the best.
+    after = [one for one in given if isinstance(one, OnExceptionCheckpoint)]
+    given = [one for one in given if one not in after]
     off = {
         LastCheckpoint: config["enable_checkpointing"] is False or bool(config["fast_dev_run"]),
         Checkpoint: config["enable_checkpointing"] is False,
@@ -257,7 +275,7 @@ def fill_in(config: Mapping[str, Any], defaults: dict[str, Any]) -> dict[str, An
     }
     if config["logger"] in (None, True) and not config["barebones"]:
         filled["logger"] = defaults["logger"]
-    return filled if config["barebones"] else {**filled, "callbacks": [*given, *ours]}
+    return filled if config["barebones"] else {**filled, "callbacks": [*given, *ours, *after]}
 
 
 def _parser_problem(recipe: Recipe, message: str) -> str:

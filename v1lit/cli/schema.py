@@ -8,6 +8,7 @@ import inspect
 import types
 import typing
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -198,7 +199,7 @@ def type_problem(annotation: Any, value: object) -> str | None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=annotation)
     try:
-        parser.parse_object({"value": value})
+        parser.parse_object({"value": deepcopy(value)})  # it completes what it is given
     except ArgumentError as error:
         return str(error)
     return None

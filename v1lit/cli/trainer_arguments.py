@@ -67,13 +67,13 @@ class Refusal(NamedTuple):
 REFUSED = (
     Refusal(
         "limit_test_batches",
-        lambda value, _: value not in (None, 1.0),
+        lambda value, _: value is not None,
         "a run trains and validates, and never tests",
         "trainer.limit_val_batches shortens validation, run.report_examples the report",
     ),
     Refusal(
         "limit_predict_batches",
-        lambda value, _: value not in (None, 1.0),
+        lambda value, _: value is not None,
         "a run does not call Trainer.predict",
         "run.report_examples says for how many examples the report generates",
     ),
@@ -166,8 +166,14 @@ def refuse_arguments_here(recipe: Recipe, values: Values) -> None:
     _refuse_by(REFUSED_HERE, recipe, values)
 
 
-def refuse_strategy(recipe: Recipe, trainer: Trainer) -> None:
-    """A strategy, however it was chosen, that loses the model or cannot save it; raises UserError."""
+def refuse_parts(recipe: Recipe, trainer: Trainer) -> None:
+    """Parts of a Trainer, however they were chosen, that lose the model or change it; raises UserError."""
+    if (kind := type(trainer.precision_plugin).__name__) in (
+        "BitsandbytesPrecision",
+        "TransformerEnginePrecision",
+    ):
+        why = "it puts other layers into the model, which cannot be exported"
+        raise UserError(_refused(recipe, "plugins", kind, why, "take it away, and set trainer.precision"))
     strategy = trainer.strategy
     given = recipe.config.get("trainer", {}).get("strategy", "auto")
     if isinstance(strategy.launcher, _MultiProcessingLauncher):

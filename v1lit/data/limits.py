@@ -45,12 +45,12 @@ def _check_share(trainer: Trainer, split: str, share: int | float | None, count:
 
 
 def _check_interval(trainer: Trainer, count: Count) -> None:
-    interval: Any = trainer.val_check_interval
+    interval: Any = getattr(trainer, "val_check_interval", None)  # Lightning has none where it is a time
     epochs = trainer.check_val_every_n_epoch
     if epochs is None or not trainer.limit_val_batches:
         return
     if not isinstance(interval, (int, float)) or (isinstance(interval, float) and interval == 1.0):
-        return  # a time, or whole epochs
+        return
     batches = count()
     if isinstance(interval, float) and batches is None:
         raise ValueError(

@@ -39,6 +39,11 @@ def loss_part(split: str, part: str) -> str:
     return f"{split}{LOSS}_{part}"
 
 
+def now_and_then() -> list[str]:
+    """What is logged every `trainer.log_every_n_steps` steps, not with every batch."""
+    return [GRADIENT_NORM, LEARNING_RATE, *(TRAIN + name for name in POINTING), *RATES, MFU, *ON_THE_LINE[1:]]
+
+
 def names_in_training(pointer: PointerConfig, verified: bool = False, skips: bool = False) -> list[str]:
     """What such a pointer logs while it trains; `verified` and `skips` as in `V1Module`."""
     extra = [name for name, there in ((LOSS_ERROR, verified), (SKIPPED, skips)) if there]

@@ -1,4 +1,4 @@
-"""Whether callbacks of a recipe watch what the run logs."""
+"""Whether callbacks of a recipe can work in a run, and watch what it logs."""
 
 from __future__ import annotations
 
@@ -6,25 +6,55 @@ from collections.abc import Iterable
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    BatchSizeFinder,
     DeviceStatsMonitor,
     EarlyStopping,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
     LearningRateMonitor,
     ModelCheckpoint,
+    ModelPruning,
 )
 
 from v1lit.cli.errors import UserError, nearest
 from v1lit.cli.failures import package_of
-from v1lit.training.logged import names_in_training, names_in_validation
+from v1lit.training.logged import names_in_training, names_in_validation, now_and_then
 from v1lit.training.module import V1Module
 
+REFUSED: dict[type[Callback], tuple[str, str]] = {
+    BackboneFinetuning: (
+        "what is trained is decided when the optimizer is made",
+        "set model.backbone.freeze, and begin a run from the exported model without it",
+    ),
+    BatchSizeFinder: (
+        "the batches of a run are planned before it begins",
+        "set data.batch_size or data.packing.length",
+    ),
+    GradientAccumulationScheduler: (
+        "data are planned for one number of batches per optimizer step",
+        "set trainer.accumulate_grad_batches, and go on from a checkpoint with another number where it shall "
+        "change",
+    ),
+    LearningRateFinder: (
+        "the schedule is made before it could change its learning rate",
+        "set model.optimizer.lr",
+    ),
+    ModelPruning: ("a pruned model has other parameters, and could not be exported", "take it away"),
+}
+"""Lightning's callbacks that cannot work here: why, and what to use."""
 
-def check_monitors(trainer: Trainer, module: V1Module) -> None:
-    """Check that what callbacks watch is logged, and that those which need a logger have one.
+
+def check_callbacks(trainer: Trainer, module: V1Module) -> None:
+    """Refuse callbacks that cannot work, that watch what is not logged, or that lack a logger.
 
     Metrics of own callbacks are not known: with one of those, every name may be logged. Raises UserError.
     """
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # a connector sets it
     for callback in callbacks:
+        for kind, (why, instead) in REFUSED.items():
+            if isinstance(callback, kind):
+                raise UserError(f"trainer.callbacks has a {type(callback).__name__}, but {why}\n{instead}")
         if isinstance(callback, (LearningRateMonitor, DeviceStatsMonitor)) and not trainer.loggers:
             raise UserError(
                 f"trainer.callbacks: {type(callback).__name__} writes to loggers, but there is none\n"
@@ -39,6 +69,7 @@ def check_monitors(trainer: Trainer, module: V1Module) -> None:
     rates = any(isinstance(callback, LearningRateMonitor) for callback in callbacks)
     for callback, name in _watched(callbacks):
         if name in (*training, *validation) or (rates and name.startswith("lr-")):
+            _check_first_log(trainer, callback, name)
             continue
         likely = validation if name.startswith("val") else training
         hint = nearest(name, [*validation, *training])
@@ -61,6 +92,21 @@ def check_validation(trainer: Trainer, module: V1Module, has_val: bool) -> None:
                 f"validated: {why}\n"
                 "let it watch train/loss, take it away, or give validation examples"
             )
+
+
+def _check_first_log(trainer: Trainer, callback: Callback, name: str) -> None:
+    """Raises UserError where a measurement is looked at before its first log."""
+    interval = getattr(trainer, "val_check_interval", None)
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    if type(interval) is not int or not trainer.limit_val_batches or name not in now_and_then():
+        return
+    steps = interval // trainer.accumulate_grad_batches
+    if steps < every and not getattr(callback, "_every_n_train_steps", 0):
+        raise UserError(
+            f"trainer.callbacks: {type(callback).__name__} looks for {name!r} after the first validation, at "
+            f"step {steps}, but it is logged every {every} steps\n"
+            f"set trainer.log_every_n_steps={max(1, steps)} or less, or let it watch another measurement"
+        )
 
 
 def _watched(callbacks: Iterable[Callback]) -> Iterable[tuple[Callback, str]]:
