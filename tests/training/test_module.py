@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback
+from lightning.pytorch.strategies import DDPStrategy
 
 from v1lit.backbones.config import BackboneConfig
 from v1lit.data.batch import Batch
 from v1lit.data.config import EncodingConfig, PackingConfig
 from v1lit.pointer.config import PointerConfig
+from v1lit.training.logged import names_in_training, names_in_validation
 from v1lit.training.module import NonFiniteLossError, V1Module
 from v1lit.training.optimizer import OptimizerConfig
 from v1lit.training.run import trainer_defaults
@@ -166,6 +168,9 @@ def test_everything_promised_is_logged(
         "train/padding_share", "val/loss", "val/forced_pointer_accuracy", "val/forced_pointer_first_accuracy",
         "val/forced_pointer_first_in_region", "val/forced_region_iou", "val/forced_text_accuracy",
     }  # fmt: skip
+    listed = {*names_in_training(PointerConfig()), *names_in_validation(PointerConfig())}
+    assert logged - listed == {"epoch", "step"}
+    assert {name for name in listed if name.startswith(("train/", "val/"))} <= logged
     assert list((tmp_path / "tensorboard").glob("events.*"))
     shares = [float(row["train/padding_share"]) for row in rows if row.get("train/padding_share")]
     assert all(0 <= share < 0.6 for share in shares)
@@ -273,3 +278,15 @@ def test_or_has_to_be_told_it(
     trainer = make_trainer(max_epochs=1, limit_val_batches=0)
     trainer.fit(V1Module(BackboneConfig("qwen2_5_vl"), optimizer=constant), datamodule=make_data(**packed))
     assert trainer.global_step > 0
+
+
+def test_weights_that_a_forked_process_trained_come_back(
+    make_data: Any, make_module: Any, make_trainer: Any
+) -> None:
+    module, untrained = make_module(), make_module()
+    ddp = DDPStrategy(start_method="fork", process_group_backend="gloo")
+    make_trainer(max_steps=1, devices=1, strategy=ddp).fit(module, datamodule=make_data())
+    untrained.configure_model()
+    before, after = weights(untrained), weights(module)
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from typing import Any
 
 import pytest
 import torch
 from lightning import Callback
-from lightning.pytorch.profilers import SimpleProfiler
+from lightning.pytorch.profilers import AdvancedProfiler, SimpleProfiler
 
 from v1lit.training import throughput
-from v1lit.training.throughput import Throughput
+from v1lit.training.throughput import Stopwatch, Throughput
 
 
 class Clock:
@@ -219,3 +220,13 @@ def test_a_run_shorter_than_the_interval_is_logged_at_its_end(
     trainer.fit(make_module(), datamodule=make_data())
     for name in ("real_tokens_per_second", "images_per_second", "data_wait_share", "mfu", "gradient_norm"):
         assert f"train/{name}" in trainer.logged_metrics
+
+
+def test_a_profiler_behind_the_stopwatch_keeps_what_it_has_recorded() -> None:
+    inner = AdvancedProfiler()
+    watch = Stopwatch(inner)
+    with watch.profile("run_training_batch"):
+        pass
+    del watch  # as when the run ends, before Lightning asks for the report
+    gc.collect()
+    assert "run_training_batch" in inner.summary()

@@ -31,11 +31,11 @@ from v1lit.cli import checks
 from v1lit.cli.callback_checks import check_callbacks, check_validation
 from v1lit.cli.environment import describe_environment
 from v1lit.cli.errors import RunFailed, UserError, nearest, two_lines
-from v1lit.cli.failures import FAILURE, explain
+from v1lit.cli.failures import MISTAKE, Told, explain
 from v1lit.cli.parser_reasons import reason_in
 from v1lit.cli.recipe import Recipe
 from v1lit.cli.recipe_values import absolute_paths, prepare_values
-from v1lit.cli.run_folder import is_first, run_folder, save_recipe
+from v1lit.cli.run_folder import forget_attempt, is_first, run_folder, save_recipe
 from v1lit.cli.schema import check_keys, leaves, with_all_groups, wrong_value
 from v1lit.cli.stopped import stoppable, tell_stopped
 from v1lit.cli.trainer_arguments import refuse_parts
@@ -157,13 +157,17 @@ class RecipeCLI(LightningCLI):
             StopRequests() as self.requests,
         ):
             self._doing = "before it began"
+            new = is_first() and not any(self.folder.iterdir())
             try:
                 with stoppable(self.requests, self._when_stopped):
                     self._train(argv, run)
             except RunStopped as stop:
                 return tell_stopped(stop, self.folder, argv)
             except Exception as error:
-                if (failed := self._failed(error)) is None:
+                told = explain(error)
+                if new and told is not None and told.code == MISTAKE and not self._steps:
+                    forget_attempt(self.folder)
+                if (failed := self._failed(told)) is None:
                     raise
                 raise failed from error
         return 0
@@ -204,10 +208,15 @@ class RecipeCLI(LightningCLI):
             return f"in the report, after all {steps} steps"
         return f"at once, after step {steps}" if steps else "before the first step"
 
-    def _failed(self, error: Exception) -> RunFailed | None:
-        """`error` in words, with the checkpoint to go on from; None where it stays as it is."""
-        told, newest = explain(error), newest_checkpoint(self.folder)
-        if self._doing or (told is not None and told.code != FAILURE and not self.trainer.global_step):
+    @property
+    def _steps(self) -> int:
+        """Optimizer steps, as far as there is a Trainer that could have made any."""
+        return 0 if self._doing else self.trainer.global_step
+
+    def _failed(self, told: Told | None) -> RunFailed | None:
+        """A failure with the checkpoint to go on from; None where the exception stays as it is."""
+        newest = newest_checkpoint(self.folder)
+        if self._doing or (told is not None and told.code == MISTAKE and not self._steps):
             return None  # nothing has been trained
         left = f"the newest checkpoint is {newest}" if newest is not None and is_first() else ""
         if left:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,7 +13,7 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_only
 
 from v1lit.cli.errors import UserError
-from v1lit.training.checkpoints import checkpoint_to_resume
+from v1lit.training.checkpoints import FOLDER, checkpoint_to_resume
 from v1lit.training.config import RunConfig
 
 VARIABLE = "V1LIT_RUN_FOLDER"
@@ -50,6 +51,15 @@ def _remove_empty(folders: list[Path]) -> None:
     with suppress(OSError):
         for folder in folders:
             folder.rmdir()
+
+
+def forget_attempt(folder: Path) -> None:
+    """Take away what a run that never made a step has written to its new folder: its name is free again."""
+    (folder / "recipe.yaml").unlink(missing_ok=True)
+    for name in ("csv", "tensorboard"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    with suppress(OSError):
+        (folder / FOLDER).rmdir()
 
 
 def save_recipe(folder: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -113,6 +114,11 @@ class V1Module(LightningModule):
         self.train_metrics = PointingMetrics(start)
         self.val_metrics = PointingMetrics(start)
         self.val_losses = LossMeans()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
+        """As in torch. Makes the model first: of a run in spawned processes, only the weights come back."""
+        self.configure_model()
+        return super().load_state_dict(state_dict, *args, **options)
 
     def to(self, *args: Any, **kwargs: Any) -> V1Module:
         """As in torch, but of the tensors only parameters change their type, as in transformers.
