@@ -13,6 +13,7 @@ import torch
 
 from v1lit.cli.main import main
 from v1lit.cli.stopped import command_to_go_on
+from v1lit.training import results
 from v1lit.training import run as training_run
 from v1lit.training.checkpoints import LastCheckpoint
 from v1lit.training.module import V1Module
@@ -147,7 +148,7 @@ def test_a_run_stopped_in_a_validation_validates_when_it_goes_on(stop: Any, capf
 
 
 def test_a_run_stopped_in_its_report_makes_it_when_it_goes_on(stop: Any, capfd: Any) -> None:
-    stop(training_run, "answer_held_out")
+    stop(results, "answer_held_out")
     assert main(["run", *SMALL]) == 130
     line = last_line(capfd)
     assert f"stopped by Ctrl-C in the report, after all 4 steps; checkpoint {LAST}" in line

@@ -150,7 +150,9 @@ def run_command(words: Sequence[str]) -> None:
         call([*words, *added_to_run(rest[1:])])
     elif program == "v1lit" and rest[0] == "data":
         call([*words, *QUICK[rest[1]]])
-    elif words in (["v1lit", "doctor"], ["v1lit", "doctor", "--self-test"], ["v1lit", "list"]):
+    elif program == "v1lit" and (
+        rest[0] in ("list", "report") or rest in (["doctor"], ["doctor", "--self-test"])
+    ):
         call(words)
     elif words[:3] == ["v1lit", "doctor", "--packing"]:
         call([*words, *FEW_SCENES])

@@ -19,7 +19,8 @@ from v1lit.grounding.trace import parse_trace
 from v1lit.inference.predictor import Prediction
 from v1lit.training.config import RunConfig
 from v1lit.training.report import Held, draw_pictures, overlap, score
-from v1lit.training.run import print_report, run_training, trainer_defaults, write_json
+from v1lit.training.results import print_report, write_json
+from v1lit.training.run import run_training, trainer_defaults
 
 pytestmark = pytest.mark.dependencies
 

@@ -10,6 +10,7 @@ from v1lit.cli.errors import UserError, guard, nearest
 
 COMMANDS = {
     "run": ("v1lit.cli.run", "train as a recipe says; `lightning run` is the same"),
+    "report": ("v1lit.cli.report", "export, report and pictures of a run again, without training"),
     "data": ("v1lit.cli.data", "import, draw and look at data"),
     "doctor": ("v1lit.cli.doctor", "versions, devices, which `lightning` comes first, missing extras"),
     "list": ("v1lit.cli.listing", "backbones and recipes"),

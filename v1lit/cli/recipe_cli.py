@@ -46,6 +46,7 @@ from v1lit.training.checkpoints import LastCheckpoint, checkpoint_to_resume, new
 from v1lit.training.config import RunConfig
 from v1lit.training.module import V1Module
 from v1lit.training.quiet import quiet
+from v1lit.training.results import ResultsIncompleteError
 from v1lit.training.resuming import RecipeChangedError, Resumed, check_resume
 from v1lit.training.run import run_training, trainer_defaults
 from v1lit.training.stopping import RunStopped, StopRequests
@@ -163,6 +164,8 @@ class RecipeCLI(LightningCLI):
                     self._train(argv, run)
             except RunStopped as stop:
                 return tell_stopped(stop, self.folder, argv)
+            except ResultsIncompleteError:
+                raise  # it says what is kept, and how the rest is made
             except Exception as error:
                 told = explain(error)
                 if new and told is not None and told.code == MISTAKE and not self._steps:

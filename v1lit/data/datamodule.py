@@ -277,6 +277,7 @@ class V1DataModule(LightningDataModule):
         if not self.has_val:
             return []
         opened = self._open_val()
+        self._val_content = opened.catalogs[0].content[:16]
         reader = RowReader(
             opened.examples, self.processor, self.encoding, self.stream, self.flat, self.val_map
         )

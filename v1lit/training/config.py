@@ -43,6 +43,14 @@ class RunConfig:
             raise ValueError(
                 f"run.checkpoint_every is {self.checkpoint_every}; give 1 or more optimizer steps, or null"
             )
+        for name, least in (
+            ("report_examples", 0),
+            ("report_batch_size", 1),
+            ("report_max_new_tokens", 1),
+            ("pictures", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"run.{name} is {getattr(self, name)}; give {least} or more")
         if self.resume in ("last", "auto") and self.name is None:
             raise ValueError(f"run.resume is {self.resume!r}, which looks in the run's folder; give run.name")
         if self.peak_tflops is not None and self.peak_tflops <= 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -53,16 +53,34 @@ def overlap(a: frozenset[int], b: frozenset[int]) -> float:
 
 
 def answer_held_out(
-    predictor: Predictor, held_out: Iterable[Example], count: int, batch_size: int, max_new_tokens: int
+    predictor: Predictor,
+    held_out: Iterable[Example],
+    count: int,
+    batch_size: int,
+    max_new_tokens: int,
+    left_out: Callable[[str], object],
 ) -> Iterator[Held]:
-    """Generate for the first `count` of some examples."""
+    """Generate for the first `count` of some examples.
+
+    One that cannot be asked, with a damaged image for instance, is left out and told to `left_out`.
+    """
     examples = iter(islice(held_out, count))
     while chunk := list(islice(examples, batch_size)):
-        questions = [_question(example) for example in chunk]
-        asked = [([image.data for image in e.images], q) for e, q in zip(chunk, questions, strict=True)]
-        predictions = predictor.batch(asked, max_new_tokens=max_new_tokens)
-        for example, question, prediction in zip(chunk, questions, predictions, strict=True):
-            yield _held(example, question, prediction)
+        try:
+            yield from _ask(predictor, chunk, max_new_tokens)
+        except ValueError:  # it does not say which one
+            for example in chunk:
+                try:
+                    yield from _ask(predictor, [example], max_new_tokens)
+                except ValueError as error:
+                    left_out(f"{example.id}: {error}")
+
+
+def _ask(predictor: Predictor, chunk: Sequence[Example], max_new_tokens: int) -> list[Held]:
+    questions = [_question(example) for example in chunk]
+    asked = [([image.data for image in e.images], q) for e, q in zip(chunk, questions, strict=True)]
+    predictions = predictor.batch(asked, max_new_tokens=max_new_tokens)
+    return [_held(*one) for one in zip(chunk, questions, predictions, strict=True)]
 
 
 def score(held: Sequence[Held], seed: int = 0) -> dict[str, float]:

@@ -137,7 +137,10 @@ class Resumed:
 
 def refuse_other_model(checkpoint: Mapping[str, Any], model: Mapping[str, Any], name: str) -> None:
     """Raise RecipeChangedError where the checkpoint's weights are not those of such a model."""
-    _refuse(differences(checkpoint, model, {}, {}), {Change.MODEL}, name)
+    changed = differences(checkpoint, model, {}, {})
+    if keys := [key for key in changed if _kind(key) is Change.MODEL]:
+        listed = _listed(changed, keys)
+        raise RecipeChangedError(f"{name} holds the weights of another model: {listed}", keys)
 
 
 def refuse_changes(
@@ -208,16 +211,20 @@ def check_resume(path: str, run: Resumed) -> None:
 
 
 def _refuse(changed: Mapping[str, tuple[Any, Any]], kinds: Collection[Change], name: str) -> None:
-    refused = {key: values for key, values in changed.items() if _kind(key) in kinds}
+    refused = [key for key in changed if _kind(key) in kinds]
     if not refused:
         return
-    listed = "; ".join(f"{key} was {_shown(was)} and is {_shown(now)}" for key, (was, now) in refused.items())
+    listed = _listed(changed, refused)
     amid = " in the middle of an epoch" if all(_kind(key) is Change.ORDER for key in refused) else ""
     raise RecipeChangedError(
         f"{name} cannot be gone on with{amid}: {listed}\n"
         "take the old value to go on, or begin a new run: another run.name, without run.resume",
         refused,
     )
+
+
+def _listed(changed: Mapping[str, tuple[Any, Any]], keys: Collection[str]) -> str:
+    return "; ".join(f"{key} was {_shown(changed[key][0])} and is {_shown(changed[key][1])}" for key in keys)
 
 
 def _kind(key: str) -> Change:

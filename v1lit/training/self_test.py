@@ -39,7 +39,7 @@ from v1lit.training.module import V1Module
 from v1lit.training.optimizer import OptimizerConfig
 from v1lit.training.packing_check import check_packing
 from v1lit.training.quiet import no_weights_bar, quiet
-from v1lit.training.run import export
+from v1lit.training.results import export
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 EXAMPLES = 4

@@ -1,0 +1,82 @@
+"""`v1lit report RUN_FOLDER`: what a run leaves behind, made again from its checkpoint, without training."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from v1lit.cli.errors import UserError, guard
+from v1lit.cli.recipe import compose
+
+USAGE = """usage: v1lit report RUN_FOLDER [--key=value ...] [--debug]
+
+Make model/, pictures/ and metrics.json of a run again, from its best checkpoint (else its newest), as its
+recipe says, without training: after a report that failed, or of a run that did not come to its end.
+
+  --run.KEY=value  change how, such as --run.report_batch_size=4 or --run.export=false
+  --trainer.accelerator=cpu, --data.source.val=PATH, ...   likewise any key but those of another model
+  --debug          show the traceback of an error
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `v1lit report` with the arguments after `report`; returns the exit code."""
+    debug = "--debug" in argv
+    return guard(lambda: _run([argument for argument in argv if argument != "--debug"]), debug)
+
+
+def _run(argv: list[str]) -> int:
+    if argv and argv[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    if not argv or argv[0].startswith("-"):
+        raise UserError("RUN_FOLDER comes first: v1lit report RUN_FOLDER [--key=value ...]")
+    folder, *changes = argv
+    _report(Path(folder), changes)
+    return 0
+
+
+def _report(folder: Path, changes: list[str]) -> None:
+    recipe = compose(str(newest_recipe(folder)), ["--run.resume=null", *changes])
+    from lightning.fabric import Fabric
+
+    from v1lit.cli.recipe_cli import RecipeCLI
+    from v1lit.training.config import RunConfig
+    from v1lit.training.quiet import quiet
+    from v1lit.training.results import make_results
+    from v1lit.training.resuming import read_checkpoint, refuse_other_model
+    from v1lit.training.saved_run import measured, saved_weights
+
+    with quiet():
+        weights, steps = saved_weights(folder)
+        cli = RecipeCLI(recipe)
+        config: dict[str, Any] = cli.config.as_dict()
+        module, data = cli.model_and_data()
+        if weights.load is not None:
+            refuse_other_model(read_checkpoint(weights.load), module.options, str(weights.load))
+        if not data.has_val:
+            data.prepare_data()
+        wanted = config["trainer"]["accelerator"]
+        device = Fabric(accelerator=wanted if isinstance(wanted, str) else "auto", devices=1).device
+        print(f"from {weights.load}, of a run of {steps} steps")
+        run = RunConfig(**config["run"])
+        make_results(module, data, run, folder, measured(folder, steps), weights, device)
+
+
+def newest_recipe(folder: Path) -> Path:
+    """The resolved recipe of a run that was written last: `recipe.yaml`, or `recipe-2.yaml` and so on.
+
+    Raises UserError where there is none.
+    """
+    found = {
+        path: re.fullmatch(r"recipe(?:-(\d+))?\.yaml", path.name) for path in folder.glob("recipe*.yaml")
+    }
+    numbered = [(int(match[1] or 1), path) for path, match in found.items() if match]
+    if not numbered:
+        what = "it has no recipe.yaml" if folder.is_dir() else "there is no such folder"
+        raise UserError(
+            f"{folder} is no folder of a run: {what}\ngive a folder that `lightning run` has made"
+        )
+    return max(numbered)[1]

@@ -1,0 +1,201 @@
+"""What a run leaves behind when training has ended: model, report, pictures, numbers; each by itself."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from rich.table import Table
+
+from v1lit.console import Console, screen
+from v1lit.data.datamodule import V1DataModule
+from v1lit.inference.predictor import Predictor
+from v1lit.training.config import RunConfig
+from v1lit.training.module import V1Module
+from v1lit.training.quiet import no_weights_bar
+from v1lit.training.report import Held, answer_held_out, draw_pictures, score
+from v1lit.training.resuming import read_checkpoint, refuse_other_model
+
+
+class ResultsIncompleteError(RuntimeError):
+    """Training is done, but a part of what follows failed; the message says which, and how to make it."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Which weights are exported and reported on."""
+
+    load: Path | None
+    """The checkpoint that has them; None for those that the module holds."""
+    kept: Path | None
+    """The checkpoint that keeps them, or at least the last ones, whatever happens."""
+    val_loss: float | None = None
+    """Theirs, where validation chose them."""
+
+
+class Parts:
+    """Does one part after another; what one raises does not keep the others from being made."""
+
+    def __init__(self) -> None:
+        self.failed: list[tuple[str, Exception]] = []
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Note and tell what is raised inside, but for a KeyboardInterrupt and its like."""
+        try:
+            yield
+        except Exception as error:
+            self.failed.append((name, error))
+            said = str(error).strip().partition("\n")[0]
+            sys.stderr.write(f"{name} failed: {type(error).__name__}{': ' * bool(said)}{said}\n")
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()  # for the parts that follow
+
+    def check(self, folder: Path, kept: Path | None) -> None:
+        """Raise ResultsIncompleteError if a part failed."""
+        if not self.failed:
+            return
+        names, errors = zip(*self.failed, strict=True)
+        for earlier, later in pairwise(errors):  # a traceback then shows them all
+            later.__context__ = later.__context__ or earlier
+        where = "there is no checkpoint of it" if kept is None else f"its checkpoint is {kept}"
+        raise ResultsIncompleteError(
+            f"the training is done, and {where}; but this failed: {', '.join(names)}\n"
+            f"make the rest, without training, with: v1lit report {folder}"
+        ) from errors[-1]
+
+
+def make_results(
+    module: V1Module,
+    data: V1DataModule,
+    run: RunConfig,
+    folder: Path,
+    metrics: dict[str, float],
+    weights: Weights,
+    device: torch.device,
+) -> dict[str, float]:
+    """Export the model, report on held-out examples, draw pictures, write `metrics.json`.
+
+    Args:
+        module: that was trained; it has the chosen weights afterwards.
+        data: whose validation examples are held out.
+        run: what is to be made.
+        folder: of the run.
+        metrics: what training has measured.
+        weights: which ones.
+        device: to generate on.
+
+    Returns:
+        what `metrics.json` holds.
+
+    Raises:
+        ResultsIncompleteError: after all other parts, if one failed.
+    """
+    parts, predictor, held = Parts(), None, list[Held]()
+    if weights.val_loss is not None:
+        metrics = {**metrics, "val/loss": weights.val_loss}
+    with parts.part("opening the model"):
+        if weights.load is not None:
+            load_weights(module, weights.load)
+        predictor = Predictor(module.to(device).model, data.processor)
+    if predictor is not None and run.export:
+        with parts.part("export"):
+            export(predictor, folder / "model")
+    if predictor is not None and run.report_examples:
+        with parts.part("report"):
+            if data.has_val:
+                held = _answers(predictor, data, run)
+                metrics = {**_of_training(metrics), **score(held)}
+        with parts.part("pictures"):
+            if held:
+                draw_pictures(held[: run.pictures], folder / "pictures")
+    with parts.part("metrics.json"):
+        write_json(folder / "metrics.json", metrics)
+    print_report(metrics, folder, screen())
+    parts.check(folder, weights.kept)
+    return metrics
+
+
+def load_weights(module: V1Module, checkpoint: Path) -> None:
+    """Put a checkpoint's weights into a module, in their type. Raises ValueError if they do not fit."""
+    found = read_checkpoint(checkpoint)
+    refuse_other_model(found, module.options, str(checkpoint))
+    module.configure_model()
+    state = found["state_dict"]
+    module.to({value.dtype for value in state.values() if value.is_floating_point()}.pop())
+    module.load_state_dict(state)
+
+
+def _of_training(metrics: dict[str, float]) -> dict[str, float]:
+    """Without what an earlier report has measured."""
+    return {name: value for name, value in metrics.items() if name.startswith("train/") or name == "val/loss"}
+
+
+def _answers(predictor: Predictor, data: V1DataModule, run: RunConfig) -> list[Held]:
+    bad: list[str] = []
+    limits = (run.report_examples, run.report_batch_size, run.report_max_new_tokens)
+    with torch.inference_mode():
+        held = list(answer_held_out(predictor, data.examples("val"), *limits, bad.append))
+    if bad:
+        sys.stderr.write(f"left out of the report, {len(bad)} examples; the first: {bad[0]}\n")
+    return held
+
+
+def export(predictor: Predictor, folder: Path) -> None:
+    """Write model and processor into one folder, whole or not at all, that `v1lit.load` opens."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        with no_weights_bar():
+            predictor.model.save_pretrained(aside)
+        predictor.processor.save_pretrained(aside)
+        aside.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.rename(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_json(path: Path, content: dict[str, float]) -> None:
+    """Write sorted keys, null for what is not finite; the file appears whole or not at all."""
+    aside = path.with_name(f".{path.name}.part")
+    # JSON has no NaN, which stands for "nothing was counted".
+    known = {name: value if math.isfinite(value) else None for name, value in sorted(content.items())}
+    try:
+        aside.write_text(json.dumps(known, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def print_report(metrics: dict[str, float], folder: Path, console: Console) -> None:
+    """The table at the end of a run: what was measured, chance beside it, and where everything is."""
+    table = Table(
+        title=f"held out: {int(metrics.get('val/examples', 0))} examples, generated by the model alone"
+    )
+    for column in ("", "model", "chance"):
+        table.add_column(column, justify="left" if not column else "right")
+    rows = {
+        "first pointer in the true region": "pointer_first_in_region",
+        "overlap with the true region (IoU of patches)": "region_iou",
+        "right answers": "answer_accuracy",
+    }
+    for title, name in rows.items():
+        if f"val/{name}" in metrics:
+            chance = metrics.get(f"chance/{name}")
+            table.add_row(title, f"{metrics[f'val/{name}']:.1%}", "" if chance is None else f"{chance:.1%}")
+    if table.row_count:
+        console.print(table)
+    took = f" in {metrics['train/seconds']:.0f} s" if "train/seconds" in metrics else ""
+    console.print(f"trained {int(metrics['train/steps'])} steps{took}; all results in")
+    console.print(str(folder), soft_wrap=True)
