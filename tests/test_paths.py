@@ -126,3 +126,13 @@ def test_models_and_pictures_are_found_in_the_home(home: Path) -> None:
     for opened in (v1lit.load, Processor.from_pretrained, open_picture):
         with pytest.raises(ValueError, match=str(home / "x")):
             opened("~/x")
+
+
+def test_a_model_is_saved_into_the_home_and_found_there(home: Path) -> None:
+    import torch
+
+    torch.manual_seed(0)
+    model = v1lit.PointAndCopyModel.build(v1lit.BackboneConfig(name="llava"))
+    model.save_pretrained("~/model")
+    assert (home / "model" / "config.json").is_file()
+    assert v1lit.PointAndCopyModel.from_pretrained("~/model").config.family == "llava"

@@ -369,3 +369,25 @@ def test_ctrl_c_leaves_no_half_of_a_list_of_findings(tmp_path: Path) -> None:
     assert done.returncode == 130, done.stderr
     assert done.stderr.splitlines() == ["stopped by Ctrl-C"]
     assert not list(out.parent.iterdir())
+
+
+def test_paths_that_no_shell_expands_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, here = tmp_path / "a home [1]", tmp_path / "here"
+    here.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("DATA", str(home / "shards"))
+    monkeypatch.chdir(here)
+    assert quiet("synth", "--examples=3", "--out=~/shards/train") == 0
+    assert quiet("check", "~/shards/train", "${DATA}/train/*.tar", "--out=~/found.jsonl") == 0
+    assert quiet("index", "$DATA/train", "--out=~/shards/train") == 0
+    assert quiet("reshard", "~/shards/train", "--out=$DATA/again") == 0
+    assert data("show", "~/shards", "--out=~/page.html", "--backbone=none") == 0
+    mixture = "[{shards: ~/shards/train}, {shards: $DATA/again}]"
+    assert data("mix", "tiny_qwen", f"--data.source.mixture={mixture}") == 0
+    assert {"shards", "found.jsonl", "page.html"} <= {path.name for path in home.iterdir()}
+    assert not list(here.iterdir())
+
+
+def test_a_variable_that_is_not_set_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    assert quiet("check", "$NO_SUCH_PLACE/train") == 2
+    assert "NO_SUCH_PLACE is not set" in capsys.readouterr().err

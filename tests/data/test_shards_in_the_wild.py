@@ -176,6 +176,15 @@ def test_a_compressed_archive_is_told_how_it_becomes_a_shard(mode: str, tmp_path
             refused()
 
 
+def test_compressed_validation_shards_are_not_passed_over(tmp_path: Path) -> None:
+    tar(tmp_path / "train" / NAME, members_of("a"))
+    (tmp_path / "val").mkdir()
+    prepare_source(SourceConfig(folder=str(tmp_path)))
+    (tmp_path / "val" / "x.tgz").touch()
+    with pytest.raises(ValueError, match=r"val holds no shards to validate on; .*x\.tgz is compressed"):
+        prepare_source(SourceConfig(folder=str(tmp_path)))
+
+
 def test_archives_joined_with_cat_are_told_from_damage(tmp_path: Path) -> None:
     one = tar(tmp_path / "one.tar", members_of("a")).read_bytes()
     (tmp_path / NAME).write_bytes(one + tar(tmp_path / "two.tar", members_of("b")).read_bytes())

@@ -158,6 +158,9 @@ def prepare_source(config: SourceConfig, retry: Retry = DEFAULT_RETRY) -> None:
 
 
 def _check_shards(config: SourceConfig, retry: Retry) -> None:
+    val = val_location(config)
+    if not is_remote(val) and not _holds_shards(val, retry) and (hint := hint_of_names(val)):
+        raise ValueError(f"{val} holds no shards to validate on{hint}")
     if config.mixture or has_train(config, retry):
         return
     if is_remote(config.folder):

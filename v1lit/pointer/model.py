@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -169,12 +170,16 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
         refuse_incomplete(info, folder)
         return (model, info) if with_info else model
 
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Write the model into a folder that `from_pretrained` opens; options as in transformers."""
+        super().save_pretrained(expand_path(save_directory), *args, **kwargs)
+
     @classmethod
     def from_published(cls, folder: str | Path, **kwargs: Any) -> PointAndCopyModel:
         """Open a checkpoint in the layout of the published v1-7B. See `v1lit.pointer.published`."""
         from v1lit.pointer.published import load_published
 
-        return load_published(Path(expand_path(folder)), **kwargs)
+        return load_published(folder, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

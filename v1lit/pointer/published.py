@@ -23,6 +23,7 @@ from transformers.initialization import no_init_weights
 from v1lit.backbones.folder import refuse_adapter, refuse_quantized
 from v1lit.backbones.load import refuse_untied
 from v1lit.backbones.weight_files import read_headers, read_json, weight_files
+from v1lit.paths import expand_path
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.pointer.model_config import PointAndCopyConfig
@@ -68,13 +69,14 @@ _OPTIONS = [
 
 
 def load_published(
-    folder: Path, dtype: torch.dtype | None = None, attention: str = "sdpa"
+    folder: str | Path, dtype: torch.dtype | None = None, attention: str = "sdpa"
 ) -> PointAndCopyModel:
     """Open a checkpoint folder in the published layout; weights keep their type unless `dtype` is given.
 
     Raises ValueError for a folder of another kind, for files that are missing or damaged, for options that
     v1lit cannot express and for weights that are missing, unexpected or of another shape, by name.
     """
+    folder = Path(expand_path(folder))
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(
@@ -112,11 +114,12 @@ def load_published(
     return model.eval()
 
 
-def save_published(model: PointAndCopyModel, folder: Path) -> None:
+def save_published(model: PointAndCopyModel, folder: str | Path) -> None:
     """Write `model` in the published layout; the folder appears whole or not at all.
 
     Raises ValueError for another backbone than Qwen2.5-VL and for options that the config cannot hold.
     """
+    folder = Path(expand_path(folder))
     if model.config.family != "qwen2_5_vl":
         raise ValueError(
             f"the published layout holds Qwen2.5-VL only; this model's backbone is {model.config.family}"
