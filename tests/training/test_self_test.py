@@ -44,8 +44,9 @@ def test_a_sound_installation_passes_and_keeps_no_file(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    held_back = HeldBack()
+    held_back, threads = HeldBack(), torch.get_num_threads()
     checks = list(self_test(CPU, held_back, [family]))
+    assert torch.get_num_threads() == threads
     assert [(one.family, one.name, one.error) for one in checks] == [(family, name, None) for name in CHECKS]
     assert all(one.difference is not None and one.difference < 1e-5 for one in checks[1:])
     assert not held_back.warnings

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -95,7 +96,12 @@ def self_test(
 
     What libraries print meanwhile goes to `held_back`; files are written to a temporary folder only.
     """
-    with tempfile.TemporaryDirectory(prefix="v1lit-self-test-") as folder, quiet(), no_weights_bar():
+    with (
+        tempfile.TemporaryDirectory(prefix="v1lit-self-test-") as folder,
+        quiet(),
+        no_weights_bar(),
+        _one_thread(),
+    ):
         scenes = Path(folder) / "scenes"
         with held_back.here():
             synthesize(scenes / "train", examples=EXAMPLES, image_size=(112, 112), workers=1, progress=False)
@@ -105,6 +111,17 @@ def self_test(
                 with held_back.here():
                     done = _made(name, check)
                 yield done
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Tiny models gain nothing from more, and on a busy machine threads wait for each other for minutes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _made(family: str, check: Callable[[], tuple[str, float | None]]) -> Check:
