@@ -85,3 +85,9 @@ def test_without_a_folder_of_a_run_it_says_what_it_needs(
 ) -> None:
     assert main(["report", *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_the_folder_may_lie_in_the_home(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["report", "~/no_run"]) == 2
+    assert str(tmp_path / "no_run") in capsys.readouterr().err

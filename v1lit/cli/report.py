@@ -9,6 +9,7 @@ from typing import Any
 
 from v1lit.cli.errors import UserError, guard
 from v1lit.cli.recipe import compose
+from v1lit.paths import expand_path
 
 USAGE = """usage: v1lit report RUN_FOLDER [--key=value ...] [--debug]
 
@@ -34,7 +35,7 @@ def _run(argv: list[str]) -> int:
     if not argv or argv[0].startswith("-"):
         raise UserError("RUN_FOLDER comes first: v1lit report RUN_FOLDER [--key=value ...]")
     folder, *changes = argv
-    _report(Path(folder), changes)
+    _report(Path(expand_path(folder)), changes)
     return 0
 
 
