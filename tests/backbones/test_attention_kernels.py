@@ -85,6 +85,7 @@ def test_each_segment_is_computed_as_if_alone(
     check(lambda q, k, v: attend_segments(q, k, v, Segments(lengths, name), SCALE), inputs, wanted)
 
 
+@pytest.mark.slow
 @FLEX_UNCOMPILED
 @pytest.mark.parametrize("lengths", [(5,), (1, 1, 1), (3, 7, 1, 2)])
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2)])

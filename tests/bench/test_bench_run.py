@@ -113,6 +113,7 @@ def alive(process: int) -> bool:
     return state != "Z"  # dead, and nobody asked yet how it ended
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_old_page(tmp_path: Path) -> None:
     for name in ("benchmarks.md", "benchmarks.json"):
         (tmp_path / name).write_text("{}")

@@ -9,6 +9,8 @@ import pytest
 
 from v1lit.cli.main import main
 
+pytestmark = pytest.mark.slow
+
 FEW = ("--data.source.options.examples=8", "--data.source.options.val_examples=2")
 
 

@@ -16,6 +16,7 @@ def printed(capsys, *arguments: str) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_the_printed_recipe_prints_itself(name, tmp_path, monkeypatch, capsys):
     text = printed(capsys, name)

@@ -18,7 +18,7 @@ from v1lit.training import run as training_run
 from v1lit.training.checkpoints import LastCheckpoint
 from v1lit.training.module import V1Module
 
-pytestmark = pytest.mark.dependencies
+pytestmark = [pytest.mark.dependencies, pytest.mark.slow]
 
 SMALL = [
     "tiny_qwen",

@@ -441,6 +441,7 @@ def test_a_shard_that_both_ranks_find_damaged_counts_once(folder: Path) -> None:
     assert [Path(one["shard"]).name for one in listed(folder.parent)] == [SHARDS[1]]
 
 
+@pytest.mark.slow
 def test_the_command_line_ends_with_1(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

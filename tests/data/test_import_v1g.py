@@ -437,6 +437,7 @@ def is_running(pid: int) -> bool:
     return bool(state) and not state.startswith("Z")
 
 
+@pytest.mark.slow
 def test_killed_import_leaves_no_process_and_goes_on(shared: Path, tmp_path: Path) -> None:
     source, out = shared / "data/v1g_real", tmp_path / "out"
     options = "workers=2, max_examples_per_shard=64, split='train'"

@@ -111,6 +111,7 @@ def test_what_cannot_be_fetched_is_left_to_the_reader(server: FaultyServer, tmp_
     assert set(fetched(server)) == set(order)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_over_a_network_reads_every_shard_once(
     server: FaultyServer, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch

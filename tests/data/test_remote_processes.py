@@ -21,7 +21,10 @@ from forked import PATIENCE, receive, run_all
 from v1lit.data.remote import Retry, ShardCache, exists, read_bytes
 from v1lit.data.remote.cache import name_of
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked"),
+    pytest.mark.slow,
+]
 QUICK = Retry(attempts=4, first_wait=0.001, longest_wait=0.002, timeout=5)
 SIZE = 50_000
 FILES = {f"{number}.tar": random.Random(number).randbytes(SIZE) for number in range(6)}

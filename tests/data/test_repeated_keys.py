@@ -39,6 +39,7 @@ def test_all_repeated_keys_are_found_also_on_disk(shards: list[list[str]]) -> No
             assert sorted(repeated.pairs()) == sorted(expected(shards))
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_keys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,6 +76,7 @@ def die(number: int) -> None:
     os._exit(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 3])
 def test_results_come_in_the_order_of_the_tasks(workers: int) -> None:
     assert list(ordered(late_first, range(30), workers)) == [n * n for n in range(30)]

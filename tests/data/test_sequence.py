@@ -73,6 +73,7 @@ def test_its_length_is_not_known(folders: tuple[Path, Path], tmp_path: Path) -> 
         len(make_data(folders[1], tmp_path).train_dataloader())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", [None, PACKED], ids=["counted", "packed"])
 @pytest.mark.parametrize("stop", [1, 3, 9])
 def test_a_resumed_run_without_an_index_goes_on_exactly(
@@ -105,6 +106,7 @@ def test_two_ranks_read_together_what_one_reads(folders: tuple[Path, Path]) -> N
         assert len({(p.shard, p.number) for rank in rows for row in rank for p in row.places}) == COUNT
 
 
+@pytest.mark.slow
 @needs_fork
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("packing", [None, PACKED], ids=["counted", "packed"])

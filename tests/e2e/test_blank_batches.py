@@ -25,6 +25,8 @@ from v1lit.training.module import V1Module
 from v1lit.training.optimizer import OptimizerConfig
 from v1lit.training.throughput import Throughput
 
+pytestmark = pytest.mark.slow
+
 CONSTANT = OptimizerConfig(lr=1e-3, schedule="constant", warmup=0.0)
 
 

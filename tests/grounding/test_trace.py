@@ -196,6 +196,7 @@ def test_a_problem_says_where() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "unit",
     [

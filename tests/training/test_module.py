@@ -38,6 +38,7 @@ def weights(module: V1Module) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in module.model.named_parameters()}
 
 
+@pytest.mark.slow
 def test_the_loss_falls(make_data: Any, make_module: Any, make_trainer: Any) -> None:
     module, data = make_module(), make_data()
     losses: list[float] = []

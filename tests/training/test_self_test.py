@@ -20,7 +20,7 @@ from v1lit.training import self_test as module
 from v1lit.training.held_back import HeldBack
 from v1lit.training.self_test import EXAMPLES, Family, SelfTestError, choose_device, self_test
 
-pytestmark = pytest.mark.dependencies
+pytestmark = [pytest.mark.dependencies, pytest.mark.dependencies]
 CPU = torch.device("cpu")
 CHECKS = ["train", "save", "cache", "beams", "packing", "loss"]
 

@@ -199,6 +199,7 @@ def test_checkpoints_come_by_the_clock_and_less_often_where_saving_is_slow(
 # ------------------------------------------------------------------ several ranks
 
 
+@pytest.mark.slow
 @needs_fork
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("hook", ["on_train_batch_start", "on_validation_batch_start"])
