@@ -171,6 +171,27 @@ def test_amid_an_epoch_another_order_of_the_data_is_refused_before_anything_is_l
     check_resume(str(path), Resumed(module.options, make_trainer(max_steps=2), make_data()))
 
 
+def test_a_folder_of_weights_may_move_but_not_hold_others(
+    plain: V1Module, make_trainer: Any, tmp_path: Path
+) -> None:
+    files = {"old": b"a" * 200_000, "moved": b"a" * 200_000, "tuned": b"a" * 199_999 + b"b"}
+    runs = {}
+    for name, content in files.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(content)
+        options = with_value(plain.options, "model.backbone.weights", str(tmp_path / name))
+        runs[name] = Resumed(options, make_trainer(max_steps=9))
+    checkpoint = written(plain)
+    runs["old"].save(checkpoint)
+    assert runs["moved"].differences(checkpoint) == {}
+    (key, (was, now)), *rest = runs["tuned"].differences(checkpoint).items()
+    assert (key, rest) == ("model.backbone.weights", [])
+    assert was.startswith(f"{tmp_path}/old (")
+    assert now.startswith(f"{tmp_path}/tuned (")
+    with pytest.raises(RecipeChangedError, match="cannot be gone on with"):
+        refuse_changes(checkpoint, {key: (was, now)}, runs["tuned"], "x.ckpt")
+
+
 # ---------------------------------------------------------------------- applied
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,9 @@ from v1lit.data.datamodule import V1DataModule
 RECIPE = "v1lit"
 """Our key of a checkpoint: `model` and `data`, options as plain data, and `around`, what else is compared."""
 VALIDATION = "the validation shards"
+WEIGHTS, CONTENT = "model.backbone.weights", "content of model.backbone.weights"
+SAMPLE = 65536
+"""Bytes of a file of weights, at either end, that tell it from another."""
 
 
 class Change(Enum):
@@ -98,12 +103,22 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def differences(
-    was: Mapping[str, Any], model: Mapping[str, Any], data: Mapping[str, Any], around: Mapping[str, Any]
+    checkpoint: Mapping[str, Any],
+    model: Mapping[str, Any],
+    data: Mapping[str, Any],
+    around: Mapping[str, Any],
 ) -> dict[str, tuple[Any, Any]]:
     """Keys with another value in a checkpoint than now, with both values; what only one has is left out."""
-    before = _flat(**{"model": {}, "data": {}, "around": {}, **was.get(RECIPE, {})})
+    before = _flat(**{"model": {}, "data": {}, "around": {}, **checkpoint.get(RECIPE, {})})
     now = _flat(model, data, around)
-    return {key: (before[key], now[key]) for key in now if key in before and before[key] != now[key]}
+    contents = before.pop(CONTENT, None), now.pop(CONTENT, None)
+    changed = {key: (before[key], now[key]) for key in now if key in before and before[key] != now[key]}
+    if None not in contents:  # the folder may have been moved, or another one put in its place
+        changed.pop(WEIGHTS, None)
+        if contents[0] != contents[1]:
+            was, becomes = contents
+            changed[WEIGHTS] = f"{before[WEIGHTS]} ({was})", f"{now[WEIGHTS]} ({becomes})"
+    return changed
 
 
 @dataclass(frozen=True)
@@ -123,6 +138,8 @@ class Resumed:
     def surroundings(self) -> dict[str, Any]:
         """What is compared beside the options."""
         found: dict[str, Any] = {"trainer.limit_val_batches": self.trainer.limit_val_batches}
+        if (content := weights_content(self.model["backbone"]["weights"])) is not None:
+            found[CONTENT] = content
         if self.data is not None and self.data.val_content is not None:
             found[VALIDATION] = self.data.val_content
         return found
@@ -133,6 +150,26 @@ class Resumed:
         checkpoint[key] = {**checkpoint.get(key, {}), **self.model}
         data = {} if self.data is None else self.data.options
         checkpoint[RECIPE] = {"model": dict(self.model), "data": data, "around": self.surroundings}
+
+
+@cache
+def weights_content(weights: str) -> str | None:
+    """Digits that change with the weights in a local folder; None for other names, and where none lie there.
+
+    Of each file its size and both ends, so that tuned weights differ from those that they were tuned from.
+    """
+    digest, files = hashlib.sha256(), sorted(Path(weights).glob("*.safetensors"))
+    try:
+        for path in files:
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size}\n".encode())
+            with path.open("rb") as file:
+                digest.update(file.read(SAMPLE))
+                file.seek(max(0, size - SAMPLE))
+                digest.update(file.read(SAMPLE))
+    except OSError:
+        return None
+    return digest.hexdigest()[:16] if files else None
 
 
 def refuse_other_model(checkpoint: Mapping[str, Any], model: Mapping[str, Any], name: str) -> None:
