@@ -101,6 +101,18 @@ def test_pickled_weights_are_never_opened(kind: str, request: pytest.FixtureRequ
     assert not (tmp_path / "sprung").exists()
 
 
+def test_pickled_weights_of_the_hub_are_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, object] = {}
+
+    def remember(cls: type, folder: str, **options: object) -> tuple[None, dict[str, object]]:
+        asked.update(options)
+        return None, {}
+
+    monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", classmethod(remember))
+    PointAndCopyModel.from_pretrained("some/repository", use_safetensors=False)
+    assert asked["use_safetensors"] is True
+
+
 def cut(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-100])
 
