@@ -82,6 +82,16 @@ def test_an_exception_of_an_own_callback_is_told_with_its_place(tmp_path: Path, 
     assert str(LAST) in remedy
 
 
+def test_one_that_cannot_be_made_is_told_so_too(tmp_path: Path, capfd: Any) -> None:
+    (tmp_path / "callback_that_is_not_made.py").write_text(
+        "from lightning import Callback\n\n\nclass Mine(Callback):\n"
+        "    def __init__(self):\n        raise RuntimeError('I need a GPU')\n"
+    )
+    assert main(["run", *SMALL, "--trainer.callbacks=[{class_path: callback_that_is_not_made.Mine}]"]) == 2
+    place = f"{tmp_path}/callback_that_is_not_made.py, line 6, in __init__"
+    assert f"{place}: RuntimeError: I need a GPU" in error_of(capfd)[0]
+
+
 def test_a_mistake_that_comes_to_light_before_the_first_step_leaves_the_name_free(capfd: Any) -> None:
     endless = ["--trainer.max_steps=-1", "--trainer.max_epochs=-1"]
     assert main(["run", *SMALL, *endless]) == 2

@@ -98,6 +98,12 @@ def explain(error: BaseException) -> Told | None:
     return None
 
 
+def in_own_code(error: BaseException) -> str | None:
+    """Of an exception that comes from the user's own file, or from one that does: that place; else None."""
+    found = (_in_own_code(one) for one in _with_causes(error))
+    return next((one for one in found if one is not None), None)
+
+
 def package_of(module: str) -> str:
     """The top-level package of a module's name."""
     return module.partition(".")[0]

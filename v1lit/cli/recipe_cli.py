@@ -31,7 +31,7 @@ from v1lit.cli import checks
 from v1lit.cli.callback_checks import check_callbacks, check_validation
 from v1lit.cli.environment import describe_environment
 from v1lit.cli.errors import RunFailed, UserError, nearest, two_lines
-from v1lit.cli.failures import MISTAKE, Told, explain
+from v1lit.cli.failures import MISTAKE, Told, explain, in_own_code
 from v1lit.cli.parser_reasons import reason_in
 from v1lit.cli.recipe import Recipe
 from v1lit.cli.recipe_values import absolute_paths, prepare_values
@@ -107,7 +107,8 @@ class RecipeCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, MisconfigurationException) as error:
-            raise UserError(reason_in(str(error)) or two_lines(str(error))) from error
+            reason = in_own_code(error) or reason_in(str(error)) or two_lines(str(error))
+            raise UserError(reason) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The recipe's Trainer, with the run's own loggers and callbacks where the recipe names none."""
