@@ -3,11 +3,16 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Of the environments with the lowest and the newest versions: a version, or the path of an interpreter.
-OLDEST_PYTHON ?= 3.10
-NEWEST_PYTHON ?= 3.13
+# Of the environments that `make test-oldest` and the like build: a version of Python or the path of an interpreter,
+# and how versions of packages are chosen.
+PYTHON_oldest ?= 3.10
+PYTHON_locked ?= $(PYTHON)
+PYTHON_newest ?= 3.13
+RESOLVE_oldest := --resolution lowest-direct
+RESOLVE_locked := --constraint requirements.lock
+RESOLVE_newest := --upgrade
 
-.PHONY: help quickstart install check fix test test-fast test-oldest test-newest lock bench bench-gpu docs clean
+.PHONY: help quickstart install check fix test test-fast test-oldest test-locked test-newest lock bench bench-gpu docs clean
 
 help:
 	@echo "make quickstart   install, then watch a tiny model learn to point (minutes on a laptop, no download of data)"
@@ -17,7 +22,8 @@ help:
 	@echo "make test         all tests"
 	@echo "make test-fast    those of the loop of work, in two minutes"
 	@echo "make test-oldest  those that touch dependencies, in an environment with the lowest allowed versions"
-	@echo "make test-newest  the same with the newest"
+	@echo "make test-locked  the same with those of requirements.lock"
+	@echo "make test-newest  the same with the newest; each of the three notes its versions in docs/versions.md"
 	@echo "make lock         write requirements.lock again from pyproject.toml, with the newest versions"
 	@echo "make bench        measure speed and memory (ten minutes on a CPU) and write docs/benchmarks.md"
 	@echo "make bench-gpu    the same for what needs a GPU"
@@ -39,18 +45,17 @@ fix: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 # Two processes of one thread each are the fastest on two cores.
-PYTEST := OMP_NUM_THREADS=1 pytest --numprocesses auto
+PYTEST := OMP_NUM_THREADS=1 pytest --numprocesses auto --maxprocesses 8
 test: $(VENV)/.dev
 	PATH="$(abspath $(BIN)):$$PATH" $(PYTEST)
 
 test-fast: $(VENV)/.dev
 	PATH="$(abspath $(BIN)):$$PATH" $(PYTEST) -m "not slow"
 
-# Outside the lock on purpose: what `pip install v1lit` may bring today, or at the least.
-test-oldest test-newest: test-%: $(VENV)/.dev
-	$(BIN)/uv venv --quiet --clear --python $(if $(filter oldest,$*),$(OLDEST_PYTHON),$(NEWEST_PYTHON)) $(VENV)-$*
-	$(BIN)/uv --no-config pip install --quiet --python $(VENV)-$* --upgrade \
-		--resolution $(if $(filter oldest,$*),lowest-direct,highest) --editable '.[dev]'
+# What `pip install v1lit` brings at the least, with the lock, and today. uv's own settings are those of the lock.
+test-oldest test-locked test-newest: test-%: $(VENV)/.dev
+	$(BIN)/uv --no-config venv --quiet --clear --python $(PYTHON_$*) $(VENV)-$*
+	$(BIN)/uv --no-config pip install --quiet --python $(VENV)-$* $(RESOLVE_$*) --editable '.[dev]'
 	PATH="$(abspath $(VENV)-$*/bin):$$PATH" python tools/versions.py run $*
 
 lock: $(VENV)/.dev

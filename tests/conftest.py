@@ -30,6 +30,7 @@ MAY_BE_SKIPPED = (
     "no C++ compiler",
     "processes cannot be forked",
     "s3fs is not installed",
+    "this environment was not made by make from this lock",
     "this torch has one backend",
     "triton is not installed",
     "v1lit is not installed",
