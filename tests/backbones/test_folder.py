@@ -118,6 +118,14 @@ KINDS: dict[str, tuple[Change, str]] = {
         in_text_config(hidden_size="big"),
         r"config\.json cannot be read: .*hidden_size",
     ),
+    "no such activation": (in_text_config(hidden_act="swish2"), r"no model can be made .*KeyError: 'swish2'"),
+    "no such rotation": (in_text_config(rope_parameters={"rope_type": "x"}), "no model can be made"),
+    "rotation of another head": (
+        in_text_config(
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 1]}
+        ),
+        r"mrope_section \[1, 1, 1\] of config\.json must add up to half a head of 16",
+    ),
     "other vocabulary": (
         in_text_config(vocab_size=1300),
         "has 1280 rows, but the config's vocab_size is 1300",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -75,10 +76,26 @@ def check_weights(config: BackboneConfig) -> None:
     Raises what `load_backbone` raises for a checkpoint of another kind, and for files that are missing, cut
     off or quantized. Those of a hub id are looked at when they have been fetched.
     """
-    model_config = checkpoint_config(get_backbone(config.name), config.weights)
+    backbone = get_backbone(config.name)
+    model_config = checkpoint_config(backbone, config.weights)
+    _refuse_impossible(backbone, model_config, config.weights)
     with hub_errors(config.weights):
         if Path(config.weights).is_dir():
             check_weight_files(Path(config.weights), model_config.get_text_config().vocab_size)
+
+
+def _refuse_impossible(backbone: Backbone, config: PreTrainedConfig, weights: str) -> None:
+    """Make the model without any weights: transformers finds some mistakes of a config only there."""
+    import torch
+    import transformers
+    from transformers.initialization import no_init_weights
+
+    try:
+        with torch.device("meta"), no_init_weights():
+            getattr(transformers, backbone.model_class)(copy.deepcopy(config))
+    except Exception as error:  # a KeyError of a table of names, a TypeError of a layer
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise ValueError(f"{weights}: no model can be made from its config.json: {reason}") from error
 
 
 def refuse_untied(model: PreTrainedModel, source: str) -> None:

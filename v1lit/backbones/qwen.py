@@ -132,6 +132,11 @@ class QwenVL(Backbone):
         given = {key: options[key] for key in needed}
         if given != needed:
             raise ValueError(f"the vision tower needs {needed}, but the image options give {given}")
+        text = config.get_text_config()
+        section = text.rope_parameters.get("mrope_section")
+        head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        if section is not None and 2 * sum(section) != head:
+            raise ValueError(f"mrope_section {section} of config.json must add up to half a head of {head}")
 
     def encode_images(self, model: PreTrainedModel, **image_inputs: Tensor) -> Tensor:
         from v1lit.backbones.qwen_vision import encode
