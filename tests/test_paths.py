@@ -35,6 +35,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("costs-$5", "costs-$5"),
         ("${a.b}/x", "${a.b}/x"),
         ("s3://bucket/~me/$SCRATCH", "s3://bucket/~me/$SCRATCH"),
+        ("pipe:cat ~/x.tar $SCRATCH", "pipe:cat ~/x.tar $SCRATCH"),
         ("https://host/~me/x.tar?sig=$SCRATCH", "https://host/~me/x.tar?sig=$SCRATCH"),
         ("Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"),
     ],

@@ -11,14 +11,15 @@ import re
 from collections.abc import Callable, Container
 from typing import Any
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|pipe:")
+"""Or a command, which a shell expands."""
 _VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
 _NAMED_AS_PATH = re.compile(r"(^|_)(dir|dirpath|path|folder|file|root)s?$")
 _WRITTEN_AS_PATH = re.compile(r"(~|\$[A-Za-z_]\w*|\$\{[A-Za-z_]\w*\})/", re.ASCII)
 
 
 def expand_path(path: str | os.PathLike[str], keys: Container[str] = ()) -> str:
-    """`path` with the home folder and environment variables put in; URLs stay as they are.
+    """`path` with the home folder and environment variables put in; URLs and commands stay as they are.
 
     What exists under the name as it is written is meant by it, unless that begins with `~/`: a file may be
     called `a$b.jpg`.
@@ -49,7 +50,7 @@ def expand_path(path: str | os.PathLike[str], keys: Container[str] = ()) -> str:
 
 
 def is_url(text: str) -> bool:
-    """Whether a text begins as a URL does."""
+    """Whether a text begins as a URL does, or as a command that writes a tar file (`pipe:...`)."""
     return _URL.match(text) is not None
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from v1lit.data.encoding import IGNORE, Encoded
 from v1lit.data.plan.rest import SlotState
+from v1lit.data.streams.place import RankState
 
 
 class LabelCounts(NamedTuple):
@@ -44,8 +45,8 @@ class Read(NamedTuple):
     """Which of the step's batches on this rank it is."""
     last: bool
     """Whether it is the last one of them."""
-    after: SlotState
-    """How far the slot has come."""
+    after: SlotState | RankState
+    """How far the slot has come; of a stream, how far the rank has."""
 
 
 @dataclass  # not frozen: Lightning's precision plugins write the converted tensors into a copy

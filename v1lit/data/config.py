@@ -36,7 +36,7 @@ class SourceConfig:
     """Where the shards come from. Sources other than `shards` write their shards once and then reuse them."""
 
     name: str = "shards"
-    """`shards` (they exist already), `synthetic` (drawn), `v1g` (imported from parquet)."""
+    """`shards` (they exist already), `synthetic` (drawn), `v1g` (from parquet), `webdataset` (a stream)."""
     folder: str = "data/shards"
     """Folder or URL that holds, or will hold, the shards in `train/` and `val/`."""
     mixture: list[MixtureConfig] = field(default_factory=list)
@@ -44,7 +44,7 @@ class SourceConfig:
     val: str | None = None
     """Location of the shards to validate on, in place of `folder`'s `val/`."""
     path: str | None = None
-    """What an importing source reads: a file, a folder or a hub id."""
+    """What is imported: a file, a folder or a hub id. What is streamed: files, URLs and `pipe:` commands."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the source, checked against what it takes."""
     PATHS: ClassVar[tuple[str, ...]] = ("folder", "val", "path")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.processor import Processor, load_processor
-from v1lit.data.batch import Batch
+from v1lit.data.batch import Batch, blank_batch
 from v1lit.data.catalog import Catalog
 from v1lit.data.config import EncodingConfig, MixtureConfig, PackingConfig, SourceConfig, StreamConfig
 from v1lit.data.example import Example
@@ -28,9 +29,25 @@ from v1lit.data.plan.slots import Place
 from v1lit.data.reading import Lengths, RowReader
 from v1lit.data.sequence import OpenedSequence, open_sequence
 from v1lit.data.skips import FILE, SkipList
-from v1lit.data.sources import has_train, has_val, prepare_source, train_sources, val_location
+from v1lit.data.sources import (
+    has_train,
+    has_val,
+    is_stream,
+    prepare_source,
+    train_sources,
+    val_location,
+)
 from v1lit.data.state import ReadingState, difference, progress_from_dict, progress_to_dict, set_batches_done
 from v1lit.data.stream import ShardDataset
+from v1lit.data.streams.loader import MakeRowReader, StreamLoader, StreamValLoader
+from v1lit.data.streams.source import PROMISES, StreamSource
+from v1lit.data.streams.state import (
+    StreamLayout,
+    StreamProgress,
+    StreamReading,
+    stream_from_dict,
+    stream_to_dict,
+)
 from v1lit.data.val_loader import ValLoader
 from v1lit.data.windows import Ranks
 
@@ -105,11 +122,10 @@ class V1DataModule(LightningDataModule):
         self.map = None if map is None else ExampleMap(map, seed)
         self.map_validation = map_validation
         self.val_map = self.map if map_validation else None
+        self.streams = StreamSource(self.source, self.stream, seed) if is_stream(self.source) else None
         self._prepared = False
         self._processor: Processor | None = None
-        self._train: OpenedSequence | None = None
-        self._reading = ReadingState()
-        self._start = (0, Progress())
+        self._forget()
         self._skips = SkipList(self.stream)
         self._val_content: str | None = None
 
@@ -131,6 +147,13 @@ class V1DataModule(LightningDataModule):
             "map": None if self.map is None else self.map.given,
             "map_validation": self.map_validation,
         }
+
+    def _forget(self) -> None:
+        """Be at the beginning."""
+        self._train: OpenedSequence | None = None
+        self._reading = ReadingState()
+        self._stream_reading = StreamReading()
+        self._start: tuple[int, Progress | StreamProgress] = (0, Progress())
 
     @property
     def processor(self) -> Processor:
@@ -168,7 +191,10 @@ class V1DataModule(LightningDataModule):
     def val_content(self) -> str | None:
         """Changes when the validation shards do; None where there are none."""
         if self._val_content is None and self.has_val:
-            self._val_content = Catalog(self.val_location, self.stream).content[:16]
+            if self.streams is not None and self.streams.val is not None:
+                self._val_content = self.streams.val.names
+            else:
+                self._val_content = Catalog(self.val_location, self.stream).content[:16]
         return self._val_content
 
     @property
@@ -189,15 +215,23 @@ class V1DataModule(LightningDataModule):
 
         What cannot be read is left out, and what the map leaves out. Raises ValueError and MapError.
         """
-        location = self.val_location if split == "val" else self.train_sources[0].shards
         own = self.val_map if split == "val" else self.map
-        readable = ShardDataset(
-            location, shuffle=False, rank=0, world_size=1, on_bad="skip", config=self.stream
-        )
-        for number, example in enumerate(readable):
-            mapped = example if own is None else own(example, location, Place(number, 0, 0, number))
+        for number, (shard, example) in enumerate(self._readable(split)):
+            mapped = example if own is None else own(example, shard, Place(number, 0, 0, number))
             if mapped is not None:
                 yield mapped
+
+    def _readable(self, split: str) -> Iterator[tuple[str, Example]]:
+        """Examples with where they come from."""
+        stream = self.streams and (self.streams.val if split == "val" else self.streams.train)
+        if self.streams and stream:
+            yield from self.streams.examples(stream, self.max_val_examples if split == "val" else None)
+            return
+        location = self.val_location if split == "val" else self.train_sources[0].shards
+        for example in ShardDataset(
+            location, shuffle=False, rank=0, world_size=1, on_bad="skip", config=self.stream
+        ):
+            yield location, example
 
     # ------------------------------------------------------------------ Lightning's hooks
 
@@ -206,13 +240,16 @@ class V1DataModule(LightningDataModule):
         self._check_packing()
         if not self._prepared:
             prepare_source(self.source, self.stream.retry)
-            self._tables(measure=True)
+            if self.streams is None:
+                self._tables(measure=True)
+            else:
+                _ = self.streams.train, self.streams.val  # told now where nothing matches
         self._prepared = True
 
     def setup(self, stage: str) -> None:
         """Begin a run: forget where an earlier one on this data module has come."""
         _refuse_changing_accumulation(self.trainer)
-        self._train, self._reading, self._start = None, ReadingState(), (0, Progress())
+        self._forget()
         self._val_content = None
         folder = Path(self.trainer.default_root_dir) if self.trainer is not None else None
         own = self.trainer is not None and self.trainer.global_rank == 0
@@ -225,21 +262,26 @@ class V1DataModule(LightningDataModule):
         ranks, slots = trainer.world_size, trainer.world_size * trainer.accumulate_grad_batches
 
         def train_batches() -> int | None:
-            if self.grouping.packs or not self.opened.indexed:
+            if self.streams is not None or self.grouping.packs or not self.opened.indexed:
                 return None
             start, drop = Progress(layout=Layout(slots, "")), self.stream.tail == "drop"
             steps = steps_left(self.opened.sequence, start, self.grouping.size, drop)
             return None if steps is None else steps * trainer.accumulate_grad_batches
 
         def val_batches() -> int | None:
+            if self.streams is not None and self.streams.val is not None:
+                return None
             positions = self._open_val().sequence.positions if self.has_val else 0
             return None if positions is None else -(-positions // (self.val_batch_size * ranks))
 
         check_limits(trainer, train_batches, val_batches)
 
-    def train_dataloader(self) -> TrainLoader:
-        """Flat or padded batches; how many (`len`) is not known where rows are filled or without index."""
+    def train_dataloader(self) -> TrainLoader | StreamLoader:
+        """Flat or padded batches; how many (`len`) is not known where rows are filled, without an index, or
+        of a stream."""
         self._check_packing()
+        if self.streams is not None:
+            return self._stream_loader(self.streams)
         opened = self.opened
         if not opened.indexed:
             without = ", ".join(one.location for one in opened.catalogs if not one.indexed)
@@ -272,10 +314,45 @@ class V1DataModule(LightningDataModule):
             self.num_workers,
         )
 
-    def val_dataloader(self) -> ValLoader | list[Any]:
+    def _stream_loader(self, source: StreamSource) -> StreamLoader:
+        rank_zero_info(PROMISES)
+        return StreamLoader(
+            source.train,
+            self._row_reader(self.map),
+            self.grouping,
+            partial(blank_batch, self.processor.pad_token_id, self.flat),
+            self._begin_stream,
+            self._skips,
+            self.stream,
+            self.trainer,
+            self.num_workers,
+        )
+
+    def _row_reader(self, own: ExampleMap | None) -> MakeRowReader:
+        """Makes the reader of some examples' rows."""
+        return partial(
+            RowReader,
+            processor=self.processor,
+            encoding=self.encoding,
+            config=self.stream,
+            flat=self.flat,
+            map=own,
+        )
+
+    def val_dataloader(self) -> ValLoader | StreamValLoader | list[Any]:
         """Flat or padded batches of `val_batch_size` examples, in the order of the shards."""
         if not self.has_val:
             return []
+        if self.streams is not None and self.streams.val is not None:
+            return StreamValLoader(
+                self.streams.val,
+                self._row_reader(self.val_map),
+                self.val_batch_size,
+                self.max_val_examples,
+                self._skips,
+                self.trainer,
+                min(self.num_workers, 1),
+            )
         opened = self._open_val()
         self._val_content = opened.catalogs[0].content[:16]
         reader = RowReader(
@@ -321,6 +398,13 @@ class V1DataModule(LightningDataModule):
         positions = self.opened.sequence.positions
         return self._reading.begin(current_epoch, layout, positions, self._ranks.number, self._rank)
 
+    def _begin_stream(self, current_epoch: int, layout: StreamLayout) -> StreamProgress:
+        """The same of a stream."""
+        assert self.streams is not None
+        epoch = self._stream_reading.epoch(current_epoch)
+        order = self.streams.order(0 if getattr(self.trainer, "overfit_batches", 0) > 0 else epoch)
+        return self._stream_reading.begin(current_epoch, layout, order, self._rank)
+
     def planned_steps(self, epochs: int) -> int | None:
         """Optimizer steps of a run of so many epochs, also those before the checkpoint that it goes on from.
 
@@ -328,23 +412,30 @@ class V1DataModule(LightningDataModule):
         """
         assert self.trainer is not None
         loader, (done, progress) = self.trainer.train_dataloader, self._start
-        left = loader.planned_steps(progress, epochs) if isinstance(loader, TrainLoader) else None
+        if not isinstance(loader, TrainLoader) or not isinstance(progress, Progress):
+            return None
+        left = loader.planned_steps(progress, epochs)
         return None if left is None else done + left
 
     def consumed(self, batch: Batch) -> None:
         """Note that training has used this batch; a checkpoint then says where to go on."""
         if batch.read is not None:
+            reading = self._reading if self.streams is None else self._stream_reading
             # Which batch of an epoch is its last is known to Lightning alone, which may end epochs early.
-            self._reading.used(batch.read, self.trainer is not None and self.trainer.is_last_batch)
+            reading.used(batch.read, self.trainer is not None and self.trainer.is_last_batch)
 
     def state_dict(self) -> dict[str, Any]:
         """How far all ranks have read, a few kilobytes for each. To be called on every rank."""
-        progress = self._reading.of_all(self._ranks)
+        progress: Progress | StreamProgress | None
+        if self.streams is None:
+            progress = self._reading.of_all(self._ranks)
+        else:
+            progress = self._stream_reading.of_all(self._ranks)
         if progress is None:
             return {}
         return {
-            **progress_to_dict(progress),
-            "data": self.opened.identity,
+            **(progress_to_dict(progress) if isinstance(progress, Progress) else stream_to_dict(progress)),
+            "data": self._identity,
             "examples_read": self._skips.read,
             "left_out": self._skips.left_out,
             "skipped": dict(self._skips.kinds(progress.epoch, progress.steps)),
@@ -357,13 +448,13 @@ class V1DataModule(LightningDataModule):
         """
         if not state_dict:
             return
-        if self._reading.begun:
+        if self._reading.begun or self._stream_reading.begun:
             raise ValueError(
                 "the trainer read training data before it loaded the checkpoint, to estimate the number of "
                 "steps; set trainer.max_steps, and trainer.max_epochs=-1"
             )
         self._refuse_other_order(state_dict)
-        progress = progress_from_dict(state_dict)
+        progress = self._progress_of(state_dict)
         self._skips.resume(
             progress.epoch,
             progress.steps,
@@ -371,7 +462,22 @@ class V1DataModule(LightningDataModule):
             state_dict["skipped"],
             int(state_dict.get("left_out", 0)),
         )
-        self._reading.resume(progress)
+        if isinstance(progress, Progress):
+            self._reading.resume(progress)
+        else:
+            self._stream_reading.resume(progress)
+
+    def _progress_of(self, state: Mapping[str, Any]) -> Progress | StreamProgress:
+        """How far a checkpoint has come; one of the other kind of source was made between two epochs."""
+        epoch = int(state["epoch"])
+        if self.streams is None:
+            return progress_from_dict(state) if "slots" in state else Progress(epoch)
+        return stream_from_dict(state) if "readers" in state else StreamProgress(epoch)
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        """What decides the order of the training examples."""
+        return self.opened.identity if self.streams is None else self.streams.identity
 
     def amid_epoch(self, checkpoint: Mapping[str, Any]) -> bool:
         """Whether a checkpoint was written between two steps of an epoch."""
@@ -382,7 +488,7 @@ class V1DataModule(LightningDataModule):
         self._refuse_other_order(checkpoint.get(type(self).__qualname__, {}))
 
     def _refuse_other_order(self, state: Mapping[str, Any]) -> None:
-        other = difference(state["data"], self.opened.identity) if state.get("steps") else None
+        other = difference(state["data"], self._identity) if state.get("steps") else None
         if other is not None:
             raise ValueError(
                 f"the checkpoint was made in the middle of an epoch of other data; {other}\n"
@@ -397,11 +503,16 @@ class V1DataModule(LightningDataModule):
         `on_load_checkpoint`; V1Module does.
         """
         state = checkpoint.get(type(self).__qualname__)  # which is loaded after the module
-        progress = progress_from_dict(state) if state else Progress()
+        progress = self._progress_of(state) if state else Progress()
         self._start = int(checkpoint["global_step"]), progress
         if progress.layout is None:  # between two epochs
             return
+        if isinstance(progress, StreamProgress):
+            assert self.trainer is not None
+            set_batches_done(checkpoint, progress.steps * self.trainer.accumulate_grad_batches)
+            return
         loader = self.train_dataloader()
+        assert isinstance(loader, TrainLoader)
         progress = progress.divided(loader.layout, self.opened.sequence.positions)
         set_batches_done(checkpoint, loader.batches_done(progress))
 

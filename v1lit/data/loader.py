@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from v1lit.data.batch import Batch, Read
 from v1lit.data.config import StreamConfig
-from v1lit.data.failures import Failure, lost_shards, run_of_failures, skipped_of
+from v1lit.data.failures import Failure, lost_shards
 from v1lit.data.grouping import Grouping
 from v1lit.data.plan.epoch import Layout, Progress, rank_rows, steps_left
 from v1lit.data.plan.slots import Row
@@ -23,16 +23,11 @@ from v1lit.data.reading import Lengths, Made, RowReader
 from v1lit.data.reasons import in_words, most_frequent
 from v1lit.data.sequence import OpenedSequence
 from v1lit.data.skips import BadDataError, SkipList
-from v1lit.data.windows import Ranks, Window, windows
-from v1lit.data.workers import Workers
+from v1lit.data.step_loader import StepLoader
 
 
-class TrainLoader:
-    """The batches of an epoch on one rank, from where the run has come; tells each the counts of its step.
-
-    The batches of an optimizer step are fetched together and wait in the host's memory. All ranks have the
-    same steps, and every step all its batches: a rank that has run out of examples gives blank ones.
-    """
+class TrainLoader(StepLoader):
+    """The batches of a plan, from where the run has come."""
 
     def __init__(
         self,
@@ -52,26 +47,12 @@ class TrainLoader:
         grouping: which examples make a row.
         lengths: of the examples, for rows that need them.
         begin: given the trainer's epoch and the layout, says where to begin.
-        skips: where examples are noted that could not be used.
-        stream: what to do with the last examples, and with bad ones.
-        trainer: whose epochs, ranks and accumulation count; None for single batches of epoch 0.
-        num_workers: processes that read and encode.
+        skips, stream, trainer, num_workers: as of `StepLoader`.
         """
+        super().__init__(skips, stream, trainer, num_workers)
         self.opened, self.reader, self.grouping, self.lengths = opened, reader, grouping, lengths
-        self.begin, self.skips, self.stream, self.trainer = begin, skips, stream, trainer
-        self.num_workers = num_workers
-        self._ranks = Ranks.of(1 if trainer is None else trainer.world_size)
-        self._in_a_row = 0
+        self.begin = begin
         self._planned: dict[tuple[int, int, Layout], int] = {}
-
-    @property
-    def rank(self) -> int:
-        return 0 if self.trainer is None else self.trainer.global_rank
-
-    @property
-    def accumulate(self) -> int:
-        """Batches of a rank that make one optimizer step."""
-        return 1 if self.trainer is None else self.trainer.accumulate_grad_batches
 
     @property
     def layout(self) -> Layout:
@@ -151,10 +132,6 @@ class TrainLoader:
             ranks=self._ranks.number,
         )
 
-    def _order_of(self, epoch: int) -> int:
-        """The epoch whose order is read: with `trainer.overfit_batches` every epoch has the first one's."""
-        return 0 if getattr(self.trainer, "overfit_batches", 0) > 0 else epoch
-
     def batches_done(self, progress: Progress) -> int:
         """Batches of this layout that count as used when an epoch is begun at `progress`."""
         left = self.steps_left(progress)
@@ -169,7 +146,8 @@ class TrainLoader:
             prefetcher = None
             fetch_ahead = self.opened.remote and self.opened.indexed
             step = progress.steps
-            for step, window in enumerate(self._windows(progress), progress.steps):
+            steps = self._windows(self._made(progress), self.reader.blank, left, self.batches_done(progress))
+            for step, window in enumerate(steps, progress.steps):
                 if prefetcher is None and fetch_ahead:
                     # Its thread begins when the workers have been forked: a lock that it held would stay so.
                     prefetcher = stack.enter_context(self._prefetcher(progress))
@@ -178,7 +156,10 @@ class TrainLoader:
                         f"resumed at example {progress.examples_read} of epoch {progress.epoch} in "
                         f"{time.perf_counter() - begun:.2f} s"
                     )
-                self._look_at(window, progress.epoch, step, prefetcher)
+                self._look_at(window, progress.epoch, step)
+                places = [place for made in window.made if made.row is not None for place in made.row.places]
+                if prefetcher is not None and places:
+                    prefetcher.reached(max(place.position for place in places))
                 used, left_out = used + window.examples, left_out + window.left_out
                 if left is not None and step + 1 == progress.steps + left:
                     self._report(progress, used, left_out)  # now: nobody asks for more batches
@@ -191,22 +172,9 @@ class TrainLoader:
         if left is None:
             self._report(progress, used, left_out)
 
-    def _windows(self, progress: Progress) -> Iterator[Window]:
-        rows = self._rows(progress)
-        pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        # The next step's batches are made while this step's are used.
-        ahead = max(2, math.ceil(self.accumulate / max(1, self.num_workers)))
-        for window in windows(
-            map(self._with_planned, Workers(self.num_workers, pin, ahead).run(self.reader, rows)),
-            self.accumulate,
-            self._ranks,
-            self.reader.blank,
-            steps=self.steps_left(progress),
-            drop=self.stream.tail == "drop",
-            first=self.batches_done(progress),
-            limit=math.inf if self.trainer is None else self.trainer.num_training_batches,
-        ):
-            yield window.pinned() if pin else window
+    def _made(self, progress: Progress) -> Iterator[Made]:
+        for row, made in self.workers.run(self.reader, self._rows(progress)):
+            yield self._with_planned(replace(made, row=row))
 
     def _with_planned(self, made: Made) -> Made:
         """Add the shards that planning has found to be unusable already."""
@@ -218,27 +186,6 @@ class TrainLoader:
         lost = list(self.opened.lost)
         self.opened.lost.clear()
         return lost_shards(lost, self.rank)
-
-    def _look_at(self, window: Window, epoch: int, step: int, prefetcher: ShardPrefetcher | None) -> None:
-        """Note what a window says of the data, and how far it has come."""
-        failures = [failure for made in window.made for failure in made.failures]
-        if window.failures:  # All ranks know, so all of them tell each other.
-            self._note(window.examples, failures, epoch, step)
-        else:
-            self._in_a_row, _ = run_of_failures(failures, self._in_a_row)
-            self.skips.note(window.examples, [], 0)
-        self.skips.note_left_out(window.left_out)
-        places = [place for made in window.made if made.row is not None for place in made.row.places]
-        if prefetcher is not None and places:
-            prefetcher.reached(max(place.position for place in places))
-
-    def _note(self, used: int, failures: Sequence[Failure | None], epoch: int, step: int) -> None:
-        """Note how many examples all ranks use, and what each of them cannot; to be called on all ranks."""
-        self._in_a_row, longest = run_of_failures(failures, self._in_a_row)
-        skipped = skipped_of(failures, "train", epoch, step)
-        everyone = self._ranks.gather((skipped, longest))
-        everyones = [one for skipped, _ in everyone for one in skipped]
-        self.skips.note(used + len(everyones), everyones, max(longest for _, longest in everyone))
 
     def _prefetcher(self, progress: Progress) -> ShardPrefetcher:
         opened, window, ranks = self.opened, self.stream.shuffle_window, self._ranks.number

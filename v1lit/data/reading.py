@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from torch.utils.data import Dataset
 
@@ -63,7 +63,7 @@ class Examples:
         """One example. Raises ShardError."""
         return self.use(place, lambda shard: shard.example(place.number))
 
-    def use(self, place: Place, action: Callable[[Shard], T]) -> T:
+    def use(self, place: Place, action: Callable[[Opened], T]) -> T:
         """Do something with the open shard of a place; once more where a new copy of it may help.
 
         Raises:
@@ -99,12 +99,38 @@ class Examples:
         self.__init__(catalogs)  # type: ignore[misc]
 
 
+class Opened(Protocol):
+    """A shard as far as reading examples needs it."""
+
+    @property
+    def name(self) -> str: ...
+
+    def example(self, number: int) -> Example:
+        """One example. Raises ShardError."""
+
+
+class Readable(Protocol):
+    """Examples that can be read by their place."""
+
+    def use(self, place: Place, action: Callable[[Opened], T]) -> T:
+        """Do something with the open shard of a place. Raises ShardError."""
+
+    def read(self, place: Place) -> Example:
+        """One example. Raises ShardError."""
+
+    def key(self, place: Place) -> str | None:
+        """Name of an example, as far as it can be read."""
+
+    def file(self, place: Place) -> str:
+        """Location of the shard that an example is in."""
+
+
 class RowReader(Dataset[Made]):
     """Makes the batch of a row; what cannot be used is left out, with its reason."""
 
     def __init__(
         self,
-        examples: Examples,
+        examples: Readable,
         processor: Processor,
         encoding: EncodingConfig,
         config: StreamConfig,
@@ -143,7 +169,7 @@ class RowReader(Dataset[Made]):
                 place, "slow", f"took longer than data.stream.max_seconds={self.config.max_seconds:g}"
             )
 
-    def _read(self, place: Place, shard: Shard) -> Encoded | None:
+    def _read(self, place: Place, shard: Opened) -> Encoded | None:
         with time_limit(self.config.max_seconds):
             example: Example | None = shard.example(place.number)
             if example is not None and self.map is not None:
@@ -182,13 +208,24 @@ class Lengths:
             columns = (table.tokens, table.image_tokens, table.images)
             length = Length(*(int(column[number]) for column in columns))
             return None if length.tokens == LEFT_OUT else length
-        try:
-            example: Example | None = self.examples.read(place)
-            if example is not None and self.map is not None:
-                example = self.map(example, self.examples.file(place), place)
-            return None if example is None else measure(example, self.processor, self.encoding)
-        except (ShardError, EncodingError, ImageError):
-            return UNUSABLE
+        return measure_at(place, self.examples, self.processor, self.encoding, self.map)
+
+
+def measure_at(
+    place: Place,
+    examples: Readable,
+    processor: Processor,
+    encoding: EncodingConfig,
+    map: ExampleMap | None = None,
+) -> Length | None:
+    """How long one example is, by reading it; None where the map leaves it out. Raises MapError."""
+    try:
+        example: Example | None = examples.read(place)
+        if example is not None and map is not None:
+            example = map(example, examples.file(place), place)
+        return None if example is None else measure(example, processor, encoding)
+    except (ShardError, EncodingError, ImageError):
+        return UNUSABLE
 
 
 def batch_maker(processor: Processor, flat: bool) -> Callable[[Sequence[Encoded]], Batch]:

@@ -51,7 +51,7 @@ class OpenedSequence:
             "data.stream.shuffle_window": shuffle.window,
             "data.stream.lanes": self.sequence.lanes,
             "the sources": [catalog.content[:16] for catalog in self.catalogs],
-            "NumPy's random order": _random_order(),
+            "NumPy's random order": random_order(),
             "examples of each per epoch": [-1 if drawn is None else drawn for drawn in self.sequence.draws],
         }
 
@@ -125,6 +125,6 @@ def _discover(examples: Examples, lost: list[ShardError], source: int, shard: in
         return 0
 
 
-def _random_order() -> str:
+def random_order() -> str:
     """Digits that change where another version of NumPy permutes otherwise, and so the examples."""
     return hashlib.sha256(np.random.default_rng(0).permutation(1000).tobytes()).hexdigest()[:16]

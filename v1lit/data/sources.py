@@ -12,6 +12,7 @@ from v1lit.data.config import MixtureConfig, SourceConfig
 from v1lit.data.remote import DEFAULT_RETRY, Retry, exists, expand, is_pattern, is_remote, join
 from v1lit.data.shards import INDEX_NAME
 from v1lit.data.shards.compressed import hint_of_names
+from v1lit.data.streams.options import check_stream
 
 VAL_SEED = 1_000_003
 """Added to the seed of the training scenes, so that no scene is in both sets."""
@@ -19,8 +20,21 @@ VAL_SEED = 1_000_003
 Source = Callable[..., None]
 
 
+def is_stream(config: SourceConfig) -> bool:
+    """Whether the training data are read from front to back: see `v1lit.data.streams`."""
+    return config.name == "webdataset"
+
+
 def train_sources(config: SourceConfig, retry: Retry = DEFAULT_RETRY) -> list[MixtureConfig]:
-    """Where the training shards are: the mixture, or `train/` of the folder, or the folder itself."""
+    """Where the training shards are: the mixture, or `train/` of the folder, or the folder itself.
+
+    Raises ValueError for a stream.
+    """
+    if is_stream(config):
+        raise ValueError(
+            "data.source.name is 'webdataset', a stream: its shards have no index, which this needs; make "
+            "one with `v1lit data index` and use data.source.name=shards"
+        )
     if config.mixture:
         return config.mixture
     if _names_shards(config.folder):
@@ -37,11 +51,13 @@ def val_location(config: SourceConfig) -> str:
 
 def has_train(config: SourceConfig, retry: Retry = DEFAULT_RETRY) -> bool:
     """Whether the training shards are there."""
-    return all(_holds_shards(one.shards, retry) for one in train_sources(config, retry))
+    return is_stream(config) or all(_holds_shards(one.shards, retry) for one in train_sources(config, retry))
 
 
 def has_val(config: SourceConfig, retry: Retry = DEFAULT_RETRY) -> bool:
     """Whether there are validation shards."""
+    if is_stream(config):
+        return config.val is not None or config.options.get("val_path") is not None
     if config.val is None and _names_shards(config.folder):
         return False
     return config.val is not None or _holds_shards(val_location(config), retry)
@@ -124,7 +140,23 @@ def v1g_source(folder: Path, path: str | None, *, workers: int | None = None) ->
         raise ValueError(f"data.source.path {path!r} could not be imported: {failed}")
 
 
-SOURCES: Mapping[str, Source] = {"shards": shards_source, "synthetic": synthetic_source, "v1g": v1g_source}
+def webdataset_source(
+    folder: Path,
+    path: str | None,
+    *,
+    members: Mapping[str, Any] | None = None,
+    shuffle: int = 1000,
+    val_path: str | None = None,
+) -> None:
+    """A stream, which is read as it is."""
+
+
+SOURCES: Mapping[str, Source] = {
+    "shards": shards_source,
+    "synthetic": synthetic_source,
+    "v1g": v1g_source,
+    "webdataset": webdataset_source,
+}
 CHECKS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {"synthetic": check_synthetic}
 """What is wrong with the values of a source's options can be told before anything is written."""
 
@@ -145,6 +177,8 @@ def check_source(config: SourceConfig) -> None:
                 f"data.source.options: {problem}; options that another file set are cleared with "
                 "--data.source.options={}"
             )
+    if is_stream(config):
+        check_stream(config)
     CHECKS.get(config.name, lambda options: None)(config.options)
 
 

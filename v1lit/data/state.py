@@ -52,6 +52,7 @@ class ReadingState:
     def used(self, read: Read, epoch_ends: bool) -> None:
         """Training has used a batch."""
         assert self._progress is not None
+        assert isinstance(read.after, SlotState)
         self._step[read.slot] = read.after
         if epoch_ends:
             self._progress, self._own, self._step = Progress(read.epoch + 1), [], {}

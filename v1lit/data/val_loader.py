@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from lightning import Trainer
 
@@ -12,7 +12,7 @@ from v1lit.data.grouping import Grouping
 from v1lit.data.lengths import Length
 from v1lit.data.plan.epoch import Layout, Progress, rank_rows
 from v1lit.data.plan.slots import Place
-from v1lit.data.reading import RowReader
+from v1lit.data.reading import Made, RowReader
 from v1lit.data.sequence import OpenedSequence
 from v1lit.data.skips import SkipList
 from v1lit.data.windows import Ranks
@@ -49,24 +49,33 @@ class ValLoader:
         progress = Progress(layout=Layout(ranks, f"{self.size} examples"))
         make_rows = Grouping(self.size).make_rows(_unmeasured)
         rows = rank_rows(self.opened.sequence, progress, make_rows, rank=rank, ranks=ranks)
-        in_a_row = self._note(lost_shards(self.opened.lost, rank), 0, 0)
-        for number, made in enumerate(Workers(self.workers).run(self.reader, rows)):
-            # At once, because validation may be cut short.
-            in_a_row = self._note(made.failures, number, in_a_row, made.left_out)
-            yield made.batch
+        made = (one for _, one in Workers(self.workers).run(self.reader, rows))
+        return val_batches(made, self.skips, ranks, lost_shards(self.opened.lost, rank))
 
-    def _note(self, failures: Sequence[Failure | None], number: int, in_a_row: int, left_out: int = 0) -> int:
-        """Note what became of a batch on all ranks; gives how many examples in a row have failed by now."""
+
+def val_batches(
+    made: Iterable[Made], skips: SkipList, ranks: int, lost: Sequence[Failure] = ()
+) -> Iterator[Batch]:
+    """The batches of validation, of which all ranks have equally many; what could not be used is noted."""
+    everyone, in_a_row = Ranks.of(ranks), 0
+
+    def note(failures: Sequence[Failure | None], number: int, left_out: int = 0) -> None:
+        """Note what became of a batch on all ranks."""
+        nonlocal in_a_row
         in_a_row, longest = run_of_failures(failures, in_a_row)
         own = len(failures) - left_out, skipped_of(failures, "val", 0, number), longest, left_out
-        everyone = Ranks.of(self._ranks[1]).gather(own)
-        self.skips.note(
-            sum(read for read, _, _, _ in everyone),
-            [one for _, skipped, _, _ in everyone for one in skipped],
-            max(longest for _, _, longest, _ in everyone),
+        gathered = everyone.gather(own)
+        skips.note(
+            sum(read for read, _, _, _ in gathered),
+            [one for _, skipped, _, _ in gathered for one in skipped],
+            max(longest for _, _, longest, _ in gathered),
         )
-        self.skips.note_left_out(sum(left_out for *_, left_out in everyone))
-        return in_a_row
+        skips.note_left_out(sum(left_out for *_, left_out in gathered))
+
+    note(lost, 0)
+    for number, one in enumerate(made):
+        note(one.failures, number, one.left_out)  # at once, because validation may be cut short
+        yield one.batch
 
 
 def _unmeasured(place: Place) -> Length:

@@ -8,15 +8,16 @@ import os
 import signal
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from v1lit.data.plan.slots import Row
-from v1lit.data.reading import Made, RowReader
+from v1lit.data.reading import Made
+
+Asked = TypeVar("Asked")
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,17 @@ class Workers:
     prefetch: int = 2
     """Batches that each of them makes ahead."""
 
-    def run(self, reader: RowReader, rows: Iterator[Row]) -> Iterator[Made]:
-        """The batch of every row, in the order of the rows, whatever the number of workers."""
-        waiting: deque[Row] = deque()
+    def run(self, reader: Dataset[Made], asked: Iterator[Asked]) -> Iterator[tuple[Asked, Made]]:
+        """What the reader makes of all that it is asked for, in this order, whatever the number of workers.
 
-        def noted() -> Iterator[Row]:
-            for row in rows:
-                waiting.append(row)
-                yield row
+        Worker w of W is asked for number w, W + w, 2 W + w, ...
+        """
+        waiting: deque[Asked] = deque()
+
+        def noted() -> Iterator[Asked]:
+            for one in asked:
+                waiting.append(one)
+                yield one
 
         options: dict[str, Any] = {"prefetch_factor": self.prefetch} if self.number else {}
         _end_readers_at_exit()
@@ -50,7 +54,7 @@ class Workers:
             **options,
         )
         for made in loader:
-            yield replace(made, row=waiting.popleft())
+            yield waiting.popleft(), made
 
 
 def _as_it_is(made: Made) -> Made:

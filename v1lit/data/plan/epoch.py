@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 
 from v1lit.data.plan.mixture import GlobalSequence
 from v1lit.data.plan.rest import Rest, SlotState
-from v1lit.data.plan.slots import Row, Substream
+from v1lit.data.plan.slots import Indexed, Row, Substream
 
-MakeRows = Callable[[Substream, SlotState], Iterator[Row]]
+MakeRows = Callable[[Indexed, SlotState], Iterator[Row]]
 """How a slot's examples make rows: counted, filled or of similar length."""
 
 

@@ -10,6 +10,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -58,6 +59,30 @@ Measure = Callable[[Place], Length | None]
 """How long an example is; None where the map leaves it out."""
 
 
+class Indexed(Protocol):
+    """Examples by their index in what one slot, of several, reads in an epoch."""
+
+    @property
+    def epoch(self) -> int: ...
+
+    @property
+    def number(self) -> int:
+        """Which slot it is."""
+
+    @property
+    def slots(self) -> int: ...
+
+    @property
+    def length(self) -> int | None:
+        """Indices of all slots together; None while that is not known."""
+
+    def indices(self, read: int, count: int) -> list[int]:
+        """Up to `count` indices after the first `read` ones; fewer or none at the end, if it is known."""
+
+    def find(self, indices: list[int]) -> list[Place | None]:
+        """The example at every index; None where there is none."""
+
+
 @dataclass(frozen=True)
 class Substream:
     """The indices of the remaining sequence that one of `slots` slots reads, in one epoch."""
@@ -94,7 +119,7 @@ class Substream:
         ]
 
 
-def counted_rows(stream: Substream, state: SlotState, size: int) -> Iterator[Row]:
+def counted_rows(stream: Indexed, state: SlotState, size: int) -> Iterator[Row]:
     """Rows of `size` examples; all slots have equally many, the last ones may be smaller or empty."""
     read = state.read
     while stream.length is None or read * stream.slots < stream.length:
@@ -105,9 +130,7 @@ def counted_rows(stream: Substream, state: SlotState, size: int) -> Iterator[Row
         yield Row(tuple(place for place in places if place is not None), SlotState(read))
 
 
-def filled_rows(
-    stream: Substream, state: SlotState, packing: PackingConfig, measure: Measure
-) -> Iterator[Row]:
+def filled_rows(stream: Indexed, state: SlotState, packing: PackingConfig, measure: Measure) -> Iterator[Row]:
     """Rows filled to `packing.length` tokens; see `Packer`."""
     packer: Packer[tuple[int, Place]] = Packer(packing)
     waited = zip(state.waiting, stream.find(list(state.waiting)), strict=True)
@@ -134,7 +157,7 @@ def filled_rows(
 
 
 def similar_rows(
-    stream: Substream, state: SlotState, size: int, ahead: int, measure: Measure, seed: int
+    stream: Indexed, state: SlotState, size: int, ahead: int, measure: Measure, seed: int
 ) -> Iterator[Row]:
     """Rows of `size` examples of similar length: sorted within `ahead` rows, which come in random order."""
     read, waiting = state.read, list(state.waiting)
@@ -152,7 +175,7 @@ def similar_rows(
         yield Row(tuple(place for place in places if place is not None), SlotState(read, tuple(waiting)))
 
 
-def _by_length(stream: Substream, indices: list[int], size: int, measure: Measure, seed: str) -> list[int]:
+def _by_length(stream: Indexed, indices: list[int], size: int, measure: Measure, seed: str) -> list[int]:
     """The indices that hold an example, so that `size` consecutive ones are of similar length.
 
     Those that the map leaves out are spread over them: a batch of nothing else would be a step for nothing.
@@ -175,7 +198,7 @@ def _by_length(stream: Substream, indices: list[int], size: int, measure: Measur
 class _ReadAhead:
     """Reads a substream one example at a time, and looks them up many at a time."""
 
-    def __init__(self, stream: Substream, read: int) -> None:
+    def __init__(self, stream: Indexed, read: int) -> None:
         self.stream, self.read = stream, read
         self._found: deque[tuple[int, Place | None]] = deque()
 

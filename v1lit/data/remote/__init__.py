@@ -8,8 +8,9 @@ FSSPEC_S3='{"anon": true}' in the environment. They are read once per process.
 """
 
 from v1lit.data.remote.cache import ShardCache
+from v1lit.data.remote.chunks import remote_chunks
 from v1lit.data.remote.download import Downloaded, download
-from v1lit.data.remote.error import CacheError, RemoteError
+from v1lit.data.remote.error import CacheError, RemoteError, shown
 from v1lit.data.remote.location import (
     exists,
     expand,
@@ -19,6 +20,7 @@ from v1lit.data.remote.location import (
     join,
     parent,
     read_bytes,
+    unbrace,
 )
 from v1lit.data.remote.retry import DEFAULT_RETRY, Retry
 
@@ -38,4 +40,7 @@ __all__ = [
     "join",
     "parent",
     "read_bytes",
+    "remote_chunks",
+    "shown",
+    "unbrace",
 ]

@@ -51,7 +51,7 @@ def expand(location: str, retry: Retry = DEFAULT_RETRY) -> list[str]:
     if not is_remote(location) and os.path.lexists(location):
         return [location]  # Also where a name holds characters of patterns.
     found: set[str] = set()
-    for one in _unbrace(location):
+    for one in unbrace(location):
         found.update(_expand_remote(one, location, retry) if is_remote(one) else _expand_local(one, location))
     return sorted(found)
 
@@ -155,7 +155,8 @@ def _too_large(location: str, max_bytes: int) -> ShardError:
     return ShardError(shown(location), None, f"is larger than the {max_bytes} bytes allowed here", "shard")
 
 
-def _unbrace(location: str) -> list[str]:
+def unbrace(location: str) -> list[str]:
+    """What braces alone make of a location. Raises ValueError where they do not match, or make too many."""
     from braceexpand import braceexpand
 
     if "{" not in location and "}" not in location:

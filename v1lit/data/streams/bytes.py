@@ -1,0 +1,208 @@
+"""The bytes of one tar file as they come: from a disk, a network or a command, unpacked, within limits."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import signal
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+from v1lit.data.remote import Retry, is_remote, remote_chunks, shown
+from v1lit.data.shards import MAX_EXAMPLE_BYTES, ShardError
+from v1lit.data.shards.error import DamageError
+from v1lit.data.streams.options import PIPE
+
+BLOCK = 512
+_CHUNK = 2**20
+_GZIP = b"\x1f\x8b"
+_PACKED = {_GZIP: "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+
+
+@contextmanager
+def open_tar(location: str, retry: Retry) -> Iterator[TarBytes]:
+    """Open one file or command for reading from front to back. gzip is unpacked, told by its first bytes.
+
+    Raises:
+        ShardError: it cannot be opened or fetched, or the command fails (kind "unreachable"); also where
+            that shows while the body of the `with` reads, whatever else goes wrong there.
+    """
+    if location.startswith(PIPE):
+        with _command(location) as stream:
+            yield TarBytes(stream)
+    elif is_remote(location):
+        yield TarBytes(_Chunks(remote_chunks(location, retry)))
+    else:
+        try:
+            file = open(location, "rb")  # noqa: SIM115
+        except OSError as error:
+            reason = f"cannot be opened ({error.strerror})"
+            raise ShardError(location, None, reason, "unreachable") from error
+        with file:
+            yield TarBytes(file)
+
+
+def name_of(location: str) -> str:
+    """What messages call a file or command: without passwords and signatures."""
+    return location if location.startswith(PIPE) else shown(location)
+
+
+class TarBytes(io.RawIOBase):
+    """The bytes of a tar file, block by block, so that nobody reads further than he looks.
+
+    Between two calls of `member` it gives no more than an example may have.
+    """
+
+    def __init__(self, stream: IO[bytes] | io.RawIOBase) -> None:
+        begin = stream.read(BLOCK) or b""
+        self.empty = not begin
+        self._stream: Any = _Joined(begin, stream)
+        if begin.startswith(_GZIP):
+            self._stream = gzip.GzipFile(fileobj=self._stream)
+        self._buffer, self._at = b"", 0
+        self._block, self._blocks, self._since = b"", 0, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """The next block, or what is left of it; nothing at the end.
+
+        Raises:
+            DamageError: more than the limit, a compression that is not unpacked here, or damaged gzip.
+        """
+        if self._at == len(self._buffer):
+            self._fill()
+        block = self._buffer[self._at : self._at + BLOCK]
+        if len(block) < BLOCK and block:  # the pieces of a network end anywhere
+            self._fill()
+            block = self._buffer[self._at : self._at + BLOCK]
+        self._at += len(block)
+        self._blocks += 1
+        self._since += len(block)
+        self._block = block or self._block
+        if self._blocks == 1:
+            _refuse_packed(block)
+        if self._since > MAX_EXAMPLE_BYTES:
+            raise DamageError(f"a member, or its headers, of more than {MAX_EXAMPLE_BYTES} bytes", "member")
+        return block
+
+    def _fill(self) -> None:
+        """Get more, until there is a whole block or no more."""
+        kept = [self._buffer[self._at :]]
+        have = len(kept[0])
+        try:
+            while have < BLOCK and (data := self._stream.read(_CHUNK)):
+                kept.append(data)
+                have += len(data)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise DamageError(f"damaged or cut off: {error}") from error
+        self._buffer, self._at = b"".join(kept), 0
+
+    def member(self) -> None:
+        """The content of another member follows."""
+        self._since = 0
+
+    def finish(self) -> None:
+        """Read what follows the end of the archive, as a command needs it to end well.
+
+        Raises:
+            DamageError: the archive has no end, or something follows it.
+        """
+        if any(self._block):
+            raise DamageError("damaged or cut off: neither a tar header nor the end where one should be")
+        while block := self.read():
+            self.member()
+            if any(block):
+                raise DamageError("more data follow the end of the tar file; of several, name each by itself")
+
+
+def _refuse_packed(block: bytes) -> None:
+    for begin, name in _PACKED.items():
+        if block.startswith(begin):
+            how = " twice" if begin == _GZIP else "; unpack it with a command: pipe:..."
+            raise DamageError(f"is compressed with {name}{how}")
+
+
+class _Joined(io.RawIOBase):
+    """Some bytes, then a stream."""
+
+    def __init__(self, begin: bytes, stream: Any) -> None:
+        self._begin, self._stream = begin, stream
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        if self._begin:
+            size = len(self._begin) if size < 0 else size
+            data, self._begin = self._begin[:size], self._begin[size:]
+            return data
+        return self._stream.read(size) or b""
+
+
+class _Chunks(io.RawIOBase):
+    """Pieces of any size as a stream."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks, self._left = chunks, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        if not self._left:
+            self._left = next(self._chunks, b"")
+        size = len(self._left) if size < 0 else size
+        data, self._left = self._left[:size], self._left[size:]
+        return data
+
+
+@contextmanager
+def _command(location: str) -> Iterator[IO[bytes]]:
+    """What a shell command of the recipe writes. It has failed where it ends with another code than 0.
+
+    In a session of its own: Ctrl-C is meant for the training, which still needs its data, and where nobody
+    reads on, all of its processes are ended.
+    """
+    from webdataset.gopen import Pipe
+
+    command = location.removeprefix(PIPE)
+    pipe = Pipe(command, mode="r", shell=True, bufsize=_CHUNK, ignore_errors=True, start_new_session=True)
+    watched = _Watched(pipe.stream)
+    try:
+        yield watched  # type: ignore[misc]
+    except Exception as error:
+        if watched.ended and pipe.proc.wait():
+            raise _failed(location, pipe.proc.returncode) from error
+        raise
+    else:
+        if watched.ended and pipe.proc.wait():
+            raise _failed(location, pipe.proc.returncode)
+    finally:
+        if not watched.ended and pipe.proc.poll() is None:
+            os.killpg(pipe.proc.pid, signal.SIGKILL)
+        pipe.close()
+
+
+class _Watched(io.RawIOBase):
+    """What comes through a pipe, as soon as it comes, and whether that was all."""
+
+    def __init__(self, stream: io.BufferedReader) -> None:
+        self._stream, self.ended = stream, False
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._stream.read1(size)
+        self.ended = self.ended or not data
+        return data
+
+
+def _failed(location: str, code: int) -> ShardError:
+    ended = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    return ShardError(location, None, f"the command {ended}", "unreachable")

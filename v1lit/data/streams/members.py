@@ -1,0 +1,281 @@
+"""Samples whose members have names of their own -> examples, by a mapping that a recipe gives."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_type_hints
+
+from v1lit.data.example import IMAGE_MARKER, REGION_NAME, Example, ExampleError, Message, load_json
+from v1lit.data.images import EXTENSIONS, EncodedImage, ImageError, read_header
+from v1lit.data.shards import MAX_JSON_BYTES
+from v1lit.grounding.region import Region
+from v1lit.grounding.trace import Detect, DetectedObject, Trace, format_trace
+
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+"""Names of roles in conversations -> ours."""
+_ROUNDING = 1.0
+"""Pixels by which a box may reach outside of its image, and is cut: rounded, or normalised, numbers do."""
+_KIND = re.compile(r"[\w-]+(\.[\w-]+)*")
+
+Units = Literal["pixels", "0..1", "0..1000"]
+BoxFormat = Literal["xyxy", "xywh", "cxcywh"]
+
+
+class MemberError(ValueError):
+    """A member that a sample lacks; the text is a sentence that says which."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Where something stands in a sample: `jpg`, `png;jpg` (the first one there), `json:objects.*.bbox`."""
+
+    kinds: tuple[str, ...]
+    keys: tuple[str, ...] = ()
+    """Names inside of a JSON member, `*` for each of a list."""
+
+    @classmethod
+    def read(cls, text: object, option: str) -> Reference:
+        """Parse one. Raises ValueError naming the option."""
+        kinds, colon, keys = str(text).partition(":")
+        found = cls(tuple(kinds.lower().split(";")), tuple(keys.split(".")) if colon else ())
+        if not isinstance(text, str) or not all(map(_KIND.fullmatch, found.kinds)) or "" in found.keys:
+            raise ValueError(
+                f"{option} is {text!r}; give the extension of a member (jpg, or png;jpg for the first one "
+                "there), or json:key for a key of a JSON member"
+            )
+        return found
+
+    def __str__(self) -> str:
+        return " or ".join(self.kinds) + (f", key {'.'.join(self.keys)}" if self.keys else "")
+
+    def content(self, members: Mapping[str, bytes]) -> tuple[str, bytes]:
+        """Kind and bytes of the member. Raises MemberError."""
+        for kind in self.kinds:
+            if kind in members:
+                return kind, members[kind]
+        there = ", ".join(sorted(members)) or "none"
+        raise MemberError(f"there is no member {' or '.join(self.kinds)}; there are: {there}")
+
+    def value(self, members: Mapping[str, bytes]) -> Any:
+        """What stands there: of a JSON member what it holds, else the text. Raises ValueError."""
+        kind, data = self.content(members)
+        if len(data) > MAX_JSON_BYTES:
+            raise MemberError(f"the member {kind} has {len(data)} bytes, the limit is {MAX_JSON_BYTES}")
+        if self.keys or kind.rpartition(".")[2] == "json":
+            return _inside(load_json(data), self.keys, kind)
+        try:
+            return data.decode("utf-8-sig").strip()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"the member {kind} is not UTF-8 text") from error
+
+    def text(self, members: Mapping[str, bytes]) -> str:
+        """The same, which must be a text or a number."""
+        value = self.value(members)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return str(value)
+        if not isinstance(value, str):
+            raise ValueError(f"{self} is {type(value).__name__} instead of text")
+        return value
+
+
+def _inside(value: Any, keys: Sequence[str], where: str) -> Any:
+    for number, key in enumerate(keys):
+        if key == "*":
+            if not isinstance(value, list):
+                raise ValueError(f"{where} is {type(value).__name__} instead of a list")
+            rest = keys[number + 1 :]
+            return [_inside(item, rest, f"{where}.{place}") for place, item in enumerate(value)]
+        if not isinstance(value, dict) or key not in value:
+            raise ValueError(f"{where} has no key {key!r}")
+        value, where = value[key], f"{where}.{key}"
+    return value
+
+
+@dataclass(frozen=True)
+class Members:
+    """Which member of a sample is what. A conversation, or a reply with or without a question."""
+
+    image: tuple[Reference, ...] = (Reference(tuple(EXTENSIONS)),)
+    """One per image, in their order."""
+    conversation: Reference | None = None
+    """A list of messages with `role` and `content`, or with `from` and `value`."""
+    question: Reference | None = None
+    """What the user says,"""
+    prompt: str = "Describe the image."
+    """where there is no member for it."""
+    reply: Reference | None = None
+    """What the assistant says: an answer or a caption."""
+    answer: Reference | None = None
+    """The short final answer."""
+    boxes: Reference | None = None
+    """A box, a list of boxes, or boxes by name; the n-th of a list is `<|region_n|>`."""
+    box_format: BoxFormat = "xyxy"
+    box_units: Units = "pixels"
+    query: Reference | None = None
+    """What the boxes show: the reply then begins with a call that detects them all."""
+
+    @classmethod
+    def read(cls, given: object, option: str = "data.source.options.members") -> Members:
+        """From a mapping of a recipe. Raises ValueError naming the option."""
+        if not isinstance(given, Mapping):
+            raise ValueError(f"{option} is {given!r}; give a mapping, such as {{image: jpg, reply: txt}}")
+        hints = get_type_hints(cls)
+        if unknown := [name for name in given if name not in hints]:
+            raise ValueError(f"{option}.{unknown[0]} is unknown; allowed: {', '.join(hints)}")
+        values: dict[str, Any] = {}
+        for name, value in given.items():
+            if value is None:
+                continue
+            key, allowed = f"{option}.{name}", get_args(hints[name])
+            if name == "image":
+                several = value if isinstance(value, (list, tuple)) else [value] if value else []
+                values[name] = tuple(Reference.read(one, key) for one in several)
+            elif name == "prompt" or name.startswith("box_"):
+                if not isinstance(value, str) or (allowed and value not in allowed):
+                    raise ValueError(f"{key} is {value!r}; allowed: {', '.join(allowed) or 'a text'}")
+                values[name] = value
+            else:
+                values[name] = Reference.read(value, key)
+        members = cls(**values)
+        if (members.conversation is None) == (members.reply is None):
+            raise ValueError(
+                f"{option} must name either a conversation (such as json:conversations), or a reply (such as "
+                "txt) and perhaps a question"
+            )
+        for name in ("question", "query"):
+            if members.conversation is not None and getattr(members, name) is not None:
+                raise ValueError(f"{option}.{name} goes with a reply, not with a conversation")
+        if members.query is not None and members.boxes is None:
+            raise ValueError(f"{option}.query says what the boxes show; name the boxes as well")
+        return members
+
+    def example(self, key: str, members: Mapping[str, bytes]) -> Example:
+        """The example of a sample.
+
+        Raises:
+            ExampleError: naming what is missing, of another form than said, or breaks a rule of `Example`.
+        """
+        try:
+            images = tuple(self._images(members))
+            regions = self._regions(members, images)
+            return Example(
+                id=key,
+                images=images,
+                messages=tuple(self._messages(members, len(images), list(regions))),
+                regions=regions,
+                answer=None if self.answer is None else self.answer.text(members),
+            )
+        except ExampleError:
+            raise
+        except ValueError as error:
+            raise ExampleError(key, str(error)) from error
+
+    def _images(self, members: Mapping[str, bytes]) -> list[EncodedImage]:
+        images = []
+        for number, reference in enumerate(self.image):
+            try:
+                images.append(read_header(reference.content(members)[1]))
+            except ImageError as error:
+                raise ValueError(f"image {number}: {error}") from error
+        return images
+
+    def _messages(self, members: Mapping[str, bytes], images: int, regions: list[str]) -> list[Message]:
+        if self.conversation is not None:
+            messages = _conversation(self.conversation.value(members))
+        else:
+            assert self.reply is not None
+            question = self.prompt if self.question is None else self.question.text(members)
+            reply = self.reply.text(members)
+            if self.query is not None:
+                reply = f"{_call(self.query.text(members), regions)}\n{reply}"
+            messages = [Message("user", question), Message("assistant", reply)]
+        if not any(IMAGE_MARKER in message.content for message in messages):
+            first = next((n for n, message in enumerate(messages) if message.role == "user"), None)
+            if first is not None:
+                marks = f"{IMAGE_MARKER}\n" * images
+                messages[first] = Message("user", marks + messages[first].content)
+        return messages
+
+    def _regions(self, members: Mapping[str, bytes], images: Sequence[EncodedImage]) -> dict[str, Region]:
+        if self.boxes is None:
+            return {}
+        value = self.boxes.value(members)
+        if not isinstance(value, dict):
+            value = [value] if _is_box(value) else value
+            if not isinstance(value, list):
+                raise ValueError(f"{self.boxes} is {type(value).__name__} instead of a list of boxes")
+            value = {f"<|region_{number}|>": box for number, box in enumerate(value, start=1)}
+        if not images:
+            raise ValueError("there are boxes, but no image")
+        return {_region_name(name): self._region(name, box, images[0].size) for name, box in value.items()}
+
+    def _region(self, name: str, box: object, size: tuple[int, int]) -> Region:
+        if not _is_box(box):
+            raise ValueError(f"the box of {name} is {box!r:.80} instead of four numbers")
+        try:
+            return Region.from_box(to_pixels(box, self.box_format, self.box_units, size))  # type: ignore[arg-type]
+        except ValueError as error:
+            raise ValueError(f"the box of {name}, {box}: {error}") from error
+
+
+def to_pixels(
+    box: Sequence[float], form: BoxFormat, units: Units, size: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """A box as `(x1, y1, x2, y2)` in pixels of an image of `size` (width, height).
+
+    form: corners, corner and size, or centre and size. units: pixels, shares of the sides, or thousandths of
+    them. What reaches up to one pixel outside is cut.
+    """
+    a, b, c, d = (float(number) for number in box)
+    if form == "xywh":
+        a, b, c, d = a, b, a + c, b + d
+    elif form == "cxcywh":
+        a, b, c, d = a - c / 2, b - d / 2, a + c / 2, b + d / 2
+    (width, height), whole = size, {"pixels": None, "0..1": 1.0, "0..1000": 1000.0}[units]
+    across, down = (1.0, 1.0) if whole is None else (width / whole, height / whole)
+    return _cut(a * across, width), _cut(b * down, height), _cut(c * across, width), _cut(d * down, height)
+
+
+def _cut(value: float, side: int) -> float:
+    if -_ROUNDING <= value < 0:
+        return 0.0
+    return float(side) if side < value <= side + _ROUNDING else value
+
+
+def _is_box(value: object) -> bool:
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) == 4
+        and all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in value)
+    )
+
+
+def _region_name(name: str) -> str:
+    """`<|region_1|>` for itself, `region_1` and `1`."""
+    return name if REGION_NAME.fullmatch(name) else f"<|region_{name.removeprefix('region_')}|>"
+
+
+def _call(query: str, regions: Sequence[str]) -> str:
+    found = (DetectedObject(f"<obj{number}>", region) for number, region in enumerate(regions, start=1))
+    return format_trace(Trace((Detect(query, tuple(found)),)))
+
+
+def _conversation(value: object) -> list[Message]:
+    if not isinstance(value, list):
+        raise ValueError(f"the conversation is {type(value).__name__} instead of a list of messages")
+    messages = []
+    for number, one in enumerate(value, start=1):
+        role, content = (
+            (one.get("role", one.get("from")), one.get("content", one.get("value")))
+            if isinstance(one, dict)
+            else (None, None)
+        )
+        if role not in ROLES or not isinstance(content, str):
+            raise ValueError(
+                f"message {number} is {one!r:.80}; it needs role and content, or from and value, and a role "
+                f"of {', '.join(ROLES)}"
+            )
+        messages.append(Message(ROLES[role], content))
+    return messages

@@ -1,0 +1,82 @@
+"""Options of the source `webdataset`, and which files they name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from v1lit.data.config import SourceConfig
+from v1lit.data.remote import Retry, expand, is_remote, unbrace
+from v1lit.data.streams.members import Members
+
+PIPE = "pipe:"
+OPTION = "data.source.options"
+ARCHIVES = (".tar", ".tar.gz", ".tgz")
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """What a recipe says of a stream."""
+
+    path: str
+    """Of the training shards: a folder, or files, URLs or `pipe:` commands with braces."""
+    members: Members | None = None
+    """Which member is what; None for examples as v1lit writes them."""
+    shuffle: int = 1000
+    """Examples that every reader mixes at a time; 0 for the order in which they come, shards included."""
+    val_path: str | None = None
+    """Shards to validate on, read as a stream, of which `data.max_val_examples` are used."""
+
+    @classmethod
+    def read(cls, config: SourceConfig) -> StreamOptions:
+        """From the source of a recipe. Raises ValueError naming the key."""
+        if not config.path:
+            raise ValueError(
+                "data.source.name is 'webdataset', which needs data.source.path: files, URLs or pipe: "
+                "commands, such as 'pipe:cat shard-{000..099}.tar.gz'"
+            )
+        if config.mixture:
+            raise ValueError(
+                "data.source.mixture cannot be drawn from streams, whose examples are not counted; set it to "
+                "[], or make an index of the shards with `v1lit data index` and use data.source.name=shards"
+            )
+        given = dict(config.options)
+        names = [one.name for one in fields(cls) if one.name != "path"]
+        if unknown := [name for name in given if name not in names]:
+            raise ValueError(f"{OPTION}.{unknown[0]} is unknown; a stream takes {', '.join(names)}")
+        shuffle = given.get("shuffle", cls.shuffle)
+        if not isinstance(shuffle, int) or isinstance(shuffle, bool) or shuffle < 0:
+            raise ValueError(f"{OPTION}.shuffle is {shuffle!r}; give a number of examples, or 0 for none")
+        val = given.get("val_path")
+        if val is not None and (not isinstance(val, str) or config.val is not None):
+            raise ValueError(
+                f"{OPTION}.val_path is {val!r}; give a stream, or shards in data.source.val, not both"
+            )
+        members = None if given.get("members") is None else Members.read(given["members"])
+        return cls(config.path, members, shuffle, val)
+
+
+def files_of(path: str, retry: Retry) -> list[str]:
+    """The single files and commands that a path stands for, in order.
+
+    Raises:
+        ValueError: nothing matches, or braces do not match.
+    """
+    if path.startswith(PIPE):
+        found = unbrace(path)
+    elif not is_remote(path) and Path(path).is_dir():
+        found = sorted(str(file) for file in Path(path).iterdir() if file.name.endswith(ARCHIVES))
+        if not found:
+            raise ValueError(f"{path} holds no .tar, .tar.gz or .tgz files")
+    else:
+        found = expand(path, retry)
+    name, times = Counter(found).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"{path} names {name} {times} times; give each file once")
+    return found
+
+
+def check_stream(config: SourceConfig) -> None:
+    """Raise ValueError for options that a stream cannot have; looks at no file."""
+    StreamOptions.read(config)

@@ -1,0 +1,80 @@
+"""`StreamReader`: the batches of a rank's readers; in the workers, of which each is one reader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from v1lit.data.grouping import Grouping
+from v1lit.data.plan.rest import SlotState
+from v1lit.data.plan.slots import Row
+from v1lit.data.reading import Made, Readable, RowReader, measure_at
+from v1lit.data.shards import ShardError
+from v1lit.data.streams.examples import Readers, StreamExamples
+from v1lit.data.streams.place import RankState, ReaderState
+
+
+@dataclass(frozen=True)
+class StreamMade(Made):
+    """A batch of one reader."""
+
+    after: ReaderState = field(default_factory=ReaderState)
+    """How far it has come with it."""
+    ended: bool = False
+    """Whether it had no more."""
+    error: ShardError | None = None
+    """Why it cannot go on."""
+    rank: RankState | None = None
+    """How far its rank has come with it."""
+
+
+class StreamReader(Dataset[Made]):
+    """Asked for a reader by its number, it makes the next batch of that reader.
+
+    Args:
+        readers: what each of them reads, and how far it has come.
+        row_reader: makes the batch of a row of some examples.
+        grouping: which examples make a row.
+    """
+
+    def __init__(
+        self,
+        readers: Readers,
+        row_reader: Callable[[Readable], RowReader],
+        grouping: Grouping,
+    ) -> None:
+        self.readers, self.row_reader, self.grouping = readers, row_reader, grouping
+        self._open: dict[int, tuple[StreamExamples, RowReader, Iterator[Row]]] = {}
+
+    def __getitem__(self, reader: int) -> Made:
+        if reader not in self._open:
+            self._open[reader] = self._opened(reader)
+        examples, row_reader, rows = self._open[reader]
+        try:
+            row = next(rows, None)
+        except ShardError as error:
+            return StreamMade(row_reader.blank(), (), error=error)
+        if row is None:
+            return StreamMade(row_reader.blank(), (), ended=True)
+        made = row_reader[row]
+        return StreamMade(made.batch, made.failures, made.left_out, row, examples.after(row.after))
+
+    def _opened(self, reader: int) -> tuple[StreamExamples, RowReader, Iterator[Row]]:
+        examples, state = self.readers.examples(reader), self.readers.states[reader]
+        row_reader = self.row_reader(examples)
+        measure = partial(
+            measure_at,
+            examples=examples,
+            processor=row_reader.processor,
+            encoding=row_reader.encoding,
+            map=row_reader.map,
+        )
+        rows = self.grouping.make_rows(measure)(examples, SlotState(state.read, state.waiting))
+        return examples, row_reader, rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}

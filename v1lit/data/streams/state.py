@@ -1,0 +1,175 @@
+"""How far the readers of a stream have come, and what of it a checkpoint keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+
+from v1lit.data.batch import Read
+from v1lit.data.streams.place import Begin, RankState, ReaderState
+from v1lit.data.windows import Ranks
+
+
+class StreamLayout(NamedTuple):
+    """How an epoch is divided: only the same one goes on exactly."""
+
+    ranks: int
+    workers: int
+    rows: str
+    """Which examples make a row, in words."""
+
+    @property
+    def readers(self) -> int:
+        """Workers of all ranks: reader `rank + ranks * worker` has every so-manieth file."""
+        return self.ranks * self.workers
+
+
+@dataclass(frozen=True)
+class StreamProgress:
+    """How far an epoch has been read by all ranks together, at the end of an optimizer step."""
+
+    epoch: int = 0
+    steps: int = 0
+    layout: StreamLayout | None = None
+    files: tuple[Begin, ...] = ()
+    """What was left of the epoch when it was divided so, in its order."""
+    ranks: tuple[RankState, ...] = ()
+    """One per rank; none before the first step of the layout."""
+    before: int = 0
+    """Examples that were read before it was divided so."""
+
+    def part(self, reader: int) -> tuple[Begin, ...]:
+        """The files of one reader."""
+        assert self.layout is not None
+        return self.files[reader :: self.layout.readers]
+
+    def of_rank(self, rank: int) -> RankState:
+        """State of one rank."""
+        assert self.layout is not None
+        return self.ranks[rank] if self.ranks else RankState(0, (ReaderState(),) * self.layout.workers)
+
+    @property
+    def examples_read(self) -> int:
+        """Examples of the epoch that have been given to rows."""
+        readers = [reader for rank in self.ranks for reader in rank.readers]
+        return self.before + sum(reader.read - len(reader.waiting) for reader in readers)
+
+    def divided(self, layout: StreamLayout) -> StreamProgress:
+        """The same for another layout. What is left of the files is dealt out anew.
+
+        A file that a reader is in is read again from where the oldest example of its window, or of those that
+        wait for a row, lies: nothing is left out, a few examples come twice.
+        """
+        if layout == self.layout:
+            return self
+        left = self.files
+        if self.layout is not None and self.ranks:
+            rest = []
+            for reader in range(self.layout.readers):
+                state = self.ranks[reader % self.layout.ranks].readers[reader // self.layout.ranks]
+                files = self.part(reader)[state.file :]
+                rest += [Begin(one.file, max(one.sample, state.sample)) for one in files[:1]] + [*files[1:]]
+            place = {one.file: number for number, one in enumerate(self.files)}
+            left = tuple(sorted(rest, key=lambda one: place[one.file]))
+        return replace(self, layout=layout, files=left, ranks=(), before=self.examples_read)
+
+
+class StreamReading:
+    """Follows the batches that training has used, as `ReadingState` does for shards with random access."""
+
+    def __init__(self) -> None:
+        self.begun = False
+        """Whether training data have been asked for."""
+        self._progress: StreamProgress | None = None
+        self._resumed: StreamProgress | None = None
+        self._own: RankState | None = None
+
+    def resume(self, progress: StreamProgress) -> None:
+        """Go on from there at the next `begin`."""
+        self._resumed, self._progress = progress, None
+
+    def begin(
+        self, current_epoch: int, layout: StreamLayout, files: Sequence[int], rank: int
+    ) -> StreamProgress:
+        """Where the next epoch is begun; `files` is its order. See `ReadingState.begin`."""
+        resumed, self._resumed, self.begun = self._resumed, None, True
+        progress = StreamProgress(current_epoch, layout=layout, files=tuple(map(Begin, files)))
+        if resumed is not None and resumed.epoch >= current_epoch:
+            progress = replace(progress, epoch=resumed.epoch)
+            progress = resumed.divided(layout) if resumed.layout is not None else progress
+        self._progress = progress
+        self._own = progress.of_rank(rank)
+        return progress
+
+    def epoch(self, current_epoch: int) -> int:
+        """Which epoch `begin` will begin."""
+        return current_epoch if self._resumed is None else max(current_epoch, self._resumed.epoch)
+
+    def used(self, read: Read, epoch_ends: bool) -> None:
+        """Training has used a batch."""
+        assert self._progress is not None
+        if epoch_ends:
+            self._progress, self._own = StreamProgress(read.epoch + 1), None
+        elif read.last:
+            assert isinstance(read.after, RankState)
+            self._own = read.after
+            self._progress = replace(self._progress, steps=self._progress.steps + 1)
+
+    def of_all(self, ranks: Ranks) -> StreamProgress | None:
+        """The progress with the state of every rank; to be called on all of them."""
+        if self._progress is None:
+            return self._resumed
+        everyone = ranks.gather(self._own)
+        if self._own is None or not self._progress.steps:
+            return self._progress
+        return replace(self._progress, ranks=tuple(everyone))
+
+
+def stream_to_dict(progress: StreamProgress) -> dict[str, Any]:
+    """Plain numbers, texts and tensors.
+
+    `readers` int64: of every rank which of its readers is next; of each of them file, sample, first, read,
+    how many wait, and those. `files` int64 `[files, 2]`.
+    """
+    readers = [
+        number
+        for rank in progress.ranks
+        for number in (
+            rank.next,
+            *(n for one in rank.readers for n in (*one[:4], len(one.waiting), *one.waiting)),
+        )
+    ]
+    return {
+        "epoch": progress.epoch,
+        "steps": progress.steps,
+        "layout": [] if progress.layout is None else list(progress.layout),
+        "files": torch.tensor(progress.files, dtype=torch.int64).reshape(-1, 2),
+        "readers": torch.tensor(readers, dtype=torch.int64),
+        "before": progress.before,
+    }
+
+
+def stream_from_dict(state: Mapping[str, Any]) -> StreamProgress:
+    """The inverse of `stream_to_dict`."""
+    layout = StreamLayout(*state["layout"]) if state["layout"] else None
+    numbers, ranks = iter(state["readers"].tolist()), []
+    for following in numbers:
+        assert layout is not None
+        readers = []
+        for _ in range(layout.workers):
+            file, sample, first, read, waiting = (next(numbers) for _ in range(5))
+            readers.append(
+                ReaderState(file, sample, first, read, tuple(next(numbers) for _ in range(waiting)))
+            )
+        ranks.append(RankState(following, tuple(readers)))
+    return StreamProgress(
+        epoch=int(state["epoch"]),
+        steps=int(state["steps"]),
+        layout=layout,
+        files=tuple(Begin(*one) for one in state["files"].tolist()),
+        ranks=tuple(ranks),
+        before=int(state["before"]),
+    )
