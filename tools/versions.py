@@ -31,7 +31,7 @@ FILE = ROOT / "v1lit/cli/tried_versions.json"
 PAGE = ROOT / "docs/versions.md"
 NAMES = {
     "oldest": "the lowest versions that `pyproject.toml` allows (`make test-oldest`)",
-    "locked": "`requirements.lock`, which `make install` and `make quickstart` install",
+    "locked": "`requirements.lock`, which `make install` installs (`make test-locked`)",
     "newest": "the newest versions that `pyproject.toml` allows (`make test-newest`)",
 }
 """Names of runs, in the order of the table's columns, and what each is made with."""
