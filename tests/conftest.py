@@ -20,7 +20,6 @@ settings.load_profile("v1lit")
 sys.path.insert(0, str(Path(__file__).parent))
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 MAY_BE_SKIPPED = (
-    "a GPU runs the kernel itself",
     "bitsandbytes is not installed",
     "click is not installed",
     "moto is not installed",
@@ -29,8 +28,12 @@ MAY_BE_SKIPPED = (
     "no /proc",
     "no C++ compiler",
     "processes cannot be forked",
+    "no tar program",
+    "only Linux",
     "s3fs is not installed",
+    "there is a GPU",
     "this environment was not made by make from this lock",
+    "this tar does not sort",
     "this torch has one backend",
     "triton is not installed",
     "v1lit is not installed",
