@@ -58,6 +58,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def autograd_without_threads() -> None:
+    """Start autograd before anything is compiled: afterwards it starts threads, and forked ranks cannot train."""
+    if torch := sys.modules.get("torch"):
+        torch.ones(1, requires_grad=True).backward()
+
+
 # ---------------------------------------------------------------------- tests that cannot run here
 
 

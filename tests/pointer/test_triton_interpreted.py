@@ -18,9 +18,7 @@ SOME = "triton and (not torch or (float32 and not gate) or (bfloat16 and gate an
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    torch.cuda.is_available(), reason="there is a GPU: test_joint_loss.py runs the kernel itself"
-)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, for test_joint_loss.py")
 def test_the_kernel_passes_the_tests_of_the_loss_under_the_interpreter() -> None:
     """In a process of its own: Triton reads the variable when it is imported."""
     pytest.importorskip("triton", reason="triton is not installed")
