@@ -60,7 +60,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def autograd_without_threads() -> None:
-    """Start autograd before anything is compiled: afterwards it starts threads, and forked ranks cannot train."""
+    """Start autograd before anything is compiled: it would start threads then, and forked ranks not train."""
     if torch := sys.modules.get("torch"):
         torch.ones(1, requires_grad=True).backward()
 
