@@ -171,6 +171,7 @@ def ids_of(batches: list[tuple[str, ...]]) -> list[str]:
     return [id for batch in batches for id in batch]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", [None, PackingConfig(length=240)])
 def test_a_random_map_draws_the_same_in_a_resumed_run_and_with_workers(
     tmp_path: Path, packing: PackingConfig | None

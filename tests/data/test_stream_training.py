@@ -136,12 +136,14 @@ def test_every_example_comes_once_per_epoch(tmp_path: Path, workers: int, suffix
     assert ids[:TOTAL] != ids[TOTAL:]
 
 
+@pytest.mark.slow
 def test_two_ranks_share_the_files_and_make_the_same_steps(folder: Path, tmp_path: Path) -> None:
     first, second = fit_on_two_ranks(data_of(folder, tmp_path, num_workers=1), tmp_path)
     assert len(first) == len(second)
     assert sorted(ids_of(first) + ids_of(second)) == names(TOTAL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("how", ["counted", "packed", "accumulated"])
 def test_a_run_goes_on_exactly_anywhere(folder: Path, tmp_path: Path, workers: int, how: str) -> None:

@@ -32,6 +32,7 @@ def train(
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_weights_equal_those_of_a_run_never_stopped(tmp_path: Path, workers: int) -> None:
     """Over the end of an epoch, of about four steps."""
