@@ -18,6 +18,8 @@ from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.image_settings import PINNED, PIXEL_OPTIONS, WITHOUT_EFFECT, pinned
 from v1lit.backbones.processor import Processor, load_processor
 
+pytestmark = pytest.mark.dependencies
+
 FAMILIES = ["qwen2_5_vl", "qwen2_vl", "llava", "internvl"]
 FILE = "preprocessor_config.json"
 

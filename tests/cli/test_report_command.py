@@ -12,6 +12,8 @@ from v1lit.cli.main import main
 from v1lit.cli.report import newest_recipe
 from v1lit.training import results
 
+pytestmark = pytest.mark.dependencies
+
 SMALL = [
     "tiny_qwen",
     "--data.source.options.examples=12",
@@ -34,6 +36,7 @@ def here(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_what_failed_after_training_is_made_again_without_training(monkeypatch: Any, capsys: Any) -> None:
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")

@@ -96,6 +96,7 @@ def test_the_page_has_a_column_for_every_run(tool: ModuleType, recorded: Path) -
     assert "No run is recorded yet" in tool.render({})
 
 
+@pytest.mark.slow
 def test_the_counts_are_those_of_pytest(
     tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,8 @@ from v1lit.data.streams.examples import StreamExamples, StreamFiles
 from v1lit.data.streams.place import Begin, RankState, ReaderState
 from v1lit.data.streams.state import StreamLayout, StreamProgress, stream_from_dict, stream_to_dict
 
+pytestmark = pytest.mark.dependencies
+
 COUNTS = [5, 3, 4, 1, 6, 2]
 TOTAL = sum(COUNTS)
 
@@ -125,6 +127,7 @@ def test_windows_are_permuted_by_seed_and_epoch(folder: Path) -> None:
 # ------------------------------------------------------------------ epochs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2, 3])
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
 def test_every_example_comes_once_per_epoch(tmp_path: Path, workers: int, suffix: str) -> None:

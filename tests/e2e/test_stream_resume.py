@@ -14,6 +14,8 @@ from v1lit.data.config import PackingConfig
 from v1lit.training.module import V1Module
 from v1lit.training.optimizer import OptimizerConfig
 
+pytestmark = [pytest.mark.slow, pytest.mark.dependencies]
+
 
 def train(
     folder: Path, out: Path, workers: int, *callbacks: SaveAfter, resume: Path | None = None
