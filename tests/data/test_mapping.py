@@ -18,9 +18,12 @@ from v1lit.data.config import PackingConfig, SourceConfig
 from v1lit.data.example import Example, Message
 from v1lit.data.images import ImageError
 from v1lit.data.length_tables import write_lengths
-from v1lit.data.lengths import LEFT_OUT, LengthTable, fingerprint
+from v1lit.data.lengths import LEFT_OUT, Length, LengthTable, fingerprint
 from v1lit.data.mapping import ExampleMap, MapError
-from v1lit.data.plan.slots import Place
+from v1lit.data.plan.mixture import GlobalSequence
+from v1lit.data.plan.order import Shuffle, SourceOrder
+from v1lit.data.plan.rest import Rest, SlotState
+from v1lit.data.plan.slots import Place, Substream, similar_rows
 from v1lit.data.skips import BadDataError
 
 PLACE = Place(position=4, source=0, shard=1, number=2, epoch=3)
@@ -222,7 +225,33 @@ def test_packed_rows_stay_full_and_the_epoch_is_planned_without_what_is_left_out
     done = fit(data, tmp_path)
     assert [len(batch) for batch in done.batches] == [3, 3]
     assert sorted(ids_of(done.batches)) == names(6)
-    assert data._skips.left_out == 34, "those behind the last row included"
+    assert data._skips.left_out == 34
+
+
+def test_what_is_left_out_behind_the_last_row_is_counted_and_makes_no_step(tmp_path: Path) -> None:
+    written(tmp_path / "train", 20)
+    few = {"class_path": name(only), "init_args": {"ids": names(3)}}
+    data = make_data(tmp_path, tmp_path, map=few, packing=PackingConfig(120, look_ahead=1))
+    done = fit(data, tmp_path)
+    assert [len(batch) for batch in done.batches] == [1, 1, 1]
+    assert data._skips.left_out == 17
+
+
+def test_in_batches_of_similar_length_what_is_left_out_is_spread() -> None:
+    """A batch of nothing else would be a step for nothing."""
+    sequence = GlobalSequence([SourceOrder([24], Shuffle(0, False, 24))], [24], seed=0)
+    stream = Substream(sequence, 0, Rest(), 0, 1)
+
+    def measure(place: Place) -> Length | None:
+        return None if place.number % 2 else Length(10 + place.number, 0, 0)
+
+    rows = [
+        [place.number for place in row.places]
+        for row in similar_rows(stream, SlotState(), 4, 6, measure, seed=1)
+    ]
+    assert sorted(number for row in rows for number in row) == list(range(24))
+    assert all(any(number % 2 == 0 for number in row) for row in rows)
+    assert all(any(number % 2 for number in row) for row in rows)
 
 
 def test_without_a_table_the_same_rows_are_filled(tmp_path: Path) -> None:

@@ -193,6 +193,20 @@ def test_progress_survives_its_dictionary() -> None:
     assert stream_from_dict(stream_to_dict(StreamProgress(3))) == StreamProgress(3)
 
 
+def test_what_is_left_is_divided_anew_in_its_order() -> None:
+    """Two readers of five files, of which one is amid its second and the other has ended."""
+    first, second = ReaderState(1, 7, 20, 25, (21,)), ReaderState(2, 0, 9, 9)
+    before = StreamProgress(
+        0, 3, StreamLayout(1, 2, "x"), tuple(map(Begin, [4, 2, 0, 3, 1])), (RankState(0, (first, second)),)
+    )
+    after = before.divided(StreamLayout(1, 3, "x"))
+    assert after.files == (Begin(0, 7), Begin(1))
+    assert [after.part(reader) for reader in range(3)] == [(Begin(0, 7),), (Begin(1),), ()]
+    assert (after.steps, after.examples_read, after.ranks) == (3, 24 + 9, ())
+    again = replace(after, ranks=(RankState(0, (ReaderState(), ReaderState(), ReaderState())),))
+    assert again.divided(StreamLayout(2, 1, "x")).files == after.files, "not from the beginning of the file"
+
+
 def test_another_order_is_refused_amid_an_epoch(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "some.ckpt"
     fit(data_of(folder, tmp_path), tmp_path, SaveAfter(2, path, stop=True))
