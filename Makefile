@@ -45,7 +45,7 @@ fix: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 # Two processes of one thread each are the fastest on two cores.
-PYTEST := OMP_NUM_THREADS=1 pytest --numprocesses auto --maxprocesses 8
+PYTEST := OMP_NUM_THREADS=1 pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 test: $(VENV)/.dev
 	PATH="$(abspath $(BIN)):$$PATH" $(PYTEST)
 
