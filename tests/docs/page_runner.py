@@ -157,8 +157,9 @@ def run_command(words: Sequence[str]) -> None:
     elif words[:3] == ["v1lit", "doctor", "--packing"]:
         call([*words, *FEW_SCENES])
     elif program == "make":
-        targets = re.findall(r"^(\w+):", Path("Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-        assert set(rest) <= set(targets), f"the Makefile has no {rest}"
+        rules = re.findall(r"^([\w -]+):(?!=)", Path("Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+        targets = {target for rule in rules for target in rule.split()}
+        assert set(rest) <= targets, f"the Makefile has no {rest}"
     elif program == "tensorboard":
         assert Path(words[words.index("--logdir") + 1]).is_dir()
     else:
