@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import time
 from datetime import timedelta
@@ -259,7 +260,7 @@ def test_a_process_killed_while_it_writes_leaves_the_checkpoint_before(tmp_path:
 
 def test_a_checkpoint_that_cannot_be_written_leaves_nothing_half_written(tmp_path: Path) -> None:
     WholeFileIO().save_checkpoint({"step": 1}, tmp_path / LAST)
-    with pytest.raises(Exception, match="pickle"):
+    with pytest.raises((AttributeError, pickle.PicklingError)):
         WholeFileIO().save_checkpoint({"step": lambda: 2}, tmp_path / LAST)
     assert [path.name for path in tmp_path.iterdir()] == [LAST]
     assert torch.load(tmp_path / LAST, weights_only=True) == {"step": 1}
