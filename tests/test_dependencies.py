@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from v1lit.cli.tried import runs
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -103,3 +106,11 @@ def test_an_import_inside_a_function_is_seen(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "v1lit/a.py").write_text("import os, PIL.Image\ndef f():\n    from torch.nn import Linear\n")
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     assert [(name, on_top) for name, _, on_top in imports("v1lit")] == [("pillow", True), ("torch", False)]
+
+
+def test_the_lowest_allowed_version_of_each_dependency_was_tested() -> None:
+    tested = runs()["oldest"]["versions"]
+    for text in project()["dependencies"]:
+        one = Requirement(text)
+        lowest = [Version(bound.version) for bound in one.specifier if bound.operator == ">="]
+        assert lowest == [Version(tested[one.name])], f"{text}: make test-oldest"
