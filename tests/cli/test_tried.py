@@ -44,7 +44,9 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     tried.cache_clear()
 
 
-def note(path: Path, name: str, failed: int = 0, python: str = "3.11.7", **versions: str) -> None:
+def note(
+    path: Path, name: str, failed: int = 0, python: str = platform.python_version(), **versions: str
+) -> None:
     content = json.loads(path.read_text())
     run = {**COUNTS, "failed": failed, "date": "2026-01-31", "python": python, "platform": "Linux x86_64"}
     content["runs"][name] = {**run, "versions": versions}
