@@ -83,6 +83,14 @@ class Indexed(Protocol):
         """The example at every index; None where there is none."""
 
 
+def share(slot: int, slots: int, length: int | None, read: int, count: int) -> list[int]:
+    """Indices that one of `slots` slots reads of `length` ones (None: not known): `count` after `read`."""
+    first = slot + slots * read
+    if length is not None:
+        count = min(count, max(0, -((first - length) // slots)))
+    return [first + slots * step for step in range(count)]
+
+
 @dataclass(frozen=True)
 class Substream:
     """The indices of the remaining sequence that one of `slots` slots reads, in one epoch."""
@@ -101,10 +109,7 @@ class Substream:
 
     def indices(self, read: int, count: int) -> list[int]:
         """Up to `count` indices after the first `read` ones; fewer or none at the end, if it is known."""
-        first = self.number + self.slots * read
-        if self.length is not None:
-            count = min(count, max(0, -((first - self.length) // self.slots)))
-        return [first + self.slots * step for step in range(count)]
+        return share(self.number, self.slots, self.length, read, count)
 
     def find(self, indices: list[int]) -> list[Place | None]:
         """The example at every index; None where its position is empty."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from v1lit.data.example import Example
 from v1lit.data.plan.rest import SlotState
-from v1lit.data.plan.slots import Place
+from v1lit.data.plan.slots import Place, share
 from v1lit.data.reading import Opened
 from v1lit.data.remote import Retry
 from v1lit.data.shards import ShardError
@@ -95,10 +95,7 @@ class StreamExamples:
     # ------------------------------------------------------------------ by index
 
     def indices(self, read: int, count: int) -> list[int]:
-        first = self.number + self.slots * read
-        if self.length is not None:
-            count = min(count, max(0, -((first - self.length) // self.slots)))
-        return [first + self.slots * step for step in range(count)]
+        return share(self.number, self.slots, self.length, read, count)
 
     def find(self, indices: list[int]) -> list[Place | None]:
         """Raises ShardError where a file cannot be opened or fetched, or a command fails."""
