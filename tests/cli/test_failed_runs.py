@@ -26,20 +26,8 @@ SMALL = [
     "--run.export=false",
     "--run.name=failed",
 ]
+pytestmark = pytest.mark.usefixtures("in_fresh_folder")
 LAST = Path("runs/failed/checkpoints/last.ckpt")
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the scenes are drawn once."""
-    return tmp_path_factory.mktemp("failed")
-
-
-@pytest.fixture(autouse=True)
-def here(place: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    (place / "data").mkdir(exist_ok=True)
-    (tmp_path / "data").symlink_to(place / "data")
-    monkeypatch.chdir(tmp_path)
 
 
 def error_of(capfd: Any) -> list[str]:

@@ -18,7 +18,7 @@ from v1lit.training import run as training_run
 from v1lit.training.checkpoints import LastCheckpoint
 from v1lit.training.module import V1Module
 
-pytestmark = [pytest.mark.dependencies, pytest.mark.slow]
+pytestmark = [pytest.mark.dependencies, pytest.mark.slow, pytest.mark.usefixtures("in_fresh_folder")]
 
 SMALL = [
     "tiny_qwen",
@@ -38,19 +38,6 @@ SMALL = [
     "--run.name=stopped",
 ]
 LAST = "runs/stopped/checkpoints/last.ckpt"
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the scenes are drawn once."""
-    return tmp_path_factory.mktemp("stopped")
-
-
-@pytest.fixture(autouse=True)
-def here(place: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    (place / "data").mkdir(exist_ok=True)
-    (tmp_path / "data").symlink_to(place / "data")
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
