@@ -20,11 +20,11 @@ from safetensors.torch import load_file, save_file
 from shard_cases import jpeg
 
 from v1lit.backbones.config import BackboneConfig
-from v1lit.data.batch import Batch
 from v1lit.data.config import EncodingConfig, SourceConfig
 from v1lit.data.datamodule import V1DataModule
+from v1lit.data.encode.batch import Batch
 from v1lit.data.example import Example, Message
-from v1lit.data.images import read_header
+from v1lit.data.example.images import read_header
 from v1lit.data.shards import ShardWriter, write_index
 from v1lit.training.callbacks import ValidateAtEnd
 from v1lit.training.checkpoints import LastCheckpoint

@@ -18,7 +18,7 @@ from faulty_server import FaultyServer, Handler
 from v1lit.data.config import MixtureConfig, SourceConfig, StreamConfig
 from v1lit.data.remote import Retry
 from v1lit.data.remote.cache import name_of
-from v1lit.data.shards import sha256_of
+from v1lit.files import sha256_of
 
 MOST_FAULTS = 3
 """In a row, for one file."""

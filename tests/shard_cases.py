@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from v1lit.data.example import Example, Message
-from v1lit.data.images import read_header
+from v1lit.data.example.images import read_header
 from v1lit.data.shards import ShardWriter, write_index
 from v1lit.grounding.region import Region
 

@@ -100,12 +100,12 @@ def test_an_empty_path_is_refused() -> None:
 
 
 def test_functions_that_read_and_write_expand_their_paths(home: Path) -> None:
+    from v1lit.data.loading.dataset import ShardDataset
     from v1lit.data.shards import Shard, ShardWriter, index_shards, list_shards
-    from v1lit.data.show import show
-    from v1lit.data.stream import ShardDataset
     from v1lit.data.synthetic import synthesize
     from v1lit.data.tools.check import check
     from v1lit.data.tools.reshard import reshard
+    from v1lit.data.tools.show import show
 
     assert synthesize("~/shards", examples=3, progress=False) == home / "shards"
     assert len(list_shards("~/shards")) == 1

@@ -14,10 +14,10 @@ from shard_cases import make, write
 
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.processor import Processor, load_processor
-from v1lit.data.batch import Batch
 from v1lit.data.config import EncodingConfig, SourceConfig, StreamConfig
 from v1lit.data.datamodule import V1DataModule
-from v1lit.data.lengths import measure
+from v1lit.data.encode.batch import Batch
+from v1lit.data.lengths.length import measure
 
 BACKBONE = BackboneConfig("qwen2_5_vl")
 ENCODING = EncodingConfig(max_tokens=120, coordinates=False)

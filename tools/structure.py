@@ -167,7 +167,10 @@ def report(root: Path) -> Iterator[str]:
     modules = read_modules(root)
     graph = import_graph(modules)
     files, functions = file_sizes(modules, root), function_sizes(modules, root)
-    packages = [root.name, *(f"{root.name}.{path.parent.name}" for path in sorted(root.glob("*/__init__.py")))]
+    packages = [
+        root.name,
+        *(f"{root.name}.{path.parent.name}" for path in sorted(root.glob("*/__init__.py"))),
+    ]
     yield f"{'package':24}{'rooms':>7}{'floors':>8}{'arrows':>8}{'circles':>9}{'files':>7}{'lines':>8}"
     for package in packages:
         inside = rooms(graph, package)

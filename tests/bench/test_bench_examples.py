@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from v1lit.data.encoding import IGNORE, Encoded
+from v1lit.data.encode.encoding import IGNORE, Encoded
 
 START = 2048
 ABSENT = Path("absent")

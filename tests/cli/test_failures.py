@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from v1lit.cli.errors import LONGEST, UserError, guard, two_lines
 from v1lit.cli.failures import FAILURE, MISTAKE, Told, explain
-from v1lit.data.shards import ShardError
+from v1lit.data.errors import ShardError
 from v1lit.training.module import NonFiniteLossError
 
 

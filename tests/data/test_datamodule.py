@@ -12,9 +12,9 @@ from tiny_runs import BACKBONE, Noting, SaveAfter, fit, listed, make_data, names
 
 from v1lit.data.config import EncodingConfig, MixtureConfig, PackingConfig, SourceConfig
 from v1lit.data.datamodule import V1DataModule
-from v1lit.data.stream import ShardDataset
-from v1lit.data.val_loader import ValLoader
-from v1lit.data.windows import Ranks
+from v1lit.data.loading.dataset import ShardDataset
+from v1lit.data.loading.ranks import Ranks
+from v1lit.data.loading.val_loader import ValLoader
 
 pytestmark = pytest.mark.dependencies
 
@@ -103,7 +103,9 @@ def test_ranks_share_validation_in_equally_many_batches(
         loader = make_data(tmp_path, tmp_path).val_dataloader()
         assert isinstance(loader, ValLoader)
         monkeypatch.setattr(ValLoader, "_ranks", (rank, ranks))
-        monkeypatch.setattr("v1lit.data.val_loader.Ranks.of", lambda ranks: Ranks())  # no talk to others
+        monkeypatch.setattr(
+            "v1lit.data.loading.val_loader.Ranks.of", lambda ranks: Ranks()
+        )  # no talk to others
         seen.append([batch.ids for batch in loader])
         assert len(seen[-1]) == len(loader)
     assert len({len(batches) for batches in seen}) == 1

@@ -12,9 +12,9 @@ from lightning import Callback, LightningModule, Trainer
 
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.qwen import Qwen25VL
-from v1lit.data.batch import Batch
 from v1lit.data.config import EncodingConfig, PackingConfig, SourceConfig, StreamConfig
 from v1lit.data.datamodule import V1DataModule
+from v1lit.data.encode.batch import Batch
 from v1lit.data.synthetic import synthesize
 
 LENGTH = 330

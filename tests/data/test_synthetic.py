@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from v1lit.data.images import decode_image
+from v1lit.data.example.images import decode_image
 from v1lit.data.shards import Shard, list_shards
 from v1lit.data.synthetic import (
     KINDS,
@@ -513,5 +513,5 @@ def test_too_many_questions_for_a_scene_are_refused_with_the_reason(monkeypatch:
 
 
 def test_drawing_needs_no_torch() -> None:
-    code = "import sys, v1lit.data.synthetic, v1lit.data.show; sys.exit('torch' in sys.modules)"
+    code = "import sys, v1lit.data.synthetic, v1lit.data.tools.show; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

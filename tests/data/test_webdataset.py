@@ -13,8 +13,8 @@ import webdataset as wds
 from shard_cases import make, members_of, tar
 from shard_cases import write as write_shards
 
+from v1lit.data.errors import ShardError
 from v1lit.data.example import Example
-from v1lit.data.shards import ShardError
 from v1lit.data.webdataset import ExampleDataset
 
 COUNT = 12

@@ -16,10 +16,10 @@ from lightning.pytorch.loggers import Logger
 from safetensors.torch import load_file, save_file
 
 from v1lit.backbones.config import BackboneConfig
-from v1lit.data import reading
-from v1lit.data.batch import blank_batch
 from v1lit.data.config import PackingConfig, StreamConfig
-from v1lit.data.images import ImageError
+from v1lit.data.encode.batch import blank_batch
+from v1lit.data.example.images import ImageError
+from v1lit.data.loading import reading
 from v1lit.pointer.config import PointerConfig
 from v1lit.training.module import V1Module
 from v1lit.training.optimizer import OptimizerConfig

@@ -20,10 +20,10 @@ from elastic_runs import (
     write_shards,
 )
 
-from v1lit.data.catalog import Catalog
 from v1lit.data.config import MixtureConfig, PackingConfig, SourceConfig, StreamConfig
 from v1lit.data.example import Example
 from v1lit.data.shards import Shard
+from v1lit.data.shards.catalog import Catalog
 from v1lit.training.module import V1Module
 from v1lit.training.optimizer import OptimizerConfig
 

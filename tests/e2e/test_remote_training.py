@@ -24,12 +24,12 @@ from forked import run_all
 from lightning import Callback, Trainer
 from remote_shards import Chaos, SharedHandler, check_cache, fail_always, fetched, of, offer, stream
 
-from v1lit.data.catalog import Catalog
 from v1lit.data.config import MixtureConfig, PackingConfig
-from v1lit.data.prefetch import ShardPrefetcher
+from v1lit.data.errors import BadDataError
+from v1lit.data.loading.prefetch import ShardPrefetcher
+from v1lit.data.loading.sequence import open_sequence
 from v1lit.data.remote import ShardCache
-from v1lit.data.sequence import open_sequence
-from v1lit.data.skips import BadDataError
+from v1lit.data.shards.catalog import Catalog
 
 pytestmark = [needs_fork, pytest.mark.timeout(600), pytest.mark.slow]
 SHARDS = 8

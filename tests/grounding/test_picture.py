@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from v1lit.backbones.registry import get_backbone
-from v1lit.data.images import decode_image, read_header
+from v1lit.data.example.images import decode_image, read_header
 from v1lit.grounding import ImageError, PatchMap, Region, as_seen, draw_regions, draw_tokens, panel
 
 SIZE = (48, 32)

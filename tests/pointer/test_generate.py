@@ -9,7 +9,7 @@ import torch
 from families import FAMILIES, build, inputs, mixed, processor
 from transformers import DynamicCache
 
-from v1lit.data.batch import Batch, collate
+from v1lit.data.encode.batch import Batch, collate
 from v1lit.pointer.model import PointAndCopyModel
 
 pytestmark = pytest.mark.dependencies

@@ -11,7 +11,7 @@ from families import FAMILIES, build, inputs, mixed, processor, training_batch, 
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from v1lit.data.batch import collate
+from v1lit.data.encode.batch import collate
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.joint_loss import Pointers, first_pointers, pointer_cross_entropy
 from v1lit.pointer.layout import IGNORE

@@ -11,7 +11,7 @@ from families import FAMILIES, build, inputs, packed_batch, processor, training_
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from v1lit.data.batch import Batch, collate, flatten
+from v1lit.data.encode.batch import Batch, collate, flatten
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel
 

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from v1lit.backbones.load import freeze
-from v1lit.data.batch import Batch, flatten
+from v1lit.data.encode.batch import Batch, flatten
 from v1lit.training.flops import ModelFlops, Work, WorkSum
 
 pytestmark = pytest.mark.dependencies

@@ -12,8 +12,8 @@ from lightning import Callback
 from lightning.pytorch.strategies import DDPStrategy
 
 from v1lit.backbones.config import BackboneConfig
-from v1lit.data.batch import Batch
 from v1lit.data.config import EncodingConfig, PackingConfig
+from v1lit.data.encode.batch import Batch
 from v1lit.pointer.config import PointerConfig
 from v1lit.training.logged import names_in_training, names_in_validation
 from v1lit.training.module import NonFiniteLossError, V1Module

@@ -13,7 +13,7 @@ from PIL import Image
 
 import v1lit
 from v1lit.data.example import Example
-from v1lit.data.stream import ShardDataset
+from v1lit.data.loading.dataset import ShardDataset
 from v1lit.grounding.patch_map import PatchMap, region_tokens
 from v1lit.grounding.trace import parse_trace
 from v1lit.inference.predictor import Prediction

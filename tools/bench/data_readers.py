@@ -21,8 +21,8 @@ from data_shards import Shards
 from measure import MeasureError, last_line
 from PIL import Image
 
-from v1lit.data.images import decode_image
-from v1lit.data.stream import ShardDataset
+from v1lit.data.example.images import decode_image
+from v1lit.data.loading.dataset import ShardDataset
 
 CHUNK = 50
 """Examples that a contender reads before the next one's turn."""

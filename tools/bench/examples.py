@@ -20,7 +20,7 @@ from torch import Tensor
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.processor import Processor, load_processor
 from v1lit.data.config import EncodingConfig
-from v1lit.data.encoding import IGNORE, Encoded, encode
+from v1lit.data.encode.encoding import IGNORE, Encoded, encode
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "v1g_real"
 SEED = 0
@@ -111,7 +111,7 @@ def real(processor: Processor, data: Path) -> Iterator[Encoded]:
     """Training examples of a folder in the published row format, shuffled."""
     import pyarrow.parquet as pq
 
-    from v1lit.data.importers.v1g import row_to_example
+    from v1lit.data.sources.v1g import row_to_example
 
     table = pq.read_table(min(data.glob("train-*.parquet")))
     order = list(range(table.num_rows))

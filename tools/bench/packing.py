@@ -22,9 +22,9 @@ from rows import Row, print_rows, write_rows
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.processor import Processor, load_processor
 from v1lit.data.config import EncodingConfig, PackingConfig
-from v1lit.data.encoding import Encoded, encode
+from v1lit.data.encode.encoding import Encoded, encode
 from v1lit.data.example import Example
-from v1lit.data.packing import pack
+from v1lit.data.sampling.packing import pack
 from v1lit.data.synthetic import make_example
 
 LENGTH = 8192
@@ -63,7 +63,7 @@ def real(data: Path = DATA) -> Iterator[Example]:
     """All training examples of v1g_real, shuffled."""
     import pyarrow.parquet as pq
 
-    from v1lit.data.importers.v1g import row_to_example
+    from v1lit.data.sources.v1g import row_to_example
 
     rows = [row for file in sorted(data.glob("train-*.parquet")) for row in pq.read_table(file).to_pylist()]
     random.Random(0).shuffle(rows)

@@ -21,12 +21,12 @@ from typing import TypeVar
 from rows import Row, print_rows, write_rows
 
 from v1lit.data.config import MixtureConfig, StreamConfig
-from v1lit.data.plan.epoch import Layout, Progress, rank_rows
-from v1lit.data.plan.mixture import GlobalSequence
-from v1lit.data.plan.rest import SlotState
-from v1lit.data.plan.slots import Row as PlannedRow
-from v1lit.data.plan.slots import counted_rows
-from v1lit.data.sequence import open_sequence
+from v1lit.data.loading.sequence import open_sequence
+from v1lit.data.sampling.epoch import Layout, Progress, rank_rows
+from v1lit.data.sampling.mixture import GlobalSequence
+from v1lit.data.sampling.remaining import SlotState
+from v1lit.data.sampling.rows import Row as PlannedRow
+from v1lit.data.sampling.rows import counted_rows
 from v1lit.data.shards import ShardInfo, write_index
 
 BATCH = 8

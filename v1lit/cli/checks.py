@@ -15,8 +15,8 @@ from v1lit.cli.recipe import COMMAND_LINE, Recipe
 from v1lit.cli.schema import MOST_NAMED, dataclasses_of
 from v1lit.cli.trainer_arguments import refuse_arguments, refuse_arguments_here, usable_strategies
 from v1lit.data.config import SourceConfig
-from v1lit.data.mapping import ExampleMap
-from v1lit.data.sources import check_source
+from v1lit.data.encode.mapping import ExampleMap
+from v1lit.data.sources.registry import check_source
 
 
 def check_values(recipe: Recipe, config: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _import(argv: Sequence[str]) -> int:
-    from v1lit.data.importers import IMPORTERS, get_importer
+    from v1lit.data.sources.registry import IMPORTERS, get_importer
 
     parser = Parser(prog="v1lit data import", description="Rows in another format to WebDataset shards.")
     parser.add_argument("format", help=f"format of the rows: {', '.join(IMPORTERS)}")

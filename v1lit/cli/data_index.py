@@ -15,7 +15,7 @@ from v1lit.data.shards import index_shards
 if TYPE_CHECKING:
     from v1lit.backbones.processor import Processor
     from v1lit.data.config import EncodingConfig
-    from v1lit.data.mapping import ExampleMap
+    from v1lit.data.encode.mapping import ExampleMap
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,7 +53,7 @@ def _index(argv: Sequence[str]) -> int:
         sys.stderr.write(f"error: not one of the {index['examples']:,} examples can be used: {why}\n")
         return 1
     if tools is not None:
-        from v1lit.data.length_tables import write_lengths
+        from v1lit.data.lengths.store import write_lengths
 
         path = write_lengths(folder or ".", *tools, workers=given.workers, progress=given.progress)
         print(f"{path}: their lengths in tokens")

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from v1lit.cli.errors import Parser, a_path, guard, two_lines
+from v1lit.data.errors import ShardError
 from v1lit.data.reasons import in_words, listed_in, most_frequent
-from v1lit.data.shards import ShardError
 from v1lit.data.tools.reshard import SKIPPED_NAME, ReshardOptions, ReshardReport, reshard
 
 

@@ -33,7 +33,7 @@ def _show(argv: Sequence[str]) -> int:
     )
     given = parser.read(argv)
 
-    from v1lit.data.show import show
+    from v1lit.data.tools.show import show
 
     processor = None
     if given.backbone != "none":

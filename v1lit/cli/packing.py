@@ -13,7 +13,7 @@ from v1lit.cli.recipe import compose
 from v1lit.cli.recipe_cli import RecipeCLI
 from v1lit.console import Console, screen
 from v1lit.data.datamodule import V1DataModule
-from v1lit.data.encoding import Encoded, encode
+from v1lit.data.encode.encoding import Encoded, encode
 from v1lit.training.packing_check import PackingCheck, check_packing
 
 EXAMPLES = 6

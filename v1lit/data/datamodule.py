@@ -14,22 +14,32 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.processor import Processor, load_processor
-from v1lit.data.batch import Batch, blank_batch
-from v1lit.data.catalog import Catalog
 from v1lit.data.config import EncodingConfig, MixtureConfig, PackingConfig, SourceConfig, StreamConfig
-from v1lit.data.example import Example
-from v1lit.data.grouping import Grouping
-from v1lit.data.length_tables import known_table, measured_table
-from v1lit.data.lengths import LengthTable
-from v1lit.data.limits import check_limits
-from v1lit.data.loader import TrainLoader
-from v1lit.data.mapping import ExampleMap
-from v1lit.data.plan.epoch import Layout, Progress, steps_left
-from v1lit.data.plan.slots import Place
-from v1lit.data.reading import Lengths, RowReader
-from v1lit.data.sequence import OpenedSequence, open_sequence
-from v1lit.data.skips import FILE, SkipList
-from v1lit.data.sources import (
+from v1lit.data.encode.batch import Batch, blank_batch
+from v1lit.data.encode.mapping import ExampleMap
+from v1lit.data.example import Example, Place
+from v1lit.data.lengths.lookup import Lengths
+from v1lit.data.lengths.store import known_table, measured_table
+from v1lit.data.lengths.table import LengthTable
+from v1lit.data.loading.dataset import ShardDataset
+from v1lit.data.loading.loader import TrainLoader
+from v1lit.data.loading.ranks import Ranks
+from v1lit.data.loading.reading import RowReader
+from v1lit.data.loading.sequence import OpenedSequence, open_sequence
+from v1lit.data.loading.skips import FILE, SkipList
+from v1lit.data.loading.state import (
+    ReadingState,
+    difference,
+    progress_from_dict,
+    progress_to_dict,
+    set_batches_done,
+)
+from v1lit.data.loading.trainer_limits import check_limits
+from v1lit.data.loading.val_loader import ValLoader
+from v1lit.data.sampling.epoch import Layout, Progress, steps_left
+from v1lit.data.sampling.grouping import Grouping
+from v1lit.data.shards.catalog import Catalog
+from v1lit.data.sources.registry import (
     has_train,
     has_val,
     is_stream,
@@ -37,8 +47,6 @@ from v1lit.data.sources import (
     train_sources,
     val_location,
 )
-from v1lit.data.state import ReadingState, difference, progress_from_dict, progress_to_dict, set_batches_done
-from v1lit.data.stream import ShardDataset
 from v1lit.data.streams.loader import MakeRowReader, StreamLoader, StreamValLoader
 from v1lit.data.streams.source import PROMISES, StreamSource
 from v1lit.data.streams.state import (
@@ -48,8 +56,6 @@ from v1lit.data.streams.state import (
     stream_from_dict,
     stream_to_dict,
 )
-from v1lit.data.val_loader import ValLoader
-from v1lit.data.windows import Ranks
 
 
 class V1DataModule(LightningDataModule):

@@ -10,10 +10,11 @@ from typing import Any, Literal
 import torch
 import webdataset as wds
 
-from v1lit.data.catalog import Catalog
 from v1lit.data.config import StreamConfig
+from v1lit.data.errors import ShardError
 from v1lit.data.example import Example
-from v1lit.data.shards import Shard, ShardError
+from v1lit.data.shards import Shard
+from v1lit.data.shards.catalog import Catalog
 
 log = logging.getLogger(__name__)
 

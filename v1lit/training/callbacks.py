@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from v1lit.data.batch import Batch
+from v1lit.data.encode.batch import Batch
 from v1lit.training.loop_state import validate, validates_now
 
 

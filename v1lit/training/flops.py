@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from v1lit.backbones.efficiency import part_layers
 from v1lit.backbones.load import part_parameters
-from v1lit.data.batch import Batch
+from v1lit.data.encode.batch import Batch
 from v1lit.pointer.model import PointAndCopyModel
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from v1lit.backbones.attention import choose_attention
 from v1lit.backbones.config import BackboneConfig, as_options
-from v1lit.data.batch import Batch
 from v1lit.data.datamodule import V1DataModule
+from v1lit.data.encode.batch import Batch
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.joint_loss import choose_loss
 from v1lit.pointer.model import PointAndCopyModel, PointAndCopyOutput

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from v1lit.data.batch import Batch, collate, flatten
-from v1lit.data.encoding import Encoded
+from v1lit.data.encode.batch import Batch, collate, flatten
+from v1lit.data.encode.encoding import Encoded
 from v1lit.pointer.borrow import borrowed
 from v1lit.pointer.model import PointAndCopyModel
 

@@ -25,13 +25,13 @@ from v1lit.backbones.attention import choose_attention
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.processor import Processor
 from v1lit.backbones.registry import BUILTIN
-from v1lit.data.batch import Batch, collate, flatten
 from v1lit.data.config import EncodingConfig, SourceConfig, StreamConfig
 from v1lit.data.datamodule import V1DataModule
-from v1lit.data.encoding import Encoded, encode, encode_prompt
+from v1lit.data.encode.batch import Batch, collate, flatten
+from v1lit.data.encode.encoding import Encoded, encode, encode_prompt
 from v1lit.data.example import Example
-from v1lit.data.images import decode_image
-from v1lit.data.stream import ShardDataset
+from v1lit.data.example.images import decode_image
+from v1lit.data.loading.dataset import ShardDataset
 from v1lit.data.synthetic import synthesize
 from v1lit.inference.predictor import Predictor, load
 from v1lit.pointer.model import PointAndCopyModel

@@ -12,7 +12,7 @@ from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
-from v1lit.data.batch import Batch
+from v1lit.data.encode.batch import Batch
 from v1lit.training.flops import ModelFlops, WorkSum
 from v1lit.training.logged import MFU, RATES
 from v1lit.training.peak import Peak, find_peak, product_kind

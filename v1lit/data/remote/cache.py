@@ -102,7 +102,7 @@ class ShardCache:
         Raises:
             CacheError: the folder cannot be written.
         """
-        from v1lit.data.shards import sha256_of
+        from v1lit.files import sha256_of
 
         if not is_remote(location):
             return
@@ -149,7 +149,7 @@ class ShardCache:
 
     def _adopt(self, entry: _Entry) -> None:
         """Take in a file that has another inode than its note says: the folder was copied, say."""
-        from v1lit.data.shards import sha256_of
+        from v1lit.files import sha256_of
 
         note = read_json(entry.note)
         try:

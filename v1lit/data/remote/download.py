@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from v1lit.data.remote.body import Body, open_body
+from v1lit.data.remote.answer import Body
+from v1lit.data.remote.body import open_body
 from v1lit.data.remote.error import CacheError, ProblemError
 from v1lit.data.remote.retry import DEFAULT_RETRY, Retry
 

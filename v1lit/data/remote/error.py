@@ -6,7 +6,7 @@ import re
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from v1lit.data.shards.error import ShardError
+from v1lit.data.errors import ShardError
 
 ADVICE = {
     "unreachable": "data.stream.attempts and data.stream.timeout say how long to try",

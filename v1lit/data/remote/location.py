@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote, urlsplit, urlunsplit
 
+from v1lit.data.errors import ShardError
 from v1lit.data.remote.body import look_up, open_body
 from v1lit.data.remote.download import check_framed
 from v1lit.data.remote.error import RemoteError, shown
 from v1lit.data.remote.filesystem import call, open_filesystem, scheme_of
 from v1lit.data.remote.retry import DEFAULT_RETRY, Retry
-from v1lit.data.shards.error import ShardError
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from v1lit.data.remote.body import Body, Found
+from v1lit.data.remote.answer import Body, Found
 from v1lit.data.remote.error import ProblemError, is_final
 from v1lit.data.remote.filesystem import open_filesystem, run
 from v1lit.data.remote.retry import Retry

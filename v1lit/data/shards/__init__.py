@@ -8,7 +8,7 @@
 Any WebDataset reader opens them.
 """
 
-from v1lit.data.shards.error import KINDS, ShardError
+from v1lit.data.errors import KINDS, ShardError
 from v1lit.data.shards.index import (
     INDEX_NAME,
     MAX_INDEX_BYTES,
@@ -18,12 +18,10 @@ from v1lit.data.shards.index import (
     list_shards,
     read_index,
     read_sidecar,
-    sha256_of,
     shard_location,
     sidecar_location,
     sidecar_name,
     verify_shard,
-    write_atomically,
     write_index,
 )
 from v1lit.data.shards.make_index import index_shards
@@ -31,6 +29,7 @@ from v1lit.data.shards.member import MAX_EXAMPLE_BYTES, MAX_IMAGE_BYTES, MAX_JSO
 from v1lit.data.shards.reader import Shard, iter_shard
 from v1lit.data.shards.sidecar import MAX_SIDECAR_BYTES, ShardIndex, read_shard_index
 from v1lit.data.shards.writer import ShardWriter
+from v1lit.files import sha256_of, write_atomically
 
 __all__ = [
     "INDEX_NAME",

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-from v1lit.data.shards.error import DamageError
+from v1lit.data.errors import DamageError
 
 
 class RandomAccess:

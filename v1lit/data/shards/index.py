@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from v1lit.data.shards.error import ShardError
+from v1lit.data.errors import ShardError
 from v1lit.data.shards.sidecar import MAX_SIDECAR_BYTES, SUFFIX, ShardIndex, read_shard_index
+from v1lit.files import sha256_of, write_atomically
 from v1lit.paths import expand_path
 
 if TYPE_CHECKING:
@@ -265,23 +266,3 @@ def verify_shard(folder: str | Path, shard: ShardInfo) -> bool:
     except ShardError:
         return False
     return path.is_file() and path.stat().st_size == shard.bytes and sha256_of(path) == shard.sha256
-
-
-def sha256_of(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file aside, then give it its name. Text becomes UTF-8."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        aside.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise

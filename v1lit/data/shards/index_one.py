@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from v1lit.data.shards.error import DamageError, ShardError
+from v1lit.data.errors import DamageError, ShardError
 from v1lit.data.shards.file import RandomAccess
 from v1lit.data.shards.index import ShardInfo, ShardTable, is_url
 from v1lit.data.shards.member import counts

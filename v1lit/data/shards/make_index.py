@@ -9,8 +9,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
-from v1lit.data.pool import count_workers, ordered
-from v1lit.data.progress import progress_bar
 from v1lit.data.shards.compressed import hint_of_names
 from v1lit.data.shards.index import (
     INDEX_NAME,
@@ -20,11 +18,12 @@ from v1lit.data.shards.index import (
     read_index,
     shard_location,
     sidecar_name,
-    write_atomically,
     write_index,
 )
 from v1lit.data.shards.index_one import Task, index_one
+from v1lit.files import write_atomically
 from v1lit.paths import expand_path
+from v1lit.processes import count_workers, ordered, progress_bar
 
 MAX_LISTED = 100
 """So many problems are listed; all are counted."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from v1lit.data.errors import DamageError
 from v1lit.data.shards.compressed import explain_content
-from v1lit.data.shards.error import DamageError
 from v1lit.data.shards.names import common_keys, is_clutter, kind_of, misnamed, possible_keys
 from v1lit.data.shards.tar import BLOCK, Read, TarMember, walk
 

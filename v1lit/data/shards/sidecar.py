@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load, save
 
-from v1lit.data.shards.error import ShardError
+from v1lit.data.errors import ShardError
 from v1lit.data.shards.tar import BLOCK
 
 SIDECAR_VERSION = 1

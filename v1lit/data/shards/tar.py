@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from struct import Struct
 from typing import NamedTuple
 
-from v1lit.data.shards.error import DamageError
+from v1lit.data.errors import DamageError
 
 BLOCK = 512
 MAX_EXTENSION_BYTES = 2**20

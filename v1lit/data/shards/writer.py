@@ -12,12 +12,13 @@ from typing import Literal
 
 import numpy as np
 
+from v1lit.data.errors import DamageError
 from v1lit.data.example import Example
-from v1lit.data.shards.error import DamageError
-from v1lit.data.shards.index import ShardInfo, sidecar_name, write_atomically
+from v1lit.data.shards.index import ShardInfo, sidecar_name
 from v1lit.data.shards.member import counts, pack, unpack
 from v1lit.data.shards.sidecar import ShardIndex
 from v1lit.data.shards.tar import BLOCK
+from v1lit.files import write_atomically
 from v1lit.paths import expand_path
 
 _RECORD = 20 * BLOCK

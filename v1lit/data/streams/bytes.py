@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
+from v1lit.data.errors import DamageError, ShardError
 from v1lit.data.remote import Retry, is_remote, remote_chunks, shown
-from v1lit.data.shards import MAX_EXAMPLE_BYTES, ShardError
-from v1lit.data.shards.error import DamageError
+from v1lit.data.shards import MAX_EXAMPLE_BYTES
 from v1lit.data.streams.options import PIPE
 
 BLOCK = 512

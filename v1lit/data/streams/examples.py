@@ -9,12 +9,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from v1lit.data.example import Example
-from v1lit.data.plan.rest import SlotState
-from v1lit.data.plan.slots import Place, share
-from v1lit.data.reading import Opened
+from v1lit.data.errors import ShardError
+from v1lit.data.example import Example, Place
 from v1lit.data.remote import Retry
-from v1lit.data.shards import ShardError
+from v1lit.data.sampling.remaining import SlotState
+from v1lit.data.sampling.rows import share
+from v1lit.data.shards.examples import Opened
 from v1lit.data.streams.bytes import name_of
 from v1lit.data.streams.members import Members
 from v1lit.data.streams.place import Begin, ReaderState

@@ -11,18 +11,20 @@ from typing import NoReturn
 from lightning import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from v1lit.data.batch import Batch, Read
 from v1lit.data.config import StreamConfig
-from v1lit.data.grouping import Grouping
-from v1lit.data.reading import Made, Readable, RowReader
-from v1lit.data.skips import BadDataError, SkipList
-from v1lit.data.step_loader import StepLoader
+from v1lit.data.encode.batch import Batch, Read
+from v1lit.data.errors import BadDataError
+from v1lit.data.loading.reading import Made, RowReader
+from v1lit.data.loading.skips import SkipList
+from v1lit.data.loading.step_loader import StepLoader
+from v1lit.data.loading.val_loader import val_batches
+from v1lit.data.loading.workers import Workers
+from v1lit.data.sampling.grouping import Grouping
+from v1lit.data.shards.examples import Readable
 from v1lit.data.streams.examples import Readers, StreamFiles
 from v1lit.data.streams.place import Begin, RankState, ReaderState
 from v1lit.data.streams.reader import StreamMade, StreamReader
 from v1lit.data.streams.state import StreamLayout, StreamProgress
-from v1lit.data.val_loader import val_batches
-from v1lit.data.workers import Workers
 
 MakeRowReader = Callable[[Readable], RowReader]
 

@@ -9,11 +9,13 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from v1lit.data.grouping import Grouping
-from v1lit.data.plan.rest import SlotState
-from v1lit.data.plan.slots import Row
-from v1lit.data.reading import Made, Readable, RowReader, measure_at
-from v1lit.data.shards import ShardError
+from v1lit.data.errors import ShardError
+from v1lit.data.lengths.lookup import measure_at
+from v1lit.data.loading.reading import Made, RowReader
+from v1lit.data.sampling.grouping import Grouping
+from v1lit.data.sampling.remaining import SlotState
+from v1lit.data.sampling.rows import Row
+from v1lit.data.shards.examples import Readable
 from v1lit.data.streams.examples import Readers, StreamExamples
 from v1lit.data.streams.place import RankState, ReaderState
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from v1lit.data.config import SourceConfig, StreamConfig
+from v1lit.data.errors import ShardError
 from v1lit.data.example import Example
-from v1lit.data.sequence import random_order
-from v1lit.data.shards import ShardError
+from v1lit.data.loading.sequence import random_order
 from v1lit.data.streams.examples import StreamFiles
 from v1lit.data.streams.options import StreamOptions, files_of
 from v1lit.data.streams.samples import Sample, read_samples

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from v1lit.data.batch import Read
+from v1lit.data.encode.batch import Read
+from v1lit.data.loading.ranks import Ranks
 from v1lit.data.streams.place import Begin, RankState, ReaderState
-from v1lit.data.windows import Ranks
 
 
 class StreamLayout(NamedTuple):

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import TextIO
 
 from v1lit.data import shards
-from v1lit.data.pool import count_workers, ordered
-from v1lit.data.progress import progress_bar
 from v1lit.data.tools.content import fetch, scan_file
 from v1lit.data.tools.examine import Examined, Task, examine
 from v1lit.data.tools.find import Finding, ShardFile, find_shards
 from v1lit.data.tools.repeated import Place, RepeatedKeys
 from v1lit.paths import expand_path
+from v1lit.processes import count_workers, ordered, progress_bar
 
 KINDS = (*shards.KINDS, "missing", "unlisted", "index", "duplicate")
 """Kinds of findings: those of `ShardError`, and missing: a shard that the index names. unlisted: one that the

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from v1lit.data.errors import DamageError, ShardError
 from v1lit.data.remote import ShardCache, is_remote
-from v1lit.data.shards import ShardError, ShardIndex
-from v1lit.data.shards.error import DamageError
+from v1lit.data.shards import ShardIndex
 from v1lit.data.shards.file import RandomAccess
 from v1lit.data.shards.scan import Scan, checksums, scan_headers
 from v1lit.data.tools.find import ShardFile

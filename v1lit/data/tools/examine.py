@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from v1lit.data.images import ImageError, decode_image
-from v1lit.data.shards import INDEX_NAME, Shard, ShardError, ShardIndex, ShardInfo, read_sidecar
+from v1lit.data.errors import ShardError
+from v1lit.data.example.images import ImageError, decode_image
+from v1lit.data.shards import INDEX_NAME, Shard, ShardIndex, ShardInfo, read_sidecar
 from v1lit.data.shards.scan import Scan
 from v1lit.data.tools.content import fetch, index_of, scan_file
 from v1lit.data.tools.find import AGAIN, Finding, ShardFile

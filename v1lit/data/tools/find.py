@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from v1lit.data.errors import ShardError
 from v1lit.data.remote import exists, expand, is_open, is_pattern, is_remote, join, parent
-from v1lit.data.shards import INDEX_NAME, ShardError, ShardInfo, read_index, shard_location
+from v1lit.data.shards import INDEX_NAME, ShardInfo, read_index, shard_location
 from v1lit.data.shards.compressed import hint_of_names
 from v1lit.paths import expand_path
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from v1lit.data.config import MixtureConfig, StreamConfig
-from v1lit.data.sequence import open_sequence
+from v1lit.data.loading.sequence import open_sequence
 
 FIRST = 1_000
 """Examples at the beginning of an epoch that are looked at."""

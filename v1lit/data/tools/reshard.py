@@ -45,10 +45,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TextIO
 
-from v1lit.data.pool import count_workers, ordered
-from v1lit.data.progress import progress_bar
 from v1lit.data.remote import is_remote
-from v1lit.data.shards import ShardInfo, sidecar_name, write_atomically, write_index
+from v1lit.data.shards import ShardInfo, sidecar_name, write_index
 from v1lit.data.tools.find import Finding, Found, find_shards
 from v1lit.data.tools.reshard_shards import (
     CACHE_BYTES,
@@ -60,7 +58,9 @@ from v1lit.data.tools.reshard_shards import (
     write_shard,
 )
 from v1lit.data.tools.reshard_table import RepeatedIdError, Table, make_table
+from v1lit.files import write_atomically
 from v1lit.paths import expand_path
+from v1lit.processes import count_workers, ordered, progress_bar
 
 STAGING = ".reshard"
 SKIPPED_NAME = "skipped.jsonl"

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from v1lit.data.shards import Shard, ShardError, ShardInfo, ShardWriter
+from v1lit.data.errors import ShardError
+from v1lit.data.shards import Shard, ShardInfo, ShardWriter
 from v1lit.data.tools.content import fetch
 from v1lit.data.tools.find import Finding, ShardFile
 from v1lit.data.tools.permutation import Permutation

@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from v1lit.data.pool import ordered
-from v1lit.data.progress import progress_bar
-from v1lit.data.shards import ShardError, ShardIndex, read_sidecar, write_atomically
+from v1lit.data.errors import ShardError
+from v1lit.data.shards import ShardIndex, read_sidecar
 from v1lit.data.shards.scan import Scan
 from v1lit.data.tools.content import fetch, index_of, scan_file
 from v1lit.data.tools.find import AGAIN, Finding, ShardFile
 from v1lit.data.tools.repeated import RepeatedKeys, hash_keys
+from v1lit.files import write_atomically
+from v1lit.processes import ordered, progress_bar
 
 ROW = np.dtype([("start", "<i8"), ("end", "<i8"), ("crc32", "<u4"), ("shard", "<u4")])
 """One example: its bytes in its shard, their checksum, number of the shard."""

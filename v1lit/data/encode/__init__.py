@@ -1,0 +1,1 @@
+"""Examples as tokens and images, and several of them as a batch."""

@@ -1,0 +1,268 @@
+"""Example -> token ids and labels: conversation marks, image tokens, and regions as pointers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from v1lit.data.config import EncodingConfig
+from v1lit.data.example import Example, Message
+from v1lit.data.example.images import decode_image
+from v1lit.data.example.marks import IMAGE_MARKER, escape, unescape
+from v1lit.grounding.patch_map import PatchMap, region_tokens
+from v1lit.grounding.region import Region, format_box
+
+if TYPE_CHECKING:
+    from v1lit.backbones.processor import Processor
+
+IGNORE = -100
+
+
+class EncodingError(ValueError):
+    """An example that cannot become a sequence; the message names it."""
+
+
+@dataclass(frozen=True)
+class RegionSpan:
+    """A region's pointers within a sequence."""
+
+    name: str
+    region: Region
+    start: int
+    """Position of the first pointer, tokens."""
+    stop: int
+    """Position behind the last pointer, tokens."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One example as tensors, with what is needed to score and draw it."""
+
+    id: str
+    input_ids: Tensor
+    """`[tokens]`; `pointer_start + j` points to the example's image token j."""
+    labels: Tensor
+    """`[tokens]`, -100 where nothing is learned; not shifted."""
+    image_inputs: dict[str, Tensor]
+    """The backbone's image tensors, concatenated over the example's images; empty without an image."""
+    patch_maps: tuple[PatchMap, ...]
+    """One per image."""
+    regions: tuple[RegionSpan, ...]
+    unseen: tuple[str, ...] = ()
+    """Regions that no image token sees, such as those outside LLaVA's crop: written without pointers."""
+    cut: int = 0
+    """Tokens cut from the end to fit `max_tokens`."""
+
+
+def encode(example: Example, processor: Processor, config: EncodingConfig) -> Encoded:
+    """The whole example, for training.
+
+    Raises ImageError for an image that cannot be decoded, and EncodingError as `write`.
+    """
+    images = [decode_image(image) for image in example.images]
+    try:
+        image_inputs, patch_maps = processor.images(images)
+    except ValueError:
+        see(example, processor)  # Names the example and the image, where an image is the reason.
+        raise
+    written = write(example, patch_maps, processor, config)
+    kept = written.kept
+    return Encoded(
+        id=example.id,
+        input_ids=torch.tensor(written.ids[:kept]),
+        labels=torch.tensor(written.labels[:kept]),
+        image_inputs=image_inputs,
+        patch_maps=tuple(patch_maps),
+        regions=tuple(span for span in written.regions if span.stop <= kept),
+        unseen=tuple(written.unseen),
+        cut=len(written.ids) - kept,
+    )
+
+
+def see(example: Example, processor: Processor) -> list[PatchMap]:
+    """What the image tokens of an example see, one map per image, from the sizes of the images alone.
+
+    Raises EncodingError, naming example and image, for a size that the backbone refuses.
+    """
+    patch_maps = []
+    for number, image in enumerate(example.images):
+        try:
+            patch_maps.append(processor.patch_map(image.size))
+        except ValueError as error:
+            raise EncodingError(f"image {number} of example {example.id!r}: {error}") from error
+    return patch_maps
+
+
+def write(
+    example: Example, patch_maps: Sequence[PatchMap], processor: Processor, config: EncodingConfig
+) -> Written:
+    """Ids and labels of an example whose images have these patch maps, and how many of them are kept.
+
+    Raises EncodingError, naming the example, if an image does not fit `max_tokens` or nothing is left to
+    learn.
+    """
+    written = _write(example.messages, example.regions, patch_maps, processor, config)
+    written.kept = _fitting_length(example.id, written, config.max_tokens)
+    if written.labels[: written.kept].count(IGNORE) == written.kept:
+        raise EncodingError(
+            f"example {example.id!r} has {len(written.ids)} tokens and nothing to learn in its first "
+            f"{config.max_tokens}; raise data.encoding.max_tokens or make its images smaller"
+        )
+    return written
+
+
+def encode_prompt(
+    name: str,
+    messages: Sequence[Message],
+    images: Sequence[Image.Image],
+    processor: Processor,
+    config: EncodingConfig,
+) -> Encoded:
+    """For generation: a conversation that ends with the user's turn, up to where the answer begins.
+
+    `name` is for error messages. Raises EncodingError if it is longer than `max_tokens` or lacks an image.
+    """
+    marks = sum(message.content.count(IMAGE_MARKER) for message in messages)
+    if marks != len(images):
+        raise EncodingError(
+            f"{name!r} has {len(images)} images, but {marks} {IMAGE_MARKER} marks in its messages; where the "
+            f"word is meant, write {escape(IMAGE_MARKER)}"
+        )
+    image_inputs, patch_maps = processor.images(images)
+    written = _write(messages, {}, patch_maps, processor, config)
+    written.mark(processor.backbone.chat.marks("assistant")[0])
+    if len(written.ids) > config.max_tokens:
+        raise EncodingError(
+            f"the prompt of {name!r} has {len(written.ids)} tokens, more than the {config.max_tokens} of "
+            "data.encoding.max_tokens"
+        )
+    return Encoded(
+        id=name,
+        input_ids=torch.tensor(written.ids),
+        labels=torch.full((len(written.ids),), IGNORE),
+        image_inputs=image_inputs,
+        patch_maps=tuple(patch_maps),
+        regions=(),
+    )
+
+
+@dataclass
+class Written:
+    """Ids and labels as they grow, and the stretches that must stay whole."""
+
+    processor: Processor
+    config: EncodingConfig
+    patch_maps: Sequence[PatchMap]
+    ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    images: list[tuple[int, int]] = field(default_factory=list)
+    whole: list[tuple[int, int]] = field(default_factory=list)
+    regions: list[RegionSpan] = field(default_factory=list)
+    unseen: list[str] = field(default_factory=list)
+    kept: int = 0
+    """Tokens that fit `max_tokens`: the first so many; set by `write` when all are there."""
+
+    def mark(self, text: str, learn: bool = False) -> None:
+        """A mark of the conversation, such as `<|im_end|>`."""
+        self.tokens(self.processor.encode_text(text), learn)
+
+    def text(self, text: str, learn: bool) -> None:
+        """Somebody's words: marks in them are plain text."""
+        self.tokens(self.processor.encode_text(text, special=False), learn)
+
+    def tokens(self, ids: list[int], learn: bool) -> None:
+        learn = learn or self.config.supervise == "all"
+        self.ids.extend(ids)
+        self.labels.extend(ids if learn else [IGNORE] * len(ids))
+
+    def image(self) -> None:
+        """The next image: its marks and tokens, never learned."""
+        number, start = len(self.images), len(self.ids)
+        before, after = self.processor.backbone.chat.image
+        ids = [
+            *self.processor.encode_text(before),
+            *[self.processor.image_token_id] * len(self.patch_maps[number]),
+            *self.processor.encode_text(after),
+        ]
+        self.ids.extend(ids)
+        self.labels.extend([IGNORE] * len(ids))
+        self.images.append((start, len(self.ids)))
+
+    def region(self, name: str, region: Region, learn: bool) -> None:
+        """`<region>[x1, y1, x2, y2]pointers</region>`."""
+        start = len(self.ids)
+        coordinates = (
+            format_box(region.box, self.patch_maps[region.image].image_size)
+            if self.config.coordinates
+            else ""
+        )
+        self.text("<region>" + coordinates, learn)
+        pointers = region_tokens(self.patch_maps, region)
+        first = len(self.ids)
+        self.tokens([self.processor.pointer_start + token for token in pointers], learn)
+        if pointers:
+            self.regions.append(RegionSpan(name, region, first, len(self.ids)))
+        else:
+            self.unseen.append(name)
+        self.text("</region>", learn)
+        self.whole.append((start, len(self.ids)))
+
+
+def _write(
+    messages: Sequence[Message],
+    regions: Mapping[str, Region],
+    patch_maps: Sequence[PatchMap],
+    processor: Processor,
+    config: EncodingConfig,
+) -> Written:
+    written = Written(processor, config, patch_maps)
+    chat = processor.backbone.chat
+    written.mark(chat.start)
+    if chat.default_system is not None and (not messages or messages[0].role != "system"):
+        before, after = chat.marks("system")
+        written.mark(before + chat.default_system + after)
+    names = re.compile("|".join(map(re.escape, sorted(regions, key=len, reverse=True))) or r"(?!)")
+    for message in messages:
+        before, after = chat.marks(message.role)
+        written.mark(before)
+        _write_content(written, message, regions, names)
+        if message.role == "assistant":
+            written.mark(chat.stop, learn=True)
+            after = after.removeprefix(chat.stop)
+        written.mark(after)
+    return written
+
+
+def _write_content(
+    written: Written, message: Message, regions: Mapping[str, Region], names: re.Pattern[str]
+) -> None:
+    learn = message.role == "assistant"
+    for number, piece in enumerate(message.content.split(IMAGE_MARKER)):
+        if number > 0:
+            written.image()
+        position = 0
+        for match in names.finditer(piece):
+            written.text(unescape(piece[position : match.start()]), learn)
+            written.region(match.group(), regions[match.group()], learn)
+            position = match.end()
+        written.text(unescape(piece[position:]), learn)
+
+
+def _fitting_length(example_id: str, written: Written, max_tokens: int) -> int:
+    """Tokens to keep: at most `max_tokens`, moved back to the start of a stretch that must stay whole."""
+    if len(written.ids) <= max_tokens:
+        return len(written.ids)
+    for number, (start, stop) in enumerate(written.images):
+        if stop > max_tokens:
+            raise EncodingError(
+                f"image {number} of example {example_id!r} needs tokens {start} to {stop} of a sequence "
+                f"that may hold {max_tokens}; raise data.encoding.max_tokens or lower model.backbone.image's "
+                "max_side or max_pixels"
+            )
+    return min([max_tokens, *(start for start, stop in written.whole if start < max_tokens < stop)])

@@ -1,0 +1,65 @@
+"""`Lengths`: how long an example is, from a table or by reading it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from v1lit.backbones.processor import Processor
+from v1lit.data.config import EncodingConfig
+from v1lit.data.encode.encoding import EncodingError
+from v1lit.data.encode.mapping import ExampleMap
+from v1lit.data.errors import ShardError
+from v1lit.data.example.example import Example
+from v1lit.data.example.images import ImageError
+from v1lit.data.example.reference import Place
+from v1lit.data.lengths.length import LEFT_OUT, UNUSABLE, Length, measure
+from v1lit.data.lengths.table import LengthTable
+from v1lit.data.shards.examples import Examples, Readable
+
+
+class Lengths:
+    """How long the examples of some sources are once encoded: from a table, or read and measured."""
+
+    def __init__(
+        self,
+        examples: Examples,
+        tables: Sequence[LengthTable | None],
+        processor: Processor,
+        encoding: EncodingConfig,
+        map: ExampleMap | None = None,
+    ) -> None:
+        self.examples, self.tables, self.processor, self.encoding = examples, tables, processor, encoding
+        self.map = map
+        self._starts = [catalog.starts() for catalog in examples.catalogs]
+
+    @property
+    def known(self) -> bool:
+        """Whether no example has to be read for its length."""
+        return all(table is not None for table in self.tables)
+
+    def __call__(self, place: Place) -> Length | None:
+        """Of one example; None where the map leaves it out. Raises MapError."""
+        table = self.tables[place.source]
+        if table is not None:
+            number = int(self._starts[place.source][place.shard]) + place.number
+            columns = (table.tokens, table.image_tokens, table.images)
+            length = Length(*(int(column[number]) for column in columns))
+            return None if length.tokens == LEFT_OUT else length
+        return measure_at(place, self.examples, self.processor, self.encoding, self.map)
+
+
+def measure_at(
+    place: Place,
+    examples: Readable,
+    processor: Processor,
+    encoding: EncodingConfig,
+    map: ExampleMap | None = None,
+) -> Length | None:
+    """How long one example is, by reading it; None where the map leaves it out. Raises MapError."""
+    try:
+        example: Example | None = examples.read(place)
+        if example is not None and map is not None:
+            example = map(example, examples.file(place), place)
+        return None if example is None else measure(example, processor, encoding)
+    except (ShardError, EncodingError, ImageError):
+        return UNUSABLE

@@ -1,0 +1,160 @@
+"""Examples that could not be used: counted, listed in a file, and too many of them stop the run."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from v1lit.data.config import StreamConfig
+from v1lit.data.errors import BadDataError
+from v1lit.files import write_atomically
+
+FILE = "skipped.jsonl"
+AT_FIRST = 1_000
+"""Examples for which `max_bad_fraction` is granted from the beginning."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """One example that was left out."""
+
+    split: str
+    epoch: int
+    step: int
+    """Optimizer step of the epoch, from 0; in validation the batch."""
+    position: int
+    """In the epoch's global sequence."""
+    shard: str
+    key: str | None
+    number: int
+    """Of the example within its shard."""
+    kind: str
+    """One of `v1lit.data.shards.KINDS`."""
+    reason: str
+
+    @property
+    def identity(self) -> tuple[str, int, int, str]:
+        """What tells it from others; whole shards all have position -1."""
+        return self.split, self.epoch, self.position, self.shard
+
+    def is_before(self, epoch: int, step: int) -> bool:
+        """Whether a run that goes on at this step of training does not come upon it again."""
+        return self.split != "train" or (self.epoch, self.step) < (epoch, step)
+
+
+class SkipList:
+    """Skipped examples of a run, the same on every rank; rank 0 writes them to a file.
+
+    Args:
+        config: how many are allowed.
+        path: of the file, one JSON object per line; None to write none.
+    """
+
+    def __init__(self, config: StreamConfig, path: Path | None = None) -> None:
+        self.config, self.path = config, path
+        self.read = 0
+        self.left_out = 0
+        """Examples that the map has left out; they do not count as read."""
+        self.skipped: list[Skipped] = []
+        """In this process,"""
+        self.before: Counter[str] = Counter()
+        """and of every kind in the run that it goes on from."""
+        self._listed: set[tuple[str, int, int, str]] | None = None
+
+    @property
+    def count(self) -> int:
+        """Skipped examples of the run."""
+        return self.before.total() + len(self.skipped)
+
+    def count_of(self, epoch: int) -> int:
+        """Training examples that this process has seen skipped in an epoch."""
+        return sum(one.split == "train" and one.epoch == epoch for one in self.skipped)
+
+    def kinds(self, epoch: int, step: int) -> Counter[str]:
+        """How many of every kind were skipped before this step of training."""
+        return self.before + Counter(one.kind for one in self.skipped if one.is_before(epoch, step))
+
+    def resume(self, epoch: int, step: int, read: int, kinds: Mapping[str, int], left_out: int = 0) -> None:
+        """Take up the list of a run that goes on, without what was skipped at this step or later.
+
+        read, kinds, left_out: how many examples the run had read, skipped, and left out by its map; the same
+        on every rank, as what depends on them is.
+        """
+        self.read, self.before, self.skipped, self.left_out = read, Counter(kinds), [], left_out
+        if self.path is not None and self.path.is_file():
+            kept = [one for one in _listed_in(self.path) if one.is_before(epoch, step)]
+            write_atomically(self.path, "".join(map(_line, kept)))
+            self._listed = {one.identity for one in kept}
+
+    def note(self, read: int, skipped: Sequence[Skipped], in_a_row: int) -> None:
+        """Count examples that were asked for, and those of them that were skipped.
+
+        in_a_row: the longest unbroken sequence of skipped ones, on any rank.
+
+        Raises BadDataError if these are too many.
+        """
+        self.read += read
+        if not skipped:
+            return
+        self.skipped.extend(skipped)
+        self._write(skipped)
+        if self.config.on_bad == "stop":
+            raise BadDataError(f"{_of(skipped[0])}\nskip such examples with data.stream.on_bad=skip")
+        too_many = self.count > self.config.max_bad_fraction * max(self.read, AT_FIRST)
+        if too_many or in_a_row > self.config.max_bad_in_a_row:
+            limit = (
+                f"more than data.stream.max_bad_fraction={self.config.max_bad_fraction:g} allows"
+                if too_many
+                else f"more than data.stream.max_bad_in_a_row={self.config.max_bad_in_a_row} in a row"
+            )
+            raise BadDataError(f"{self.summary()}: {limit}; the last one: {_of(skipped[-1])}")
+
+    def note_left_out(self, count: int) -> None:
+        """Count examples that the map has left out.
+
+        Raises BadDataError where these are the first thousand, and all.
+        """
+        self.left_out += count
+        if count and not self.read and self.left_out >= AT_FIRST:
+            raise BadDataError(f"data.map leaves out every example so far, {self.left_out} of them")
+
+    def summary(self) -> str:
+        """How many were skipped, of how many, of which kinds, and where they are listed."""
+        kinds = self.before + Counter(one.kind for one in self.skipped)
+        which = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        where = f"; listed in {self.path}" if self.path is not None else ""
+        return f"skipped {self.count} of {self.read} examples ({which}){where}"
+
+    def _write(self, skipped: Iterable[Skipped]) -> None:
+        if self.path is None:
+            return
+        if self._listed is None:
+            self._listed = {one.identity for one in _listed_in(self.path)} if self.path.is_file() else set()
+        new = [one for one in skipped if one.identity not in self._listed]
+        if new:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("".join(map(_line, new)))
+        self._listed.update(one.identity for one in new)
+
+
+def _listed_in(path: Path) -> list[Skipped]:
+    """What a file lists; a line that was cut off when the run was killed is none."""
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError, TypeError):
+            found.append(Skipped(**json.loads(line)))
+    return found
+
+
+def _line(one: Skipped) -> str:
+    return json.dumps(asdict(one), ensure_ascii=False) + "\n"
+
+
+def _of(one: Skipped) -> str:
+    example = f"example {one.key!r}" if one.key is not None else f"example number {one.number}"
+    return f"{one.kind}: shard {one.shard}, {example}: {one.reason}"

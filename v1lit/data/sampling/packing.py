@@ -1,0 +1,153 @@
+"""Which examples share a row: packs that fill a given number of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from v1lit.data.config import PackingConfig
+from v1lit.data.encode.encoding import Encoded
+from v1lit.data.lengths.length import Length
+
+T = TypeVar("T")
+ROWS_AHEAD = 6
+"""Enough examples wait when they would fill so many rows: more fill rows hardly better."""
+UNREACHED = np.iinfo(np.int64).max // 2
+
+
+class PackingError(ValueError):
+    """An example that fits no row, or rows without a length; the message names it."""
+
+
+class Packer(Generic[T]):
+    """Chooses, of the items that wait, those that share the next row; knows nothing but their lengths.
+
+    Up to `config.look_ahead` items wait, fewer where they would fill `ROWS_AHEAD` rows. The one that has
+    waited longest opens the next row, and of all sets of the others the one that fills the rest best joins
+    it: a subset sum, solved exactly (see `fullest`). So an item leaves with the `look_ahead`-th row after it
+    was added, at the latest, and the n-th item is in one of the first n rows.
+
+    Raises PackingError for a config without a length.
+    """
+
+    def __init__(self, config: PackingConfig) -> None:
+        if config.length is None:
+            raise PackingError("data.packing.length is not set; give the tokens of a row")
+        self.config, self.length = config, config.length
+        self.waiting: list[_Item[T]] = []
+
+    @property
+    def items(self) -> list[T]:
+        """What waits, in the order in which it was added."""
+        return [one.item for one in self.waiting]
+
+    @property
+    def hungry(self) -> bool:
+        """Whether more items are wanted before the next row is chosen."""
+        tokens = sum(one.tokens for one in self.waiting)
+        return len(self.waiting) < self.config.look_ahead and tokens < ROWS_AHEAD * self.length
+
+    def problem(self, length: Length) -> str | None:
+        """Why an item of this length fits no row; None if it does."""
+        for value, what, key, limit in (
+            (length.tokens, "tokens", "length", self.length),
+            (length.images, "images", "max_images", self.config.max_images),
+            (length.image_tokens, "image tokens", "max_image_tokens", self.config.max_image_tokens),
+        ):
+            if limit is not None and value > limit:
+                return (
+                    f"it has {value} {what}, more than the {limit} of data.packing.{key}, so it fits no row; "
+                    f"{ADVICE[key].format(value=value)}"
+                )
+        return None
+
+    def add(self, item: T, length: Length) -> None:
+        """Let an item wait that has no `problem`."""
+        self.waiting.append(_Item(item, max(1, length.tokens), _load(length, self.config)))
+
+    def row(self) -> list[T]:
+        """The items of the next row, taken out; at least one must wait."""
+        first, others = self.waiting[0], self.waiting[1:]
+        sizes = [(one.tokens, one.load) for one in others]
+        chosen = set(fullest(sizes, self.length - first.tokens, _load_limit(self.config) - first.load))
+        self.waiting = [one for number, one in enumerate(others) if number not in chosen]
+        return [first.item, *(one.item for number, one in enumerate(others) if number in chosen)]
+
+
+def pack(examples: Iterable[Encoded], config: PackingConfig) -> Iterator[list[Encoded]]:
+    """Packs of at most `config.length` tokens: every example in exactly one, in an order of the input alone.
+
+    Raises PackingError, naming the example and the key, for one that exceeds the length or a cap by itself.
+    """
+    packer: Packer[Encoded] = Packer(config)
+    source = iter(examples)
+    while True:
+        while packer.hungry and (example := next(source, None)) is not None:
+            length = Length(
+                len(example.input_ids), sum(map(len, example.patch_maps)), len(example.patch_maps)
+            )
+            if problem := packer.problem(length):
+                raise PackingError(f"example {example.id!r}: {problem}")
+            packer.add(example, length)
+        if not packer.waiting:
+            return
+        yield packer.row()
+
+
+def fullest(sizes: Sequence[tuple[int, int]], room: int, spare: int) -> list[int]:
+    """The set of items `(tokens, load)` with most tokens within `room`, and with load within `spare`.
+
+    Dynamic programming over the sum of tokens, which keeps for every sum the set of least load: O(items x
+    room), exact. Items are tried in order until a set fills the room wholly, so earlier ones are preferred.
+    Gives their places, last one first.
+    """
+    least = np.full(room + 1, UNREACHED)
+    least[0] = 0
+    joins: list[np.ndarray] = []
+    for tokens, load in sizes:
+        joined = np.zeros(room + 1, dtype=bool)
+        if tokens <= room:
+            with_it = least[: room + 1 - tokens] + load
+            better = (with_it < least[tokens:]) & (with_it <= spare)
+            joined[tokens:] = better
+            least[tokens:][better] = with_it[better]
+        joins.append(joined)
+        if least[room] != UNREACHED:
+            break
+    total = int(np.flatnonzero(least != UNREACHED)[-1])
+    chosen = []
+    for place in reversed(range(len(joins))):
+        if joins[place][total]:
+            chosen.append(place)
+            total -= sizes[place][0]
+    return chosen
+
+
+@dataclass(frozen=True)
+class _Item(Generic[T]):
+    item: T
+    tokens: int
+    load: int
+    """How much of the image caps it takes, out of `_load_limit`."""
+
+
+def _load_limit(config: PackingConfig) -> int:
+    return (config.max_images or 1) * (config.max_image_tokens or 1)
+
+
+def _load(length: Length, config: PackingConfig) -> int:
+    """With both image caps, the larger of the two shares: within one limit on their sum, both caps hold."""
+    return max(
+        length.images * (config.max_image_tokens or 1) if config.max_images else 0,
+        length.image_tokens * (config.max_images or 1) if config.max_image_tokens else 0,
+    )
+
+
+ADVICE = {
+    "length": "raise it to {value} or more, or lower data.encoding.max_tokens",
+    "max_images": "raise it to {value} or more, or leave the example out",
+    "max_image_tokens": "raise it to {value} or more, or lower model.backbone.image's max_side or max_pixels",
+}

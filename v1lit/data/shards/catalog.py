@@ -1,0 +1,254 @@
+"""`Catalog`: the shards of one location, how many examples each holds, and how to open one."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import OrderedDict
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from v1lit.data.config import StreamConfig
+from v1lit.data.errors import ShardError
+from v1lit.data.remote import (
+    RemoteError,
+    Retry,
+    ShardCache,
+    exists,
+    expand,
+    is_open,
+    is_pattern,
+    is_remote,
+    join,
+    parent,
+    read_bytes,
+)
+from v1lit.data.sampling.source import Numbers
+from v1lit.data.shards import (
+    INDEX_NAME,
+    MAX_SIDECAR_BYTES,
+    Shard,
+    ShardIndex,
+    ShardInfo,
+    ShardTable,
+    read_index,
+    read_shard_index,
+    read_sidecar,
+    shard_location,
+    sidecar_location,
+    sidecar_name,
+)
+from v1lit.paths import expand_path
+
+log = logging.getLogger(__name__)
+
+MAX_OPEN_SHARDS = 32
+OPENED_AT_LAST = 10
+"""How often a shard is fetched that others delete from the cache before it is open."""
+
+
+Listed = tuple[str, str | None, ShardTable | None, int]
+"""A shard: its location, folder and table of the index that lists it (or None), its number in the table."""
+
+
+def _listed(location: str, retry: Retry) -> Iterator[Listed]:
+    """The shards of a location in order, each with its line of an index as far as one is there."""
+    if _is_folder(location):
+        if exists(join(location, INDEX_NAME), retry):
+            yield from _of_index(location, retry)
+            return
+        location = join(location, "*.tar")
+    files = expand(location, retry)
+    known: dict[str, Listed] = {}
+    for folder in dict.fromkeys(map(parent, files)):
+        if is_open(join(folder, INDEX_NAME), retry):
+            known |= {one[0]: one for one in _of_index(folder, retry)}
+    for file in files:
+        yield known.get(file) or known.get(f"./{file}") or (file, None, None, 0)
+
+
+def _of_index(folder: str, retry: Retry) -> Iterator[Listed]:
+    table: ShardTable = read_index(folder, retry)["shards"]
+    for number, file in enumerate(table.files):
+        yield shard_location(folder, file), folder, table, number
+
+
+def _is_folder(location: str) -> bool:
+    return not is_pattern(location) if is_remote(location) else Path(location).is_dir()
+
+
+class Catalog:
+    """Shards in their listed order. With an index, opening one reads no tar headers, and counts are known.
+
+    Args:
+        location: a folder with an index.json, or without one; a tar file; or a pattern such as
+            `data/*/shard-*.tar` or `https://host/shard-{000..099}.tar`, whose folders may have an index.json.
+        config: cache and retries for remote shards.
+
+    Raises:
+        ValueError: no shards, or an index that cannot be read.
+    """
+
+    def __init__(self, location: str | Path, config: StreamConfig | None = None) -> None:
+        self.location, self.config = expand_path(location), config or StreamConfig()
+        self.retry = self.config.retry
+        self.files: list[str] = []
+        self._folders: list[str | None] = []
+        self._tables: list[ShardTable | None] = []
+        self._numbers: list[int] = []
+        counts = []
+        for file, folder, table, number in _listed(self.location, self.retry):
+            self.files.append(file)
+            self._folders.append(folder)
+            self._tables.append(table)
+            self._numbers.append(number)
+            counts.append(-1 if table is None else int(table.examples[number]))
+        if not counts:
+            raise ValueError(
+                f"{location}: its {INDEX_NAME} names no shards; where an import has rejected every row, its "
+                "rejected.jsonl says why"
+            )
+        self.counts: Numbers = np.array(counts, dtype=np.int64)
+
+    @property
+    def indexed(self) -> bool:
+        """Whether the examples of all shards are counted."""
+        return bool((self.counts >= 0).all())
+
+    @cached_property
+    def content(self) -> str:
+        """Hexadecimal digits that change when the shards do; without an index, when their names do."""
+        digest = hashlib.sha256()
+        for file, table, number in zip(self.files, self._tables, self._numbers, strict=True):
+            digest.update((file if table is None else table.sha256[number]).encode() + b"\n")
+        return digest.hexdigest()
+
+    @cached_property
+    def remote(self) -> bool:
+        """Whether some shards come over a network."""
+        return any(is_remote(file) for file in self.files)
+
+    @property
+    def examples(self) -> int | None:
+        """Examples of all shards; None without an index."""
+        return int(self.counts.sum()) if self.indexed else None
+
+    def starts(self) -> Numbers:
+        """Place of the first example of every shard, and behind the last one, `[shards + 1]`."""
+        return np.concatenate([[0], np.cumsum(self.counts)])
+
+    def index(self, shard: int) -> ShardIndex | None:
+        """Where the examples of one shard lie; None where it has no index. Raises ShardError."""
+        folder, info = self._folders[shard], self._info(shard)
+        if folder is None or info is None:
+            return None
+        sidecar = sidecar_location(folder, info.file)
+        if not is_remote(sidecar):
+            return read_sidecar(folder, info)
+        # Kept, because of many shards in use each is opened many times.
+        try:
+            path = self.cache.fetch(sidecar)
+        except RemoteError as error:
+            last = f"{error.last} (of {sidecar_name(info.file)})"
+            raise RemoteError(self.files[shard], error.attempts, last, error.kind, error.status) from error
+        data = read_bytes(str(path), MAX_SIDECAR_BYTES)
+        return read_shard_index(data, shard=self.files[shard], examples=info.examples, size=info.bytes)
+
+    def _info(self, shard: int) -> ShardInfo | None:
+        table = self._tables[shard]
+        return None if table is None else table[self._numbers[shard]]
+
+    @cached_property
+    def cache(self) -> ShardCache:
+        """Where remote shards are kept."""
+        return ShardCache(self.config.cache_folder / "shards", int(self.config.cache_gb * 1e9), self.retry)
+
+    def fetch(self, shard: int) -> Path:
+        """Path of one shard on a local disk. Raises ShardError where it cannot be had."""
+        file, info = self.files[shard], self._info(shard)
+        if not is_remote(file):
+            return Path(file)
+        return self.cache.fetch(file) if info is None else self.cache.fetch(file, info.bytes, info.sha256)
+
+    def open(self, shard: int) -> Shard:
+        """Open one shard for reading in any order. Raises ShardError."""
+        for left in reversed(range(OPENED_AT_LAST)):
+            try:
+                index = self.index(shard)
+                return Shard(self.fetch(shard), name=self.files[shard], index=index)
+            except ShardError as error:
+                # Between fetching and opening, another process may have made room in the cache.
+                if not left or error.kind != "unreachable" or isinstance(error, RemoteError):
+                    raise
+        raise AssertionError("unreachable")
+
+    def may_mend(self, shard: int, error: ShardError) -> bool:
+        """Whether an error may come from a damaged copy of a remote shard, rather than from the shard."""
+        kinds = ("shard", "checksum", "member")
+        if isinstance(error, RemoteError) or error.kind not in kinds or not is_remote(self.files[shard]):
+            return False
+        # With an index, members are looked at only after their checksum was found to be right.
+        return error.kind != "member" or self._tables[shard] is None
+
+    def discard(self, shard: int) -> None:
+        """Delete the copies of a remote shard and its index, unless they are right. Raises CacheError."""
+        folder, info = self._folders[shard], self._info(shard)
+        self.cache.discard(self.files[shard], None if info is None else info.sha256)
+        if folder is not None and info is not None:
+            self.cache.discard(sidecar_location(folder, info.file))
+
+    def open_numbered(self, number: str | Path, index: ShardIndex | None = None) -> Shard:
+        """`open`, for those who know shards by a text."""
+        return self.open(int(str(number)))
+
+
+class OpenShards:
+    """The shards in use, opened when needed; of too many, the one not used for longest is closed.
+
+    A shard that could not be opened is not tried again in this process. A remote one that is damaged is
+    fetched anew first, once.
+    """
+
+    def __init__(self, catalogs: list[Catalog]) -> None:
+        self._catalogs = catalogs
+        self._open: OrderedDict[tuple[int, int], Shard] = OrderedDict()
+        self._broken: dict[tuple[int, int], ShardError] = {}
+        self._renewed: set[tuple[int, int]] = set()
+
+    def get(self, source: int, shard: int) -> Shard:
+        """A shard of a source. Raises ShardError."""
+        key = (source, shard)
+        if key in self._broken:
+            raise self._broken[key].with_traceback(None)  # which would grow with every time
+        if key not in self._open:
+            try:
+                self._open[key] = self._catalogs[source].open(shard)
+            except ShardError as error:
+                if self.renew(source, shard, error):
+                    return self.get(source, shard)
+                self._broken[key] = error
+                raise
+            if len(self._open) > MAX_OPEN_SHARDS:
+                self._open.popitem(last=False)[1].close()
+        self._open.move_to_end(key)
+        return self._open[key]
+
+    def renew(self, source: int, shard: int, error: ShardError) -> bool:
+        """After an error of a shard: whether it is worth another try, fetched anew. Raises CacheError."""
+        key, catalog = (source, shard), self._catalogs[source]
+        if key in self._renewed or not catalog.may_mend(shard, error):
+            return False
+        self._renewed.add(key)
+        log.warning("%s; its copy in the cache may be damaged: fetching it again", error)
+        if key in self._open:
+            self._open.pop(key).close()
+        catalog.discard(shard)
+        return True
+
+    def close(self) -> None:
+        """Close all."""
+        while self._open:
+            self._open.popitem()[1].close()

@@ -1,0 +1,87 @@
+"""`Examples`: the examples of several sources, read in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+from v1lit.data.errors import ShardError
+from v1lit.data.example.example import Example
+from v1lit.data.example.reference import Place
+from v1lit.data.shards.catalog import Catalog, OpenShards
+from v1lit.data.shards.reader import Shard
+
+T = TypeVar("T")
+
+
+class Examples:
+    """The examples of several sources, read in any order. Sent to other processes, it opens files there."""
+
+    def __init__(self, catalogs: Sequence[Catalog]) -> None:
+        self.catalogs = list(catalogs)
+        self._open = OpenShards(self.catalogs)
+
+    def read(self, place: Place) -> Example:
+        """One example. Raises ShardError."""
+        return self.use(place, lambda shard: shard.example(place.number))
+
+    def use(self, place: Place, action: Callable[[Opened], T]) -> T:
+        """Do something with the open shard of a place; once more where a new copy of it may help.
+
+        Raises:
+            ShardError: the shard cannot be opened, or as the action raises.
+        """
+        shard = self.shard(place.source, place.shard)
+        try:
+            return action(shard)
+        except ShardError as error:
+            if not self._open.renew(place.source, place.shard, error):
+                raise
+        return action(self.shard(place.source, place.shard))
+
+    def shard(self, source: int, shard: int) -> Shard:
+        """A shard of a source, open. Raises ShardError."""
+        return self._open.get(source, shard)
+
+    def key(self, place: Place) -> str | None:
+        """Name of an example, as far as it can be read."""
+        try:
+            return self._open.get(place.source, place.shard).key(place.number)
+        except ShardError:
+            return None
+
+    def file(self, place: Place) -> str:
+        """Location of the shard that an example is in."""
+        return self.catalogs[place.source].files[place.shard]
+
+    def __getstate__(self) -> list[Catalog]:
+        return self.catalogs
+
+    def __setstate__(self, catalogs: list[Catalog]) -> None:
+        self.__init__(catalogs)  # type: ignore[misc]
+
+
+class Opened(Protocol):
+    """A shard as far as reading examples needs it."""
+
+    @property
+    def name(self) -> str: ...
+
+    def example(self, number: int) -> Example:
+        """One example. Raises ShardError."""
+
+
+class Readable(Protocol):
+    """Examples that can be read by their place."""
+
+    def use(self, place: Place, action: Callable[[Opened], T]) -> T:
+        """Do something with the open shard of a place. Raises ShardError."""
+
+    def read(self, place: Place) -> Example:
+        """One example. Raises ShardError."""
+
+    def key(self, place: Place) -> str | None:
+        """Name of an example, as far as it can be read."""
+
+    def file(self, place: Place) -> str:
+        """Location of the shard that an example is in."""

@@ -1,0 +1,1 @@
+"""Where examples come from: shards that exist, those that are made or imported, streams."""

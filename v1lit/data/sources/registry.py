@@ -1,0 +1,239 @@
+"""Where shards come from: each source is a function that leaves them in `folder/train` and `folder/val`."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from v1lit.data.config import MixtureConfig, SourceConfig
+from v1lit.data.remote import DEFAULT_RETRY, Retry, exists, expand, is_pattern, is_remote, join
+from v1lit.data.shards import INDEX_NAME
+from v1lit.data.shards.compressed import hint_of_names
+from v1lit.data.streams.options import check_stream
+
+VAL_SEED = 1_000_003
+"""Added to the seed of the training scenes, so that no scene is in both sets."""
+
+Source = Callable[..., None]
+
+
+def is_stream(config: SourceConfig) -> bool:
+    """Whether the training data are read from front to back: see `v1lit.data.streams`."""
+    return config.name == "webdataset"
+
+
+def train_sources(config: SourceConfig, retry: Retry = DEFAULT_RETRY) -> list[MixtureConfig]:
+    """Where the training shards are: the mixture, or `train/` of the folder, or the folder itself.
+
+    Raises ValueError for a stream.
+    """
+    if is_stream(config):
+        raise ValueError(
+            "data.source.name is 'webdataset', a stream: its shards have no index, which this needs; make "
+            "one with `v1lit data index` and use data.source.name=shards"
+        )
+    if config.mixture:
+        return config.mixture
+    if _names_shards(config.folder):
+        return [MixtureConfig(config.folder)]
+    train = join(config.folder, "train")
+    below = _holds_shards(train, retry) or not _holds_shards(config.folder, retry)
+    return [MixtureConfig(train if below else config.folder)]
+
+
+def val_location(config: SourceConfig) -> str:
+    """Where the validation shards are, if there are any."""
+    return config.val or join(config.folder, "val")
+
+
+def has_train(config: SourceConfig, retry: Retry = DEFAULT_RETRY) -> bool:
+    """Whether the training shards are there."""
+    return is_stream(config) or all(_holds_shards(one.shards, retry) for one in train_sources(config, retry))
+
+
+def has_val(config: SourceConfig, retry: Retry = DEFAULT_RETRY) -> bool:
+    """Whether there are validation shards."""
+    if is_stream(config):
+        return config.val is not None or config.options.get("val_path") is not None
+    if config.val is None and _names_shards(config.folder):
+        return False
+    return config.val is not None or _holds_shards(val_location(config), retry)
+
+
+def _names_shards(location: str) -> bool:
+    """Whether a location is a file or a pattern, so that no folders lie below it."""
+    return is_pattern(location) and (is_remote(location) or not Path(location).is_dir())
+
+
+def _holds_shards(location: str, retry: Retry) -> bool:
+    """Whether a location has an index, or shards without one."""
+    if is_remote(location):
+        return (
+            is_pattern(location)
+            or exists(join(location, INDEX_NAME), retry)
+            or _lists_shards(location, retry)
+        )
+    folder = Path(location)
+    if not folder.is_dir():
+        return folder.is_file() or is_pattern(location)
+    return (folder / INDEX_NAME).is_file() or any(folder.glob("*.tar"))
+
+
+def _lists_shards(url: str, retry: Retry) -> bool:
+    """Whether a remote folder can be listed, and holds shards."""
+    try:
+        return bool(expand(join(url, "*.tar"), retry))
+    except ValueError:
+        return False
+
+
+def shards_source(folder: Path, path: str | None) -> None:
+    """Shards that are there already."""
+
+
+def synthetic_source(
+    folder: Path,
+    path: str | None,
+    *,
+    examples: int = 4096,
+    val_examples: int = 256,
+    seed: int = 0,
+    look: list[str] | None = None,
+    image_size: list[int] | None = None,
+    kinds: list[str] | None = None,
+    questions_per_scene: int = 1,
+) -> None:
+    """Drawn scenes, made once. Held-out scenes have one question each, whatever the training scenes have."""
+    from v1lit.data.synthetic import synthesize
+
+    given: dict[str, Any] = {"look": look, "image_size": image_size, "kinds": kinds}
+    given = {name: value for name, value in given.items() if value is not None}
+    synthesize(
+        folder / "train", examples=examples, seed=seed, questions_per_scene=questions_per_scene, **given
+    )
+    synthesize(folder / "val", examples=val_examples, seed=seed + VAL_SEED, **given)
+
+
+def check_synthetic(options: Mapping[str, Any]) -> None:
+    """Raise ValueError for option values that cannot be drawn."""
+    from v1lit.data.synthetic.generate import check_setting
+
+    for name, value in options.items():
+        if value is not None:
+            setting = "examples" if name == "val_examples" else name
+            check_setting(setting, value, shown=f"data.source.options.{name}")
+
+
+def v1g_source(folder: Path, path: str | None, *, workers: int | None = None) -> None:
+    """Rows in the published v1g format, imported once."""
+    from v1lit.data.sources.v1g import import_v1g
+
+    if path is None:
+        raise ValueError(
+            "data.source.name is 'v1g', which needs data.source.path: a parquet file, a folder or a hub id"
+        )
+    failed = import_v1g(path, folder, workers=workers).failed
+    if failed is not None:
+        raise ValueError(f"data.source.path {path!r} could not be imported: {failed}")
+
+
+def webdataset_source(
+    folder: Path,
+    path: str | None,
+    *,
+    members: Mapping[str, Any] | None = None,
+    shuffle: int = 1000,
+    val_path: str | None = None,
+) -> None:
+    """A stream, which is read as it is."""
+
+
+SOURCES: Mapping[str, Source] = {
+    "shards": shards_source,
+    "synthetic": synthetic_source,
+    "v1g": v1g_source,
+    "webdataset": webdataset_source,
+}
+CHECKS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {"synthetic": check_synthetic}
+"""What is wrong with the values of a source's options can be told before anything is written."""
+
+
+def check_source(config: SourceConfig) -> None:
+    """Raise ValueError for a source that does not exist or options that it does not take."""
+    if config.name not in SOURCES:
+        raise ValueError(_unknown("data.source.name", config.name, list(SOURCES)))
+    allowed = [
+        name
+        for name, parameter in inspect.signature(SOURCES[config.name]).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
+    for name in config.options:
+        if name not in allowed:
+            problem = _unknown(f"option of the {config.name} source", name, allowed)
+            raise ValueError(
+                f"data.source.options: {problem}; options that another file set are cleared with "
+                "--data.source.options={}"
+            )
+    if is_stream(config):
+        check_stream(config)
+    CHECKS.get(config.name, lambda options: None)(config.options)
+
+
+def prepare_source(config: SourceConfig, retry: Retry = DEFAULT_RETRY) -> None:
+    """Make sure that the shards of `config` exist. Raises ValueError for mistakes in it."""
+    check_source(config)
+    if config.name == "shards":
+        _check_shards(config, retry)
+        return
+    SOURCES[config.name](Path(config.folder), config.path, **config.options)
+
+
+def _check_shards(config: SourceConfig, retry: Retry) -> None:
+    val = val_location(config)
+    if not is_remote(val) and not _holds_shards(val, retry) and (hint := hint_of_names(val)):
+        raise ValueError(f"{val} holds no shards to validate on{hint}")
+    if config.mixture or has_train(config, retry):
+        return
+    if is_remote(config.folder):
+        raise ValueError(
+            f"data.source.folder is {config.folder!r}, but neither it nor its train/ has an {INDEX_NAME}: "
+            "give a pattern such as .../shard-{000..099}.tar, or make an index in a folder here with "
+            "`v1lit data index PATTERN --out FOLDER` and give that folder"
+        )
+    raise ValueError(
+        f"data.source.folder is {config.folder!r}, but neither it nor its train/ holds shards"
+        + (
+            hint_of_names(config.folder, join(config.folder, "train"))
+            or "; write some with `v1lit data import` or `v1lit data synth`, or choose data.source.name "
+            "synthetic or v1g"
+        )
+    )
+
+
+def _unknown(what: str, given: str, allowed: list[str]) -> str:
+    near = get_close_matches(given, allowed, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"unknown {what} {given!r}{hint}; allowed: {', '.join(allowed) or 'none'}"
+
+
+IMPORTERS = {"v1g": "v1lit.data.sources.v1g:import_v1g"}
+"""Name on the command line -> "module:function" with the arguments (source, out, *, ...) -> ImportReport."""
+
+
+def get_importer(name: str) -> Callable[..., Any]:
+    """The import function of that name; its module is imported only now.
+
+    Raises:
+        ValueError: no such importer; lists those that exist.
+    """
+    if name not in IMPORTERS:
+        near = difflib.get_close_matches(name, IMPORTERS, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"there is no importer {name!r}{hint}; there are: {', '.join(IMPORTERS)}")
+    module, function = IMPORTERS[name].split(":")
+    return getattr(import_module(module), function)

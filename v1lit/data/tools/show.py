@@ -1,0 +1,235 @@
+"""Looking at examples: image, regions, conversation and what is learned of it, as a page or a picture."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from v1lit.data.example import Example
+from v1lit.data.example.images import decode_image
+from v1lit.data.shards import INDEX_NAME, Shard, list_shards
+from v1lit.data.tools.show_page import GREY, INK, RED, Card, Piece, render_html, render_png
+from v1lit.grounding.draw import draw_regions
+from v1lit.grounding.region import Region
+from v1lit.grounding.trace import parse_trace
+from v1lit.paths import expand_path
+
+if TYPE_CHECKING:
+    from v1lit.backbones.processor import Processor
+    from v1lit.data.config import EncodingConfig
+
+PALETTE = (
+    "#c1121f",
+    "#0057d9",
+    "#0a7d33",
+    "#8f2bbd",
+    "#b85c00",
+    "#007c89",
+    "#c2187a",
+    "#5a6b00",
+    "#5b4bd6",
+    "#7a4a2b",
+)
+"""Colours of regions, in order, again from the start after the last; all dark enough to be read on white."""
+IMAGE_SIDE = 448
+"""Longer side of a picture on the page, in pixels."""
+
+
+def show(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    n: int = 8,
+    processor: Processor | None = None,
+    encoding: EncodingConfig | None = None,
+    seed: int = 0,
+) -> Path:
+    """Draw `n` examples of a folder of shards, or of one shard, to the file `out`; give its path back.
+
+    Args:
+        source: a folder with shards, or a `.tar` file. Of a folder with splits, `train` is shown.
+        out: `.html` for a self-contained page, `.png` for one picture.
+        n: how many examples, chosen by `seed` and shown in the order of the shards.
+        processor: where given, every example is encoded as well and its tokens are shown, coloured by whether
+            the loss learns them.
+        encoding: how to encode; the defaults if None.
+        seed: chooses the examples.
+
+    Raises:
+        ValueError: for another suffix than those two, a source without examples, or n below 1.
+    """
+    out, source = Path(expand_path(out)), expand_path(source)
+    renderers = {".html": render_html, ".htm": render_html, ".png": render_png}
+    if out.suffix.lower() not in renderers:
+        raise ValueError(f"{out} ends in {out.suffix or 'no suffix'!r}; allowed: .html, .png")
+    if n < 1:
+        raise ValueError(f"n is {n}; at least 1 example is needed")
+    source = _with_index(Path(source))
+    cards = [_card(shard, number, processor, encoding) for shard, number in _pick(source, n, seed)]
+    page = renderers[out.suffix.lower()](f"{source}: {len(cards)} examples", cards)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_name(f".{out.name}.{os.getpid()}.part")
+    aside.write_bytes(page)
+    os.replace(aside, out)
+    return out
+
+
+def _with_index(source: Path) -> Path:
+    """The folder of the shards: that of the training split where there are splits."""
+    train = source / "train"
+    return train if (train / INDEX_NAME).is_file() and not (source / INDEX_NAME).is_file() else source
+
+
+def _pick(source: Path, n: int, seed: int) -> Iterator[tuple[Shard, int]]:
+    """Shards, opened, and numbers of `n` of their examples; only the shards that hold them are opened."""
+    counts = _counts(source)
+    total = sum(counts.values())
+    if total == 0:
+        raise ValueError(f"{source} holds no examples")
+    chosen = sorted(random.Random(seed).sample(range(total), min(n, total)))
+    start = 0
+    for path, count in counts.items():
+        here = [position - start for position in chosen if start <= position < start + count]
+        start += count
+        if here:
+            with Shard(path) as shard:
+                yield from ((shard, number) for number in here)
+
+
+def _counts(source: Path) -> dict[Path, int]:
+    """Examples in every shard: as the folder's index says, or as counted in a single shard."""
+    if not source.exists():
+        raise ValueError(f"{source} does not exist; give a folder of shards or a .tar file")
+    if source.is_dir():
+        return {source / info.file: info.examples for info in list_shards(source)}
+    with Shard(source) as shard:
+        return {source: len(shard)}
+
+
+def _card(shard: Shard, number: int, processor: Processor | None, encoding: EncodingConfig | None) -> Card:
+    card = Card(title=shard.keys[number], subtitle=shard.path.name)
+    try:
+        example = shard.example(number)
+        images = [decode_image(image) for image in example.images]
+    except ValueError as error:
+        card.sections.append(("unreadable", [Piece(str(error), color=RED)]))
+        return card
+    card.title = example.id
+    colors = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(example.regions)}
+    details = (example.source, ", ".join(f"{w} x {h}" for w, h in (i.size for i in images)), shard.path.name)
+    card.subtitle = " · ".join(filter(None, details))
+    card.images = [_with_regions(image, k, example.regions, colors) for k, image in enumerate(images)]
+    for message in example.messages:
+        card.sections.append((message.role, color_names(message.content, colors)))
+    if processor is not None:
+        card.sections.append(("tokens", _token_pieces(example, processor, encoding, colors)))
+    return card
+
+
+def _with_regions(
+    image: Image.Image, number: int, regions: Mapping[str, Region], colors: Mapping[str, str]
+) -> Image.Image:
+    """The image at the size of the page, with the regions that lie in it."""
+    factor = IMAGE_SIDE / max(image.size)
+    size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
+    scale = size[0] / image.width, size[1] / image.height
+    mine = {name: region for name, region in regions.items() if region.image == number}
+    return draw_regions(
+        image.resize(size),
+        [_scaled(region, scale, size) for region in mine.values()],
+        labels=["".join(filter(str.isdigit, name)) or name for name in mine],
+        colors=[colors[name] for name in mine],
+    )
+
+
+def _scaled(region: Region, scale: tuple[float, float], size: tuple[int, int]) -> Region:
+    def moved(numbers: Sequence[float]) -> list[float]:
+        return [number * scale[k % 2] for k, number in enumerate(numbers)]
+
+    if region.kind == "mask":
+        return Region.from_mask(
+            np.asarray(Image.fromarray(region.data).resize(size, Image.Resampling.NEAREST))
+        )
+    if region.kind == "polygon":
+        return Region.from_polygon([moved(point) for point in region.data])
+    boxes = region.boxes()
+    assert boxes is not None
+    return Region.from_boxes([moved(box) for box in boxes.tolist()])
+
+
+def color_names(text: str, colors: Mapping[str, str]) -> list[Piece]:
+    """The text in pieces; region names, and the `<obj>` names that stand on them, have their colour."""
+    mine = {name: color for name, color in colors.items() if name in text}
+    for call in parse_trace(text).trace.calls:
+        for found in call.objects:
+            if found.name and found.region is not None and found.region in colors:
+                mine[found.name] = colors[found.region]
+    if not mine:
+        return [Piece(text)]
+    cuts = re.split(
+        "(" + "|".join(re.escape(name) for name in sorted(mine, key=len, reverse=True)) + ")", text
+    )
+    return [Piece(cut, color=mine.get(cut, INK), bold=cut in mine) for cut in cuts if cut]
+
+
+def _token_pieces(
+    example: Example, processor: Processor, encoding: EncodingConfig | None, colors: Mapping[str, str]
+) -> list[Piece]:
+    # Encoding needs torch; pages without tokens do not.
+    from v1lit.data.config import EncodingConfig
+    from v1lit.data.encode.encoding import encode
+
+    try:
+        encoded = encode(example, processor, encoding or EncodingConfig())
+    except ValueError as error:
+        return [Piece(f"cannot be encoded: {error}", color=RED)]
+    ids = [int(token) for token in encoded.input_ids.tolist()]
+    learned = [label != -100 for label in encoded.labels.tolist()]
+    spans = {k: colors[span.name] for span in encoded.regions for k in range(span.start, span.stop)}
+    pointers = sum(token >= processor.pointer_start for token in ids)
+    summary = f"{len(ids)} tokens, {sum(learned)} learned, {pointers} pointers"
+    notes = [f"{encoded.cut} tokens cut from the end"] if encoded.cut else []
+    notes += [f"no image token sees {', '.join(encoded.unseen)}"] if encoded.unseen else []
+    return [
+        Piece(summary + "\n", color=GREY),
+        *[Piece(note + "\n", color=RED) for note in notes],
+        *token_pieces(ids, learned, processor, spans),
+    ]
+
+
+def token_pieces(
+    ids: Sequence[int], learned: Sequence[bool], processor: Processor, colors: Mapping[int, str] | None = None
+) -> list[Piece]:
+    """One piece per token, marked `prompt`, `learned`, `pointer` or `given pointer`.
+
+    A run of image tokens is one piece `[image: 36 tokens]`; so are tokens that make a character together.
+    `colors` holds the text colour of pointers by their position.
+    """
+    pieces: list[Piece] = []
+    at = 0
+    while at < len(ids):
+        end = at + 1
+        if ids[at] == processor.image_token_id:
+            while end < len(ids) and ids[end] == ids[at]:
+                end += 1
+            pieces.append(Piece(f"[image: {end - at} tokens]", mark="image"))
+        elif ids[at] >= processor.pointer_start:
+            mark = "pointer" if learned[at] else "given pointer"
+            color = (colors or {}).get(at, INK)
+            pieces.append(Piece(processor.decode(ids[at:end]), color=color, mark=mark))
+        else:
+            # A character can be several tokens; alone, each decodes to the replacement character.
+            while "\ufffd" in processor.decode(ids[at:end]) and end < min(at + 8, len(ids)):
+                if ids[end] >= processor.pointer_start or learned[end] != learned[at]:
+                    break
+                end += 1
+            pieces.append(Piece(processor.decode(ids[at:end]), mark="learned" if learned[at] else "prompt"))
+        at = end
+    return pieces
