@@ -85,7 +85,7 @@ class Step:
     rate: float
     """Learning rate."""
     batches: list[Ids]
-    """Names of the examples, by slot."""
+    """Names of the examples, by micro-batch."""
 
     @property
     def ids(self) -> list[str]:
@@ -179,9 +179,9 @@ def read_notes(folder: Path, ranks: int) -> Run:
     for lines in itertools.zip_longest(*files):
         notes = [json.loads(line) for line in lines if line is not None]
         assert len(notes) == ranks, f"only {len(notes)} of {ranks} ranks came to {notes[0]}"
-        slots = list(zip(*(note.pop("batches", []) for note in notes), strict=True))
+        micro_batches = list(zip(*(note.pop("batches", []) for note in notes), strict=True))
         assert all(note == notes[0] for note in notes), notes
-        _add(run, notes[0], [tuple(batch) for slot in slots for batch in slot])
+        _add(run, notes[0], [tuple(batch) for micro_batch in micro_batches for batch in micro_batch])
     run.weights = [load_file(folder / f"{rank}.safetensors") for rank in range(ranks)]
     return run
 

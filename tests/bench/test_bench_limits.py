@@ -16,6 +16,6 @@ def test_operations_are_those_that_are_counted() -> None:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         bench.v1lit(None).backward()
     needed = limits.step_operations(bench.model, bench.batch)
-    counted = needed + limits.step_parts(bench.model, bench.batch)["language"].attention
+    counted = needed + limits.micro_batches_per_step(bench.model, bench.batch)["language"].attention
     assert counted == pytest.approx(counter.get_total_flops(), rel=0.03)
     assert limits.step_limit(bench.model, bench.batch, 2e9) == pytest.approx(needed / 2e9)

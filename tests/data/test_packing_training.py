@@ -162,13 +162,13 @@ def test_every_scene_once_per_epoch_in_rows_that_are_full(make_data: Any) -> Non
     loader = make_data().train_dataloader()
     rows = list(loader)
     assert sorted(chain(*(batch.ids for batch in rows))) == [f"shapes-s0-{number:07}" for number in range(24)]
-    assert all(batch.read.last and batch.read.slot == 0 for batch in rows)
+    assert all(batch.read.last and batch.read.micro_batch == 0 for batch in rows)
     assert max(batch.real_tokens for batch in rows) <= LENGTH
     assert sum(batch.real_tokens for batch in rows[:-1]) > 0.95 * LENGTH * (len(rows) - 1)
 
 
 def test_the_last_step_of_an_epoch_may_be_smaller(make_data: Any, tmp_path: Path) -> None:
-    """Three slots with rows of their own: two run out before the third, and give blank batches."""
+    """Three micro-batches with rows of their own: two run out before the third, and give blank batches."""
     module = fit(make_data(), tmp_path, max_epochs=1, accumulate_grad_batches=3)
     assert sorted(chain(*module.batches)) == [f"shapes-s0-{number:07}" for number in range(24)]
     assert len(module.batches) == 3 * len(module.steps)

@@ -80,7 +80,7 @@ def test_loss_and_gradients_of_a_blank_batch_are_zero(
     module.configure_model()
     module.model.verify_loss = True
     batch = blank_batch(processor(family).pad_token_id, flat)
-    out = module(replace(batch, step_sums=torch.tensor(counts), step_parts=4))
+    out = module(replace(batch, step_sums=torch.tensor(counts), micro_batches_per_step=4))
     assert out.loss.item() == 0.0
     assert all(part.item() == 0.0 for part in out.losses.values())
     assert out.verified == 0.0
@@ -93,7 +93,7 @@ def test_loss_and_gradients_of_a_blank_batch_are_zero(
 
 @pytest.mark.parametrize("packed", [False, True], ids=["counted", "packed"])
 def test_a_run_with_blank_batches_logs_no_loss_of_theirs(packed: bool, tmp_path: Path) -> None:
-    """Nine examples on four slots: the last step has one example and three blank batches, the last ones."""
+    """Nine examples on four micro-batches: the last step has one example and three blank ones."""
     write_shards(tmp_path / "train", 9)
     lines = Lines()
     run = fit(

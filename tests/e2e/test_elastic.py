@@ -287,7 +287,7 @@ def model() -> V1Module:
 
 @pytest.fixture(scope="module")
 def tail(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards whose epochs on four slots end with few examples, the last of them without a picture."""
+    """Shards whose epochs on four micro-batches end with few examples, the last of them without a picture."""
     folder = tmp_path_factory.mktemp("tail")
     write_shards(folder / "train", 27)
     write_shards(folder / "val", 3, name="v")

@@ -8,7 +8,7 @@ from v1lit.pointer.model import PointAndCopyModel
 from v1lit.training.flops import Flops, ModelFlops, Work
 
 
-def step_parts(model: PointAndCopyModel, batch: Batch) -> dict[str, Flops]:
+def micro_batches_per_step(model: PointAndCopyModel, batch: Batch) -> dict[str, Flops]:
     """FLOP of forward and backward pass on the flat batch by part, as `v1lit.training.flops` counts them."""
     flops = ModelFlops(model)
     work = Work(
@@ -23,7 +23,7 @@ def step_parts(model: PointAndCopyModel, batch: Batch) -> dict[str, Flops]:
 
 def step_operations(model: PointAndCopyModel, batch: Batch) -> float:
     """All of them together."""
-    return sum(part.total for part in step_parts(model, batch).values())
+    return sum(part.total for part in micro_batches_per_step(model, batch).values())
 
 
 def step_limit(model: PointAndCopyModel, batch: Batch, ceiling: float) -> float:

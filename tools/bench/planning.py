@@ -22,10 +22,10 @@ from rows import Row, print_rows, write_rows
 
 from v1lit.data.config import MixtureConfig, StreamConfig
 from v1lit.data.loading.sequence import open_sequence
-from v1lit.data.sampling.epoch import Layout, Progress, rank_rows
+from v1lit.data.sampling.epoch import Progress, StepLayout, rank_rows
 from v1lit.data.sampling.mixture import GlobalSequence
-from v1lit.data.sampling.remaining import SlotState
-from v1lit.data.sampling.rows import Row as PlannedRow
+from v1lit.data.sampling.remaining import MicroBatchState
+from v1lit.data.sampling.rows import MicroBatchPlan as PlannedRow
 from v1lit.data.sampling.rows import counted_rows
 from v1lit.data.shards import ShardInfo, write_index
 
@@ -67,7 +67,7 @@ def measure(case: Case) -> list[Row]:
     first, _ = timed(lambda: next(rank(opened.sequence, Progress(0), case)))
     whole, rows = timed(lambda: rows_of(opened.sequence, Progress(0), case))
     read = rows * BATCH * 99 // 100
-    deep = Progress(0, rows * 99 // 100, slots=(SlotState(read),) * case.ranks)
+    deep = Progress(0, rows * 99 // 100, states=(MicroBatchState(read),) * case.ranks)
     found, _ = timed(lambda: next(rank(opened.sequence, deep, case)))
     what = f"Planning, {case.shards:,} shards, {case.ranks:,} ranks"
     of_epoch = f"{rows:,} batches of {BATCH}, {case.shards * case.examples:,} examples in all"
@@ -94,8 +94,8 @@ def timed(work: Callable[[], T]) -> tuple[float, T]:
 
 def rank(sequence: GlobalSequence, progress: Progress, case: Case) -> Iterator[PlannedRow]:
     """The rows of one of the ranks."""
-    layout = Layout(case.ranks, f"{BATCH} examples")
-    progress = Progress(progress.epoch, progress.steps, layout=layout, slots=progress.slots)
+    layout = StepLayout(case.ranks, f"{BATCH} examples")
+    progress = Progress(progress.epoch, progress.steps, layout=layout, states=progress.states)
 
     return rank_rows(
         sequence,

@@ -17,14 +17,14 @@ from v1lit.backbones.processor import Processor, load_processor
 from v1lit.data.config import EncodingConfig, MixtureConfig, PackingConfig, SourceConfig, StreamConfig
 from v1lit.data.encode.batch import Batch, blank_batch
 from v1lit.data.encode.mapping import ExampleMap
-from v1lit.data.example import Example, Place
-from v1lit.data.lengths.lookup import Lengths
+from v1lit.data.example import Example, ExampleRef
+from v1lit.data.lengths.lookup import LengthLookup
 from v1lit.data.lengths.store import known_table, measured_table
 from v1lit.data.lengths.table import LengthTable
 from v1lit.data.loading.dataset import ShardDataset
 from v1lit.data.loading.loader import TrainLoader
 from v1lit.data.loading.ranks import Ranks
-from v1lit.data.loading.reading import RowReader
+from v1lit.data.loading.reading import MicroBatchReader
 from v1lit.data.loading.sequence import OpenedSequence, open_sequence
 from v1lit.data.loading.skips import FILE, SkipList
 from v1lit.data.loading.state import (
@@ -36,7 +36,7 @@ from v1lit.data.loading.state import (
 )
 from v1lit.data.loading.trainer_limits import check_limits
 from v1lit.data.loading.val_loader import ValLoader
-from v1lit.data.sampling.epoch import Layout, Progress, steps_left
+from v1lit.data.sampling.epoch import Progress, StepLayout, steps_left
 from v1lit.data.sampling.grouping import Grouping
 from v1lit.data.shards.catalog import Catalog
 from v1lit.data.sources.registry import (
@@ -47,7 +47,7 @@ from v1lit.data.sources.registry import (
     train_sources,
     val_location,
 )
-from v1lit.data.streams.loader import MakeRowReader, StreamLoader, StreamValLoader
+from v1lit.data.streams.loader import MakeReader, StreamLoader, StreamValLoader
 from v1lit.data.streams.source import PROMISES, StreamSource
 from v1lit.data.streams.state import (
     StreamLayout,
@@ -223,7 +223,7 @@ class V1DataModule(LightningDataModule):
         """
         own = self.val_map if split == "val" else self.map
         for number, (shard, example) in enumerate(self._readable(split)):
-            mapped = example if own is None else own(example, shard, Place(number, 0, 0, number))
+            mapped = example if own is None else own(example, shard, ExampleRef(number, 0, 0, number))
             if mapped is not None:
                 yield mapped
 
@@ -265,12 +265,12 @@ class V1DataModule(LightningDataModule):
 
     def check_limits(self, trainer: Trainer) -> None:
         """Check the Trainer's shares and intervals against the data; raises ValueError."""
-        ranks, slots = trainer.world_size, trainer.world_size * trainer.accumulate_grad_batches
+        ranks, micro_batches = trainer.world_size, trainer.world_size * trainer.accumulate_grad_batches
 
         def train_batches() -> int | None:
             if self.streams is not None or self.grouping.packs or not self.opened.indexed:
                 return None
-            start, drop = Progress(layout=Layout(slots, "")), self.stream.tail == "drop"
+            start, drop = Progress(layout=StepLayout(micro_batches, "")), self.stream.tail == "drop"
             steps = steps_left(self.opened.sequence, start, self.grouping.size, drop)
             return None if steps is None else steps * trainer.accumulate_grad_batches
 
@@ -296,7 +296,7 @@ class V1DataModule(LightningDataModule):
                 "rank reads all shards, and resuming reads them again up to where the run stopped; "
                 "`v1lit data index` makes one"
             )
-        lengths = Lengths(opened.examples, self._tables(), self.processor, self.encoding, self.map)
+        lengths = LengthLookup(opened.examples, self._tables(), self.processor, self.encoding, self.map)
         if self.grouping.packs and not lengths.known:
             random = self.map is not None and self.map.random
             once = (
@@ -310,7 +310,9 @@ class V1DataModule(LightningDataModule):
             )
         return TrainLoader(
             opened,
-            RowReader(opened.examples, self.processor, self.encoding, self.stream, self.flat, self.map),
+            MicroBatchReader(
+                opened.examples, self.processor, self.encoding, self.stream, self.flat, self.map
+            ),
             self.grouping,
             lengths,
             self.begin,
@@ -334,10 +336,10 @@ class V1DataModule(LightningDataModule):
             self.num_workers,
         )
 
-    def _row_reader(self, own: ExampleMap | None) -> MakeRowReader:
+    def _row_reader(self, own: ExampleMap | None) -> MakeReader:
         """Makes the reader of some examples' rows."""
         return partial(
-            RowReader,
+            MicroBatchReader,
             processor=self.processor,
             encoding=self.encoding,
             config=self.stream,
@@ -361,7 +363,7 @@ class V1DataModule(LightningDataModule):
             )
         opened = self._open_val()
         self._val_content = opened.catalogs[0].content[:16]
-        reader = RowReader(
+        reader = MicroBatchReader(
             opened.examples, self.processor, self.encoding, self.stream, self.flat, self.val_map
         )
         # Not forked while a thread of the training loader, where there is one, fetches remote shards.
@@ -399,10 +401,10 @@ class V1DataModule(LightningDataModule):
 
     # ------------------------------------------------------------------ resuming
 
-    def begin(self, current_epoch: int, layout: Layout) -> Progress:
+    def begin(self, current_epoch: int, layout: StepLayout) -> Progress:
         """Where the loader begins an epoch."""
         positions = self.opened.sequence.positions
-        return self._reading.begin(current_epoch, layout, positions, self._ranks.number, self._rank)
+        return self._reading.begin(current_epoch, layout, positions, self._ranks.size, self._rank)
 
     def _begin_stream(self, current_epoch: int, layout: StreamLayout) -> StreamProgress:
         """The same of a stream."""

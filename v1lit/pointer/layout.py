@@ -21,7 +21,7 @@ IGNORE = -100
 
 
 @dataclass(frozen=True)
-class Layout:
+class TokenLayout:
     """Token j of a sequence is its j-th image token; a sequence is a row of a padded batch, or a segment.
 
     Places are numbers of tokens in the flattened `[rows * tokens]`; image tokens are numbered through all
@@ -42,7 +42,7 @@ class Layout:
     @classmethod
     def of(
         cls, input_ids: Tensor, image_token_id: int, pointer_start: int, segments: Segments | None = None
-    ) -> Layout:
+    ) -> TokenLayout:
         """Of `[rows, tokens]` ids, `[1, tokens]` where these are segments.
 
         Raises ValueError for a pointer to an image token that its sequence does not have.
@@ -107,7 +107,7 @@ class Targets:
     """How many of them each sequence has."""
 
     @classmethod
-    def of(cls, labels: Tensor, layout: Layout, pointer_start: int) -> Targets:
+    def of(cls, labels: Tensor, layout: TokenLayout, pointer_start: int) -> Targets:
         """Of labels `[rows, tokens]`, -100 where nothing is learned, not shifted."""
         device, labels, sequence = labels.device, labels.cpu(), layout.sequence
         # The last token of a segment does not learn the first of the next.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from v1lit.pointer.layout import Layout
+from v1lit.pointer.layout import TokenLayout
 
 
 @dataclass
@@ -21,7 +21,7 @@ class PointerMemory:
     """True where a row has that image token, `[batch, pointers]`."""
 
 
-def embed_with_copies(text: Tensor, values: Tensor, layout: Layout) -> Tensor:
+def embed_with_copies(text: Tensor, values: Tensor, layout: TokenLayout) -> Tensor:
     """Input embeddings of mixed sequences, `[rows, tokens, hidden]`.
 
     `text` holds the embeddings of the text tokens, `values` `[image_tokens, hidden]` those of the image

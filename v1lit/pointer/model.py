@@ -45,7 +45,7 @@ from v1lit.pointer.joint_loss import (
     pointer_cross_entropy,
     verify_pointer_loss,
 )
-from v1lit.pointer.layout import Layout, Targets
+from v1lit.pointer.layout import Targets, TokenLayout
 from v1lit.pointer.memory import PointerMemory, copy_values, embed_with_copies
 from v1lit.pointer.model_config import PointAndCopyConfig
 
@@ -350,10 +350,10 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
         is_pointer = (input_ids >= self.config.pointer_start)[..., None]
         return torch.where(is_pointer, copy_values(memory.values, indices), text)
 
-    def _layout(self, input_ids: Tensor, segments: Segments | None = None) -> Layout:
-        return Layout.of(input_ids, self.config.image_token_id, self.config.pointer_start, segments)
+    def _layout(self, input_ids: Tensor, segments: Segments | None = None) -> TokenLayout:
+        return TokenLayout.of(input_ids, self.config.image_token_id, self.config.pointer_start, segments)
 
-    def _keys(self, states: Tensor, values: Tensor, layout: Layout) -> Tensor:
+    def _keys(self, states: Tensor, values: Tensor, layout: TokenLayout) -> Tensor:
         """Keys of the image tokens of all sequences in order, `[image_tokens, width]`."""
         if self.pointer_options.key_source == "hidden":
             values = states.flatten(0, 1).index_select(0, layout.images)
@@ -373,7 +373,7 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
         states: Tensor,
         targets: Targets,
         keys: Tensor,
-        layout: Layout,
+        layout: TokenLayout,
         reduction: Reduction,
         normalizer: Tensor | None,
     ) -> PointAndCopyOutput:

@@ -85,7 +85,7 @@ def test_counts_are_those_of_a_plain_loop(rows: list[list[int]]) -> None:
 
 
 def with_sums(sums: list[int], parts: int) -> Batch:
-    return replace(flatten(EXAMPLES, START), step_sums=torch.tensor(sums), step_parts=parts)
+    return replace(flatten(EXAMPLES, START), step_sums=torch.tensor(sums), micro_batches_per_step=parts)
 
 
 def test_moving_takes_the_step_counts_along() -> None:

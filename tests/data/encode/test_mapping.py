@@ -17,18 +17,18 @@ from tiny_runs import ENCODING, SaveAfter, fit, make_data, names, processor, tok
 from v1lit.data.config import PackingConfig, SourceConfig
 from v1lit.data.encode.mapping import ExampleMap, MapError
 from v1lit.data.errors import BadDataError
-from v1lit.data.example import Example, Message, Place
+from v1lit.data.example import Example, ExampleRef, Message
 from v1lit.data.example.images import ImageError
 from v1lit.data.lengths.fingerprint import fingerprint
 from v1lit.data.lengths.length import LEFT_OUT, Length
 from v1lit.data.lengths.store import write_lengths
 from v1lit.data.lengths.table import LengthTable
 from v1lit.data.sampling.mixture import GlobalSequence
-from v1lit.data.sampling.remaining import Rest, SlotState
+from v1lit.data.sampling.remaining import MicroBatchState, Remaining
 from v1lit.data.sampling.rows import Substream, similar_rows
 from v1lit.data.sampling.source import Shuffle, SourceOrder
 
-PLACE = Place(position=4, source=0, shard=1, number=2, epoch=3)
+REF = ExampleRef(epoch_index=4, source=0, shard=1, index=2, epoch=3)
 
 
 def longer(example: Example, text: str) -> Example:
@@ -109,7 +109,7 @@ def test_a_function_a_class_and_their_arguments_are_found_by_name() -> None:
         ({"class": "x"}, "class_path and init_args"),
         ("no_such_module.odd", "no module 'no_such_module'; it is looked for beside the recipe"),
         (f"{__name__}.od", f"has no 'od'; did you mean {__name__}.odd"),
-        (f"{__name__}.PLACE", "no function or class but Place"),
+        (f"{__name__}.REF", "no function or class but ExampleRef"),
         (name(three), "must take an example, or an example and a random generator"),
         (name(only), "must take an example"),
         (name(Silent), "a class without __call__"),
@@ -164,11 +164,11 @@ def test_a_mistake_stops_the_run(tmp_path: Path, workers: int) -> None:
 
 def test_a_generator_is_a_function_of_seed_epoch_and_place() -> None:
     def drawn(seed: int = 0, **changes: int) -> Example | None:
-        return ExampleMap(name(noisy), seed)(make("a"), "s", replace(PLACE, **changes))
+        return ExampleMap(name(noisy), seed)(make("a"), "s", replace(REF, **changes))
 
     assert drawn() == drawn()
     assert drawn() != drawn(seed=1)
-    assert all(drawn() != drawn(**{field: 9}) for field in ("position", "shard", "number", "epoch"))
+    assert all(drawn() != drawn(**{field: 9}) for field in ("epoch_index", "shard", "index", "epoch"))
     assert not ExampleMap(name(odd)).random
 
 
@@ -242,14 +242,14 @@ def test_what_is_left_out_behind_the_last_row_is_counted_and_makes_no_step(tmp_p
 def test_in_batches_of_similar_length_what_is_left_out_is_spread() -> None:
     """A batch of nothing else would be a step for nothing."""
     sequence = GlobalSequence([SourceOrder([24], Shuffle(0, False, 24))], [24], seed=0)
-    stream = Substream(sequence, 0, Rest(), 0, 1)
+    stream = Substream(sequence, 0, Remaining(), 0, 1)
 
-    def measure(place: Place) -> Length | None:
-        return None if place.number % 2 else Length(10 + place.number, 0, 0)
+    def measure(ref: ExampleRef) -> Length | None:
+        return None if ref.index % 2 else Length(10 + ref.index, 0, 0)
 
     rows = [
-        [place.number for place in row.places]
-        for row in similar_rows(stream, SlotState(), 4, 6, measure, seed=1)
+        [ref.index for ref in row.refs]
+        for row in similar_rows(stream, MicroBatchState(), 4, 6, measure, seed=1)
     ]
     assert sorted(number for row in rows for number in row) == list(range(24))
     assert all(any(number % 2 == 0 for number in row) for row in rows)

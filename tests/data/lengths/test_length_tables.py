@@ -139,7 +139,7 @@ def test_with_a_table_planning_reads_no_shard(
     rows = rank_rows(
         loader.opened.sequence, progress, loader.grouping.make_rows(loader.lengths), rank=0, ranks=1
     )
-    assert sum(len(row.places) for row in rows) == 12
+    assert sum(len(row.refs) for row in rows) == 12
 
 
 def test_without_a_table_the_same_rows_are_planned_by_reading(

@@ -19,11 +19,11 @@ from v1lit.backbones.config import BackboneConfig
 from v1lit.data.config import EncodingConfig, PackingConfig, SourceConfig
 from v1lit.data.datamodule import V1DataModule
 from v1lit.data.encode.batch import Batch, LabelCounts, blank_batch
-from v1lit.data.example import Place
+from v1lit.data.example import ExampleRef
 from v1lit.data.loading.failures import Failure
 from v1lit.data.loading.ranks import Ranks
-from v1lit.data.loading.reading import Made
-from v1lit.data.loading.step import windows
+from v1lit.data.loading.reading import MicroBatch
+from v1lit.data.loading.step import iter_steps
 from v1lit.data.synthetic import synthesize
 
 RANKS = 2
@@ -49,10 +49,12 @@ class Threads(Ranks):
         return total
 
 
-def made(name: str, text: int, examples: int = 1) -> Made:
+def made(name: str, text: int, examples: int = 1) -> MicroBatch:
     zeros = torch.zeros(1, 4, dtype=torch.long)
     counts = LabelCounts(text, 2 * text, 1)
-    return Made(Batch((name,) * examples, zeros, zeros, zeros, {}, (4,), counts=counts), (None,) * examples)
+    return MicroBatch(
+        Batch((name,) * examples, zeros, zeros, zeros, {}, (4,), counts=counts), (None,) * examples
+    )
 
 
 def blank() -> Batch:
@@ -60,13 +62,13 @@ def blank() -> Batch:
 
 
 def played(ranks: Ranks, numbers: tuple[int, ...], **options: Any) -> list[list[list[Any]]]:
-    """Per rank, of every window: examples, text of the step, and the names of this rank's batches."""
+    """Per rank, of every step: examples, text of the step, and the names of this rank's batches."""
 
     def play(rank: int) -> list[list[Any]]:
         source = [made(f"{rank}-{number}", 10 * rank + number) for number in range(numbers[rank])]
         return [
-            [window.examples, int(window.batches[0].step_sums[0]), [one.ids for one in window.batches]]
-            for window in windows(source, 3, ranks, blank, **options)
+            [step.examples, int(step.batches[0].step_sums[0]), [one.ids for one in step.batches]]
+            for step in iter_steps(source, 3, ranks, blank, **options)
         ]
 
     with ThreadPoolExecutor(len(numbers)) as pool:
@@ -79,12 +81,12 @@ def named(rank: int, numbers: list[int]) -> list[tuple[str, ...]]:
 
 @pytest.mark.parametrize("steps", [None, 3], ids=["until all have ended", "a known number of steps"])
 def test_ranks_end_together_and_blank_batches_stand_for_missing_ones(steps: int | None) -> None:
-    """4 batches on one rank, 8 on the other, windows of 3."""
+    """4 batches on one rank, 8 on the other, steps of 3."""
     first, second = played(Threads(), (4, 8), steps=steps)
-    assert [window[:2] for window in first] == [window[:2] for window in second]
-    assert [window[:2] for window in second] == [[6, 3 + 33], [4, 3 + 42], [2, 33]]
-    assert [window[2] for window in first] == [named(0, [0, 1, 2]), named(0, [3, -1, -1]), named(0, [-1] * 3)]
-    assert [window[2] for window in second] == [
+    assert [step[:2] for step in first] == [window[:2] for window in second]
+    assert [step[:2] for step in second] == [[6, 3 + 33], [4, 3 + 42], [2, 33]]
+    assert [step[2] for step in first] == [named(0, [0, 1, 2]), named(0, [3, -1, -1]), named(0, [-1] * 3)]
+    assert [step[2] for step in second] == [
         named(1, [0, 1, 2]), named(1, [3, 4, 5]), named(1, [6, 7, -1]),
     ]  # fmt: skip
 
@@ -96,16 +98,16 @@ def test_or_a_step_that_is_not_full_is_dropped() -> None:
 
 
 def test_counts_are_shares_of_the_whole_step() -> None:
-    (window,) = windows([made("a", 3), made("b", 5)], 2, Ranks(), blank)
-    for batch in window.batches:
+    (step,) = iter_steps([made("a", 3), made("b", 5)], 2, Ranks(), blank)
+    for batch in step.batches:
         assert batch.step_counts is not None
         assert batch.step_counts.tolist() == [4.0, 8.0, 1.0]
 
 
 def test_failures_are_told_to_all() -> None:
-    failure = Failure(Place(0, 0, 0, 0), "shard", "key", "image", "why")
-    (window,) = windows([Made(blank(), (failure, failure)), made("b", 5)], 2, Ranks(), blank)
-    assert (window.examples, window.failures) == (1, 2)
+    failure = Failure(ExampleRef(0, 0, 0, 0), "shard", "key", "image", "why")
+    (step,) = iter_steps([MicroBatch(blank(), (failure, failure)), made("b", 5)], 2, Ranks(), blank)
+    assert (step.examples, step.failures) == (1, 2)
 
 
 def test_several_ranks_without_torch_distributed_are_refused() -> None:
@@ -177,11 +179,11 @@ def test_two_processes_with_different_numbers_of_packs_make_the_same_steps(tmp_p
     assert any(len(batch) == 1 for rank in ranks for batch in rank["batches"]), "no rank has run out first"
 
 
-def test_a_limit_ends_the_last_window_where_lightning_steps() -> None:
-    """Windows of 3, at most 4 batches: the second window counts one batch, not three."""
+def test_a_limit_ends_the_last_step_where_lightning_steps() -> None:
+    """Steps of 3, at most 4 batches: the second one counts one batch, not three."""
     source = [made(str(number), 10 + number) for number in range(9)]
     found = [
-        [one.ids[0] for one in window.batches] + [window.batches[0].step_counts[0].item() * 3]  # type: ignore[index]
-        for window in windows(source, 3, Ranks(), blank, limit=4)
+        [one.ids[0] for one in step.batches] + [step.batches[0].step_counts[0].item() * 3]  # type: ignore[index]
+        for step in iter_steps(source, 3, Ranks(), blank, limit=4)
     ]
     assert found == [["0", "1", "2", pytest.approx(33)], ["3", pytest.approx(13)]]

@@ -25,7 +25,7 @@ from v1lit.backbones.qwen import Qwen25VL
 from v1lit.data.config import MixtureConfig, PackingConfig, SourceConfig, StreamConfig
 from v1lit.data.datamodule import V1DataModule
 from v1lit.data.loading.sequence import open_sequence
-from v1lit.data.sampling.epoch import Layout, Progress, rank_rows
+from v1lit.data.sampling.epoch import Progress, StepLayout, rank_rows
 from v1lit.data.sampling.rows import counted_rows
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked")
@@ -96,14 +96,14 @@ def test_two_ranks_read_together_what_one_reads(folders: tuple[Path, Path]) -> N
         sources, rows = [MixtureConfig(str(folder))], []
         for rank in range(2):
             sequence = open_sequence(sources, StreamConfig(shuffle_window=4), 3).sequence
-            progress = Progress(layout=Layout(2, "2"))
+            progress = Progress(layout=StepLayout(2, "2"))
             rows.append(
                 list(rank_rows(sequence, progress, lambda s, t: counted_rows(s, t, 2), rank=rank, ranks=2))
             )
-        positions = [place.position for rank in rows for row in rank for place in row.places]
+        positions = [ref.epoch_index for rank in rows for row in rank for ref in row.refs]
         assert sorted(positions) == list(range(COUNT))
-        assert [place.position % 2 for row in rows[1] for place in row.places] == [1] * (COUNT // 2)
-        assert len({(p.shard, p.number) for rank in rows for row in rank for p in row.places}) == COUNT
+        assert [ref.epoch_index % 2 for row in rows[1] for ref in row.refs] == [1] * (COUNT // 2)
+        assert len({(p.shard, p.index) for rank in rows for row in rank for p in row.refs}) == COUNT
 
 
 @pytest.mark.slow
@@ -134,9 +134,9 @@ def test_any_window_and_seed_give_one_order(
     orders = []
     for name in ("with", "without"):
         opened = open_sequence([MixtureConfig(str(path / name))], StreamConfig(shuffle_window=window), seed)
-        progress = Progress(epoch, layout=Layout(1, "1"))
+        progress = Progress(epoch, layout=StepLayout(1, "1"))
         rows = rank_rows(opened.sequence, progress, lambda s, t: counted_rows(s, t, 1), rank=0, ranks=1)
-        orders.append([opened.examples.read(place).id for row in rows for place in row.places])
+        orders.append([opened.examples.read(ref).id for row in rows for ref in row.refs])
     assert orders[0] == orders[1]
     assert sorted(orders[0]) == names(COUNT)
 

@@ -24,22 +24,24 @@ from v1lit.data.loading.state import (
     progress_to_dict,
     set_batches_done,
 )
-from v1lit.data.sampling.epoch import Layout, Progress
-from v1lit.data.sampling.remaining import Rest, SlotState
+from v1lit.data.sampling.epoch import Progress, StepLayout
+from v1lit.data.sampling.remaining import MicroBatchState, Remaining
 
-SLOT = st.builds(SlotState, st.integers(0, 2**40), st.lists(st.integers(0, 2**40), max_size=5).map(tuple))
+STATE = st.builds(
+    MicroBatchState, st.integers(0, 2**40), st.lists(st.integers(0, 2**40), max_size=5).map(tuple)
+)
 PROGRESS = st.builds(
     Progress,
     epoch=st.integers(0, 10**6),
     steps=st.integers(0, 10**9),
     since=st.integers(0, 10**9),
-    rest=st.builds(
-        Rest,
+    remaining=st.builds(
+        Remaining,
         st.lists(st.integers(0, 2**40), max_size=5).map(lambda head: np.array(head, dtype=np.int64)),
         st.integers(0, 2**40),
     ),
-    layout=st.none() | st.builds(Layout, st.integers(1, 10**4), st.text()),
-    slots=st.lists(SLOT, max_size=4).map(tuple),
+    layout=st.none() | st.builds(StepLayout, st.integers(1, 10**4), st.text()),
+    states=st.lists(STATE, max_size=4).map(tuple),
 )
 
 
@@ -54,53 +56,53 @@ def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
 @given(PROGRESS)
 def test_progress_comes_back_as_it_was_saved(progress: Progress) -> None:
     back = progress_from_dict(through_a_file(progress_to_dict(progress)))
-    for name in ("epoch", "steps", "since", "layout", "slots"):
+    for name in ("epoch", "steps", "since", "layout", "states"):
         assert getattr(back, name) == getattr(progress, name)
-    assert back.rest.tail == progress.rest.tail
-    assert back.rest.head.tolist() == progress.rest.head.tolist()
-    assert back.rest.head.dtype == np.int64
+    assert back.remaining.tail == progress.remaining.tail
+    assert back.remaining.head.tolist() == progress.remaining.head.tolist()
+    assert back.remaining.head.dtype == np.int64
 
 
 def test_a_few_kilobytes_per_rank_are_kept() -> None:
-    """128 examples waiting in each of 64 slots, and as many left over from an earlier layout."""
-    slots = tuple(SlotState(10**6, tuple(range(10**6, 10**6 + 128))) for _ in range(64))
-    before = Progress(3, 1000, 0, Rest(), Layout(64, "x"), slots)
-    layout = Layout(48, str(PackingConfig(8192)))
+    """128 examples waiting in each of 64 micro-batches, and as many left over from an earlier layout."""
+    states = tuple(MicroBatchState(10**6, tuple(range(10**6, 10**6 + 128))) for _ in range(64))
+    before = Progress(3, 1000, 0, Remaining(), StepLayout(64, "x"), states)
+    layout = StepLayout(48, str(PackingConfig(8192)))
     again = before.divided(layout, None)
-    later = Progress(3, 1001, 1000, again.rest, layout, slots[:48])
+    later = Progress(3, 1001, 1000, again.remaining, layout, states[:48])
     for progress in (before, later):
         buffer = io.BytesIO()
         torch.save(progress_to_dict(progress), buffer)
         assert progress.layout is not None
-        assert buffer.tell() / progress.layout.slots < 4_000
+        assert buffer.tell() / progress.layout.micro_batches < 4_000
 
 
-def read(slot: int, of: int, count: int, epoch: int = 0) -> Read:
-    return Read(epoch, slot, slot == of - 1, SlotState(count))
+def read(micro_batch: int, of: int, count: int, epoch: int = 0) -> Read:
+    return Read(epoch, micro_batch, micro_batch == of - 1, MicroBatchState(count))
 
 
 def test_the_state_is_that_behind_the_last_whole_step() -> None:
     state = ReadingState()
     assert state.of_all(Ranks()) is None
-    layout = Layout(2, "x")
+    layout = StepLayout(2, "x")
     state.begin(0, layout, None, 1, 0)
     state.used(read(0, 2, 4), epoch_ends=False)
     assert state.of_all(Ranks()).steps == 0  # type: ignore[union-attr]
     state.used(read(1, 2, 5), epoch_ends=False)
     state.used(read(0, 2, 8), epoch_ends=False)
     found = state.of_all(Ranks())
-    assert found == Progress(0, 1, 0, found.rest, layout, (SlotState(4), SlotState(5)))  # type: ignore[union-attr]
+    assert found == Progress(0, 1, 0, found.remaining, layout, (MicroBatchState(4), MicroBatchState(5)))  # type: ignore[union-attr]
     state.used(read(1, 2, 9), epoch_ends=True)
     assert state.of_all(Ranks()).epoch == 1  # type: ignore[union-attr]
     assert state.of_all(Ranks()).layout is None  # type: ignore[union-attr]
 
 
 def test_a_resumed_state_is_given_out_until_reading_begins() -> None:
-    state, saved = ReadingState(), Progress(2, 7, layout=Layout(1, "x"), slots=(SlotState(14),))
+    state, saved = ReadingState(), Progress(2, 7, layout=StepLayout(1, "x"), states=(MicroBatchState(14),))
     state.resume(saved)
     assert state.of_all(Ranks()) is saved
-    assert state.begin(0, Layout(1, "x"), None, 1, 0) is saved  # Lightning does not know its epoch yet.
-    assert state.begin(3, Layout(1, "x"), None, 1, 0).epoch == 3
+    assert state.begin(0, StepLayout(1, "x"), None, 1, 0) is saved  # Lightning does not know its epoch yet.
+    assert state.begin(3, StepLayout(1, "x"), None, 1, 0).epoch == 3
 
 
 @pytest.mark.parametrize(

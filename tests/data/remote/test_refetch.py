@@ -11,7 +11,7 @@ from tiny_runs import names, without_index, written
 
 from v1lit.data.config import StreamConfig
 from v1lit.data.errors import ShardError
-from v1lit.data.example import Place
+from v1lit.data.example import ExampleRef
 from v1lit.data.shards.catalog import Catalog
 from v1lit.data.shards.examples import Examples
 
@@ -31,13 +31,13 @@ def opened(location: str, tmp_path: Path) -> Examples:
     return Examples([Catalog(location, StreamConfig(cache=str(tmp_path / "cache"), attempts=1, timeout=5))])
 
 
-def place(number: int) -> Place:
+def ref(number: int) -> ExampleRef:
     """An example of the only shard."""
-    return Place(position=number, source=0, shard=0, number=number)
+    return ExampleRef(epoch_index=number, source=0, shard=0, index=number)
 
 
 def read(examples: Examples) -> list[str]:
-    return [examples.read(place(number)).id for number in range(5)]
+    return [examples.read(ref(number)).id for number in range(5)]
 
 
 def damage(tmp_path: Path, name: str) -> None:
@@ -67,7 +67,7 @@ def test_a_copy_damaged_before_it_is_opened_is_fetched_again(
 
 def test_a_copy_damaged_while_it_is_open_is_fetched_again(server: FaultyServer, tmp_path: Path) -> None:
     examples = opened(server.url("a"), tmp_path)
-    examples.read(place(0))
+    examples.read(ref(0))
     damage(tmp_path, SHARD)
     assert read(examples) == names(5)
     assert downloads(server, SHARD) == 2
@@ -87,7 +87,7 @@ def test_a_copy_damaged_again_stays_an_error_in_this_process(server: FaultyServe
 def test_processes_that_all_meet_the_damage_fetch_once(server: FaultyServer, tmp_path: Path) -> None:
     readers = [opened(server.url("a"), tmp_path) for _ in range(3)]
     for reader in readers:
-        reader.read(place(0))
+        reader.read(ref(0))
     damage(tmp_path, SHARD)
     assert [read(reader) for reader in readers] == [names(5)] * 3
     assert downloads(server, SHARD) == 2
@@ -116,7 +116,7 @@ def test_what_is_damaged_on_the_server_is_fetched_twice_at_most(
     reasons = set()
     for number in range(5):
         with pytest.raises(ShardError) as caught:
-            examples.read(place(number))
+            examples.read(ref(number))
         reasons.add((caught.value.kind, caught.value.reason))
     assert len(reasons) == 1
     assert downloads(server, SHARD) <= 2

@@ -13,16 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from v1lit.data.config import PackingConfig
-from v1lit.data.example import Place
+from v1lit.data.example import ExampleRef
 from v1lit.data.lengths.length import Length
-from v1lit.data.sampling.epoch import Layout, MakeRows, Progress, rank_rows, steps_left
+from v1lit.data.sampling.epoch import MakeRows, Progress, StepLayout, rank_rows, steps_left
 from v1lit.data.sampling.mixture import GlobalSequence, draws_per_epoch
-from v1lit.data.sampling.remaining import SlotState
-from v1lit.data.sampling.rows import Row, Substream, counted_rows, filled_rows, similar_rows
+from v1lit.data.sampling.remaining import MicroBatchState
+from v1lit.data.sampling.rows import MicroBatchPlan, Substream, counted_rows, filled_rows, similar_rows
 from v1lit.data.sampling.source import Shuffle, SourceOrder
 
 COUNTS = st.lists(st.integers(0, 30), min_size=1, max_size=12).filter(lambda counts: sum(counts) > 0)
-Step = list[tuple[Place, ...]]
+Step = list[tuple[ExampleRef, ...]]
 
 
 def order_of(counts: list[int], seed: int = 0, window: int = 7, lanes: int = 1, salt: int = 0) -> SourceOrder:
@@ -184,12 +184,12 @@ def test_a_mixture_and_lanes_need_an_index() -> None:
         GlobalSequence([order_of([3], lanes=4)], [3], 0)
 
 
-# ------------------------------------------------------------------ slots and ranks
+# ------------------------------------------------------------------ micro-batches and ranks
 
 
-def length_of(place: Place) -> Length:
+def length_of(ref: ExampleRef) -> Length:
     """Lengths of 5 to 44 tokens that depend on the example alone."""
-    return Length(5 + (place.shard * 7919 + place.number * 104729) % 40, 1, 1)
+    return Length(5 + (ref.shard * 7919 + ref.index * 104729) % 40, 1, 1)
 
 
 def counted(size: int) -> MakeRows:
@@ -208,52 +208,62 @@ KINDS = [("counted", counted(3)), ("filled", filled(60)), ("similar", similar(3)
 
 
 def steps(
-    sequence: GlobalSequence, progress: Progress, make_rows: MakeRows, kind: str, ranks: int, slots: int
+    sequence: GlobalSequence,
+    progress: Progress,
+    make_rows: MakeRows,
+    kind: str,
+    ranks: int,
+    micro_batches: int,
 ) -> Iterator[tuple[Step, Progress]]:
     """What all ranks read together, step by step, and the progress after it."""
-    progress = progress.divided(Layout(slots, kind), sequence.positions)
+    progress = progress.divided(StepLayout(micro_batches, kind), sequence.positions)
     readers = [rank_rows(sequence, progress, make_rows, rank=rank, ranks=ranks) for rank in range(ranks)]
-    states = [progress.state_of(slot) for slot in range(slots)]
+    states = [progress.state_of(micro_batch) for micro_batch in range(micro_batches)]
     while True:
-        rows: list[Row] = [Row((), state) for state in states]
+        rows: list[MicroBatchPlan] = [MicroBatchPlan((), state) for state in states]
         for rank, reader in enumerate(readers):
-            for slot, row in zip(range(rank, slots, ranks), islice(reader, slots // ranks), strict=False):
-                rows[slot], states[slot] = row, row.after
-        if not any(row.places for row in rows):
+            for micro_batch, row in zip(
+                range(rank, micro_batches, ranks), islice(reader, micro_batches // ranks), strict=False
+            ):
+                rows[micro_batch], states[micro_batch] = row, row.after
+        if not any(row.refs for row in rows):
             return
         progress = progress.advanced(states)
-        yield [row.places for row in rows], progress
+        yield [row.refs for row in rows], progress
 
 
 @pytest.mark.parametrize(("kind", "make_rows"), KINDS)
 @settings(max_examples=40)
-@given(counts=COUNTS, lanes=st.integers(1, 3), slots=st.sampled_from([1, 2, 4, 8]))
+@given(counts=COUNTS, lanes=st.integers(1, 3), micro_batches=st.sampled_from([1, 2, 4, 8]))
 def test_any_number_of_ranks_reads_the_same_steps(
-    kind: str, make_rows: MakeRows, counts: list[int], lanes: int, slots: int
+    kind: str, make_rows: MakeRows, counts: list[int], lanes: int, micro_batches: int
 ) -> None:
     lanes = min(lanes, sum(counts))
     runs = []
-    for ranks in (one for one in (1, 2, 4, 8) if slots % one == 0):
+    for ranks in (one for one in (1, 2, 4, 8) if micro_batches % one == 0):
         sequence = sequence_of(counts, lanes=lanes)
-        runs.append([step for step, _ in steps(sequence, Progress(), make_rows, kind, ranks, slots)])
+        runs.append([step for step, _ in steps(sequence, Progress(), make_rows, kind, ranks, micro_batches)])
     assert all(run == runs[0] for run in runs)
-    read = Counter((one.source, one.shard, one.number) for step in runs[0] for row in step for one in row)
+    read = Counter((one.source, one.shard, one.index) for step in runs[0] for row in step for one in row)
     assert read == everything(counts)
 
 
 @pytest.mark.parametrize(("kind", "make_rows"), KINDS)
 @settings(max_examples=40)
 @given(
-    counts=COUNTS, slots=st.sampled_from([1, 2, 4]), stop=st.integers(0, 12), ranks=st.sampled_from([1, 2, 4])
+    counts=COUNTS,
+    micro_batches=st.sampled_from([1, 2, 4]),
+    stop=st.integers(0, 12),
+    ranks=st.sampled_from([1, 2, 4]),
 )
 def test_going_on_reads_what_a_run_that_never_stopped_reads(
-    kind: str, make_rows: MakeRows, counts: list[int], slots: int, stop: int, ranks: int
+    kind: str, make_rows: MakeRows, counts: list[int], micro_batches: int, stop: int, ranks: int
 ) -> None:
-    ranks = min(ranks, slots)
-    straight = list(steps(sequence_of(counts), Progress(), make_rows, kind, 1, slots))
+    ranks = min(ranks, micro_batches)
+    straight = list(steps(sequence_of(counts), Progress(), make_rows, kind, 1, micro_batches))
     stop = min(stop, len(straight))
     progress = straight[stop - 1][1] if stop else Progress()
-    resumed = steps(sequence_of(counts), progress, make_rows, kind, ranks, slots)
+    resumed = steps(sequence_of(counts), progress, make_rows, kind, ranks, micro_batches)
     assert [step for step, _ in resumed] == [step for step, _ in straight[stop:]]
 
 
@@ -266,27 +276,29 @@ def test_changing_ranks_and_rows_on_the_way_repeats_and_loses_nothing(
     counts: list[int], changes: list[tuple[int, int, int]]
 ) -> None:
     sequence, progress, read = sequence_of(counts), Progress(), []
-    for which, slots, taken in [*changes, (0, 2, 10_000)]:
+    for which, micro_batches, taken in [*changes, (0, 2, 10_000)]:
         kind, make_rows = KINDS[which]
-        divided = progress.divided(Layout(slots, f"{kind} anew"), sequence.positions)
+        divided = progress.divided(StepLayout(micro_batches, f"{kind} anew"), sequence.positions)
         assert sequence.positions is not None
-        assert divided.rest.length(sequence.positions) == sum(counts) - len(read)  # not one position more
-        for step, after in islice(steps(sequence, progress, make_rows, kind, 1, slots), taken):
-            read += [(one.source, one.shard, one.number) for row in step for one in row]
+        assert divided.remaining.length(sequence.positions) == sum(counts) - len(
+            read
+        )  # not one position more
+        for step, after in islice(steps(sequence, progress, make_rows, kind, 1, micro_batches), taken):
+            read += [(one.source, one.shard, one.index) for row in step for one in row]
             progress = after
     assert Counter(read) == everything(counts)
 
 
 @settings(max_examples=40)
-@given(counts=COUNTS, slots=st.integers(1, 5), size=st.integers(1, 4), taken=st.integers(0, 5))
+@given(counts=COUNTS, micro_batches=st.integers(1, 5), size=st.integers(1, 4), taken=st.integers(0, 5))
 def test_the_steps_of_an_epoch_are_known_before_it_is_read(
-    counts: list[int], slots: int, size: int, taken: int
+    counts: list[int], micro_batches: int, size: int, taken: int
 ) -> None:
     sequence = sequence_of(counts)
-    layout = Layout(slots, "counted")
-    run = list(steps(sequence, Progress(), counted(size), "counted", 1, slots))
+    layout = StepLayout(micro_batches, "counted")
+    run = list(steps(sequence, Progress(), counted(size), "counted", 1, micro_batches))
     assert steps_left(sequence, Progress().divided(layout, sequence.positions), size, drop=False) == len(run)
-    full = [step for step, _ in run if sum(map(len, step)) == slots * size]
+    full = [step for step, _ in run if sum(map(len, step)) == micro_batches * size]
     assert steps_left(sequence, Progress().divided(layout, sequence.positions), size, drop=True) == len(full)
     taken = min(taken, len(run))
     if taken:
@@ -296,7 +308,7 @@ def test_the_steps_of_an_epoch_are_known_before_it_is_read(
 def test_rows_of_similar_length_save_padding() -> None:
     def padded(make_rows: MakeRows) -> float:
         rows = [row for step, _ in steps(sequence_of([256]), Progress(), make_rows, "", 1, 1) for row in step]
-        lengths = [[length_of(place).tokens for place in row] for row in rows]
+        lengths = [[length_of(ref).tokens for ref in row] for row in rows]
         return sum(len(row) * max(row) for row in lengths) / sum(map(sum, lengths))
 
     assert padded(similar(16, 16)) < 1.1
@@ -304,28 +316,30 @@ def test_rows_of_similar_length_save_padding() -> None:
 
 
 def test_a_row_refuses_what_fits_none_and_says_why() -> None:
-    stream = Substream(sequence_of([6]), 0, Progress().rest, 0, 1)
+    stream = Substream(sequence_of([6]), 0, Progress().remaining, 0, 1)
     rows = list(
         filled_rows(
             stream,
-            SlotState(),
+            MicroBatchState(),
             PackingConfig(100),
-            lambda place: Length(200 if place.number == 2 else 30, 1, 1),
+            lambda ref: Length(200 if ref.index == 2 else 30, 1, 1),
         )
     )
     refused = [one for row in rows for one in row.refused]
-    assert [one.place.number for one in refused] == [2]
+    assert [one.ref.index for one in refused] == [2]
     assert "200 tokens, more than the 100 of data.packing.length" in refused[0].reason
-    assert sorted(one.number for row in rows for one in row.places) == [0, 1, 3, 4, 5]
+    assert sorted(one.index for row in rows for one in row.refs) == [0, 1, 3, 4, 5]
 
 
 def test_state_stays_small() -> None:
     sequence = sequence_of([5000] * 4, window=1000)
     run = steps(sequence, Progress(), filled(60, look_ahead=128), "filled", 1, 8)
-    sizes = [sum(len(slot.waiting) for slot in after.slots) for _, after in islice(run, 500)]
+    sizes = [sum(len(state.waiting) for state in after.states) for _, after in islice(run, 500)]
     assert max(sizes) <= 8 * 128
     progress = list(islice(steps(sequence, Progress(), filled(60), "filled", 1, 8), 600))[-1][1]
-    assert len(progress.divided(Layout(6, "filled"), sequence.positions).rest.head) <= 8 * (128 + 100)
+    assert len(progress.divided(StepLayout(6, "filled"), sequence.positions).remaining.head) <= 8 * (
+        128 + 100
+    )
 
 
 # ------------------------------------------------------------------ at scale
@@ -339,15 +353,13 @@ def test_a_cluster_of_1024_ranks_with_8_workers_over_100000_shards() -> None:
     tracemalloc.start()
     order = SourceOrder(counts, Shuffle(7, True, 10_000), lanes=lanes)
     sequence = GlobalSequence([order], [shards * per_shard], 7)
-    whole = Progress().divided(Layout(1024, "8 examples"), sequence.positions)
+    whole = Progress().divided(StepLayout(1024, "8 examples"), sequence.positions)
     rows = list(rank_rows(sequence, whole, counted(8), rank=5, ranks=1024))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 100e6
     assert len(rows) == steps_left(sequence, whole, 8, drop=False) == -(-shards * per_shard // (1024 * 8))
-    assert (
-        len({place.shard for row in rows for place in row.places}) < 4 * shards // 1024
-    )  # shards of its own
+    assert len({ref.shard for row in rows for ref in row.refs}) < 4 * shards // 1024  # shards of its own
 
     seen = np.zeros(shards * per_shard, dtype=np.uint8)
 
@@ -362,10 +374,12 @@ def test_a_cluster_of_1024_ranks_with_8_workers_over_100000_shards() -> None:
 
     half = 1024 * 8 * 610
     read(0, half, 1024, 8)
-    progress = Progress(slots=tuple(SlotState(610 * 8) for _ in range(1024)), layout=Layout(1024, "8"))
-    rest = progress.divided(Layout(768, "8"), sequence.positions).rest
-    assert rest.tail == half
-    assert not len(rest.head)
+    progress = Progress(
+        states=tuple(MicroBatchState(610 * 8) for _ in range(1024)), layout=StepLayout(1024, "8")
+    )
+    remaining = progress.divided(StepLayout(768, "8"), sequence.positions).remaining
+    assert remaining.tail == half
+    assert not len(remaining.head)
     assert sequence.positions is not None
-    read(rest.tail, sequence.positions, 768, 8)
+    read(remaining.tail, sequence.positions, 768, 8)
     assert (seen == 1).all()

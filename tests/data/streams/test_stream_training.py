@@ -32,10 +32,10 @@ from v1lit.data.errors import BadDataError, ShardError
 from v1lit.data.example import Example
 from v1lit.data.remote import DEFAULT_RETRY
 from v1lit.data.sampling.grouping import Grouping
-from v1lit.data.sampling.remaining import SlotState
+from v1lit.data.sampling.remaining import MicroBatchState
 from v1lit.data.sources.registry import prepare_source
 from v1lit.data.streams.examples import StreamExamples, StreamFiles
-from v1lit.data.streams.place import Begin, RankState, ReaderState
+from v1lit.data.streams.reader_state import Begin, RankState, ReaderState
 from v1lit.data.streams.state import StreamLayout, StreamProgress, stream_from_dict, stream_to_dict
 
 pytestmark = pytest.mark.dependencies
@@ -92,8 +92,8 @@ def test_a_reader_goes_on_from_its_state_as_if_it_had_not_stopped(
         examples = StreamExamples(files, part, state, epoch=2)
         make = GROUPINGS[kind].make_rows(lengths_of(examples))
         found = []
-        for row in make(examples, SlotState(state.read, state.waiting)):
-            keys = [examples.key(place) for place in row.places]
+        for row in make(examples, MicroBatchState(state.read, state.waiting)):
+            keys = [examples.key(ref) for ref in row.refs]
             found.append((keys, row.left_out, examples.after(row.after)))
         return found
 
@@ -336,7 +336,7 @@ def test_ranks_have_equally_many_validation_batches(folder: Path, tmp_path: Path
             data = data_of(folder, tmp_path, val_path=str(folder), max_val_examples=limit)
             loader = data.val_dataloader()
             loader.trainer = OfTwo(rank)  # type: ignore[union-attr]
-            batches.append([made.batch.ids for made in loader._made()])  # type: ignore[union-attr]
+            batches.append([one.batch.ids for one in loader._micro_batches()])  # type: ignore[union-attr]
         assert len(batches[0]) == len(batches[1])
         assert sorted(ids_of(batches[0]) + ids_of(batches[1])) == names(limit or TOTAL)
 

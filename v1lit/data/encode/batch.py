@@ -36,15 +36,15 @@ class LabelCounts(NamedTuple):
 
 
 class Read(NamedTuple):
-    """What a batch leaves behind in its slot of the optimizer step."""
+    """What a batch leaves behind in its micro-batch of the optimizer step."""
 
     epoch: int
-    slot: int
+    micro_batch: int
     """Which of the step's batches on this rank it is."""
     last: bool
     """Whether it is the last one of them."""
     after: object
-    """How far the slot has come; of a stream, the rank. Only the reader of the data looks into it."""
+    """How far the micro-batch has come; of a stream, the rank. Only the reader of the data looks into it."""
 
 
 @dataclass  # not frozen: Lightning's precision plugins write the converted tensors into a copy
@@ -71,7 +71,7 @@ class Batch:
     """Supervised positions of this batch; None where `pointer_start` was not given."""
     step_sums: Tensor | None = None
     """int64 `[3]`: `LabelCounts` summed over the optimizer step, all its batches and all ranks."""
-    step_parts: int = 1
+    micro_batches_per_step: int = 1
     """Batches that an optimizer step averages: accumulated batches x ranks."""
     read: Read | None = None
     """How far the data have been read with this batch; None where nobody resumes."""
@@ -93,7 +93,7 @@ class Batch:
         is the mean over all positions of the step.
         """
         # Kept as integers: a float tensor in a batch is rounded by Lightning's bf16-true and 16-true.
-        return None if self.step_sums is None else self.step_sums.float() / self.step_parts
+        return None if self.step_sums is None else self.step_sums.float() / self.micro_batches_per_step
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         """The batch on another device; copies to a GPU do not wait where the batch is in pinned memory."""

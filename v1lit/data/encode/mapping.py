@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from v1lit.data.example import Example, Place
+from v1lit.data.example import Example, ExampleRef
 from v1lit.data.example.images import ImageError
 
 Given = str | Mapping[str, Any]
@@ -52,15 +52,15 @@ class ExampleMap:
         self.random = _takes_generator(self.name, self._call)
         """Whether it is given a generator: what it makes of an example then differs from epoch to epoch."""
 
-    def __call__(self, example: Example, shard: str, place: Place | None = None) -> Example | None:
-        """What becomes of one example. `place` is where the epoch reads it, which a random map needs.
+    def __call__(self, example: Example, shard: str, ref: ExampleRef | None = None) -> Example | None:
+        """What becomes of one example. `ref` is where the epoch reads it, which a random map needs.
 
         Raises:
             MapError: it failed, or gave something else.
             ImageError: it decoded an image that is damaged.
         """
         try:
-            mapped = self._call(example, self._generator(place)) if self.random else self._call(example)
+            mapped = self._call(example, self._generator(ref)) if self.random else self._call(example)
         except (ImageError, MemoryError):
             raise
         except Exception as error:
@@ -89,10 +89,10 @@ class ExampleMap:
             file = getattr(sys.modules.get(type(self._found).__module__), "__file__", None)
         return None if file is None else Path(file)
 
-    def _generator(self, place: Place | None) -> np.random.Generator:
-        if place is None:
+    def _generator(self, ref: ExampleRef | None) -> np.random.Generator:
+        if ref is None:
             raise ValueError(f"data.map {self.name} is random: it needs the place of the example in an epoch")
-        return np.random.default_rng([self.seed, place.epoch, place.position, place.shard, place.number])
+        return np.random.default_rng([self.seed, ref.epoch, ref.epoch_index, ref.shard, ref.index])
 
     def _error(self, what: str, example: Example, shard: str) -> MapError:
         return MapError(f"data.map {self.name}: {what} (example {example.id!r}, shard {shard})")

@@ -1,4 +1,4 @@
-"""`Place`: which example is meant, and where it lies."""
+"""`ExampleRef`: which example is meant, and where it lies."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Place:
+class ExampleRef:
     """One example: its position in the epoch, and where it lies."""
 
-    position: int
+    epoch_index: int
     source: int
     shard: int
-    number: int
+    index: int
     """Within its shard."""
     epoch: int = 0

@@ -1,4 +1,4 @@
-"""`Lengths`: how long an example is, from a table or by reading it."""
+"""`LengthLookup`: how long an example is, from a table or by reading it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from v1lit.data.encode.mapping import ExampleMap
 from v1lit.data.errors import ShardError
 from v1lit.data.example.example import Example
 from v1lit.data.example.images import ImageError
-from v1lit.data.example.reference import Place
+from v1lit.data.example.reference import ExampleRef
 from v1lit.data.lengths.length import LEFT_OUT, UNUSABLE, Length, measure
 from v1lit.data.lengths.table import LengthTable
 from v1lit.data.shards.examples import Examples, Readable
 
 
-class Lengths:
+class LengthLookup:
     """How long the examples of some sources are once encoded: from a table, or read and measured."""
 
     def __init__(
@@ -37,19 +37,19 @@ class Lengths:
         """Whether no example has to be read for its length."""
         return all(table is not None for table in self.tables)
 
-    def __call__(self, place: Place) -> Length | None:
+    def __call__(self, ref: ExampleRef) -> Length | None:
         """Of one example; None where the map leaves it out. Raises MapError."""
-        table = self.tables[place.source]
+        table = self.tables[ref.source]
         if table is not None:
-            number = int(self._starts[place.source][place.shard]) + place.number
+            number = int(self._starts[ref.source][ref.shard]) + ref.index
             columns = (table.tokens, table.image_tokens, table.images)
             length = Length(*(int(column[number]) for column in columns))
             return None if length.tokens == LEFT_OUT else length
-        return measure_at(place, self.examples, self.processor, self.encoding, self.map)
+        return measure_at(ref, self.examples, self.processor, self.encoding, self.map)
 
 
 def measure_at(
-    place: Place,
+    ref: ExampleRef,
     examples: Readable,
     processor: Processor,
     encoding: EncodingConfig,
@@ -57,9 +57,9 @@ def measure_at(
 ) -> Length | None:
     """How long one example is, by reading it; None where the map leaves it out. Raises MapError."""
     try:
-        example: Example | None = examples.read(place)
+        example: Example | None = examples.read(ref)
         if example is not None and map is not None:
-            example = map(example, examples.file(place), place)
+            example = map(example, examples.file(ref), ref)
         return None if example is None else measure(example, processor, encoding)
     except (ShardError, EncodingError, ImageError):
         return UNUSABLE

@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from v1lit.data.config import MixtureConfig, StreamConfig
 from v1lit.data.errors import ShardError
-from v1lit.data.example import Example, Place
+from v1lit.data.example import Example, ExampleRef
 from v1lit.data.loading.sequence import open_sequence
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class ShardDataset(IterableDataset[Example]):
             here = positions[start : start + READ_TOGETHER]
             found = self._opened.sequence.find(self.epoch, here)
             table = zip(here, found.sources, found.shards, found.numbers, strict=True)
-            for example in [self._read(Place(*map(int, one))) for one in table]:
+            for example in [self._read(ExampleRef(*map(int, one))) for one in table]:
                 if not isinstance(example, ShardError):
                     yield example
                 elif self.on_bad == "raise":
@@ -103,9 +103,9 @@ class ShardDataset(IterableDataset[Example]):
                     self.skipped.append(example)
                     log.warning("skipped (%d so far): %s", len(self.skipped), example)
 
-    def _read(self, place: Place) -> Example | ShardError:
+    def _read(self, ref: ExampleRef) -> Example | ShardError:
         try:
-            return self._opened.examples.read(place)
+            return self._opened.examples.read(ref)
         except ShardError as error:  # told when its turn comes
             return error
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from v1lit.data.errors import ShardError
-from v1lit.data.example import Place
+from v1lit.data.example import ExampleRef
 from v1lit.data.loading.skips import Skipped
 
-NOWHERE = Place(-1, -1, -1, -1)
+NOWHERE = ExampleRef(-1, -1, -1, -1)
 """Of a whole shard whose examples were never counted."""
 
 
@@ -17,7 +17,7 @@ NOWHERE = Place(-1, -1, -1, -1)
 class Failure:
     """Why an example could not be used."""
 
-    place: Place
+    ref: ExampleRef
     shard: str
     key: str | None
     kind: str
@@ -40,10 +40,10 @@ def skipped_of(failures: Sequence[Failure | None], split: str, epoch: int, step:
             split=split,
             epoch=epoch,
             step=step,
-            position=one.place.position,
+            position=one.ref.epoch_index,
             shard=one.shard,
             key=one.key,
-            number=one.place.number,
+            number=one.ref.index,
             kind=one.kind,
             reason=one.reason,
         )

@@ -1,4 +1,4 @@
-"""The training loader: a plan's rows, made into batches by workers, in windows of an optimizer step."""
+"""The training loader: a plan's rows, made into batches by workers, those of an optimizer step together."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from v1lit.data.config import StreamConfig
 from v1lit.data.encode.batch import Batch, Read
 from v1lit.data.errors import BadDataError
-from v1lit.data.lengths.lookup import Lengths
+from v1lit.data.lengths.lookup import LengthLookup
 from v1lit.data.loading.failures import Failure, lost_shards
 from v1lit.data.loading.prefetch import ShardPrefetcher
-from v1lit.data.loading.reading import Made, RowReader
+from v1lit.data.loading.reading import MicroBatch, MicroBatchReader
 from v1lit.data.loading.sequence import OpenedSequence
 from v1lit.data.loading.skips import SkipList
 from v1lit.data.loading.step_loader import StepLoader
 from v1lit.data.reasons import in_words, most_frequent
-from v1lit.data.sampling.epoch import Layout, Progress, rank_rows, steps_left
+from v1lit.data.sampling.epoch import Progress, StepLayout, rank_rows, steps_left
 from v1lit.data.sampling.grouping import Grouping
-from v1lit.data.sampling.rows import Row
+from v1lit.data.sampling.rows import MicroBatchPlan
 
 
 class TrainLoader(StepLoader):
@@ -34,10 +34,10 @@ class TrainLoader(StepLoader):
     def __init__(
         self,
         opened: OpenedSequence,
-        reader: RowReader,
+        reader: MicroBatchReader,
         grouping: Grouping,
-        lengths: Lengths,
-        begin: Callable[[int, Layout], Progress],
+        lengths: LengthLookup,
+        begin: Callable[[int, StepLayout], Progress],
         skips: SkipList,
         stream: StreamConfig,
         trainer: Trainer | None = None,
@@ -54,12 +54,12 @@ class TrainLoader(StepLoader):
         super().__init__(skips, stream, trainer, num_workers)
         self.opened, self.reader, self.grouping, self.lengths = opened, reader, grouping, lengths
         self.begin = begin
-        self._planned: dict[tuple[int, int, Layout], int] = {}
+        self._planned: dict[tuple[int, int, StepLayout], int] = {}
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> StepLayout:
         """How a step's examples are divided now."""
-        return Layout(self._ranks.number * self.accumulate, str(self.grouping))
+        return StepLayout(self._ranks.size * self.accumulate, str(self.grouping))
 
     def __len__(self) -> int:
         """Batches per epoch on every rank.
@@ -115,7 +115,7 @@ class TrainLoader(StepLoader):
     def _planned_steps(self, progress: Progress) -> int:
         key = (progress.epoch, progress.steps, self.layout)
         if key not in self._planned:
-            filled = [bool(row.places or row.refused) for row in self._rows(progress)]
+            filled = [bool(row.refs or row.refused) for row in self._rows(progress)]
             every = [filled[at : at + self.accumulate] for at in range(0, len(filled), self.accumulate)]
             steps = [step for step in every if any(step)]  # the last one may only say what is left out
             if self.stream.tail == "drop":
@@ -125,13 +125,13 @@ class TrainLoader(StepLoader):
                 self._planned[key] = max(self._ranks.gather(len(steps)))
         return self._planned[key]
 
-    def _rows(self, progress: Progress) -> Iterator[Row]:
+    def _rows(self, progress: Progress) -> Iterator[MicroBatchPlan]:
         return rank_rows(
             self.opened.sequence,
             replace(progress, epoch=self._order_of(progress.epoch)),
             self.grouping.make_rows(self.lengths),
             rank=self.rank,
-            ranks=self._ranks.number,
+            ranks=self._ranks.size,
         )
 
     def batches_done(self, progress: Progress) -> int:
@@ -141,47 +141,56 @@ class TrainLoader(StepLoader):
 
     def __iter__(self) -> Iterator[Batch]:
         progress = self.begin(0 if self.trainer is None else self.trainer.current_epoch, self.layout)
-        numbers = range(self.rank, self.layout.slots, self._ranks.number)
+        numbers = range(self.rank, self.layout.micro_batches, self._ranks.size)
         states = [progress.state_of(number) for number in numbers]
         left, used, left_out, begun = self.steps_left(progress), 0, 0, time.perf_counter()
         with ExitStack() as stack:
             prefetcher = None
             fetch_ahead = self.opened.remote and self.opened.indexed
-            step = progress.steps
-            steps = self._windows(self._made(progress), self.reader.blank, left, self.batches_done(progress))
-            for step, window in enumerate(steps, progress.steps):
+            number = progress.steps
+            steps = self._iter_steps(
+                self._micro_batches(progress), self.reader.blank, left, self.batches_done(progress)
+            )
+            for number, step in enumerate(steps, progress.steps):
                 if prefetcher is None and fetch_ahead:
                     # Its thread begins when the workers have been forked: a lock that it held would stay so.
                     prefetcher = stack.enter_context(self._prefetcher(progress))
-                if progress.steps and step == progress.steps:
+                if progress.steps and number == progress.steps:
                     rank_zero_info(
                         f"resumed at example {progress.examples_read} of epoch {progress.epoch} in "
                         f"{time.perf_counter() - begun:.2f} s"
                     )
-                self._look_at(window, progress.epoch, step)
-                places = [place for made in window.made if made.row is not None for place in made.row.places]
-                if prefetcher is not None and places:
-                    prefetcher.reached(max(place.position for place in places))
-                used, left_out = used + window.examples, left_out + window.left_out
-                if left is not None and step + 1 == progress.steps + left:
+                self._look_at(step, progress.epoch, number)
+                refs = [
+                    ref
+                    for micro_batch in step.micro_batches
+                    if micro_batch.row is not None
+                    for ref in micro_batch.row.refs
+                ]
+                if prefetcher is not None and refs:
+                    prefetcher.reached(max(ref.epoch_index for ref in refs))
+                used, left_out = used + step.examples, left_out + step.left_out
+                if left is not None and number + 1 == progress.steps + left:
                     self._report(progress, used, left_out)  # now: nobody asks for more batches
-                for slot, (made, batch) in enumerate(zip(window.made, window.batches, strict=True)):
-                    states[slot] = states[slot] if made.row is None else made.row.after
-                    last = slot == len(window.batches) - 1
-                    yield replace(batch, read=Read(progress.epoch, slot, last, states[slot]))
+                for index, (micro_batch, batch) in enumerate(
+                    zip(step.micro_batches, step.batches, strict=True)
+                ):
+                    states[index] = states[index] if micro_batch.row is None else micro_batch.row.after
+                    last = index == len(step.batches) - 1
+                    yield replace(batch, read=Read(progress.epoch, index, last, states[index]))
         if not self.opened.indexed:  # The last shards of all may be damaged ones.
-            self._note(0, self._lost(), progress.epoch, step)
+            self._note(0, self._lost(), progress.epoch, number)
         if left is None:
             self._report(progress, used, left_out)
 
-    def _made(self, progress: Progress) -> Iterator[Made]:
-        for row, made in self.workers.run(self.reader, self._rows(progress)):
-            yield self._with_planned(replace(made, row=row))
+    def _micro_batches(self, progress: Progress) -> Iterator[MicroBatch]:
+        for row, micro_batch in self.workers.run(self.reader, self._rows(progress)):
+            yield self._with_planned(replace(micro_batch, row=row))
 
-    def _with_planned(self, made: Made) -> Made:
+    def _with_planned(self, micro_batch: MicroBatch) -> MicroBatch:
         """Add the shards that planning has found to be unusable already."""
         lost = self._lost()
-        return replace(made, failures=(*lost, *made.failures)) if lost else made
+        return replace(micro_batch, failures=(*lost, *micro_batch.failures)) if lost else micro_batch
 
     def _lost(self) -> list[Failure]:
         """Shards that planning has found to be unusable since this was last called."""
@@ -190,9 +199,9 @@ class TrainLoader(StepLoader):
         return lost_shards(lost, self.rank)
 
     def _prefetcher(self, progress: Progress) -> ShardPrefetcher:
-        opened, window, ranks = self.opened, self.stream.shuffle_window, self._ranks.number
+        opened, window, ranks = self.opened, self.stream.shuffle_window, self._ranks.size
         # What remains of an epoch is dealt out from its first position on, which may be any.
-        first = (self.rank + progress.rest.tail - len(progress.rest.head)) % ranks
+        first = (self.rank + progress.remaining.tail - len(progress.remaining.head)) % ranks
         epoch = self._order_of(progress.epoch)
         return ShardPrefetcher(opened.catalogs, opened.sequence, epoch, first, ranks, window)
 
@@ -203,8 +212,8 @@ class TrainLoader(StepLoader):
             return f"there are no training examples: the shards of {where} hold none"
         return (
             f"{'the' if total is None else total} training examples do not fill one optimizer step of "
-            f"{self.layout.slots} batches, and data.stream.tail is {self.stream.tail!r}; set it to pad, "
-            "or lower trainer.accumulate_grad_batches, the number of devices or data.batch_size"
+            f"{self.layout.micro_batches} batches, and data.stream.tail is {self.stream.tail!r}; set it to "
+            "pad, or lower trainer.accumulate_grad_batches, the number of devices or data.batch_size"
         )
 
     def _report(self, progress: Progress, used: int, left_out: int) -> None:
@@ -226,5 +235,5 @@ class TrainLoader(StepLoader):
             if left > 0:
                 rank_zero_info(
                     f"epoch {progress.epoch}: {left} of {total} training examples are left over, others each "
-                    f"time: they do not make a whole optimizer step of {self.layout.slots} batches"
+                    f"time: they do not make a whole optimizer step of {self.layout.micro_batches} batches"
                 )

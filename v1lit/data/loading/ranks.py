@@ -14,7 +14,7 @@ from torch import distributed as dist
 class Ranks:
     """The processes that train together."""
 
-    number: int = 1
+    size: int = 1
     group: dist.ProcessGroup | None = None
     """Over the CPU, so that an exchange never waits for a GPU."""
 
@@ -40,7 +40,7 @@ class Ranks:
         """What every rank has, in their order, on all of them; waits for them."""
         if self.group is None:
             return [own]
-        everyone: list[Any] = [None] * self.number
+        everyone: list[Any] = [None] * self.size
         dist.all_gather_object(everyone, own, group=self.group)
         return everyone
 

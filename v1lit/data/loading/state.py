@@ -10,8 +10,8 @@ import torch
 
 from v1lit.data.encode.batch import Read
 from v1lit.data.loading.ranks import Ranks
-from v1lit.data.sampling.epoch import Layout, Progress
-from v1lit.data.sampling.remaining import Rest, SlotState
+from v1lit.data.sampling.epoch import Progress, StepLayout
+from v1lit.data.sampling.remaining import MicroBatchState, Remaining
 
 
 class ReadingState:
@@ -26,15 +26,15 @@ class ReadingState:
         """Whether training data have been asked for."""
         self._progress: Progress | None = None
         self._resumed: Progress | None = None
-        self._own: list[SlotState] = []
-        self._step: dict[int, SlotState] = {}
+        self._own: list[MicroBatchState] = []
+        self._step: dict[int, MicroBatchState] = {}
 
     def resume(self, progress: Progress) -> None:
         """Go on from there at the next `begin`."""
         self._resumed, self._progress = progress, None
 
     def begin(
-        self, current_epoch: int, layout: Layout, positions: int | None, ranks: int, rank: int
+        self, current_epoch: int, layout: StepLayout, positions: int | None, ranks: int, rank: int
     ) -> Progress:
         """Where the next epoch is begun: at its start, or where the run that is resumed has stopped.
 
@@ -46,65 +46,70 @@ class ReadingState:
         if resumed is not None and resumed.epoch >= current_epoch:
             progress = resumed.divided(layout, positions)
         self._progress, self._step = progress, {}
-        self._own = [progress.state_of(slot) for slot in range(rank, layout.slots, ranks)]
+        self._own = [
+            progress.state_of(micro_batch) for micro_batch in range(rank, layout.micro_batches, ranks)
+        ]
         return progress
 
     def used(self, read: Read, epoch_ends: bool) -> None:
         """Training has used a batch."""
         assert self._progress is not None
-        assert isinstance(read.after, SlotState)
-        self._step[read.slot] = read.after
+        assert isinstance(read.after, MicroBatchState)
+        self._step[read.micro_batch] = read.after
         if epoch_ends:
             self._progress, self._own, self._step = Progress(read.epoch + 1), [], {}
         elif read.last:
-            self._own = [self._step.get(slot, state) for slot, state in enumerate(self._own)]
+            self._own = [self._step.get(micro_batch, state) for micro_batch, state in enumerate(self._own)]
             self._progress, self._step = self._progress.advanced(()), {}
 
     def of_all(self, ranks: Ranks) -> Progress | None:
-        """The progress with the state of every slot; to be called on all ranks."""
+        """The progress with the state of every micro-batch; to be called on all ranks."""
         if self._progress is None:
             return self._resumed
         layout = self._progress.layout
         everyone = ranks.gather(self._own)
         if layout is None or not self._progress.steps - self._progress.since:
             return self._progress
-        slots = [everyone[slot % ranks.number][slot // ranks.number] for slot in range(layout.slots)]
-        return self._progress.with_slots(slots)
+        return self._progress.with_states(
+            [everyone[at % ranks.size][at // ranks.size] for at in range(layout.micro_batches)]
+        )
 
 
 def progress_to_dict(progress: Progress) -> dict[str, Any]:
     """Plain numbers, texts and one or two tensors, each of which costs a tenth of a millisecond to save.
 
-    `slots` int64: of every slot how much it has read, how many indices wait, and those. `head` int64, or an
-    empty list.
+    `slots` int64: of every micro-batch of a step how much it has read, how many indices wait, and those.
+    `head` int64, or an empty list.
     """
-    slots = [number for slot in progress.slots for number in (slot.read, len(slot.waiting), *slot.waiting)]
+    states = [
+        number for state in progress.states for number in (state.read, len(state.waiting), *state.waiting)
+    ]
     return {
         "epoch": progress.epoch,
         "steps": progress.steps,
         "since": progress.since,
-        "layout": [] if progress.layout is None else [progress.layout.slots, progress.layout.rows],
-        "slots": torch.tensor(slots, dtype=torch.int64),
-        "head": torch.from_numpy(np.array(progress.rest.head)) if len(progress.rest.head) else [],
-        "tail": progress.rest.tail,
+        "layout": [] if progress.layout is None else [progress.layout.micro_batches, progress.layout.rows],
+        "slots": torch.tensor(states, dtype=torch.int64),
+        "head": torch.from_numpy(np.array(progress.remaining.head)) if len(progress.remaining.head) else [],
+        "tail": progress.remaining.tail,
     }
 
 
 def progress_from_dict(state: Mapping[str, Any]) -> Progress:
     """The inverse of `progress_to_dict`."""
     numbers = state["slots"].tolist()
-    slots, at = [], 0
+    states, at = [], 0
     while at < len(numbers):
         read, waiting = numbers[at : at + 2]
-        slots.append(SlotState(read, tuple(numbers[at + 2 : at + 2 + waiting])))
+        states.append(MicroBatchState(read, tuple(numbers[at + 2 : at + 2 + waiting])))
         at += 2 + waiting
     return Progress(
         epoch=int(state["epoch"]),
         steps=int(state["steps"]),
         since=int(state["since"]),
-        rest=Rest(np.array(state["head"], dtype=np.int64), int(state["tail"])),
-        layout=Layout(int(state["layout"][0]), str(state["layout"][1])) if state["layout"] else None,
-        slots=tuple(slots),
+        remaining=Remaining(np.array(state["head"], dtype=np.int64), int(state["tail"])),
+        layout=StepLayout(int(state["layout"][0]), str(state["layout"][1])) if state["layout"] else None,
+        states=tuple(states),
     )
 
 

@@ -12,17 +12,17 @@ from torch import Tensor
 
 from v1lit.data.encode.batch import Batch
 from v1lit.data.loading.ranks import Ranks
-from v1lit.data.loading.reading import Made
+from v1lit.data.loading.reading import MicroBatch
 
 ROWS, FAILURES, EXAMPLES, LEFT_OUT, COUNTS = 0, 1, 2, 3, slice(4, 7)
-"""Columns of the table that ranks add up: one row per batch of the window."""
+"""Columns of the table that ranks add up: one row per micro-batch of the step."""
 
 
 @dataclass(frozen=True)
-class Window:
+class StepBatches:
     """Batches of one rank that are accumulated into one optimizer step."""
 
-    made: list[Made]
+    micro_batches: list[MicroBatch]
     batches: list[Batch]
     examples: int
     """In the same step on all ranks."""
@@ -31,7 +31,7 @@ class Window:
     left_out: int = 0
     """Examples that the map has left out, on all ranks."""
 
-    def pinned(self) -> Window:
+    def pinned(self) -> StepBatches:
         """The same with the counts in page-locked memory, as the rest of a batch."""
         if not self.batches:
             return self
@@ -41,8 +41,8 @@ class Window:
         return replace(self, batches=[replace(batch, step_sums=shared) for batch in self.batches])
 
 
-def windows(
-    made: Iterable[Made],
+def iter_steps(
+    micro_batches: Iterable[MicroBatch],
     size: int,
     ranks: Ranks,
     blank: Callable[[], Batch],
@@ -51,38 +51,40 @@ def windows(
     drop: bool = False,
     first: int = 0,
     limit: float = math.inf,
-) -> Iterator[Window]:
-    """Put `size` batches into one window and tell each of them the label counts of the whole step.
+) -> Iterator[StepBatches]:
+    """Put `size` batches into one step and tell each of them the label counts of the whole step.
 
-    All ranks have the same windows, and all windows are whole: where a rank has no batch left, a blank one
+    All ranks have the same steps, and all steps are whole: where a rank has no batch left, a blank one
     stands. Without a known number of `steps` they go on until no rank has any; with `drop` until one has not
-    enough. Batches from number `limit` on, counted from `first`, are not read: the last window may be small.
-    Where the map has left out more examples behind the last one, a window without batches says how many.
+    enough. Batches from number `limit` on, counted from `first`, are not read: the last step may be small.
+    Where the map has left out more examples behind the last one, a step without batches says how many.
     """
-    source, number = iter(made), 0
-    while steps is None or number < steps:
+    source, step = iter(micro_batches), 0
+    while steps is None or step < steps:
         wanted = int(min(size, limit - first))
         here = list(islice(source, max(0, wanted)))
         table = ranks.add_up(_table(here, size))
         rows = int(table[:, ROWS].sum())
         left_out = int(table[:, LEFT_OUT].sum())
-        if wanted <= 0 or (steps is None and (rows == 0 or (drop and rows < wanted * ranks.number))):
+        if wanted <= 0 or (steps is None and (rows == 0 or (drop and rows < wanted * ranks.size))):
             if left_out and not rows:
-                yield Window([], [], 0, 0, left_out)
+                yield StepBatches([], [], 0, 0, left_out)
             return
-        here += [Made(blank(), ()) for _ in range(wanted - len(here))]
+        here += [MicroBatch(blank(), ()) for _ in range(wanted - len(here))]
         sums = table[:, COUNTS].sum(0)
-        batches = [replace(one.batch, step_sums=sums, step_parts=size * ranks.number) for one in here]
+        batches = [
+            replace(one.batch, step_sums=sums, micro_batches_per_step=size * ranks.size) for one in here
+        ]
         used, failed = int(table[:, EXAMPLES].sum()), int(table[:, FAILURES].sum())
-        yield Window(here, batches, used, failed, left_out)
-        number, first = number + 1, first + wanted
+        yield StepBatches(here, batches, used, failed, left_out)
+        step, first = step + 1, first + wanted
 
 
-def _table(made: Sequence[Made], size: int) -> Tensor:
+def _table(micro_batches: Sequence[MicroBatch], size: int) -> Tensor:
     """int64 `[size, 7]`, a row per batch: 1, failures, examples, those that the map leaves out, label counts;
     zeros for a blank one."""
     table = torch.zeros(size, 7, dtype=torch.int64)
-    for row, one in enumerate(made):
+    for row, one in enumerate(micro_batches):
         assert one.batch.counts is not None, "the training loader counts labels"
         failed = sum(failure is not None for failure in one.failures)
         table[row] = torch.tensor([one.filled, failed, len(one.batch), one.left_out, *one.batch.counts])

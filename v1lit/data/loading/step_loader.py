@@ -1,4 +1,4 @@
-"""`StepLoader`: what training loaders share: windows of an optimizer step, and notes of bad data."""
+"""`StepLoader`: what training loaders share: the batches of an optimizer step, and notes of bad data."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from v1lit.data.config import StreamConfig
 from v1lit.data.encode.batch import Batch
 from v1lit.data.loading.failures import Failure, run_of_failures, skipped_of
 from v1lit.data.loading.ranks import Ranks
-from v1lit.data.loading.reading import Made
+from v1lit.data.loading.reading import MicroBatch
 from v1lit.data.loading.skips import SkipList
-from v1lit.data.loading.step import Window, windows
+from v1lit.data.loading.step import StepBatches, iter_steps
 from v1lit.data.loading.workers import Workers
 
 
@@ -61,12 +61,12 @@ class StepLoader:
     def _pin(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
-    def _windows(
-        self, made: Iterable[Made], blank: Callable[[], Batch], steps: int | None, done: int
-    ) -> Iterator[Window]:
-        """See `windows`. done: batches of the epoch that count as used."""
-        for window in windows(
-            made,
+    def _iter_steps(
+        self, micro_batches: Iterable[MicroBatch], blank: Callable[[], Batch], steps: int | None, done: int
+    ) -> Iterator[StepBatches]:
+        """See `iter_steps`. done: batches of the epoch that count as used."""
+        for step in iter_steps(
+            micro_batches,
             self.accumulate,
             self._ranks,
             blank,
@@ -75,17 +75,17 @@ class StepLoader:
             first=done,
             limit=math.inf if self.trainer is None else self.trainer.num_training_batches,
         ):
-            yield window.pinned() if self._pin else window
+            yield step.pinned() if self._pin else step
 
-    def _look_at(self, window: Window, epoch: int, step: int) -> None:
-        """Note what a window says of the data."""
-        failures = [failure for made in window.made for failure in made.failures]
-        if window.failures:  # All ranks know, so all of them tell each other.
-            self._note(window.examples, failures, epoch, step)
+    def _look_at(self, batches: StepBatches, epoch: int, step: int) -> None:
+        """Note what a step says of the data."""
+        failures = [failure for micro_batch in batches.micro_batches for failure in micro_batch.failures]
+        if batches.failures:  # All ranks know, so all of them tell each other.
+            self._note(batches.examples, failures, epoch, step)
         else:
             self._in_a_row, _ = run_of_failures(failures, self._in_a_row)
-            self.skips.note(window.examples, [], 0)
-        self.skips.note_left_out(window.left_out)
+            self.skips.note(batches.examples, [], 0)
+        self.skips.note_left_out(batches.left_out)
 
     def _note(self, used: int, failures: Sequence[Failure | None], epoch: int, step: int) -> None:
         """Note how many examples all ranks use, and what each of them cannot; to be called on all ranks."""

@@ -7,15 +7,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from lightning import Trainer
 
 from v1lit.data.encode.batch import Batch
-from v1lit.data.example import Place
+from v1lit.data.example import ExampleRef
 from v1lit.data.lengths.length import Length
 from v1lit.data.loading.failures import Failure, lost_shards, run_of_failures, skipped_of
 from v1lit.data.loading.ranks import Ranks
-from v1lit.data.loading.reading import Made, RowReader
+from v1lit.data.loading.reading import MicroBatch, MicroBatchReader
 from v1lit.data.loading.sequence import OpenedSequence
 from v1lit.data.loading.skips import SkipList
 from v1lit.data.loading.workers import Workers
-from v1lit.data.sampling.epoch import Layout, Progress, rank_rows
+from v1lit.data.sampling.epoch import Progress, StepLayout, rank_rows
 from v1lit.data.sampling.grouping import Grouping
 
 
@@ -25,7 +25,7 @@ class ValLoader:
     def __init__(
         self,
         opened: OpenedSequence,
-        reader: RowReader,
+        reader: MicroBatchReader,
         size: int,
         skips: SkipList,
         trainer: Trainer | None,
@@ -46,15 +46,15 @@ class ValLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         rank, ranks = self._ranks
-        progress = Progress(layout=Layout(ranks, f"{self.size} examples"))
+        progress = Progress(layout=StepLayout(ranks, f"{self.size} examples"))
         make_rows = Grouping(self.size).make_rows(_unmeasured)
         rows = rank_rows(self.opened.sequence, progress, make_rows, rank=rank, ranks=ranks)
-        made = (one for _, one in Workers(self.workers).run(self.reader, rows))
-        return val_batches(made, self.skips, ranks, lost_shards(self.opened.lost, rank))
+        micro_batches = (one for _, one in Workers(self.workers).run(self.reader, rows))
+        return val_batches(micro_batches, self.skips, ranks, lost_shards(self.opened.lost, rank))
 
 
 def val_batches(
-    made: Iterable[Made], skips: SkipList, ranks: int, lost: Sequence[Failure] = ()
+    micro_batches: Iterable[MicroBatch], skips: SkipList, ranks: int, lost: Sequence[Failure] = ()
 ) -> Iterator[Batch]:
     """The batches of validation, of which all ranks have equally many; what could not be used is noted."""
     everyone, in_a_row = Ranks.of(ranks), 0
@@ -73,10 +73,10 @@ def val_batches(
         skips.note_left_out(sum(left_out for *_, left_out in gathered))
 
     note(lost, 0)
-    for number, one in enumerate(made):
+    for number, one in enumerate(micro_batches):
         note(one.failures, number, one.left_out)  # at once, because validation may be cut short
         yield one.batch
 
 
-def _unmeasured(place: Place) -> Length:
+def _unmeasured(ref: ExampleRef) -> Length:
     raise AssertionError("counted rows measure nothing")

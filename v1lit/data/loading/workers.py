@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader, Dataset
 
-from v1lit.data.loading.reading import Made
+from v1lit.data.loading.reading import MicroBatch
 
 Asked = TypeVar("Asked")
 
@@ -24,12 +24,12 @@ Asked = TypeVar("Asked")
 class Workers:
     """The processes that read and encode."""
 
-    number: int = 0
+    count: int = 0
     pin_memory: bool = False
     prefetch: int = 2
     """Batches that each of them makes ahead."""
 
-    def run(self, reader: Dataset[Made], asked: Iterator[Asked]) -> Iterator[tuple[Asked, Made]]:
+    def run(self, reader: Dataset[MicroBatch], asked: Iterator[Asked]) -> Iterator[tuple[Asked, MicroBatch]]:
         """What the reader makes of all that it is asked for, in this order, whatever the number of workers.
 
         Worker w of W is asked for number w, W + w, 2 W + w, ...
@@ -41,24 +41,24 @@ class Workers:
                 waiting.append(one)
                 yield one
 
-        options: dict[str, Any] = {"prefetch_factor": self.prefetch} if self.number else {}
+        options: dict[str, Any] = {"prefetch_factor": self.prefetch} if self.count else {}
         _end_readers_at_exit()
-        loader: DataLoader[Made] = DataLoader(
+        loader: DataLoader[MicroBatch] = DataLoader(
             reader,
             batch_size=None,
             sampler=noted(),  # any iterable will do
-            num_workers=self.number,
+            num_workers=self.count,
             worker_init_fn=_leave_signals_to_trainer,
             collate_fn=_as_it_is,  # type: ignore[arg-type]  # one row at a time
             pin_memory=self.pin_memory,
             **options,
         )
-        for made in loader:
-            yield waiting.popleft(), made
+        for micro_batch in loader:
+            yield waiting.popleft(), micro_batch
 
 
-def _as_it_is(made: Made) -> Made:
-    return made
+def _as_it_is(micro_batch: MicroBatch) -> MicroBatch:
+    return micro_batch
 
 
 def _leave_signals_to_trainer(worker: int) -> None:

@@ -1,4 +1,4 @@
-"""One epoch as one rank reads it: rows, slot by slot and step by step."""
+"""One epoch as one rank reads it: rows, micro-batch by micro-batch and step by step."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from v1lit.data.sampling.mixture import GlobalSequence
-from v1lit.data.sampling.remaining import Rest, SlotState
-from v1lit.data.sampling.rows import Indexed, Row, Substream
+from v1lit.data.sampling.remaining import MicroBatchState, Remaining
+from v1lit.data.sampling.rows import Indexed, MicroBatchPlan, Substream
 
-MakeRows = Callable[[Indexed, SlotState], Iterator[Row]]
-"""How a slot's examples make rows: counted, filled or of similar length."""
+MakeRows = Callable[[Indexed, MicroBatchState], Iterator[MicroBatchPlan]]
+"""How a micro-batch's examples make rows: counted, filled or of similar length."""
 
 
 @dataclass(frozen=True)
-class Layout:
+class StepLayout:
     """How a step's examples are divided: any two runs of one layout read the same in every step."""
 
-    slots: int
+    micro_batches: int
     """Batches of an optimizer step: ranks x accumulated batches."""
     rows: str
     """Which examples make a row, in words."""
@@ -32,55 +32,55 @@ class Progress:
     """Optimizer steps that were taken in the epoch,"""
     since: int = 0
     """of which so many before it was divided as it is now."""
-    rest: Rest = field(default_factory=Rest)
+    remaining: Remaining = field(default_factory=Remaining)
     """What remained of the epoch when it was divided so."""
-    layout: Layout | None = None
-    slots: tuple[SlotState, ...] = ()
-    """State of every slot, in the order of their numbers; none before the first step of the layout."""
+    layout: StepLayout | None = None
+    states: tuple[MicroBatchState, ...] = ()
+    """State of every micro-batch, in order; none before the first step of the layout."""
 
-    def divided(self, layout: Layout, positions: int | None) -> Progress:
-        """The same for another layout: what no slot has given to a row remains, in its old order.
+    def divided(self, layout: StepLayout, positions: int | None) -> Progress:
+        """The same for another layout: what no micro-batch has given to a row remains, in its old order.
 
         positions: of an epoch, None where that is not known.
         """
         if layout == self.layout:
             return self
-        rest = self.rest.after(self.slots, positions) if self.slots else self.rest
-        return Progress(self.epoch, self.steps, self.steps, rest, layout)
+        remaining = self.remaining.after(self.states, positions) if self.states else self.remaining
+        return Progress(self.epoch, self.steps, self.steps, remaining, layout)
 
-    def advanced(self, slots: Sequence[SlotState]) -> Progress:
-        """One step further, after which the slots are in these states."""
-        return replace(self, steps=self.steps + 1, slots=tuple(slots))
+    def advanced(self, states: Sequence[MicroBatchState]) -> Progress:
+        """One step further, after which its micro-batches are in these states."""
+        return replace(self, steps=self.steps + 1, states=tuple(states))
 
-    def with_slots(self, slots: Sequence[SlotState]) -> Progress:
-        """The same with the states of the slots."""
-        return replace(self, slots=tuple(slots))
+    def with_states(self, states: Sequence[MicroBatchState]) -> Progress:
+        """The same with the states of the micro-batches."""
+        return replace(self, states=tuple(states))
 
     @property
     def examples_read(self) -> int:
         """Positions of the epoch that have been given to rows."""
-        read = sum(slot.read - len(slot.waiting) for slot in self.slots)
-        return self.rest.tail - len(self.rest.head) + read
+        read = sum(state.read - len(state.waiting) for state in self.states)
+        return self.remaining.tail - len(self.remaining.head) + read
 
-    def state_of(self, slot: int) -> SlotState:
-        """State of one slot."""
-        return self.slots[slot] if self.slots else SlotState()
+    def state_of(self, micro_batch: int) -> MicroBatchState:
+        """State of one micro-batch."""
+        return self.states[micro_batch] if self.states else MicroBatchState()
 
 
 def rank_rows(
     sequence: GlobalSequence, progress: Progress, make_rows: MakeRows, *, rank: int, ranks: int
-) -> Iterator[Row]:
-    """The rows of a rank: of every step those of the slots `rank`, `ranks + rank`, `2 ranks + rank`, ...
+) -> Iterator[MicroBatchPlan]:
+    """The rows of a rank: of every step those of the micro-batches `rank`, `ranks + rank` and so on.
 
-    A slot that has come to its end gives empty rows until all slots of the rank have. `progress` is divided
-    for the layout already.
+    A micro-batch that has come to its end gives empty rows until all those of the rank have. `progress` is
+    divided for the layout already.
     """
     assert progress.layout is not None
-    slots = progress.layout.slots
-    numbers = range(rank, slots, ranks)
+    micro_batches = progress.layout.micro_batches
+    numbers = range(rank, micro_batches, ranks)
     states = [progress.state_of(number) for number in numbers]
     streams = [
-        make_rows(Substream(sequence, progress.epoch, progress.rest, number, slots), state)
+        make_rows(Substream(sequence, progress.epoch, progress.remaining, number, micro_batches), state)
         for number, state in zip(numbers, states, strict=True)
     ]
     while True:
@@ -90,7 +90,7 @@ def rank_rows(
         for number, row in enumerate(step):
             if row is not None:
                 states[number] = row.after
-            yield row or Row((), states[number])
+            yield row or MicroBatchPlan((), states[number])
 
 
 def steps_left(sequence: GlobalSequence, progress: Progress, size: int, drop: bool) -> int | None:
@@ -101,7 +101,7 @@ def steps_left(sequence: GlobalSequence, progress: Progress, size: int, drop: bo
     if sequence.positions is None:
         return None
     assert progress.layout is not None
-    whole = progress.layout.slots * size
-    length = progress.rest.length(sequence.positions)
+    whole = progress.layout.micro_batches * size
+    length = progress.remaining.length(sequence.positions)
     total = length // whole if drop else -(-length // whole)
     return max(0, total - (progress.steps - progress.since))

@@ -32,7 +32,7 @@ class Grouping:
         return f"{self.size} examples" + (f", similar of {self.by_length}" if self.by_length > 1 else "")
 
     def make_rows(self, measure: Measure) -> MakeRows:
-        """How a slot's examples make rows."""
+        """How a micro-batch's examples make rows."""
         packing = self.packing
         if packing is not None and self.packs:
             return lambda stream, state: filled_rows(stream, state, packing, measure)

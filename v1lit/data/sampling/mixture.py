@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from v1lit.data.sampling.source import NOTHING, Numbers, SourceOrder, groups, part
+from v1lit.data.sampling.source import NOTHING, IntArray, SourceOrder, even_share, groups
 
 BLOCK = 1_000
 """Examples within which sources are mixed at random; over every block their shares are exact."""
@@ -18,9 +18,9 @@ BLOCK = 1_000
 class References:
     """Examples at some positions, `[positions]` each; all `NOTHING` where a position is empty."""
 
-    sources: Numbers
-    shards: Numbers
-    numbers: Numbers
+    sources: IntArray
+    shards: IntArray
+    numbers: IntArray
     """Number of the example within its shard."""
 
     @property
@@ -102,8 +102,8 @@ class GlobalSequence:
                 )
         # The first lane has the longest part of every source.
         self._longest_lane = sum(self._lane_draws(0))
-        self._lanes: dict[int, tuple[Numbers, Numbers]] = {}
-        self._blocks: OrderedDict[tuple[int, int, int], tuple[Numbers, Numbers]] = OrderedDict()
+        self._lanes: dict[int, tuple[IntArray, IntArray]] = {}
+        self._blocks: OrderedDict[tuple[int, int, int], tuple[IntArray, IntArray]] = OrderedDict()
 
     @property
     def examples(self) -> int | None:
@@ -118,7 +118,7 @@ class GlobalSequence:
             return order.size
         return self.lanes * self._longest_lane
 
-    def find(self, epoch: int, positions: Numbers) -> References:
+    def find(self, epoch: int, positions: IntArray) -> References:
         """The examples at `positions` `[n]` of an epoch, in any order; `NOTHING` behind a lane's end."""
         found = References(*(np.full(len(positions), NOTHING, dtype=np.int64) for _ in range(3)))
         for lane, here in groups(positions % self.lanes):
@@ -126,7 +126,7 @@ class GlobalSequence:
         return found
 
     def _find_in_lane(
-        self, epoch: int, lane: int, offsets: Numbers, here: Numbers, found: References
+        self, epoch: int, lane: int, offsets: IntArray, here: IntArray, found: References
     ) -> None:
         sources, draws = self._drawn(epoch, lane, offsets)
         for source in np.unique(sources[sources >= 0]):
@@ -136,7 +136,7 @@ class GlobalSequence:
             if total is None or size is None:
                 epochs, within = np.full(int(chosen.sum()), epoch), draws[chosen]
             else:
-                endless = epoch * part(total, self.lanes, lane)[1] + draws[chosen]
+                endless = epoch * even_share(total, self.lanes, lane)[1] + draws[chosen]
                 epochs, within = endless // size, endless % size
             for one in np.unique(epochs):
                 which = here[chosen][epochs == one]
@@ -144,11 +144,11 @@ class GlobalSequence:
                 found.shards[which], found.numbers[which] = shards, numbers
                 found.sources[which] = np.where(shards >= 0, source, NOTHING)
 
-    def _drawn(self, epoch: int, lane: int, offsets: Numbers) -> tuple[Numbers, Numbers]:
+    def _drawn(self, epoch: int, lane: int, offsets: IntArray) -> tuple[IntArray, IntArray]:
         """Source of every offset of a lane, and which of the lane's draws from that source it is."""
         if len(self.orders) == 1:
             drawn = self.draws[0]
-            behind = np.inf if drawn is None else part(drawn, self.lanes, lane)[1]
+            behind = np.inf if drawn is None else even_share(drawn, self.lanes, lane)[1]
             return np.where(offsets < behind, 0, NOTHING), offsets
         draws, starts = self._lane(lane)
         total, blocks = int(starts[-1]), len(starts) - 1
@@ -161,7 +161,7 @@ class GlobalSequence:
             which[here] = first[offsets[here] - starts[block]]
         return sources, which
 
-    def _lane(self, lane: int) -> tuple[Numbers, Numbers]:
+    def _lane(self, lane: int) -> tuple[IntArray, IntArray]:
         """Draws of every source in a lane `[sources]`, and the offset at which every block begins.
 
         Block b of B holds the draws of a source from floor(draws * b / B) on, so its share is exact.
@@ -174,8 +174,8 @@ class GlobalSequence:
         return self._lanes[lane]
 
     def _block(
-        self, epoch: int, lane: int, block: int, blocks: int, draws: Numbers
-    ) -> tuple[Numbers, Numbers]:
+        self, epoch: int, lane: int, block: int, blocks: int, draws: IntArray
+    ) -> tuple[IntArray, IntArray]:
         """Sources in their mixed order within a block, and which draw from its source each one is."""
         key = (epoch, lane, block)
         if key not in self._blocks:
@@ -191,4 +191,4 @@ class GlobalSequence:
         return self._blocks[key]
 
     def _lane_draws(self, lane: int) -> list[int]:
-        return [part(drawn, self.lanes, lane)[1] for drawn in self.draws if drawn is not None]
+        return [even_share(drawn, self.lanes, lane)[1] for drawn in self.draws if drawn is not None]

@@ -1,7 +1,17 @@
-"""Slots: one batch each of an optimizer step, and the rows of examples that they read.
+"""The micro-batches of an optimizer step, and the rows of examples that they read.
 
-A step of R ranks that accumulate A batches has R x A slots, whoever works on them: rank r takes the slots
-r, R + r, 2R + r, ... So the same step reads the same examples on any number of ranks.
+A step of R ranks that accumulate A batches has M = R x A micro-batches. The m-th of every step reads the
+indices m, m + M, m + 2M, ... of what remains of the epoch, and rank r works on m = r, R + r, 2R + r, ... So a
+step reads the same examples on any number of ranks. Two ranks that accumulate two batches of two examples:
+
+    micro-batch   rank   step 0    step 1
+    0             0      0  4       8 12
+    1             1      1  5       9 13
+    2             0      2  6      10 14
+    3             1      3  7      11 15
+
+Stopped behind step 0 and divided anew, over three ranks say, the indices from 8 on remain (`Remaining`); with
+packing, also those that a micro-batch has read and not yet put into a row (`MicroBatchState.waiting`).
 """
 
 from __future__ import annotations
@@ -15,11 +25,11 @@ from typing import Protocol
 import numpy as np
 
 from v1lit.data.config import PackingConfig
-from v1lit.data.example import Place
+from v1lit.data.example import ExampleRef
 from v1lit.data.lengths.length import Length
 from v1lit.data.sampling.mixture import GlobalSequence
 from v1lit.data.sampling.packing import Packer
-from v1lit.data.sampling.remaining import Rest, SlotState
+from v1lit.data.sampling.remaining import MicroBatchState, Remaining
 
 LOOKED_UP_AT_ONCE = 64
 """Examples whose place is looked up together, which costs as much as for one."""
@@ -29,106 +39,108 @@ LOOKED_UP_AT_ONCE = 64
 class Refusal:
     """An example that fits no row, and why."""
 
-    place: Place
+    ref: ExampleRef
     reason: str
 
 
 @dataclass(frozen=True)
-class Row:
-    """The examples of one batch, and how far its slot has come with it."""
+class MicroBatchPlan:
+    """The examples of one batch, and how far its micro-batch has come with it."""
 
-    places: tuple[Place, ...]
-    after: SlotState
+    refs: tuple[ExampleRef, ...]
+    after: MicroBatchState
     refused: tuple[Refusal, ...] = ()
     left_out: int = 0
     """Examples that the map has left out while the row was chosen."""
 
 
-Measure = Callable[[Place], Length | None]
+Measure = Callable[[ExampleRef], Length | None]
 """How long an example is; None where the map leaves it out."""
 
 
 class Indexed(Protocol):
-    """Examples by their index in what one slot, of several, reads in an epoch."""
+    """Examples by their index in what one micro-batch, of several, reads in an epoch."""
 
     @property
     def epoch(self) -> int: ...
 
     @property
-    def number(self) -> int:
-        """Which slot it is."""
+    def micro_batch(self) -> int:
+        """Which micro-batch it is."""
 
     @property
-    def slots(self) -> int: ...
+    def micro_batches(self) -> int: ...
 
     @property
     def length(self) -> int | None:
-        """Indices of all slots together; None while that is not known."""
+        """Indices of all micro-batches together; None while that is not known."""
 
     def indices(self, read: int, count: int) -> list[int]:
         """Up to `count` indices after the first `read` ones; fewer or none at the end, if it is known."""
 
-    def find(self, indices: list[int]) -> list[Place | None]:
+    def find(self, indices: list[int]) -> list[ExampleRef | None]:
         """The example at every index; None where there is none."""
 
 
-def share(slot: int, slots: int, length: int | None, read: int, count: int) -> list[int]:
-    """Indices that one of `slots` slots reads of `length` ones (None: not known): `count` after `read`."""
-    first = slot + slots * read
+def share(micro_batch: int, micro_batches: int, length: int | None, read: int, count: int) -> list[int]:
+    """Indices that one of so many micro-batches reads of `length` (None: not known): `count` after `read`."""
+    first = micro_batch + micro_batches * read
     if length is not None:
-        count = min(count, max(0, -((first - length) // slots)))
-    return [first + slots * step for step in range(count)]
+        count = min(count, max(0, -((first - length) // micro_batches)))
+    return [first + micro_batches * step for step in range(count)]
 
 
 @dataclass(frozen=True)
 class Substream:
-    """The indices of the remaining sequence that one of `slots` slots reads, in one epoch."""
+    """The indices of the remaining sequence that one of `micro_batches` micro-batches reads, in one epoch."""
 
     sequence: GlobalSequence
     epoch: int
-    rest: Rest
-    number: int
-    slots: int
+    remaining: Remaining
+    micro_batch: int
+    micro_batches: int
 
     @property
     def length(self) -> int | None:
-        """Indices of all slots together; None while that is not known (no index)."""
+        """Indices of all micro-batches together; None while that is not known (no index)."""
         total = self.sequence.positions
-        return None if total is None else self.rest.length(total)
+        return None if total is None else self.remaining.length(total)
 
     def indices(self, read: int, count: int) -> list[int]:
         """Up to `count` indices after the first `read` ones; fewer or none at the end, if it is known."""
-        return share(self.number, self.slots, self.length, read, count)
+        return share(self.micro_batch, self.micro_batches, self.length, read, count)
 
-    def find(self, indices: list[int]) -> list[Place | None]:
+    def find(self, indices: list[int]) -> list[ExampleRef | None]:
         """The example at every index; None where its position is empty."""
         if not indices:
             return []
-        positions = self.rest.positions(np.array(indices, dtype=np.int64))
+        positions = self.remaining.positions(np.array(indices, dtype=np.int64))
         found = self.sequence.find(self.epoch, positions)
         table = zip(positions, found.sources, found.shards, found.numbers, strict=True)
         return [
-            Place(int(at), int(source), int(shard), int(number), self.epoch) if shard >= 0 else None
+            ExampleRef(int(at), int(source), int(shard), int(number), self.epoch) if shard >= 0 else None
             for at, source, shard, number in table
         ]
 
 
-def counted_rows(stream: Indexed, state: SlotState, size: int) -> Iterator[Row]:
-    """Rows of `size` examples; all slots have equally many, the last ones may be smaller or empty."""
+def counted_rows(stream: Indexed, state: MicroBatchState, size: int) -> Iterator[MicroBatchPlan]:
+    """Rows of `size` examples; all micro-batches have equally many, the last ones may be smaller or empty."""
     read = state.read
-    while stream.length is None or read * stream.slots < stream.length:
-        places = stream.find(stream.indices(read, size))
-        if stream.length is not None and read * stream.slots >= stream.length:
+    while stream.length is None or read * stream.micro_batches < stream.length:
+        refs = stream.find(stream.indices(read, size))
+        if stream.length is not None and read * stream.micro_batches >= stream.length:
             return  # the end was found by reading
         read += size
-        yield Row(tuple(place for place in places if place is not None), SlotState(read))
+        yield MicroBatchPlan(tuple(ref for ref in refs if ref is not None), MicroBatchState(read))
 
 
-def filled_rows(stream: Indexed, state: SlotState, packing: PackingConfig, measure: Measure) -> Iterator[Row]:
+def filled_rows(
+    stream: Indexed, state: MicroBatchState, packing: PackingConfig, measure: Measure
+) -> Iterator[MicroBatchPlan]:
     """Rows filled to `packing.length` tokens; see `Packer`."""
-    packer: Packer[tuple[int, Place]] = Packer(packing)
+    packer: Packer[tuple[int, ExampleRef]] = Packer(packing)
     waited = zip(state.waiting, stream.find(list(state.waiting)), strict=True)
-    again = deque((index, place) for index, place in waited if place is not None)
+    again = deque((index, ref) for index, ref in waited if ref is not None)
     ahead = _ReadAhead(stream, state.read)
     while True:
         refused, left_out = [], 0
@@ -146,27 +158,29 @@ def filled_rows(stream: Indexed, state: SlotState, packing: PackingConfig, measu
         chosen = packer.row() if packer.waiting else []
         if not (chosen or refused or left_out):
             return
-        after = SlotState(ahead.read, tuple(index for index, _ in packer.items))
-        yield Row(tuple(place for _, place in chosen), after, tuple(refused), left_out)
+        after = MicroBatchState(ahead.read, tuple(index for index, _ in packer.items))
+        yield MicroBatchPlan(tuple(ref for _, ref in chosen), after, tuple(refused), left_out)
 
 
 def similar_rows(
-    stream: Indexed, state: SlotState, size: int, ahead: int, measure: Measure, seed: int
-) -> Iterator[Row]:
+    stream: Indexed, state: MicroBatchState, size: int, ahead: int, measure: Measure, seed: int
+) -> Iterator[MicroBatchPlan]:
     """Rows of `size` examples of similar length: sorted within `ahead` rows, which come in random order."""
     read, waiting = state.read, list(state.waiting)
     while True:
         if not waiting:
             indices = stream.indices(read, size * ahead)
             waiting = _by_length(
-                stream, indices, size, measure, f"{seed} {stream.epoch} {stream.number} {read}"
+                stream, indices, size, measure, f"{seed} {stream.epoch} {stream.micro_batch} {read}"
             )
             read += len(indices)
             if not waiting:
                 return
         row, waiting = waiting[:size], waiting[size:]
-        places = stream.find(row)
-        yield Row(tuple(place for place in places if place is not None), SlotState(read, tuple(waiting)))
+        refs = stream.find(row)
+        yield MicroBatchPlan(
+            tuple(ref for ref in refs if ref is not None), MicroBatchState(read, tuple(waiting))
+        )
 
 
 def _by_length(stream: Indexed, indices: list[int], size: int, measure: Measure, seed: str) -> list[int]:
@@ -175,7 +189,7 @@ def _by_length(stream: Indexed, indices: list[int], size: int, measure: Measure,
     Those that the map leaves out are spread over them: a batch of nothing else would be a step for nothing.
     """
     found = zip(indices, stream.find(indices), strict=True)
-    lengths = {index: measure(place) for index, place in found if place is not None}
+    lengths = {index: measure(ref) for index, ref in found if ref is not None}
     kept = sorted((length.tokens, index) for index, length in lengths.items() if length is not None)
     empty = [index for index, length in lengths.items() if length is None]
     spread = [
@@ -183,8 +197,8 @@ def _by_length(stream: Indexed, indices: list[int], size: int, measure: Measure,
         for number, index in enumerate(empty)
     ]
     ordered = [index for _, index in sorted([*kept, *spread])]
-    short, rest = ordered[: len(ordered) % size], ordered[len(ordered) % size :]
-    rows = [rest[start : start + size] for start in range(0, len(rest), size)]
+    short, remaining = ordered[: len(ordered) % size], ordered[len(ordered) % size :]
+    rows = [remaining[start : start + size] for start in range(0, len(remaining), size)]
     random.Random(seed).shuffle(rows)
     return [*(index for row in rows for index in row), *short]
 
@@ -194,9 +208,9 @@ class _ReadAhead:
 
     def __init__(self, stream: Indexed, read: int) -> None:
         self.stream, self.read = stream, read
-        self._found: deque[tuple[int, Place | None]] = deque()
+        self._found: deque[tuple[int, ExampleRef | None]] = deque()
 
-    def next(self) -> tuple[int, Place] | None:
+    def next(self) -> tuple[int, ExampleRef] | None:
         """The next example and its index, None at the end."""
         while True:
             if not self._found:
@@ -208,7 +222,7 @@ class _ReadAhead:
                     self._found.pop()
                 if not self._found:
                     return None
-            index, place = self._found.popleft()
+            index, ref = self._found.popleft()
             self.read += 1
-            if place is not None:
-                return index, place
+            if ref is not None:
+                return index, ref

@@ -9,18 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Numbers = npt.NDArray[np.int64]
+IntArray = npt.NDArray[np.int64]
 NOTHING = -1
 """Where there is no example: behind the end."""
 
 
-def part(total: int, parts: int, number: int) -> tuple[int, int]:
+def even_share(total: int, parts: int, number: int) -> tuple[int, int]:
     """Start and size of the `number`-th of `parts` consecutive parts of `total`, as equal as can be."""
     size, longer = divmod(total, parts)
     return number * size + min(number, longer), size + (number < longer)
 
 
-def groups(values: Numbers) -> Iterator[tuple[int, Numbers]]:
+def groups(values: IntArray) -> Iterator[tuple[int, IntArray]]:
     """Every different value, and where it stands in `values`."""
     if len(values) and values.min() == values.max():
         yield int(values[0]), np.arange(len(values))
@@ -60,7 +60,7 @@ class SourceOrder:
 
     def __init__(
         self,
-        counts: Sequence[int | None] | Numbers,
+        counts: Sequence[int | None] | IntArray,
         shuffle: Shuffle,
         *,
         lanes: int = 1,
@@ -73,7 +73,7 @@ class SourceOrder:
         self.counts = np.array([-1 if count is None else count for count in counts], dtype=np.int64)
         self._size: int | None = None
         self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
-        self._windows: OrderedDict[tuple[int, int, int], Numbers] = OrderedDict()
+        self._windows: OrderedDict[tuple[int, int, int], IntArray] = OrderedDict()
         self._in_use: set[int] = set()
 
     @property
@@ -85,14 +85,14 @@ class SourceOrder:
 
     def lane_size(self, lane: int) -> int | None:
         """Examples of a lane, in every epoch."""
-        return None if self.size is None else part(self.size, self.lanes, lane)[1]
+        return None if self.size is None else even_share(self.size, self.lanes, lane)[1]
 
-    def find(self, epoch: int, lane: int, offsets: Numbers) -> tuple[Numbers, Numbers]:
+    def find(self, epoch: int, lane: int, offsets: IntArray) -> tuple[IntArray, IntArray]:
         """Shard, and number in it, of the examples at `offsets` `[n]` of a lane; `NOTHING` behind its end."""
         order = self._epoch(epoch)
         if order.counted < len(order.shards):
             self._discover_until(order, self._needed(int(offsets.max())))
-        start, size = part(order.known, self.lanes, lane)
+        start, size = even_share(order.known, self.lanes, lane)
         inside = offsets < size
         places = start + self._shuffled(epoch, lane, np.where(inside, offsets, 0), size)
         shards = np.searchsorted(order.ends[: order.counted], places, side="right")
@@ -100,7 +100,7 @@ class SourceOrder:
         numbers = places - (order.ends[shards] - self.counts[order.shards[shards]])
         return np.where(inside, order.shards[shards], NOTHING), np.where(inside, numbers, NOTHING)
 
-    def _shuffled(self, epoch: int, lane: int, offsets: Numbers, size: int) -> Numbers:
+    def _shuffled(self, epoch: int, lane: int, offsets: IntArray, size: int) -> IntArray:
         """Every offset of a lane moved to its place within its window."""
         window = self.shuffle.window
         if not self.shuffle.on or not size:
@@ -111,7 +111,7 @@ class SourceOrder:
             moved[here] = number * window + permutation[offsets[here] - number * window]
         return moved
 
-    def _window(self, epoch: int, lane: int, number: int, size: int) -> Numbers:
+    def _window(self, epoch: int, lane: int, number: int, size: int) -> IntArray:
         key = (epoch, lane, number)
         if key not in self._windows:
             random = np.random.default_rng([self.shuffle.seed, self.salt, epoch, lane + 1, number])
@@ -151,12 +151,12 @@ class SourceOrder:
 class _Epoch:
     """The permuted shards of an epoch, and where each ends, as far as they are counted."""
 
-    shards: Numbers
-    ends: Numbers
+    shards: IntArray
+    ends: IntArray
     counted: int = 0
 
     @classmethod
-    def begin(cls, shards: Numbers, counts: Numbers) -> _Epoch:
+    def begin(cls, shards: IntArray, counts: IntArray) -> _Epoch:
         epoch = cls(shards, np.zeros(len(shards), dtype=np.int64))
         if (counts >= 0).all():
             epoch.ends, epoch.counted = np.cumsum(counts[shards]), len(shards)

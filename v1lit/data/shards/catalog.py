@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from v1lit.data.config import StreamConfig
 from v1lit.data.errors import ShardError
@@ -26,7 +27,6 @@ from v1lit.data.remote import (
     parent,
     read_bytes,
 )
-from v1lit.data.sampling.source import Numbers
 from v1lit.data.shards import (
     INDEX_NAME,
     MAX_SIDECAR_BYTES,
@@ -111,7 +111,7 @@ class Catalog:
                 f"{location}: its {INDEX_NAME} names no shards; where an import has rejected every row, its "
                 "rejected.jsonl says why"
             )
-        self.counts: Numbers = np.array(counts, dtype=np.int64)
+        self.counts: npt.NDArray[np.int64] = np.array(counts, dtype=np.int64)
 
     @property
     def indexed(self) -> bool:
@@ -136,7 +136,7 @@ class Catalog:
         """Examples of all shards; None without an index."""
         return int(self.counts.sum()) if self.indexed else None
 
-    def starts(self) -> Numbers:
+    def starts(self) -> npt.NDArray[np.int64]:
         """Place of the first example of every shard, and behind the last one, `[shards + 1]`."""
         return np.concatenate([[0], np.cumsum(self.counts)])
 

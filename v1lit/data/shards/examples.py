@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 
 from v1lit.data.errors import ShardError
 from v1lit.data.example.example import Example
-from v1lit.data.example.reference import Place
+from v1lit.data.example.reference import ExampleRef
 from v1lit.data.shards.catalog import Catalog, OpenShards
 from v1lit.data.shards.reader import Shard
 
@@ -21,38 +21,38 @@ class Examples:
         self.catalogs = list(catalogs)
         self._open = OpenShards(self.catalogs)
 
-    def read(self, place: Place) -> Example:
+    def read(self, ref: ExampleRef) -> Example:
         """One example. Raises ShardError."""
-        return self.use(place, lambda shard: shard.example(place.number))
+        return self.use(ref, lambda shard: shard.example(ref.index))
 
-    def use(self, place: Place, action: Callable[[Opened], T]) -> T:
+    def use(self, ref: ExampleRef, action: Callable[[Opened], T]) -> T:
         """Do something with the open shard of a place; once more where a new copy of it may help.
 
         Raises:
             ShardError: the shard cannot be opened, or as the action raises.
         """
-        shard = self.shard(place.source, place.shard)
+        shard = self.shard(ref.source, ref.shard)
         try:
             return action(shard)
         except ShardError as error:
-            if not self._open.renew(place.source, place.shard, error):
+            if not self._open.renew(ref.source, ref.shard, error):
                 raise
-        return action(self.shard(place.source, place.shard))
+        return action(self.shard(ref.source, ref.shard))
 
     def shard(self, source: int, shard: int) -> Shard:
         """A shard of a source, open. Raises ShardError."""
         return self._open.get(source, shard)
 
-    def key(self, place: Place) -> str | None:
+    def key(self, ref: ExampleRef) -> str | None:
         """Name of an example, as far as it can be read."""
         try:
-            return self._open.get(place.source, place.shard).key(place.number)
+            return self._open.get(ref.source, ref.shard).key(ref.index)
         except ShardError:
             return None
 
-    def file(self, place: Place) -> str:
+    def file(self, ref: ExampleRef) -> str:
         """Location of the shard that an example is in."""
-        return self.catalogs[place.source].files[place.shard]
+        return self.catalogs[ref.source].files[ref.shard]
 
     def __getstate__(self) -> list[Catalog]:
         return self.catalogs
@@ -74,14 +74,14 @@ class Opened(Protocol):
 class Readable(Protocol):
     """Examples that can be read by their place."""
 
-    def use(self, place: Place, action: Callable[[Opened], T]) -> T:
+    def use(self, ref: ExampleRef, action: Callable[[Opened], T]) -> T:
         """Do something with the open shard of a place. Raises ShardError."""
 
-    def read(self, place: Place) -> Example:
+    def read(self, ref: ExampleRef) -> Example:
         """One example. Raises ShardError."""
 
-    def key(self, place: Place) -> str | None:
+    def key(self, ref: ExampleRef) -> str | None:
         """Name of an example, as far as it can be read."""
 
-    def file(self, place: Place) -> str:
+    def file(self, ref: ExampleRef) -> str:
         """Location of the shard that an example is in."""

@@ -10,14 +10,14 @@ from typing import TypeVar
 import numpy as np
 
 from v1lit.data.errors import ShardError
-from v1lit.data.example import Example, Place
+from v1lit.data.example import Example, ExampleRef
 from v1lit.data.remote import Retry
-from v1lit.data.sampling.remaining import SlotState
+from v1lit.data.sampling.remaining import MicroBatchState
 from v1lit.data.sampling.rows import share
 from v1lit.data.shards.examples import Opened
 from v1lit.data.streams.bytes import name_of
 from v1lit.data.streams.members import Members
-from v1lit.data.streams.place import Begin, ReaderState
+from v1lit.data.streams.reader_state import Begin, ReaderState
 from v1lit.data.streams.samples import Sample, read_samples
 
 T = TypeVar("T")
@@ -67,7 +67,8 @@ class StreamExamples:
         part: which of them to read, from which samples on.
         state: how far that has come.
         epoch: in which it is read.
-        number, slots: keep every `slots`-th example only, from this one on; all the same are read.
+        micro_batch, micro_batches: keep every `micro_batches`-th example only, from this one on; all the same
+            are read.
         limit: read so many examples at most.
     """
 
@@ -78,12 +79,12 @@ class StreamExamples:
         state: ReaderState,
         epoch: int,
         *,
-        number: int = 0,
-        slots: int = 1,
+        micro_batch: int = 0,
+        micro_batches: int = 1,
         limit: int | None = None,
     ) -> None:
         self.stream, self.part, self.epoch = stream, part, epoch
-        self.number, self.slots, self.limit = number, slots, limit
+        self.micro_batch, self.micro_batches, self.limit = micro_batch, micro_batches, limit
         self._next = state.first
         self._from, self._waiting = state.read, set(state.waiting)
         self._starts = [(state.first, Begin(state.file, state.sample))]
@@ -95,48 +96,49 @@ class StreamExamples:
     # ------------------------------------------------------------------ by index
 
     def indices(self, read: int, count: int) -> list[int]:
-        return share(self.number, self.slots, self.length, read, count)
+        return share(self.micro_batch, self.micro_batches, self.length, read, count)
 
-    def find(self, indices: list[int]) -> list[Place | None]:
+    def find(self, indices: list[int]) -> list[ExampleRef | None]:
         """Raises ShardError where a file cannot be opened or fetched, or a command fails."""
         while indices and self._next <= max(indices) and self.length is None:
             self._read_one()
         found = [self._kept.get(index) for index in indices]
         return [
-            None if one is None else Place(one.number, 0, one.file, one.number, self.epoch) for one in found
+            None if one is None else ExampleRef(one.number, 0, one.file, one.number, self.epoch)
+            for one in found
         ]
 
-    def after(self, slot: SlotState) -> ReaderState:
+    def after(self, state: MicroBatchState) -> ReaderState:
         """State of the reader when rows have come so far. Forgets what lies before."""
-        unread = self.number + self.slots * slot.read
-        oldest = min([unread, *slot.waiting])
+        unread = self.micro_batch + self.micro_batches * state.read
+        oldest = min([unread, *state.waiting])
         while len(self._starts) > 1 and self._starts[1][0] <= oldest:
             self._starts.pop(0)
-        waiting = set(slot.waiting)
+        waiting = set(state.waiting)
         done = [index for index in self._kept if index < unread and index not in waiting]
         for index in done:
             one = self._kept.pop(index)
             del self._index[one.file, one.number]
         first, begin = self._starts[0]
-        return ReaderState(begin.file, begin.sample, first, slot.read, slot.waiting)
+        return ReaderState(begin.file, begin.sample, first, state.read, state.waiting)
 
-    # ------------------------------------------------------------------ by place
+    # ------------------------------------------------------------------ by reference
 
-    def use(self, place: Place, action: Callable[[Opened], T]) -> T:
-        return action(_One(self.file(place), self._content(place), self.stream.members))
+    def use(self, ref: ExampleRef, action: Callable[[Opened], T]) -> T:
+        return action(_One(self.file(ref), self._content(ref), self.stream.members))
 
-    def read(self, place: Place) -> Example:
-        return self.use(place, lambda opened: opened.example(place.number))
+    def read(self, ref: ExampleRef) -> Example:
+        return self.use(ref, lambda opened: opened.example(ref.index))
 
-    def key(self, place: Place) -> str | None:
-        content = self._content(place)
+    def key(self, ref: ExampleRef) -> str | None:
+        content = self._content(ref)
         return content.key
 
-    def file(self, place: Place) -> str:
-        return name_of(self.stream.files[place.shard])
+    def file(self, ref: ExampleRef) -> str:
+        return name_of(self.stream.files[ref.shard])
 
-    def _content(self, place: Place) -> Sample | ShardError:
-        return self._kept[self._index[place.shard, place.number]].content
+    def _content(self, ref: ExampleRef) -> Sample | ShardError:
+        return self._kept[self._index[ref.shard, ref.index]].content
 
     # ------------------------------------------------------------------ reading on
 
@@ -147,7 +149,7 @@ class StreamExamples:
             self.length = self._next
             return
         index, self._next = self._next, self._next + 1
-        if (index >= self._from or index in self._waiting) and index % self.slots == self.number:
+        if (index >= self._from or index in self._waiting) and index % self.micro_batches == self.micro_batch:
             self._kept[index] = one
             self._index[one.file, one.number] = index
 
@@ -178,13 +180,13 @@ class StreamExamples:
 
     def _samples(self, begin: Begin) -> Iterator[tuple[_Read, Begin]]:
         """The samples as they come, each with the place behind it."""
-        for place in range(begin.file, len(self.part)):
-            file, skip = self.part[place]
-            if place == begin.file:
+        for at in range(begin.file, len(self.part)):
+            file, skip = self.part[at]
+            if at == begin.file:
                 skip = max(skip, begin.sample)
             for number, content in enumerate(read_samples(self.stream.files[file], self.stream.retry)):
                 if number >= skip:
-                    yield _Read(file, number, content), Begin(place, number + 1)
+                    yield _Read(file, number, content), Begin(at, number + 1)
 
 
 @dataclass(frozen=True)
@@ -211,8 +213,8 @@ class Readers:
     states: Sequence[ReaderState]
     """How far each has come."""
     epoch: int
-    number: int = 0
-    slots: int = 1
+    micro_batch: int = 0
+    micro_batches: int = 1
     limit: int | None = None
 
     def examples(self, reader: int) -> StreamExamples:
@@ -222,7 +224,7 @@ class Readers:
             self.parts[reader],
             self.states[reader],
             self.epoch,
-            number=self.number,
-            slots=self.slots,
+            micro_batch=self.micro_batch,
+            micro_batches=self.micro_batches,
             limit=self.limit,
         )

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from v1lit.data.config import StreamConfig
 from v1lit.data.encode.batch import Batch, Read
 from v1lit.data.errors import BadDataError
-from v1lit.data.loading.reading import Made, RowReader
+from v1lit.data.loading.reading import MicroBatch, MicroBatchReader
 from v1lit.data.loading.skips import SkipList
 from v1lit.data.loading.step_loader import StepLoader
 from v1lit.data.loading.val_loader import val_batches
@@ -22,11 +22,11 @@ from v1lit.data.loading.workers import Workers
 from v1lit.data.sampling.grouping import Grouping
 from v1lit.data.shards.examples import Readable
 from v1lit.data.streams.examples import Readers, StreamFiles
-from v1lit.data.streams.place import Begin, RankState, ReaderState
-from v1lit.data.streams.reader import StreamMade, StreamReader
+from v1lit.data.streams.reader import StreamMicroBatch, StreamReader
+from v1lit.data.streams.reader_state import Begin, RankState, ReaderState
 from v1lit.data.streams.state import StreamLayout, StreamProgress
 
-MakeRowReader = Callable[[Readable], RowReader]
+MakeReader = Callable[[Readable], MicroBatchReader]
 
 
 class StreamLoader(StepLoader):
@@ -39,7 +39,7 @@ class StreamLoader(StepLoader):
     def __init__(
         self,
         stream: StreamFiles,
-        row_reader: MakeRowReader,
+        row_reader: MakeReader,
         grouping: Grouping,
         blank: Callable[[], Batch],
         begin: Callable[[int, StreamLayout], StreamProgress],
@@ -74,7 +74,7 @@ class StreamLoader(StepLoader):
     @property
     def layout(self) -> StreamLayout:
         """How an epoch is divided now."""
-        return StreamLayout(self._ranks.number, max(1, self.num_workers), str(self.grouping))
+        return StreamLayout(self._ranks.size, max(1, self.num_workers), str(self.grouping))
 
     def __len__(self) -> NoReturn:
         raise TypeError("how many batches an epoch of a stream has is not known before it ends")
@@ -87,23 +87,27 @@ class StreamLoader(StepLoader):
         progress = self.begin(0 if self.trainer is None else self.trainer.current_epoch, self.layout)
         begun, used, left_out = time.perf_counter(), 0, 0
         state = progress.of_rank(self.rank)
-        steps = self._windows(self._made(progress), self.blank, None, self.batches_done(progress))
-        for step, window in enumerate(steps, progress.steps):
-            if progress.steps and step == progress.steps:
+        steps = self._iter_steps(self._micro_batches(progress), self.blank, None, self.batches_done(progress))
+        for number, step in enumerate(steps, progress.steps):
+            if progress.steps and number == progress.steps:
                 rank_zero_info(
                     f"resumed at example {progress.examples_read} of epoch {progress.epoch} in "
                     f"{time.perf_counter() - begun:.2f} s"
                 )
-            self._look_at(window, progress.epoch, step)
-            used, left_out = used + window.examples, left_out + window.left_out
-            for slot, (made, batch) in enumerate(zip(window.made, window.batches, strict=True)):
-                state = made.rank if isinstance(made, StreamMade) and made.rank is not None else state
-                last = slot == len(window.batches) - 1
-                yield replace(batch, read=Read(progress.epoch, slot, last, state))
+            self._look_at(step, progress.epoch, number)
+            used, left_out = used + step.examples, left_out + step.left_out
+            for index, (micro_batch, batch) in enumerate(zip(step.micro_batches, step.batches, strict=True)):
+                state = (
+                    micro_batch.rank
+                    if isinstance(micro_batch, StreamMicroBatch) and micro_batch.rank is not None
+                    else state
+                )
+                last = index == len(step.batches) - 1
+                yield replace(batch, read=Read(progress.epoch, index, last, state))
         if not used and not progress.steps:
             self._refuse_nothing(left_out)
 
-    def _made(self, progress: StreamProgress) -> Iterator[Made]:
+    def _micro_batches(self, progress: StreamProgress) -> Iterator[MicroBatch]:
         """The rank's batches, its readers in turn."""
         state, size = progress.of_rank(self.rank), self.layout.workers
         states, ended = list(state.readers), set[int]()
@@ -111,17 +115,17 @@ class StreamLoader(StepLoader):
         readers = Readers(self.files, parts, state.readers, self._order_of(progress.epoch))
         reader = StreamReader(readers, self.row_reader, self.grouping)
         turns = ((state.next + turn) % size for turn in count())
-        for number, made in self.workers.run(reader, turns):
-            assert isinstance(made, StreamMade)
-            if made.error is not None:
-                raise made.error
-            if made.ended:
+        for number, micro_batch in self.workers.run(reader, turns):
+            assert isinstance(micro_batch, StreamMicroBatch)
+            if micro_batch.error is not None:
+                raise micro_batch.error
+            if micro_batch.ended:
                 ended.add(number)
                 if len(ended) == size:
                     return
                 continue
-            states[number] = made.after
-            yield replace(made, rank=RankState((number + 1) % size, tuple(states)))
+            states[number] = micro_batch.after
+            yield replace(micro_batch, rank=RankState((number + 1) % size, tuple(states)))
 
     def _refuse_nothing(self, left_out: int) -> NoReturn:
         """An epoch without examples would never end."""
@@ -139,7 +143,7 @@ class StreamValLoader:
     def __init__(
         self,
         stream: StreamFiles,
-        row_reader: MakeRowReader,
+        row_reader: MakeReader,
         size: int,
         limit: int | None,
         skips: SkipList,
@@ -153,17 +157,19 @@ class StreamValLoader:
         raise TypeError("how many validation examples a stream has is not known before it ends")
 
     def __iter__(self) -> Iterator[Batch]:
-        return val_batches(self._made(), self.skips, 1 if self.trainer is None else self.trainer.world_size)
+        return val_batches(
+            self._micro_batches(), self.skips, 1 if self.trainer is None else self.trainer.world_size
+        )
 
-    def _made(self) -> Iterator[Made]:
+    def _micro_batches(self) -> Iterator[MicroBatch]:
         rank, ranks = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         everything = tuple(map(Begin, range(len(self.stream.files))))
         readers = Readers(self.stream, [everything], [ReaderState()], 0, rank, ranks, self.limit)
         reader = StreamReader(readers, self.row_reader, Grouping(self.size))
-        for _, made in Workers(self.workers).run(reader, repeat(0)):
-            assert isinstance(made, StreamMade)
-            if made.error is not None:
-                raise made.error
-            if made.ended:
+        for _, micro_batch in Workers(self.workers).run(reader, repeat(0)):
+            assert isinstance(micro_batch, StreamMicroBatch)
+            if micro_batch.error is not None:
+                raise micro_batch.error
+            if micro_batch.ended:
                 return
-            yield made
+            yield micro_batch

@@ -11,17 +11,17 @@ from torch.utils.data import Dataset
 
 from v1lit.data.errors import ShardError
 from v1lit.data.lengths.lookup import measure_at
-from v1lit.data.loading.reading import Made, RowReader
+from v1lit.data.loading.reading import MicroBatch, MicroBatchReader
 from v1lit.data.sampling.grouping import Grouping
-from v1lit.data.sampling.remaining import SlotState
-from v1lit.data.sampling.rows import Row
+from v1lit.data.sampling.remaining import MicroBatchState
+from v1lit.data.sampling.rows import MicroBatchPlan
 from v1lit.data.shards.examples import Readable
 from v1lit.data.streams.examples import Readers, StreamExamples
-from v1lit.data.streams.place import RankState, ReaderState
+from v1lit.data.streams.reader_state import RankState, ReaderState
 
 
 @dataclass(frozen=True)
-class StreamMade(Made):
+class StreamMicroBatch(MicroBatch):
     """A batch of one reader."""
 
     after: ReaderState = field(default_factory=ReaderState)
@@ -34,7 +34,7 @@ class StreamMade(Made):
     """How far its rank has come with it."""
 
 
-class StreamReader(Dataset[Made]):
+class StreamReader(Dataset[MicroBatch]):
     """Asked for a reader by its number, it makes the next batch of that reader.
 
     Args:
@@ -46,26 +46,26 @@ class StreamReader(Dataset[Made]):
     def __init__(
         self,
         readers: Readers,
-        row_reader: Callable[[Readable], RowReader],
+        row_reader: Callable[[Readable], MicroBatchReader],
         grouping: Grouping,
     ) -> None:
         self.readers, self.row_reader, self.grouping = readers, row_reader, grouping
-        self._open: dict[int, tuple[StreamExamples, RowReader, Iterator[Row]]] = {}
+        self._open: dict[int, tuple[StreamExamples, MicroBatchReader, Iterator[MicroBatchPlan]]] = {}
 
-    def __getitem__(self, reader: int) -> Made:
+    def __getitem__(self, reader: int) -> MicroBatch:
         if reader not in self._open:
             self._open[reader] = self._opened(reader)
         examples, row_reader, rows = self._open[reader]
         try:
             row = next(rows, None)
         except ShardError as error:
-            return StreamMade(row_reader.blank(), (), error=error)
+            return StreamMicroBatch(row_reader.blank(), (), error=error)
         if row is None:
-            return StreamMade(row_reader.blank(), (), ended=True)
+            return StreamMicroBatch(row_reader.blank(), (), ended=True)
         made = row_reader[row]
-        return StreamMade(made.batch, made.failures, made.left_out, row, examples.after(row.after))
+        return StreamMicroBatch(made.batch, made.failures, made.left_out, row, examples.after(row.after))
 
-    def _opened(self, reader: int) -> tuple[StreamExamples, RowReader, Iterator[Row]]:
+    def _opened(self, reader: int) -> tuple[StreamExamples, MicroBatchReader, Iterator[MicroBatchPlan]]:
         examples, state = self.readers.examples(reader), self.readers.states[reader]
         row_reader = self.row_reader(examples)
         measure = partial(
@@ -75,7 +75,7 @@ class StreamReader(Dataset[Made]):
             encoding=row_reader.encoding,
             map=row_reader.map,
         )
-        rows = self.grouping.make_rows(measure)(examples, SlotState(state.read, state.waiting))
+        rows = self.grouping.make_rows(measure)(examples, MicroBatchState(state.read, state.waiting))
         return examples, row_reader, rows
 
     def __getstate__(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 
 from v1lit.data.encode.batch import Read
 from v1lit.data.loading.ranks import Ranks
-from v1lit.data.streams.place import Begin, RankState, ReaderState
+from v1lit.data.streams.reader_state import Begin, RankState, ReaderState
 
 
 class StreamLayout(NamedTuple):
