@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.stock_folders import edit_json, stock_folder
 from safetensors.torch import load_file, save_file
-from stock_folders import edit_json, stock_folder
 
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.folder import check_exported

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from helpers.stock_folders import edit_json, stock_folder
 from PIL import Image
-from stock_folders import edit_json, stock_folder
 
 from v1lit.backbones import get_backbone
 from v1lit.backbones.config import BackboneConfig

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stock_folders import edit_json, stock_folder
+from helpers.stock_folders import edit_json, stock_folder
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from v1lit.backbones.config import BackboneConfig

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from helpers.shard_cases import make, members_of, tar, write
 from pyarrow import parquet
-from shard_cases import make, members_of, tar, write
 
 from v1lit.cli.data import COMMANDS, USAGE
 from v1lit.cli.main import main

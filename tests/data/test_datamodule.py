@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.tiny_runs import BACKBONE, Noting, SaveAfter, fit, listed, make_data, names, written
 from lightning import Trainer
-from tiny_runs import BACKBONE, Noting, SaveAfter, fit, listed, make_data, names, written
 
 from v1lit.data.config import EncodingConfig, MixtureConfig, PackingConfig, SourceConfig
 from v1lit.data.datamodule import V1DataModule

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import SaveAfter, fit, make_data, written
+from helpers.tiny_runs import SaveAfter, fit, make_data, written
 
 from v1lit.data.config import PackingConfig
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import webdataset as wds
-from shard_cases import make, members_of, tar
-from shard_cases import write as write_shards
+from helpers.shard_cases import make, members_of, tar
+from helpers.shard_cases import write as write_shards
 
 from v1lit.data.errors import ShardError
 from v1lit.data.example import Example

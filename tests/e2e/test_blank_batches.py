@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from elastic_runs import BACKBONE, fit, make_data, needs_fork, write_shards
-from families import FAMILIES, processor
+from helpers.elastic_runs import BACKBONE, fit, make_data, needs_fork, write_shards
+from helpers.families import FAMILIES, processor
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from safetensors.torch import load_file, save_file

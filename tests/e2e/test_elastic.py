@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from elastic_runs import (
+from helpers.elastic_runs import (
     BACKBONE,
     Run,
     SaveAt,

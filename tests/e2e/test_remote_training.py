@@ -13,16 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import faulty_server as faults
 import numpy as np
 import pytest
-import remote_shards
 import torch
-from elastic_runs import Run, SaveAt, each_once, fit, ids_of, make_data, needs_fork, write_shards
-from faulty_server import FaultyServer
-from forked import run_all
+from helpers import faulty_server as faults
+from helpers import remote_shards
+from helpers.elastic_runs import Run, SaveAt, each_once, fit, ids_of, make_data, needs_fork, write_shards
+from helpers.faulty_server import FaultyServer
+from helpers.forked import run_all
+from helpers.remote_shards import Chaos, SharedHandler, check_cache, fail_always, fetched, of, offer, stream
 from lightning import Callback, Trainer
-from remote_shards import Chaos, SharedHandler, check_cache, fail_always, fetched, of, offer, stream
 
 from v1lit.data.config import MixtureConfig, PackingConfig
 from v1lit.data.errors import BadDataError
@@ -308,8 +308,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from elastic_runs import fit, make_data
-from remote_shards import of, stream
+from helpers.elastic_runs import fit, make_data
+from helpers.remote_shards import of, stream
 work = Path(sys.argv[3])
 patient = stream(work / "cache", timeout=3600.0)
 data = make_data("nowhere", source=of(sys.argv[2]), num_workers=2, stream=patient)

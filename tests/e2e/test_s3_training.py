@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from elastic_runs import each_once, fit, make_data, needs_fork, write_shards
-from remote_shards import check_cache, of, stream
+from helpers.elastic_runs import each_once, fit, make_data, needs_fork, write_shards
+from helpers.remote_shards import check_cache, of, stream
 
 from v1lit.data.config import SourceConfig
 from v1lit.data.remote import filesystem

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.stream_cases import archives, source
+from helpers.tiny_runs import BACKBONE, SaveAfter, make_data, tokens
 from lightning import Trainer
-from stream_cases import archives, source
-from tiny_runs import BACKBONE, SaveAfter, make_data, tokens
 
 from v1lit.data.config import PackingConfig
 from v1lit.training.module import V1Module

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from families import build, inputs, packed_batch
+from helpers.families import build, inputs, packed_batch
 from safetensors.torch import load_file, save_file
 from torch.nn.parallel import DistributedDataParallel
 

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from families import FAMILIES, build, inputs, mixed, processor
+from helpers.families import FAMILIES, build, inputs, mixed, processor
 from transformers import DynamicCache
 
 from v1lit.data.encode.batch import Batch, collate

@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from loss_cases import (
+from helpers.loss_cases import (
     DEVICE,
     FAST,
     FAST_CASES,
@@ -25,6 +23,8 @@ from loss_cases import (
     results,
     with_gradients,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from v1lit.pointer.joint_loss import Pointers, first_pointers, pointer_cross_entropy

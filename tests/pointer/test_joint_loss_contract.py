@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from loss_cases import SHAPES, Shape, make_rows
+from helpers.loss_cases import SHAPES, Shape, make_rows
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from v1lit.pointer.joint_loss import (

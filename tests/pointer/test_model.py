@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import FAMILIES, build, inputs, mixed, processor, training_batch, with_pointers
+from helpers.families import FAMILIES, build, inputs, mixed, processor, training_batch, with_pointers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 

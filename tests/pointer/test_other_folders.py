@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import build
+from helpers.families import build
+from helpers.stock_folders import edit_json, stock_folder
 from safetensors.torch import load_file, save_file
-from stock_folders import edit_json, stock_folder
 from transformers import GenerationConfig
 
 import v1lit

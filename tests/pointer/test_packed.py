@@ -7,7 +7,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from families import FAMILIES, build, inputs, packed_batch, processor, training_batch, training_examples
+from helpers.families import (
+    FAMILIES,
+    build,
+    inputs,
+    packed_batch,
+    processor,
+    training_batch,
+    training_examples,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

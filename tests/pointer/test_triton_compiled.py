@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from loss_cases import Shape, errors, make_rows, results
+from helpers.loss_cases import Shape, errors, make_rows, results
 
 pytestmark = pytest.mark.dependencies
 

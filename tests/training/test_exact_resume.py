@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from counted_runs import Plan, Record, run_part
+from helpers.counted_runs import Plan, Record, run_part
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, build, inputs, processor, training_examples
+from helpers.families import FAMILIES, build, inputs, processor, training_examples
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -100,7 +100,7 @@ def test_only_supervised_positions_pay_for_the_vocabulary() -> None:
 
 
 def test_padding_costs_nothing() -> None:
-    from families import training_batch
+    from helpers.families import training_batch
 
     model = build("internvl")
     flops, flat = ModelFlops(model), batch_of("internvl")

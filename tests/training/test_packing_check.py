@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import FAMILIES, build, processor, training_examples
+from helpers.families import FAMILIES, build, processor, training_examples
 
 from v1lit.training.packing_check import check_packing
 

@@ -10,9 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.shard_cases import make
+from helpers.tiny_runs import (
+    ENCODING,
+    SaveAfter,
+    fit,
+    make_data,
+    names,
+    processor,
+    tokens,
+    without_index,
+    written,
+)
 from lightning import Trainer
-from shard_cases import make
-from tiny_runs import ENCODING, SaveAfter, fit, make_data, names, processor, tokens, without_index, written
 
 from v1lit.data.config import PackingConfig, SourceConfig
 from v1lit.data.encode.mapping import ExampleMap, MapError

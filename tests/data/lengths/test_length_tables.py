@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faulty_server import FaultyServer
-from tiny_runs import ENCODING, fit, make_data, names, processor, tokens, without_index, written
+from helpers.faulty_server import FaultyServer
+from helpers.tiny_runs import ENCODING, fit, make_data, names, processor, tokens, without_index, written
 
 from v1lit.backbones.qwen import Qwen25VL
 from v1lit.data.config import EncodingConfig, PackingConfig, StreamConfig

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from families import FAMILIES
+from helpers.families import FAMILIES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image

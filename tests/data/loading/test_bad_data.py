@@ -13,13 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faulty_server import FaultyServer, hang_up
+from helpers.faulty_server import FaultyServer, hang_up
+from helpers.shard_cases import make, members_of, tar
+from helpers.tiny_runs import (
+    SaveAfter,
+    fit,
+    fit_on_two_ranks,
+    listed,
+    make_data,
+    names,
+    without_index,
+    written,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
-from shard_cases import make, members_of, tar
-from tiny_runs import SaveAfter, fit, fit_on_two_ranks, listed, make_data, names, without_index, written
 
 from v1lit.cli.failures import explain
 from v1lit.cli.main import main

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from faulty_server import FaultyServer
-from shard_cases import make, write
+from helpers.faulty_server import FaultyServer
+from helpers.shard_cases import make, write
 from torch.utils.data import DataLoader
 
 from v1lit.data.config import StreamConfig

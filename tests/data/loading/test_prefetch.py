@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from faulty_server import FaultyServer, hang_up
-from tiny_runs import fit, make_data, names, written
+from helpers.faulty_server import FaultyServer, hang_up
+from helpers.tiny_runs import fit, make_data, names, written
 
 from v1lit.data.config import MixtureConfig, StreamConfig
 from v1lit.data.loading.prefetch import ShardPrefetcher

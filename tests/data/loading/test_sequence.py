@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from tiny_runs import (
+from helpers.tiny_runs import (
     SaveAfter,
     fit,
     fit_on_two_ranks,
@@ -20,6 +18,8 @@ from tiny_runs import (
     without_index,
     written,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from v1lit.backbones.qwen import Qwen25VL
 from v1lit.data.config import MixtureConfig, PackingConfig, SourceConfig, StreamConfig

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_runs import SaveAfter, fit, make_data, names, without_index, written
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_runs import SaveAfter, fit, make_data, names, without_index, written
 
 from v1lit.data.config import MixtureConfig, PackingConfig, SourceConfig
 from v1lit.data.datamodule import V1DataModule

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.tiny_runs import fit, make_data, without_index, written
 from lightning import Trainer
-from tiny_runs import fit, make_data, without_index, written
 
 from v1lit.data.config import PackingConfig
 from v1lit.data.datamodule import V1DataModule

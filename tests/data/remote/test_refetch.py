@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faulty_server import FaultyServer
-from tiny_runs import names, without_index, written
+from helpers.faulty_server import FaultyServer
+from helpers.tiny_runs import names, without_index, written
 
 from v1lit.data.config import StreamConfig
 from v1lit.data.errors import ShardError

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import faulty_server as faults
 import pytest
-from faulty_server import FaultyServer
+from helpers import faulty_server as faults
+from helpers.faulty_server import FaultyServer
 from hypothesis import given
 from hypothesis import strategies as st
 

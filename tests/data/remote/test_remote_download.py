@@ -10,9 +10,9 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-import faulty_server as faults
 import pytest
-from faulty_server import FaultyServer
+from helpers import faulty_server as faults
+from helpers.faulty_server import FaultyServer
 
 from v1lit.data.errors import ShardError
 from v1lit.data.remote import CacheError, RemoteError, Retry, download

@@ -8,10 +8,10 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-import faulty_server as faults
 import pytest
-from faulty_server import FaultyServer
 from fsspec.config import conf
+from helpers import faulty_server as faults
+from helpers.faulty_server import FaultyServer
 
 from v1lit.data.remote import RemoteError, Retry, ShardCache, exists, expand, read_bytes, store
 from v1lit.data.remote import filesystem as filesystems

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import faulty_server as faults
 import pytest
-from faulty_server import FaultyServer
-from forked import PATIENCE, receive, run_all
+from helpers import faulty_server as faults
+from helpers.faulty_server import FaultyServer
+from helpers.forked import PATIENCE, receive, run_all
 
 from v1lit.data.remote import Retry, ShardCache, exists, read_bytes
 from v1lit.data.remote.cache import name_of

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forked import run_all
+from helpers.forked import run_all
 
 from v1lit.data.remote import RemoteError, Retry, ShardCache, download, exists, expand, read_bytes, store
 from v1lit.data.remote import filesystem as filesystems

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faulty_server import FaultyServer, hang_up, serve, status
-from tiny_runs import names, without_index, written
+from helpers.faulty_server import FaultyServer, hang_up, serve, status
+from helpers.tiny_runs import names, without_index, written
 
 from v1lit.data.config import MixtureConfig, SourceConfig, StreamConfig
 from v1lit.data.errors import ShardError

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shard_cases import jpeg, make, members_of, tar, write
+from helpers.shard_cases import jpeg, make, members_of, tar, write
 
 from v1lit.data.errors import ShardError
 from v1lit.data.example import Example

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.shard_cases import make, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from shard_cases import make, write
 
 from v1lit.data.errors import ShardError
 from v1lit.data.example import Example

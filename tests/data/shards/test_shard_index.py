@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.shard_cases import make, members_of, tar, write
 from safetensors.numpy import save
-from shard_cases import make, members_of, tar, write
 
 from v1lit.data.errors import KINDS, ShardError
 from v1lit.data.shards import (

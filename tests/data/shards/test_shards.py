@@ -9,7 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from shard_cases import jpeg, make, members_of, tar, write
+from helpers.shard_cases import jpeg, make, members_of, tar, write
 
 from v1lit.data.errors import ShardError
 from v1lit.data.example import Example

@@ -11,7 +11,7 @@ from pathlib import Path
 from unicodedata import normalize
 
 import pytest
-from shard_cases import make, members_of, tar
+from helpers.shard_cases import make, members_of, tar
 
 from v1lit.data.config import SourceConfig
 from v1lit.data.errors import ShardError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from stream_cases import sample
+from helpers.stream_cases import sample
 
 from v1lit.data.example import Example, ExampleError, Message
 from v1lit.data.streams.members import Members, to_pixels

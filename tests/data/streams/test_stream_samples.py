@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faulty_server import FaultyServer, reset, short, status
-from shard_cases import make, members_of, tar
-from stream_cases import archives, sample, tar_bytes
+from helpers.faulty_server import FaultyServer, reset, short, status
+from helpers.shard_cases import make, members_of, tar
+from helpers.stream_cases import archives, sample, tar_bytes
 
 from v1lit.data.errors import ShardError
 from v1lit.data.remote import Retry, remote_chunks

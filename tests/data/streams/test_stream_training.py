@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from lightning import Trainer
-from shard_cases import members_of, tar
-from stream_cases import archives, sample, source
-from tiny_runs import (
+from helpers.shard_cases import members_of, tar
+from helpers.stream_cases import archives, sample, source
+from helpers.tiny_runs import (
     BACKBONE,
     ENCODING,
     Noting,
@@ -25,6 +24,7 @@ from tiny_runs import (
     tokens,
     written,
 )
+from lightning import Trainer
 
 from v1lit.data.config import MixtureConfig, PackingConfig, StreamConfig
 from v1lit.data.datamodule import V1DataModule

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from faulty_server import FaultyServer, status
+from helpers.faulty_server import FaultyServer, status
+from helpers.shard_cases import jpeg, make, members_of, tar, write
 from PIL import Image
-from shard_cases import jpeg, make, members_of, tar, write
 
 from v1lit.data.shards import Shard, index_shards, sidecar_name
 from v1lit.data.shards.scan import Scan

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_runs import without_index, written
+from helpers.tiny_runs import without_index, written
 
 from v1lit.cli.main import main
 from v1lit.data.config import MixtureConfig, StreamConfig

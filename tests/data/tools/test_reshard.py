@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from faulty_server import FaultyServer
+from helpers.faulty_server import FaultyServer
+from helpers.shard_cases import jpeg, make, members_of, tar, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shard_cases import jpeg, make, members_of, tar, write
 
 from v1lit.data.errors import ShardError
 from v1lit.data.shards import Shard, ShardWriter, list_shards, read_index, sidecar_name, write_index

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
-from shard_cases import make, write
 
+from helpers.shard_cases import make, write
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.processor import Processor, load_processor
 from v1lit.data.config import EncodingConfig, SourceConfig, StreamConfig

@@ -9,8 +9,7 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from shard_cases import jpeg, members_of, tar
-
+from helpers.shard_cases import jpeg, members_of, tar
 from v1lit.data.config import SourceConfig
 
 

@@ -17,8 +17,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import load_file, save_file
-from shard_cases import jpeg
 
+from helpers.shard_cases import jpeg
 from v1lit.backbones.config import BackboneConfig
 from v1lit.data.config import EncodingConfig, SourceConfig
 from v1lit.data.datamodule import V1DataModule

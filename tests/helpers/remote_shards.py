@@ -11,10 +11,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import faulty_server as faults
 import pytest
-from faulty_server import FaultyServer, Handler
 
+from helpers import faulty_server as faults
+from helpers.faulty_server import FaultyServer, Handler
 from v1lit.data.config import MixtureConfig, SourceConfig, StreamConfig
 from v1lit.data.remote import Retry
 from v1lit.data.remote.cache import name_of
