@@ -60,7 +60,7 @@ def test_a_packed_run_measures_once(
     (path,) = (tmp_path / "cache").rglob("lengths-*")
     left = [one for one in path.parent.iterdir() if one.suffix != ".lock"]
     assert left == [path]  # Nothing half-made.
-    forbid(monkeypatch, (length_tables, "measure_shards"), (lookup, "measure"))
+    forbid(monkeypatch, (length_tables, "measure_lengths"), (lookup, "measure_mapped"))
     assert fit(make_data(folder, tmp_path, packing=PACKED), tmp_path).batches == whole
     assert caplog.text.count("measuring the lengths") == 1
 
@@ -69,7 +69,7 @@ def test_only_runs_that_need_lengths_measure_them(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        forbid(patch, (length_tables, "measure_shards"), (lookup, "measure"))
+        forbid(patch, (length_tables, "measure_lengths"), (lookup, "measure_mapped"))
         fit(make_data(folder, tmp_path), tmp_path)
         fit(make_data(folder, tmp_path, group_by_length=4), tmp_path)  # Flat batches have no padding.
     assert not (tmp_path / "cache").exists()
@@ -83,7 +83,7 @@ def test_a_table_beside_the_index_is_found_first(
 ) -> None:
     path = write_lengths(folder, processor(), ENCODING, workers=1)
     assert path.parent == folder
-    forbid(monkeypatch, (length_tables, "measure_shards"))
+    forbid(monkeypatch, (length_tables, "measure_lengths"))
     for here in (folder, Path(shutil.copytree(folder, tmp_path / "copy"))):  # It goes with the shards.
         table = measured(here, tmp_path)
         assert table is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -32,12 +33,13 @@ from v1lit.data.errors import ShardError
 from v1lit.data.example import Example, Message
 from v1lit.data.example.images import EncodedImage, ImageError, read_header
 from v1lit.data.lengths import fingerprint as marks
-from v1lit.data.lengths import measuring as lengths
+from v1lit.data.lengths import length as lengths
 from v1lit.data.lengths.fingerprint import fingerprint
 from v1lit.data.lengths.length import Length, measure
-from v1lit.data.lengths.measuring import measure_shards, open_shard
+from v1lit.data.lengths.measuring import measure_lengths
 from v1lit.data.lengths.table import COLUMNS, LengthTable
-from v1lit.data.shards import Shard, ShardWriter
+from v1lit.data.shards import Shard, ShardWriter, index_shards
+from v1lit.data.shards.catalog import Catalog
 from v1lit.data.sources.v1g import import_v1g
 from v1lit.grounding.region import Region
 
@@ -369,9 +371,8 @@ def test_a_damaged_table_is_refused_or_the_same(data: st.DataObject, tmp_path: P
 # --- shards ---
 
 
-def write_shards(folder: Path, examples: int = 12) -> list[tuple[str | Path, None]]:
-    """Shards of four examples each; of the third one the text is no valid example any more."""
-    folder.mkdir(exist_ok=True)
+def write_shards(folder: Path, examples: int = 12) -> Path:
+    """Shards of four examples each, without an index; of the third one the text is no valid example."""
     with ShardWriter(folder, max_examples=4) as writer:
         for number in range(examples):
             text = "No." * (number + 1) if number % 2 else "There: <|region_1|>."
@@ -380,133 +381,133 @@ def write_shards(folder: Path, examples: int = 12) -> list[tuple[str | Path, Non
     content = paths[0].read_bytes()
     assert content.count(b'"id": "e02"') == 1
     paths[0].write_bytes(content.replace(b'"id": "e02"', b'"id": "e99"'))
-    return [(path, None) for path in paths]
+    return folder
 
 
-def shard_opened_loudly(location: str | Path, index: Any) -> Shard:
-    """Says which shards are opened, in a file beside them; sees some as missing."""
-    path = Path(location)
-    with open(path.parent / "opened.txt", "a") as file:
-        file.write(path.name + "\n")
-    if (path.parent / f"{path.name}.missing").exists():
-        raise ShardError(location, None, "cannot be fetched")
-    return open_shard(location, index)
+class LoudCatalog(Catalog):
+    """Notes which shards are opened, and cannot open those that are `missing`."""
+
+    def __init__(self, location: Path) -> None:
+        super().__init__(location)
+        self.opened: list[int] = []
+        self.missing: set[int] = set()
+
+    def open(self, shard: int) -> Shard:
+        self.opened.append(shard)
+        if shard in self.missing:
+            raise ShardError(self.files[shard], None, "cannot be fetched")
+        return super().open(shard)
 
 
-def opened(folder: Path) -> list[str]:
-    log = folder / "opened.txt"
-    names = log.read_text().split() if log.exists() else []
-    log.unlink(missing_ok=True)
-    return sorted(names)
+class DeadlyCatalog(Catalog):
+    def open(self, shard: int) -> Shard:
+        os._exit(9)
 
 
 def test_a_source_is_measured_in_place_order_and_what_cannot_be_used_has_no_length(tmp_path: Path) -> None:
-    shards = write_shards(tmp_path)
+    catalog = Catalog(write_shards(tmp_path))
     of, encoding = processor("qwen2_5_vl"), EncodingConfig(max_tokens=45)
-    found = measure_shards(shards, of, encoding, workers=1)
-    assert len(found) == 12
-    assert found.fingerprint == fingerprint(of, encoding)
+    table = measure_lengths(catalog, of, encoding, workers=1)
+    assert len(table) == 12
+    assert table.fingerprint == fingerprint(of, encoding)
     kinds = set()
     for place in range(12):
-        with Shard(shards[place // 4][0]) as shard:
+        with catalog.open(place // 4) as shard:
             try:
                 expected = encoded_length(shard.example(place % 4), of, encoding)
                 kinds.add("measured")
             except (ShardError, EncodingError) as error:
                 expected = Length(0, 0, 0)
                 kinds.add(type(error).__name__)
-        assert Length(*(int(getattr(found, name)[place]) for name in COLUMNS)) == expected, place
+        assert Length(*(int(getattr(table, name)[place]) for name in COLUMNS)) == expected, place
     assert kinds == {"measured", "ShardError", "EncodingError"}
-    backwards = measure_shards(shards[::-1], of, encoding, workers=1)
-    assert backwards.tokens.tolist() == np.concatenate(np.split(found.tokens, 3)[::-1]).tolist()
-    assert len(measure_shards([], of, encoding)) == 0
 
 
 def test_with_an_index_even_a_cut_off_shard_keeps_its_places(tmp_path: Path) -> None:
-    shards = write_shards(tmp_path)
-    with Shard(shards[1][0]) as shard:
-        index = shard.build_index()
-    of = processor("llava")
-    whole = measure_shards([(shards[1][0], index)], of, EncodingConfig(), workers=1)
-    assert same(whole, measure_shards(shards[1:2], of, EncodingConfig(), workers=1))
-    os.truncate(shards[1][0], int(index.offsets[2]) + 100)
-    cut = measure_shards([(shards[1][0], index)], of, EncodingConfig(), workers=1)
-    assert cut.tokens.tolist() == [*whole.tokens[:2].tolist(), 0, 0]
+    of, bare = processor("llava"), Catalog(write_shards(tmp_path / "shards"))
+    index_shards(bare.location, str(tmp_path / "index"), workers=1)
+    indexed = Catalog(tmp_path / "index")
+    whole = measure_lengths(bare, of, EncodingConfig(), workers=1)
+    assert same(whole, measure_lengths(indexed, of, EncodingConfig(), workers=1))
+    index = indexed.index(1)
+    assert index is not None
+    os.truncate(indexed.files[1], int(index.offsets[2]) + 100)
+    cut = measure_lengths(indexed, of, EncodingConfig(), workers=1)
+    assert cut.tokens.tolist() == [*whole.tokens[:6].tolist(), 0, 0, *whole.tokens[8:].tolist()]
     with pytest.raises(ShardError, match="cut off"):
-        measure_shards(shards, of, EncodingConfig(), workers=1)
+        measure_lengths(bare, of, EncodingConfig(), workers=1)
 
 
 def test_what_cannot_be_reached_is_never_taken_for_unusable(tmp_path: Path, monkeypatch: Any) -> None:
     def vanish(*_: Any) -> None:
         raise ShardError("shard", "key", "cannot be read", "unreachable")
 
-    shards = write_shards(tmp_path)
+    catalog, partial = Catalog(write_shards(tmp_path)), tmp_path / "partial"
     monkeypatch.setattr(Shard, "example", vanish)
     with pytest.raises(ShardError, match="cannot be read"):
-        measure_shards(shards, processor("llava"), EncodingConfig(), workers=1, partial=tmp_path / "partial")
-    assert not list((tmp_path / "partial").iterdir())
+        measure_lengths(catalog, processor("llava"), EncodingConfig(), workers=1, partial=partial)
+    assert not list(partial.iterdir())
 
 
 def test_more_images_than_a_table_can_count_have_no_length(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(lengths, "measure", lambda *_: Length(2**17, 2**17, 2**16))
-    assert not measure_shards(
-        write_shards(tmp_path), processor("llava"), EncodingConfig(), workers=1
-    ).tokens.any()
+    catalog = Catalog(write_shards(tmp_path))
+    assert not measure_lengths(catalog, processor("llava"), EncodingConfig(), workers=1).tokens.any()
 
 
 @pytest.mark.slow
 def test_many_processes_give_what_one_gives(tmp_path: Path) -> None:
-    shards, of = write_shards(tmp_path), processor("internvl")
-    serial = measure_shards(shards, of, EncodingConfig(), workers=1)
-    parallel = measure_shards(shards, of, EncodingConfig(), workers=2, partial=tmp_path / "partial")
+    catalog, of = Catalog(write_shards(tmp_path)), processor("internvl")
+    serial = measure_lengths(catalog, of, EncodingConfig(), workers=1)
+    parallel = measure_lengths(catalog, of, EncodingConfig(), workers=2, partial=tmp_path / "partial")
     assert same(serial, parallel)
 
 
-def test_a_run_that_was_stopped_goes_on_with_what_is_missing(tmp_path: Path) -> None:
-    shards, of = write_shards(tmp_path), processor("llava")
-    names = [Path(path).name for path, _ in shards]
-    whole = measure_shards(shards, of, EncodingConfig(), workers=1)
+def test_a_run_that_was_stopped_resumes_with_what_is_missing(tmp_path: Path) -> None:
+    catalog, of, partial = LoudCatalog(write_shards(tmp_path)), processor("llava"), tmp_path / "partial"
+    whole = measure_lengths(Catalog(tmp_path), of, EncodingConfig(), workers=1)
 
-    def go_on(**options: Any) -> LengthTable:
-        partial, encoding = tmp_path / "partial", EncodingConfig(**options)
-        return measure_shards(
-            shards, of, encoding, workers=1, partial=partial, open_shard=shard_opened_loudly
-        )
+    def resumed(**options: Any) -> LengthTable:
+        catalog.opened.clear()
+        return measure_lengths(catalog, of, EncodingConfig(**options), workers=1, partial=partial)
 
-    missing = tmp_path / f"{names[1]}.missing"
-    missing.touch()
+    catalog.missing = {1}
     with pytest.raises(ShardError, match="cannot be fetched"):
-        go_on()
-    missing.unlink()
-    assert opened(tmp_path) == names[:2]
-    assert same(go_on(), whole)
-    assert opened(tmp_path) == names[1:], "the first shard was finished"
-    assert same(go_on(), whole)
-    assert opened(tmp_path) == []
-    go_on(max_tokens=50)
-    assert opened(tmp_path) == names, "results for other options are not taken"
-    assert same(go_on(), whole)
-    assert opened(tmp_path) == names
-    for path in (tmp_path / "partial").iterdir():
+        resumed()
+    catalog.missing = set()
+    assert catalog.opened == [0, 1]
+    assert same(resumed(), whole)
+    assert catalog.opened == [1, 2], "the first shard was finished"
+    assert same(resumed(), whole)
+    assert catalog.opened == []
+    resumed(max_tokens=50)
+    assert catalog.opened == [0, 1, 2], "results for other options are not taken"
+    assert same(resumed(), whole)
+    assert catalog.opened == [0, 1, 2]
+    for path in partial.iterdir():
         path.write_bytes(path.read_bytes()[:-1])
-    assert same(go_on(), whole)
-    assert opened(tmp_path) == names, "damaged results are not taken"
-    os.utime(shards[0][0], ns=(1, 1))
-    assert same(go_on(), whole)
-    assert opened(tmp_path) == names[:1], "a shard that was changed is measured again"
+    assert same(resumed(), whole)
+    assert catalog.opened == [0, 1, 2], "damaged results are not taken"
+    catalog.counts[0] = 5
+    resumed()
+    assert catalog.opened == [0], "a result for another number of examples is not taken"
+
+
+def test_what_an_earlier_version_left_of_a_table_is_measured_anew(tmp_path: Path) -> None:
+    """It named the tables of single shards by digests of their numbers."""
+    catalog, of, partial = LoudCatalog(write_shards(tmp_path)), processor("llava"), tmp_path / "partial"
+    whole = measure_lengths(catalog, of, EncodingConfig(), workers=1, partial=partial)
+    for shard, path in enumerate(sorted(partial.iterdir())):
+        path.rename(partial / f"{hashlib.sha256(str(shard).encode()).hexdigest()[:32]}.safetensors")
+    assert same(measure_lengths(catalog, of, EncodingConfig(), workers=1, partial=partial), whole)
+    assert catalog.opened == [0, 1, 2] * 2
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_is_reported() -> None:
-    shards = [("__import__('os')._exit(9)", None)] * 2
+def test_a_worker_that_is_killed_is_reported(tmp_path: Path) -> None:
+    catalog = DeadlyCatalog(write_shards(tmp_path))
     with pytest.raises(RuntimeError, match="killed for memory"):
-        measure_shards(
-            shards,
-            processor("llava"),
-            EncodingConfig(),
-            workers=2,
-            open_shard=exec,  # type: ignore[arg-type]  # "opening" such a shard ends the process
-        )
+        measure_lengths(catalog, processor("llava"), EncodingConfig(), workers=2)
 
 
 SCRIPT = """
@@ -515,19 +516,20 @@ SCRIPT = """
     from v1lit.backbones.config import BackboneConfig
     from v1lit.backbones.processor import load_processor
     from v1lit.data.config import EncodingConfig
-    from v1lit.data.lengths.measuring import measure_shards, open_shard
+    from v1lit.data.lengths.measuring import measure_lengths
+    from v1lit.data.shards.catalog import Catalog
 
-    def slowly(location, index):
-        Path(f"{location}.{os.getpid()}.begun").touch()
-        if not location.endswith("00.tar"):
-            time.sleep(1000)
-        return open_shard(location, index)
+    class SlowCatalog(Catalog):
+        def open(self, shard):
+            Path(f"{self.files[shard]}.{os.getpid()}.begun").touch()
+            if shard > 0:
+                time.sleep(1000)
+            return super().open(shard)
 
     if __name__ == "__main__":
-        shards = [(path, None) for path in sys.argv[2:]]
-        processor = load_processor(BackboneConfig("llava"))
-        options = {"workers": 2, "partial": sys.argv[1], "progress": True, "open_shard": slowly}
-        measure_shards(shards, processor, EncodingConfig(), **options)
+        processor, partial = load_processor(BackboneConfig("llava")), Path(sys.argv[2])
+        options = {"workers": 2, "partial": partial, "progress": True}
+        measure_lengths(SlowCatalog(sys.argv[1]), processor, EncodingConfig(), **options)
 """
 
 
@@ -541,11 +543,11 @@ def wait_until(condition: Any) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_ends_all_processes_at_once_and_keeps_what_is_finished(tmp_path: Path) -> None:
-    shards = write_shards(tmp_path)
+    write_shards(tmp_path)
     script, partial = tmp_path / "script.py", tmp_path / "partial"
     script.write_text(textwrap.dedent(SCRIPT))
     run = subprocess.Popen(
-        [sys.executable, str(script), str(partial), *(str(path) for path, _ in shards)],
+        [sys.executable, str(script), str(tmp_path), str(partial)],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,

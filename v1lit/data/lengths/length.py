@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from v1lit.backbones.processor import Processor
 from v1lit.data.config import EncodingConfig
 from v1lit.data.encode.encoding import see, write
-from v1lit.data.example import Example
+from v1lit.data.encode.mapping import ExampleMap
+from v1lit.data.example import Example, ExampleRef
 
 MAX_IMAGES = 2**16 - 1
 
@@ -34,6 +35,22 @@ def measure(example: Example, processor: Processor, encoding: EncodingConfig) ->
     written = write(example, patch_maps, processor, encoding)
     # What is cut never holds an image: one that does not fit is an EncodingError.
     return Length(written.kept, sum(map(len, patch_maps)), len(patch_maps))
+
+
+def measure_mapped(
+    example: Example,
+    shard: str,
+    processor: Processor,
+    encoding: EncodingConfig,
+    map: ExampleMap | None,
+    ref: ExampleRef | None = None,
+) -> Length | None:
+    """Length of what a map makes of an example of `shard`; None where it leaves the example out.
+
+    Raises EncodingError as `measure`, MapError and ImageError as the map.
+    """
+    mapped = example if map is None else map(example, shard, ref)
+    return None if mapped is None else measure(mapped, processor, encoding)
 
 
 UNUSABLE = Length(1, 0, 0)

@@ -9,10 +9,9 @@ from v1lit.data.config import EncodingConfig
 from v1lit.data.encode.encoding import EncodingError
 from v1lit.data.encode.mapping import ExampleMap
 from v1lit.data.errors import ShardError
-from v1lit.data.example.example import Example
 from v1lit.data.example.images import ImageError
 from v1lit.data.example.reference import ExampleRef
-from v1lit.data.lengths.length import LEFT_OUT, UNUSABLE, Length, measure
+from v1lit.data.lengths.length import LEFT_OUT, UNUSABLE, Length, measure_mapped
 from v1lit.data.lengths.table import LengthTable
 from v1lit.data.shards.examples import Examples, Readable
 
@@ -57,9 +56,6 @@ def measure_at(
 ) -> Length | None:
     """How long one example is, by reading it; None where the map leaves it out. Raises MapError."""
     try:
-        example: Example | None = examples.read(ref)
-        if example is not None and map is not None:
-            example = map(example, examples.file(ref), ref)
-        return None if example is None else measure(example, processor, encoding)
+        return measure_mapped(examples.read(ref), examples.file(ref), processor, encoding, map, ref)
     except (ShardError, EncodingError, ImageError):
         return UNUSABLE

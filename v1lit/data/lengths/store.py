@@ -16,8 +16,8 @@ from v1lit.data.encode.mapping import ExampleMap
 from v1lit.data.errors import BadDataError, ShardError
 from v1lit.data.example.images import ImageError
 from v1lit.data.lengths.fingerprint import fingerprint
-from v1lit.data.lengths.length import measure
-from v1lit.data.lengths.measuring import measure_shards
+from v1lit.data.lengths.length import measure_mapped
+from v1lit.data.lengths.measuring import measure_lengths
 from v1lit.data.lengths.table import LengthTable
 from v1lit.data.reasons import in_words, most_frequent
 from v1lit.data.remote import is_remote
@@ -109,10 +109,7 @@ def _reasons(
     with catalog.open(int(catalog.counts.argmax())) as shard:
         for number in range(min(len(shard), 100)):
             try:
-                example = shard.example(number)
-                mapped = example if map is None else map(example, shard.name)
-                if mapped is not None:
-                    measure(mapped, processor, encoding)
+                measure_mapped(shard.example(number), shard.name, processor, encoding, map)
             except (ShardError, EncodingError, ImageError) as error:
                 yield str(error)
 
@@ -132,15 +129,8 @@ def _write(
     with FileLock(path.with_name(f".{path.name}.lock")):
         if (table := known_table(catalog, processor, encoding, map)) is not None:
             return table
-        table = measure_shards(
-            [(str(number), None) for number in range(len(catalog.files))],
-            processor,
-            encoding,
-            map=map,
-            workers=workers,
-            progress=progress,
-            partial=partial,
-            open_shard=catalog.open_numbered,
+        table = measure_lengths(
+            catalog, processor, encoding, map=map, workers=workers, progress=progress, partial=partial
         )
         table.save(path)
         shutil.rmtree(partial, ignore_errors=True)

@@ -6,6 +6,7 @@ import json
 import mmap
 import os
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,15 @@ class LengthTable:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @classmethod
+    def join(cls, tables: Sequence[LengthTable], fingerprint: str) -> LengthTable:
+        """Tables of the same fingerprint, one behind another, as one in memory."""
+        columns: dict[str, Any] = {
+            name: np.concatenate([np.zeros(0, dtype), *(getattr(table, name) for table in tables)])
+            for name, dtype in COLUMNS.items()
+        }
+        return cls(**columns, fingerprint=fingerprint)
 
     def save(self, path: str | Path) -> None:
         """Write the table as safetensors, aside and then renamed. Raises OSError where it cannot."""

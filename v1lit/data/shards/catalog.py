@@ -200,10 +200,6 @@ class Catalog:
         if folder is not None and info is not None:
             self.cache.discard(sidecar_location(folder, info.file))
 
-    def open_numbered(self, number: str | Path, index: ShardIndex | None = None) -> Shard:
-        """`open`, for those who know shards by a text."""
-        return self.open(int(str(number)))
-
 
 class OpenShards:
     """The shards in use, opened when needed; of too many, the one not used for longest is closed.
