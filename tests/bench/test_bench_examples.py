@@ -11,7 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from v1lit.data.encode.encoding import IGNORE, Encoded
+from v1lit.data.encode.encoding import Encoded
+from v1lit.labels import IGNORE
 
 START = 2048
 ABSENT = Path("absent")

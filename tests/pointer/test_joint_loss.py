@@ -27,7 +27,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from v1lit.pointer.joint_loss import Pointers, first_pointers, pointer_cross_entropy
+from v1lit.labels import first_pointers
+from v1lit.pointer.joint_loss import Pointers, pointer_cross_entropy
 
 
 @pytest.mark.parametrize("gate", [False, True], ids=["", "gate"])

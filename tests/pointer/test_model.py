@@ -12,9 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from v1lit.data.encode.batch import collate
+from v1lit.labels import IGNORE, first_pointers
 from v1lit.pointer.config import PointerConfig
-from v1lit.pointer.joint_loss import Pointers, first_pointers, pointer_cross_entropy
-from v1lit.pointer.layout import IGNORE
+from v1lit.pointer.joint_loss import Pointers, pointer_cross_entropy
 from v1lit.pointer.model import PointAndCopyModel
 
 pytestmark = pytest.mark.dependencies

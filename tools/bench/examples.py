@@ -20,7 +20,8 @@ from torch import Tensor
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.processor import Processor, load_processor
 from v1lit.data.config import EncodingConfig
-from v1lit.data.encode.encoding import IGNORE, Encoded, encode
+from v1lit.data.encode.encoding import Encoded, encode
+from v1lit.labels import IGNORE
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "v1g_real"
 SEED = 0

@@ -15,9 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from v1lit.backbones.segments import Segments, send
-from v1lit.pointer.joint_loss import first_pointers
-
-IGNORE = -100
+from v1lit.labels import IGNORE, first_pointers
 
 
 @dataclass(frozen=True)

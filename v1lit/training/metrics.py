@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from v1lit.labels import first_pointers
 from v1lit.training.logged import LOSS_PARTS, POINTING
 
 
@@ -60,8 +61,7 @@ class PointingMetrics(Metric):
         self.pointers_right += (right & is_pointer).sum()
         if not bool(is_pointer.any()):
             return
-        before = torch.cat([is_pointer.new_zeros(1), is_pointer[:-1]])
-        first = is_pointer & ~before
+        first = first_pointers(targets, self.pointer_start)
         run = (first.cumsum(0) - 1)[is_pointer]
         true, predicted = targets[is_pointer], predictions[is_pointer]
         runs = int(first.sum())

@@ -11,9 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.plugins import HalfPrecision
 
+from v1lit.backbones.segments import Segments
 from v1lit.data.encode.batch import Batch, LabelCounts, collate, flatten
-from v1lit.data.encode.encoding import IGNORE, Encoded
+from v1lit.data.encode.encoding import Encoded
 from v1lit.grounding.patch_map import PatchMap
+from v1lit.inference.predictor import pointer_runs
+from v1lit.labels import IGNORE, first_pointers
+from v1lit.pointer.layout import Targets, TokenLayout
+from v1lit.training.metrics import PointingMetrics
 
 START = 100
 
@@ -82,6 +87,26 @@ def test_counts_are_those_of_a_plain_loop(rows: list[list[int]]) -> None:
             runs += label >= START and before < START
     examples = [example(str(number), labels) for number, labels in enumerate(rows)]
     assert LabelCounts.of(examples, START) == (text, pointers, runs)
+
+
+@given(rows=st.lists(LABELS, min_size=1, max_size=4))
+def test_counts_loss_metrics_and_prediction_agree_where_a_run_of_pointers_begins(
+    rows: list[list[int]],
+) -> None:
+    examples = [example(str(number), labels) for number, labels in enumerate(rows)]
+    flat, padded = flatten(examples, START), collate(examples, 0)
+    layouts = [
+        TokenLayout.of(flat.input_ids, 0, START, Segments(flat.segment_lengths or ())),
+        TokenLayout.of(padded.input_ids, 0, START),
+    ]
+    for batch, layout in zip((flat, padded), layouts, strict=True):
+        first = Targets.of(batch.labels, layout, START).first
+        assert int(first.sum()) == LabelCounts.of(examples, START).runs
+    for ids in (torch.tensor(labels) for labels in rows):
+        metrics = PointingMetrics(START)
+        metrics.update(ids, ids)
+        runs = pointer_runs(ids.tolist(), START)
+        assert int(metrics.runs) == int(first_pointers(ids, START).sum()) == len(runs)
 
 
 def with_sums(sums: list[int], parts: int) -> Batch:

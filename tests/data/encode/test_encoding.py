@@ -16,13 +16,14 @@ from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.processor import Processor, load_processor
 from v1lit.data.config import EncodingConfig
 from v1lit.data.encode.batch import collate
-from v1lit.data.encode.encoding import IGNORE, EncodingError, encode, encode_prompt
+from v1lit.data.encode.encoding import EncodingError, encode, encode_prompt
 from v1lit.data.example import Example, Message
 from v1lit.data.example.images import EncodedImage, ImageError, read_header
 from v1lit.data.loading.dataset import ShardDataset
 from v1lit.data.sources.v1g import import_v1g
 from v1lit.grounding.patch_map import region_tokens
 from v1lit.grounding.region import Region
+from v1lit.labels import IGNORE
 
 pytestmark = pytest.mark.dependencies
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from v1lit.data.encode.encoding import IGNORE, Encoded
+from v1lit.data.encode.encoding import Encoded
+from v1lit.labels import IGNORE, first_pointers
 
 
 class LabelCounts(NamedTuple):
@@ -26,12 +27,11 @@ class LabelCounts(NamedTuple):
         """Counts over examples whose labels from `pointer_start` on are pointers."""
         text = pointers = runs = 0
         for example in examples:
-            is_pointer = example.labels >= pointer_start
-            begins = is_pointer[1:] & ~is_pointer[:-1]
-            here = int(is_pointer[1:].sum())
-            text += int((example.labels[1:] != IGNORE).sum()) - here
-            pointers += here
-            runs += int(begins.sum())
+            targets = example.labels[1:]
+            example_pointers = int((targets >= pointer_start).sum())
+            text += int((targets != IGNORE).sum()) - example_pointers
+            pointers += example_pointers
+            runs += int(first_pointers(example.labels, pointer_start)[1:].sum())
         return cls(text, pointers, runs)
 
 

@@ -17,11 +17,10 @@ from v1lit.data.example.images import decode_image
 from v1lit.data.example.marks import IMAGE_MARKER, escape, unescape
 from v1lit.grounding.patch_map import PatchMap, region_tokens
 from v1lit.grounding.region import Region, format_box
+from v1lit.labels import IGNORE
 
 if TYPE_CHECKING:
     from v1lit.backbones.processor import Processor
-
-IGNORE = -100
 
 
 class EncodingError(ValueError):

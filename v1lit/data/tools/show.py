@@ -185,13 +185,14 @@ def _token_pieces(
     # Encoding needs torch; pages without tokens do not.
     from v1lit.data.config import EncodingConfig
     from v1lit.data.encode.encoding import encode
+    from v1lit.labels import IGNORE
 
     try:
         encoded = encode(example, processor, encoding or EncodingConfig())
     except ValueError as error:
         return [Piece(f"cannot be encoded: {error}", color=RED)]
     ids = [int(token) for token in encoded.input_ids.tolist()]
-    learned = [label != -100 for label in encoded.labels.tolist()]
+    learned = [label != IGNORE for label in encoded.labels.tolist()]
     spans = {k: colors[span.name] for span in encoded.regions for k in range(span.start, span.stop)}
     pointers = sum(token >= processor.pointer_start for token in ids)
     summary = f"{len(ids)} tokens, {sum(learned)} learned, {pointers} pointers"

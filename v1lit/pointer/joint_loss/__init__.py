@@ -8,7 +8,7 @@ the softmax and its gradient. `pointer_cross_entropy` is the one function to cal
 from v1lit.pointer.joint_loss.choice import LossChoice, choose_loss
 from v1lit.pointer.joint_loss.cross_entropy import pointer_cross_entropy
 from v1lit.pointer.joint_loss.reference import joint_logits
-from v1lit.pointer.joint_loss.terms import PointerLoss, Pointers, Reduction, first_pointers
+from v1lit.pointer.joint_loss.terms import PointerLoss, Pointers, Reduction
 from v1lit.pointer.joint_loss.verify import LossMismatchError, verify_pointer_loss
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "Pointers",
     "Reduction",
     "choose_loss",
-    "first_pointers",
     "joint_logits",
     "pointer_cross_entropy",
     "verify_pointer_loss",

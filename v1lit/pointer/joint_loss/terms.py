@@ -7,7 +7,6 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -108,10 +107,3 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 def or_one(count: Tensor) -> Tensor:
     """The count to divide by: 1 for 0, so that nothing over nothing is 0. Waits for no device."""
     return torch.where(count == 0, 1.0, count)
-
-
-def first_pointers(labels: Tensor, pointer_start: int) -> Tensor:
-    """True at the first pointer of every run of pointers, `[batch, tokens]` -> the same."""
-    is_pointer = labels >= pointer_start
-    follows = F.pad(is_pointer[:, :-1], (1, 0))
-    return is_pointer & ~follows
