@@ -12,7 +12,8 @@ RESOLVE_oldest := --resolution lowest-direct
 RESOLVE_locked := --constraint requirements.lock
 RESOLVE_newest := --upgrade
 
-.PHONY: help quickstart install check fix test test-fast test-oldest test-locked test-newest lock bench bench-gpu docs clean
+.PHONY: help quickstart install check fix lock bench bench-gpu docs clean
+.PHONY: test test-fast test-oldest test-locked test-newest coverage
 
 help:
 	@echo "make quickstart   install, then watch a tiny model learn to point (minutes on a laptop, no download of data)"
@@ -24,6 +25,7 @@ help:
 	@echo "make test-oldest  those that touch dependencies, in an environment with the lowest allowed versions"
 	@echo "make test-locked  the same with those of requirements.lock"
 	@echo "make test-newest  the same with the newest; each of the three notes its versions in docs/versions.md"
+	@echo "make coverage     all tests, and which lines and branches of v1lit they do not reach"
 	@echo "make lock         write requirements.lock again from pyproject.toml, with the newest versions"
 	@echo "make bench        measure speed and memory (ten minutes on a CPU) and write docs/benchmarks.md"
 	@echo "make bench-gpu    the same for what needs a GPU"
@@ -52,6 +54,11 @@ test: $(VENV)/.dev
 test-fast: $(VENV)/.dev
 	PATH="$(abspath $(BIN)):$$PATH" $(PYTEST) -m "not slow"
 
+# Set up in .coveragerc; the files of which least is reached come first.
+coverage: $(VENV)/.dev
+	rm -f .coverage .coverage.*
+	PATH="$(abspath $(BIN)):$$PATH" $(PYTEST) --cov --cov-report=term
+
 # What `pip install v1lit` brings at the least, with the lock, and today. uv's own settings are those of the lock.
 test-oldest test-locked test-newest: test-%: $(VENV)/.dev
 	$(BIN)/uv --no-config venv --quiet --clear --python $(PYTHON_$*) $(VENV)-$*
@@ -78,7 +85,7 @@ docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*
 	find v1lit tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps say what is installed; a changed pyproject.toml or lock installs again.
