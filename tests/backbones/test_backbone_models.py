@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from v1lit.backbones import BackboneConfig, load
-from v1lit.backbones.load import WeightsUnavailable, freeze, load_backbone, part_parameters
+from v1lit.backbones.load import freeze, load_backbone, part_parameters
 from v1lit.backbones.processor import load_processor
+from v1lit.backbones.weight_files import WeightsUnavailable
 from v1lit.grounding.patch_map import PatchMap
 
 pytestmark = pytest.mark.dependencies

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from v1lit.backbones import BackboneConfig, get_backbone
+from v1lit.backbones.image_processors import load_image_processor
 from v1lit.backbones.processor import FILE, Processor, load_processor
 
 pytestmark = pytest.mark.dependencies
@@ -226,6 +227,6 @@ def test_published_image_processors_are_read(tmp_path: Path, name: str, content:
     backbone = get_backbone(name)
     getattr(transformers, backbone.model_class).config_class().save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
-    processor = backbone.image_processor(str(tmp_path))
-    assert processor.options == backbone.image_processor().options
-    assert backbone.image_processor(str(tmp_path), max_side=99).max_side == 99
+    processor = load_image_processor(backbone, str(tmp_path))
+    assert processor.options == load_image_processor(backbone).options
+    assert load_image_processor(backbone, str(tmp_path), max_side=99).max_side == 99

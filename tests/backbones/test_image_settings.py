@@ -15,7 +15,8 @@ from PIL import Image
 
 from v1lit.backbones import get_backbone
 from v1lit.backbones.config import BackboneConfig
-from v1lit.backbones.image_settings import PINNED, PIXEL_OPTIONS, WITHOUT_EFFECT, pinned
+from v1lit.backbones.image_options import PIXEL_OPTIONS
+from v1lit.backbones.image_settings import PINNED, WITHOUT_EFFECT, pinned
 from v1lit.backbones.processor import Processor, load_processor
 
 pytestmark = pytest.mark.dependencies

@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 
 from v1lit.backbones import BackboneConfig, get_backbone
-from v1lit.backbones.base import Backbone, ImageProcessor
+from v1lit.backbones.contract import Backbone
+from v1lit.backbones.image_options import ImageProcessor
+from v1lit.backbones.image_processors import load_image_processor
 from v1lit.backbones.load import load_backbone
 from v1lit.grounding.patch_map import PatchMap
 
@@ -120,7 +122,7 @@ def test_exactly_the_named_tokens_change_at_the_towers_input(
     name: str, size: tuple[int, int], options: dict[str, Any]
 ) -> None:
     backbone = get_backbone(name)
-    processor = backbone.image_processor(**options)
+    processor = load_image_processor(backbone, **options)
     patch_map = backbone.patch_map(size, **options)
     blank = pixels_of(backbone, processor, painted(size, None))
     hits = wrong_hits = 0
@@ -160,7 +162,7 @@ def test_exactly_the_named_tokens_change_before_the_decoder(
             if any(part in path for part in outputs[0]) and any(part in path for part in outputs[1])
         ]
         assert len(zeroed) == 4
-        processor = backbone.image_processor("tiny", **options)
+        processor = load_image_processor(backbone, "tiny", **options)
 
         def features(box: Box | None) -> tuple[torch.Tensor, PatchMap]:
             tensors, maps = backbone.preprocess([painted(size, box)], processor)

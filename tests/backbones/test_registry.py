@@ -9,7 +9,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from v1lit.backbones import get_backbone, list_backbones, register_backbone, registry
-from v1lit.backbones.base import Backbone
+from v1lit.backbones.contract import Backbone
 from v1lit.backbones.qwen import Qwen25VL
 
 FAMILIES = ["internvl", "llava", "qwen2_5_vl", "qwen2_vl"]

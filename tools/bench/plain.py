@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from v1lit.backbones.attention import packed_decoder_arguments
-from v1lit.backbones.base import Backbone
+from v1lit.backbones.contract import Backbone
 from v1lit.backbones.segments import Segments, packed_positions
 from v1lit.pointer.joint_loss import pointer_cross_entropy
 

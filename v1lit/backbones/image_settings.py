@@ -7,15 +7,11 @@ code believes, so a setting that nobody has thought of is refused by name rather
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from v1lit.backbones.base import Backbone
-
-PIXEL_OPTIONS = ("do_normalize", "do_rescale", "image_mean", "image_std", "resample", "rescale_factor")
-"""Taken over: they change pixel values, but not which pixels a token sees."""
+from v1lit.backbones.contract import Backbone
+from v1lit.backbones.image_options import PIXEL_OPTIONS, check_pixel_options
 
 PINNED: dict[str, tuple[Any, ...]] = {
     "do_resize": (True,),
@@ -43,9 +39,6 @@ WITHOUT_EFFECT: dict[str, str] = {
     "backend": "the processor that runs on torchvision is used",
     "use_fast": "the processor that runs on torchvision is used",
 }
-
-RESAMPLING = range(6)
-"""Pillow's numbers of resampling filters."""
 
 
 def check_settings(backbone: Backbone, processor: Any, saved: Mapping[str, Any]) -> None:
@@ -80,28 +73,6 @@ def check_settings(backbone: Backbone, processor: Any, saved: Mapping[str, Any])
     check_pixel_options({key: getattr(processor, key, None) for key in PIXEL_OPTIONS})
 
 
-def check_pixel_options(options: Mapping[str, Any]) -> None:
-    """Raise ``ValueError`` for a value that no image can be made with; ``None`` is the processor's own."""
-    for key in ("image_mean", "image_std"):
-        value = options.get(key)
-        numbers: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
-        if value is not None and not (len(numbers) in (1, 3) and all(map(_is_number, numbers))):
-            raise ValueError(f"{key} must be one number or one for each of three colours, not {value!r}")
-        if key == "image_std" and value is not None and not all(number > 0 for number in numbers):
-            raise ValueError(f"image_std must be above 0, not {value!r}")
-    factor = options.get("rescale_factor")
-    if factor is not None and not (_is_number(factor) and factor > 0):
-        raise ValueError(f"rescale_factor must be a number above 0, not {factor!r}")
-    for key in ("do_rescale", "do_normalize"):
-        if options.get(key) not in (None, True, False):
-            raise ValueError(f"{key} must be true or false, not {options[key]!r}")
-    resample = options.get("resample")
-    if resample is not None and resample not in RESAMPLING:
-        raise ValueError(
-            f"resample must be one of Pillow's filters, 0 to {RESAMPLING[-1]} (3: bicubic), not {resample!r}"
-        )
-
-
 def known(backbone: Backbone, key: str) -> bool:
     """Whether a setting has a place in the lists of a family."""
     return key in (*backbone.image_defaults, *PIXEL_OPTIONS, *pinned(backbone), *WITHOUT_EFFECT)
@@ -130,7 +101,3 @@ def _check_class(backbone: Backbone, saved: Mapping[str, Any]) -> None:
             f"image_processor_type is {kind}, but {backbone.name} makes its images with "
             f"{backbone.processor_class}\nuse the settings of a checkpoint such as {backbone.hub_id}"
         )
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)

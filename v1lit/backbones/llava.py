@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from v1lit.backbones.base import (
-    Backbone,
-    ChatFormat,
-    Size,
-    as_size,
-    blank_pixels,
-    check_flag,
-    check_positive,
-    plain_size,
-)
+from v1lit.backbones.contract import Backbone, ChatFormat, blank_pixels
+from v1lit.backbones.image_options import as_size, check_flag, check_positive, plain_size
 from v1lit.backbones.tiny import token_id
 from v1lit.grounding.patch_map import PatchMap, Views
+from v1lit.grounding.region import Size
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from v1lit.backbones.base import Backbone
 from v1lit.backbones.config import BackboneConfig, explain_unknown
+from v1lit.backbones.contract import Backbone
 from v1lit.backbones.folder import check_stock_folder, check_weight_files, merge_command, refuse_quantized
+from v1lit.backbones.hub import first_line, hub_errors
 from v1lit.backbones.registry import BUILTIN, get_backbone
 from v1lit.backbones.tiny import tiny_tokenizer
 from v1lit.backbones.weight_files import WeightsUnavailable
@@ -21,6 +21,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 SHOWN = 5
+
+
+@contextmanager
+def named(key: str) -> Iterator[None]:
+    """Put the recipe's key in front of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
 
 
 def check_backbone_config(config: BackboneConfig) -> Backbone:
@@ -94,7 +103,7 @@ def _refuse_impossible(backbone: Backbone, config: PreTrainedConfig, weights: st
         with torch.device("meta"), no_init_weights():
             getattr(transformers, backbone.model_class)(copy.deepcopy(config))
     except Exception as error:  # a KeyError of a table of names, a TypeError of a layer
-        reason = f"{type(error).__name__}: {_first_line(error)}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise ValueError(f"{weights}: no model can be made from its config.json: {reason}") from error
 
 
@@ -202,7 +211,7 @@ def checkpoint_config(backbone: Backbone, weights: str) -> PreTrainedConfig:
     try:
         config: PreTrainedConfig = config_class.from_dict(content)
     except Exception as error:  # every field has its own checks, with errors of their own
-        raise ValueError(f"{weights}: config.json cannot be read: {_first_line(error)}") from error
+        raise ValueError(f"{weights}: config.json cannot be read: {first_line(error)}") from error
     return config
 
 
@@ -227,79 +236,3 @@ def _refuse_other_family(backbone: Backbone, content: Mapping[str, Any], weights
             f"{weights} has model_type {model_type!r}, "
             f"but {backbone.name} needs {backbone.model_type!r}: {advice}"
         )
-
-
-def _first_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-@contextmanager
-def hub_errors(weights: str) -> Iterator[None]:
-    """Turn the many errors of a checkpoint that cannot be had into ``WeightsUnavailable`` of two lines."""
-    from huggingface_hub import errors
-    from safetensors import SafetensorError
-
-    # The hub's client has changed its HTTP library before; its own module names the one in use.
-    transport: type[Exception] = getattr(errors, "HTTPError", OSError)
-    try:
-        if not Path(weights).exists():
-            if looks_local(weights):
-                raise FileNotFoundError("there is no such folder")
-            _reach_hub(weights)
-        yield
-    except SafetensorError as error:
-        raise WeightsUnavailable(
-            f"the weights {weights} are damaged: {_first_line(error)}\ndelete them and get them again"
-        ) from error
-    except (OSError, transport, errors.HfHubHTTPError, errors.HFValidationError) as error:
-        raise WeightsUnavailable(
-            f"cannot get the weights {weights}: {_reason(weights, error)}.\n{_advice()}"
-        ) from error
-
-
-def _reach_hub(weights: str) -> None:
-    """Ask the hub once for a checkpoint that is not cached: downloads would retry for half a minute."""
-    import huggingface_hub
-
-    if huggingface_hub.try_to_load_from_cache(weights, "config.json") is None:
-        huggingface_hub.model_info(weights, timeout=10)
-
-
-def looks_local(weights: str) -> bool:
-    """Whether a name can only be a path: a hub id is one or two plain names."""
-    return weights.startswith((".", "/", "~", os.sep)) or weights.count("/") > 1 or Path(weights).is_dir()
-
-
-def _advice() -> str:
-    return (
-        "Name a local folder with --model.backbone.weights=/path/to/folder, or take the recipe tiny_qwen, "
-        "which needs no download."
-    )
-
-
-def _reason(weights: str, error: BaseException) -> str:
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
-
-    causes: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in causes:
-        causes.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    if looks_local(weights):
-        return str(error).strip().splitlines()[0].rstrip(".")
-    if any(isinstance(cause, GatedRepoError) for cause in causes):
-        return "access is restricted; accept the licence on its hub page and log in with `hf auth login`"
-    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
-        return "the hub has no such repository, or it is private"
-    if any(isinstance(cause, HFValidationError) for cause in causes):
-        return "this is neither a folder nor a name on the hub"
-    return "the hub cannot be reached and they are not in the local cache"
-
-
-@contextmanager
-def named(key: str) -> Iterator[None]:
-    """Put the recipe's key in front of a ``ValueError``."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}") from error

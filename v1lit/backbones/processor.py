@@ -8,10 +8,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from v1lit.backbones.base import Backbone, ImageProcessor, check_positive
 from v1lit.backbones.config import VIEWS, BackboneConfig, explain_unknown
+from v1lit.backbones.contract import Backbone
+from v1lit.backbones.hub import hub_errors
+from v1lit.backbones.image_options import ImageProcessor, check_positive
+from v1lit.backbones.image_processors import PROCESSOR_FILE as FILE
+from v1lit.backbones.image_processors import load_image_processor, saved_image_processor
+from v1lit.backbones.load import check_backbone_config, checkpoint_config, named
 from v1lit.backbones.registry import get_backbone
-from v1lit.backbones.saved_images import PROCESSOR_FILE as FILE
 from v1lit.backbones.tiny import tiny_tokenizer, token_id
 from v1lit.backbones.vocabulary import check_config_ids, check_marks, check_vocabulary, load_tokenizer
 from v1lit.backbones.weight_files import read_json
@@ -140,7 +144,7 @@ class Processor:
             return cls(
                 backbone,
                 load_tokenizer(str(path), backbone.hub_id),
-                backbone.saved_image_processor(str(path), options),
+                saved_image_processor(backbone, str(path), options),
                 pointer_start=check_positive("pointer_start", content["pointer_start"]),
                 views=content["views"],
             )
@@ -170,20 +174,18 @@ def load_processor(config: BackboneConfig, pointer_start: int | None = None) -> 
     backbone's embedding table.
     Raises ``ValueError`` for a user's mistake, ``WeightsUnavailable`` if a checkpoint cannot be had.
     """
-    from v1lit.backbones.load import check_backbone_config, checkpoint_config, hub_errors, named
-
     backbone = check_backbone_config(config)
     if config.weights == "tiny":
         tokenizer = tiny_tokenizer(backbone.chat.stop)
         model_config = backbone.tiny_config(tokenizer, **config.tiny)
-        image_processor = backbone.image_processor("tiny", sizes=config.tiny, **config.image)
+        image_processor = load_image_processor(backbone, "tiny", config.tiny, **config.image)
     else:
         model_config = checkpoint_config(backbone, config.weights)
         with hub_errors(config.weights):
             tokenizer = load_tokenizer(config.weights, backbone.hub_id)
         with named(config.weights):
             check_config_ids(tokenizer, backbone.chat, model_config)
-        image_processor = backbone.image_processor(config.weights, **config.image)
+        image_processor = load_image_processor(backbone, config.weights, **config.image)
     with named("model.backbone.image" if config.image else config.weights):
         backbone.check_fit(image_processor.options, model_config)
     if pointer_start is None:

@@ -14,12 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from v1lit.backbones.config import explain_unknown
-
-if TYPE_CHECKING:
-    from v1lit.backbones.base import Backbone
+from v1lit.backbones.contract import Backbone
 
 ENTRY_POINT_GROUP = "v1lit.backbones"
 BUILTIN: dict[str, str] = {
@@ -103,10 +101,8 @@ def _entry_points() -> dict[str, list[EntryPoint]]:
 
 
 def _check_base_class(name: str, cls: object) -> None:
-    from v1lit.backbones.base import Backbone
-
     if not (isinstance(cls, type) and issubclass(cls, Backbone)):
-        raise ValueError(f"backbone {name!r}: {cls!r} is not a subclass of v1lit.backbones.base.Backbone")
+        raise ValueError(f"backbone {name!r}: {cls!r} is not a subclass of v1lit.backbones.contract.Backbone")
 
 
 def _address(cls: type) -> str:

@@ -11,11 +11,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from v1lit.backbones.config import ATTENTION, explain_unknown
+from v1lit.backbones.contract import Backbone
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from v1lit.backbones.base import Backbone
 
 
 # Not frozen: torch.compile before 2.14 looks into frozen dataclasses, and compiles anew for other lengths.

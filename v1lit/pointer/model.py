@@ -25,13 +25,14 @@ from v1lit.backbones.attention import (
     stock_attention,
     use_segments,
 )
-from v1lit.backbones.base import Backbone
 from v1lit.backbones.cache_name import CACHE
 from v1lit.backbones.cache_name import NAMES as CACHE_NAMES
 from v1lit.backbones.config import BackboneConfig
+from v1lit.backbones.contract import Backbone
 from v1lit.backbones.efficiency import compile_layers, enable_checkpointing
 from v1lit.backbones.folder import check_exported
-from v1lit.backbones.load import freeze, load_backbone, looks_local, refuse_incomplete
+from v1lit.backbones.hub import looks_local
+from v1lit.backbones.load import freeze, load_backbone, refuse_incomplete
 from v1lit.backbones.registry import get_backbone
 from v1lit.backbones.segments import Segments, packed_positions
 from v1lit.paths import expand_path

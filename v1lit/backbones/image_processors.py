@@ -1,56 +1,91 @@
-"""The image processor of a checkpoint, read from the file that counts, every setting of it checked."""
+"""Image processors with their options: published, tiny, of a checkpoint, or saved by `Processor`.
+
+Those of a checkpoint are read from the file that counts, and every setting in it is checked.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from v1lit.backbones.contract import Backbone
 from v1lit.backbones.folder import IMAGE_PROCESSORS, check_image_processor_files
+from v1lit.backbones.hub import hub_errors
+from v1lit.backbones.image_options import ImageProcessor
 from v1lit.backbones.image_settings import check_settings, json_word
+from v1lit.backbones.load import checkpoint_config
 from v1lit.backbones.weight_files import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from v1lit.backbones.base import Backbone
-
 PROCESSOR_FILE = "v1lit_processor.json"
 """Written by `Processor.save_pretrained`, with the image options in force."""
 
 
-def read_image_processor(backbone: Backbone, source: str) -> tuple[Any, dict[str, Any]]:
-    """The image processor of a checkpoint, once its settings have been checked, and the settings as saved.
+def load_image_processor(
+    backbone: Backbone,
+    weights: str | None = None,
+    sizes: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> ImageProcessor:
+    """A family's image processor, with these options (as in `BackboneConfig.image`) in place of its own.
 
-    Raises ``ValueError`` for a setting that the family's patch maps do not know, ``WeightsUnavailable`` if
-    there is no image processor.
+    Args:
+        backbone: The family.
+        weights: None for the published settings, `tiny` for those of the tiny version, or the folder or hub
+            id of a checkpoint.
+        sizes: With `tiny`: the sizes given for it.
+        **options: Unknown ones raise ValueError.
     """
     import transformers
 
-    from v1lit.backbones.load import hub_errors
+    backbone.check_image_options(options)
+    if weights not in (None, "tiny"):
+        processor, own = _checkpoint_options(backbone, weights, checkpoint_config(backbone, weights))
+    else:
+        processor = getattr(transformers, backbone.processor_class)(**backbone.pixel_defaults)
+        own = backbone.tiny_image_options(backbone.check_sizes(sizes or {})) if weights else {}
+    return backbone.with_options(processor, {**own, **options})
+
+
+def saved_image_processor(backbone: Backbone, folder: str, options: Mapping[str, Any]) -> ImageProcessor:
+    """The image processor saved in a folder, with the complete options that were saved beside it."""
+    processor, _ = _read_image_processor(backbone, folder)
+    return backbone.with_options(processor, backbone.check_image_options(options))
+
+
+def _read_image_processor(backbone: Backbone, source: str) -> tuple[Any, dict[str, Any]]:
+    """The image processor of a checkpoint, once its settings have been checked, and the settings as saved.
+
+    Raises ValueError for a setting that the family's patch maps do not know, WeightsUnavailable if there is
+    no image processor.
+    """
+    import transformers
 
     cls = getattr(transformers, backbone.processor_class)
     with hub_errors(source):
         if Path(source).is_dir():
             check_image_processor_files(Path(source), backbone.hub_id)
         saved, _ = cls.get_image_processor_dict(source)
-    with about(Path(source)):
+    with _about(Path(source)):
         processor = cls.from_dict(saved)
         check_settings(backbone, processor, saved)
         _refuse_two(processor, Path(source))
     return processor, saved
 
 
-def checkpoint_options(
+def _checkpoint_options(
     backbone: Backbone, source: str, config: PreTrainedConfig
 ) -> tuple[Any, dict[str, Any]]:
     """The image processor of a checkpoint and the family's image options that it stands for.
 
     Those of a `Processor` that was saved in the same folder come first: `max_side` stands nowhere else.
     """
-    processor, saved = read_image_processor(backbone, source)
-    with about(Path(source)):
+    processor, saved = _read_image_processor(backbone, source)
+    with _about(Path(source)):
         options = backbone.checkpoint_image_options(processor, config)
         for key in set(saved) & set(options) - set(type(processor).valid_kwargs.__annotations__):
             if saved[key] not in (None, options[key]):
@@ -67,7 +102,7 @@ def checkpoint_options(
 
 
 @contextmanager
-def about(source: Path) -> Iterator[None]:
+def _about(source: Path) -> Iterator[None]:
     """Say in which file the settings of a checkpoint's image processor stand that are wrong."""
     one, other = (source / name for name in IMAGE_PROCESSORS)
     place = next((path for path in (other, one) if path.is_file() and _holds_settings(path)), None)

@@ -1,6 +1,6 @@
 """What a vision-language model must offer the pointer: one small contract, one subclass per family.
 
-A ``Backbone`` is an adapter without parameters: it knows where things are in the transformers model of its
+A `Backbone` is an adapter without parameters: it knows where things are in the transformers model of its
 family, how a conversation is written, and which pixels every image token sees. The model itself stays the
 stock transformers class, so checkpoints keep their layout.
 """
@@ -10,48 +10,50 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from v1lit.backbones.config import VIEWS, explain_unknown
-from v1lit.backbones.image_settings import PIXEL_OPTIONS, check_pixel_options
-from v1lit.backbones.saved_images import checkpoint_options, read_image_processor
+from v1lit.backbones.image_options import (
+    PIXEL_OPTIONS,
+    ImageProcessor,
+    capped,
+    capped_size,
+    check_image_size,
+    check_pixel_options,
+    check_positive,
+)
 from v1lit.grounding.patch_map import PatchMap, Views
 from v1lit.grounding.picture import as_seen
+from v1lit.grounding.region import Size
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor, nn
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-Size = tuple[int, int]
-
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """How a family writes a conversation: each message stands between its role's two marks.
-
-    Args:
-        system: Marks before and after a system message.
-        user: Marks before and after a user message.
-        assistant: Marks before and after an assistant message; generation starts after the first.
-        image: Marks before and after an image's tokens.
-        image_token: The token that stands once for every image token.
-        stop: The token that ends an answer, the first of the assistant's second mark.
-        tokens: Further marks that must be single tokens, as the model has learned them.
-        default_system: System message of conversations that have none of their own; ``None`` for no message.
-        start: Text at the very start of a conversation.
-    """
+    """How a family writes a conversation: each message stands between its role's two marks."""
 
     system: tuple[str, str]
+    """Marks before and after a system message."""
     user: tuple[str, str]
+    """Marks before and after a user message."""
     assistant: tuple[str, str]
+    """Marks before and after an assistant message; generation starts after the first."""
     image: tuple[str, str]
+    """Marks before and after an image's tokens."""
     image_token: str
+    """The token that stands once for every image token."""
     stop: str
+    """The token that ends an answer, the first of the assistant's second mark."""
     default_system: str | None = None
+    """System message of conversations that have none of their own; None for no message."""
     start: str = ""
+    """Text at the very start of a conversation."""
     tokens: tuple[str, ...] = ()
+    """Further marks that must be single tokens, as the model has learned them."""
 
     def marks(self, role: str) -> tuple[str, str]:
         """Text before and after a message of this role: "system", "user" or "assistant"."""
@@ -61,40 +63,23 @@ class ChatFormat:
         return marks
 
 
-@dataclass
-class ImageProcessor:
-    """A transformers image processor together with what decides which pixels a token sees.
-
-    Pixels and patch map are both made from ``options``, so they cannot disagree.
-
-    Args:
-        processor: The transformers image processor.
-        options: The backbone's image options in their canonical form.
-        max_side: Cap of the longer side in pixels, applied before the processor; ``None`` for none.
-        arguments: With what the processor is called: the options as it spells them, and pixel options.
-    """
-
-    processor: Any
-    options: dict[str, Any]
-    max_side: int | None
-    arguments: dict[str, Any]
-
-
 class Backbone(ABC):
     """One family of vision-language models: subclasses fill in class variables and abstract methods."""
 
     name: str = ""
+    """The name under which the family is registered."""
     model_type: ClassVar[str]
-    """``model_type`` in the checkpoint's ``config.json``."""
+    """`model_type` in the checkpoint's `config.json`."""
     model_class: ClassVar[str]
     """Name of the model class in transformers."""
     hub_id: ClassVar[str]
     """A published checkpoint of this family, named in messages."""
     image_inputs: ClassVar[tuple[str, ...]]
-    """Names of the image tensors that ``encode_images`` takes."""
+    """Names of the image tensors that `encode_images` takes."""
     parts: ClassVar[Mapping[str, tuple[str, ...]]]
-    """Submodule paths in the transformers model of ``vision``, ``projector`` and ``language``."""
+    """Submodule paths in the transformers model of `vision`, `projector` and `language`."""
     chat: ClassVar[ChatFormat]
+    """The marks around messages and images."""
     processor_class: ClassVar[str]
     """Name of the image processor class in transformers."""
     processor_aliases: ClassVar[tuple[str, ...]] = ()
@@ -106,16 +91,18 @@ class Backbone(ABC):
     tiny_sizes: ClassVar[Mapping[str, Any]]
     """Sizes of the tiny version and their defaults."""
     packs: ClassVar[bool] = True
-    """Whether the decoder can attend inside segments of a packed row; if not, batches are padded and grouped
-    by length."""
+    """Whether the decoder can attend inside segments of a packed row.
+
+    If not, batches are padded and grouped by length.
+    """
 
     # ---- images -------------------------------------------------------------------------------------------
 
     def patch_map(self, image_size: Size, *, views: Views = "all", **options: Any) -> PatchMap:
-        """Which pixels of a ``(width, height)`` image every image token sees.
+        """Which pixels of a `(width, height)` image every image token sees.
 
         Takes the image processor's options (published values where not given) and needs neither a model nor
-        weights. Raises ``ValueError`` for unknown options, sizes that are no positive integers, and images
+        weights. Raises ValueError for unknown options, sizes that are no positive integers, and images
         that the family's processor refuses.
         """
         if views not in VIEWS:
@@ -126,37 +113,8 @@ class Backbone(ABC):
         geometry = self.canonical({**self.image_defaults, **own})
         return self._capped_patch_map(check_image_size(image_size), max_side, geometry, views)
 
-    def image_processor(
-        self, weights: str | None = None, sizes: Mapping[str, Any] | None = None, **options: Any
-    ) -> ImageProcessor:
-        """The family's image processor, with these options in place of its own.
-
-        Args:
-            weights: ``None`` for the published settings, ``tiny`` for those of the tiny version, or the
-                folder or hub id of a checkpoint.
-            sizes: With ``tiny``: the sizes given for it.
-            **options: As in ``BackboneConfig.image``. Unknown ones raise ``ValueError``.
-        """
-        import transformers
-
-        given = self.check_image_options(options)
-        cls = getattr(transformers, self.processor_class)
-        if weights is None:
-            return self._with_options(cls(**self.pixel_defaults), given)
-        if weights == "tiny":
-            own = self.tiny_image_options(self.check_sizes(sizes or {}))
-            return self._with_options(cls(**self.pixel_defaults), {**own, **given})
-        from v1lit.backbones.load import checkpoint_config
-
-        processor, own = checkpoint_options(self, weights, checkpoint_config(self, weights))
-        return self._with_options(processor, {**own, **given})
-
-    def saved_image_processor(self, folder: str, options: Mapping[str, Any]) -> ImageProcessor:
-        """The image processor saved in a folder, with the complete options that were saved beside it."""
-        processor, _ = read_image_processor(self, folder)
-        return self._with_options(processor, self.check_image_options(options))
-
-    def _with_options(self, processor: Any, options: Mapping[str, Any]) -> ImageProcessor:
+    def with_options(self, processor: Any, options: Mapping[str, Any]) -> ImageProcessor:
+        """A transformers image processor that makes the pixels of these image options."""
         own = {key: value for key, value in options.items() if key in self.image_defaults}
         canonical = self.canonical({**self.image_defaults, **own})
         pixels = {key: value for key, value in options.items() if key in PIXEL_OPTIONS}
@@ -168,21 +126,21 @@ class Backbone(ABC):
     def preprocess(
         self, images: Sequence[Image.Image], image_processor: ImageProcessor, views: Views = "all"
     ) -> tuple[dict[str, Tensor], list[PatchMap]]:
-        """Tensors for ``encode_images``, concatenated over the images, and one patch map per image.
+        """Tensors for `encode_images`, concatenated over the images, and one patch map per image.
 
-        Images are taken as a person sees them, see ``as_seen``; maps are in pixels of that.
+        Images are taken as a person sees them, see `as_seen`; maps are in pixels of that.
         """
         if not images:
             return {}, []
         options, max_side = image_processor.options, image_processor.max_side
         seen = [as_seen(image) for image in images]
         maps = [self._capped_patch_map(image.size, max_side, options, views) for image in seen]
-        capped = [_cap(image, max_side) for image in seen]
-        outputs = image_processor.processor(images=capped, return_tensors="pt", **image_processor.arguments)
+        small = [capped(image, max_side) for image in seen]
+        outputs = image_processor.processor(images=small, return_tensors="pt", **image_processor.arguments)
         return {name: outputs[name] for name in self.image_inputs}, maps
 
     def check_image_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options as a dict. Raises ``ValueError`` for an unknown one, naming the nearest match."""
+        """The options as a dict. Raises ValueError for an unknown one, naming the nearest match."""
         allowed = (*self.image_defaults, *PIXEL_OPTIONS, "max_side")
         for key in options:
             if key not in allowed:
@@ -226,9 +184,9 @@ class Backbone(ABC):
     # ---- model --------------------------------------------------------------------------------------------
 
     def encode_images(self, model: PreTrainedModel, **image_inputs: Tensor) -> Tensor:
-        """Embeddings of all image tokens of a batch, ``[image tokens, hidden]``, images in order.
+        """Embeddings of all image tokens of a batch, `[image tokens, hidden]`, images in order.
 
-        They belong where ``input_ids == image_token_id``. An image attends to itself only.
+        They belong where `input_ids == image_token_id`. An image attends to itself only.
         """
         # Stated by every class of the families, not by their common base.
         encode: Any = model.get_image_features
@@ -237,7 +195,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def blank_image(self, model: PreTrainedModel) -> dict[str, Tensor]:
-        """The smallest image that ``encode_images`` takes, all zeros, on the vision tower's device.
+        """The smallest image that `encode_images` takes, all zeros, on the vision tower's device.
 
         For a rank or an accumulation step without an image: DDP and FSDP need every parameter in every
         backward pass, so the tower runs on it and nothing of its features enters the loss.
@@ -250,7 +208,7 @@ class Backbone(ABC):
         attention_mask: Tensor | None = None,
         **image_inputs: Tensor,
     ) -> Tensor:
-        """Position ids for the decoder's prefill, ``[batch, tokens]``; padding has position 0.
+        """Position ids for the decoder's prefill, `[batch, tokens]`; padding has position 0.
 
         Pointer ids must already be replaced by a text id: a pointer counts as one text token.
         """
@@ -264,10 +222,10 @@ class Backbone(ABC):
 
     @abstractmethod
     def tiny_config(self, tokenizer: PreTrainedTokenizerBase, **sizes: Any) -> PreTrainedConfig:
-        """Config of the tiny version for this tokenizer. Sizes are those of ``tiny_sizes``."""
+        """Config of the tiny version for this tokenizer. Sizes are those of `tiny_sizes`."""
 
     def check_sizes(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
-        """All sizes of the tiny version, defaults filled in. Raises ``ValueError`` for an unknown one."""
+        """All sizes of the tiny version, defaults filled in. Raises ValueError for an unknown one."""
         for key in sizes:
             if key not in self.tiny_sizes:
                 raise ValueError(explain_unknown(f"tiny size of {self.name}", key, self.tiny_sizes))
@@ -284,7 +242,7 @@ class Backbone(ABC):
         return full
 
     def check_checkpoint(self, config: Mapping[str, Any], weights: str) -> None:
-        """Raise ``ValueError`` if a ``config.json`` of the right ``model_type`` is unusable all the same."""
+        """Raise ValueError if a `config.json` of the right `model_type` is unusable all the same."""
         architectures = config.get("architectures") or [self.model_class]
         if "auto_map" in config or self.model_class not in architectures:
             raise ValueError(
@@ -294,7 +252,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def check_fit(self, options: Mapping[str, Any], config: PreTrainedConfig) -> None:
-        """Raise ``ValueError`` if images made with these canonical options do not fit the model."""
+        """Raise ValueError if images made with these canonical options do not fit the model."""
 
     def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
         """Changes to a freshly built or loaded model that keep its results and its state dict."""
@@ -311,64 +269,9 @@ def join_features(features: Tensor | Sequence[Tensor]) -> Tensor:
 
 
 def blank_pixels(tower: nn.Module, *shape: int) -> Tensor:
-    """Zeros ``[*shape]`` on the tower's device and in its type."""
+    """Zeros `[*shape]` on the tower's device and in its type."""
     import torch
 
     # Not of the weight's class: that of a sharded tower is distributed.
     weight = next(tower.parameters())
     return torch.zeros(shape, dtype=weight.dtype, device=weight.device)
-
-
-def check_positive(name: str, value: Any) -> int:
-    """The value if it is a positive integer; ``ValueError`` otherwise."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, not {value!r}")
-    return int(value)
-
-
-def check_flag(name: str, value: Any) -> bool:
-    """The value if it is a bool; ``ValueError`` otherwise."""
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} must be true or false, not {value!r}")
-    return value
-
-
-def as_size(name: str, value: Any, *also: str) -> dict[str, int]:
-    """A size as ``{"height", "width"}``, from that or one number for a square; ``also`` names single keys."""
-    size = {"height": value, "width": value} if isinstance(value, int) else value
-    if not isinstance(size, Mapping) or (
-        set(size) != {"height", "width"} and [*size] not in [[key] for key in also]
-    ):
-        allowed = " or ".join(["one number", *also, "height and width"])
-        raise ValueError(f"{name} takes {allowed}, not {value!r}")
-    return {key: check_positive(f"{name}.{key}", size[key]) for key in size}
-
-
-def plain_size(size: Any) -> dict[str, int]:
-    """A size of transformers, which is a mapping or an object with optional fields, as a plain dict."""
-    return {key: int(value) for key, value in dict(size).items() if value is not None}
-
-
-def check_image_size(image_size: Size) -> Size:
-    """``(width, height)`` as integers; ``ValueError`` if they are not two positive integers."""
-    try:
-        width, height = image_size
-    except (TypeError, ValueError):
-        raise ValueError(f"image_size must be (width, height), not {image_size!r}") from None
-    return check_positive("image width", width), check_positive("image height", height)
-
-
-def capped_size(image_size: Size, max_side: int | None) -> Size:
-    """Size after the longer side has been capped, aspect kept, each side at least one pixel."""
-    width, height = image_size
-    longer = max(width, height)
-    if max_side is None or longer <= max_side:
-        return image_size
-    return max(1, round(width * max_side / longer)), max(1, round(height * max_side / longer))
-
-
-def _cap(image: Image.Image, max_side: int | None) -> Image.Image:
-    from PIL import Image as PillowImage
-
-    size = capped_size(image.size, max_side)
-    return image if size == image.size else image.resize(size, PillowImage.Resampling.BICUBIC)

@@ -1,0 +1,77 @@
+"""What goes wrong when a checkpoint is fetched from the hub or opened in a folder, in two lines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from v1lit.backbones.weight_files import WeightsUnavailable
+
+
+@contextmanager
+def hub_errors(weights: str) -> Iterator[None]:
+    """Turn the many errors of a checkpoint that cannot be had into `WeightsUnavailable` of two lines."""
+    from huggingface_hub import errors
+    from safetensors import SafetensorError
+
+    # The hub's client has changed its HTTP library before; its own module names the one in use.
+    transport: type[Exception] = getattr(errors, "HTTPError", OSError)
+    try:
+        if not Path(weights).exists():
+            if looks_local(weights):
+                raise FileNotFoundError("there is no such folder")
+            _reach_hub(weights)
+        yield
+    except SafetensorError as error:
+        raise WeightsUnavailable(
+            f"the weights {weights} are damaged: {first_line(error)}\ndelete them and get them again"
+        ) from error
+    except (OSError, transport, errors.HfHubHTTPError, errors.HFValidationError) as error:
+        raise WeightsUnavailable(
+            f"cannot get the weights {weights}: {_reason(weights, error)}.\n{_advice()}"
+        ) from error
+
+
+def _reach_hub(weights: str) -> None:
+    """Ask the hub once for a checkpoint that is not cached: downloads would retry for half a minute."""
+    import huggingface_hub
+
+    if huggingface_hub.try_to_load_from_cache(weights, "config.json") is None:
+        huggingface_hub.model_info(weights, timeout=10)
+
+
+def looks_local(weights: str) -> bool:
+    """Whether a name can only be a path: a hub id is one or two plain names."""
+    return weights.startswith((".", "/", "~", os.sep)) or weights.count("/") > 1 or Path(weights).is_dir()
+
+
+def _advice() -> str:
+    return (
+        "Name a local folder with --model.backbone.weights=/path/to/folder, or take the recipe tiny_qwen, "
+        "which needs no download."
+    )
+
+
+def _reason(weights: str, error: BaseException) -> str:
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    if looks_local(weights):
+        return str(error).strip().splitlines()[0].rstrip(".")
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        return "access is restricted; accept the licence on its hub page and log in with `hf auth login`"
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+        return "the hub has no such repository, or it is private"
+    if any(isinstance(cause, HFValidationError) for cause in causes):
+        return "this is neither a folder nor a name on the hub"
+    return "the hub cannot be reached and they are not in the local cache"
+
+
+def first_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
