@@ -15,7 +15,7 @@ from PIL import Image
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.processor import Processor, load_processor
 from v1lit.data.config import EncodingConfig
-from v1lit.data.encode.encoding import encode_prompt, write
+from v1lit.data.encode.encoding import encode_prompt, tokenize
 from v1lit.data.example import Example, ExampleError, Message
 from v1lit.data.example.images import EncodedImage
 from v1lit.data.example.marks import IMAGE_MARKER, REGION_NAME, escape, unescape, words_of
@@ -82,16 +82,16 @@ def test_a_model_is_shown_what_was_said(family: str, words: list[str]) -> None:
         regions={"<|region_1|>": region},
     )
     maps = [made.patch_map(size)]
-    written = write(example, maps, made, EncodingConfig(coordinates=False))
+    sequence = tokenize(example, maps, made, EncodingConfig(coordinates=False))
     chat = made.backbone.chat
     user, assistant = chat.marks("user"), chat.marks("assistant")
     system = "" if chat.default_system is None else chat.default_system.join(chat.marks("system"))
     image = "".join(chat.image)
     said = f"{before}{image}{between}".join(user) + f"so {after}@{last}".join(assistant)
     expected = re.sub(r"<region>(<\|copy_\d+\|>)+</region>", "@", chat.start + system + said)
-    assert spoken(made, written.ids) == expected
-    assert written.ids.count(made.image_token_id) == len(maps[0])
-    assert sum(token >= made.pointer_start for token in written.ids) == len(maps[0].tokens(region))
+    assert spoken(made, sequence.ids) == expected
+    assert sequence.ids.count(made.image_token_id) == len(maps[0])
+    assert sum(token >= made.pointer_start for token in sequence.ids) == len(maps[0].tokens(region))
 
 
 def test_a_prompt_reads_its_messages_in_the_same_way() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from v1lit.data.config import MixtureConfig, PackingConfig, SourceConfig
 from v1lit.data.datamodule import V1DataModule
-from v1lit.data.encode.batch import Read
+from v1lit.data.encode.batch import ReadPosition
 from v1lit.data.loading.ranks import Ranks
 from v1lit.data.loading.state import (
     ReadingState,
@@ -77,8 +77,8 @@ def test_a_few_kilobytes_per_rank_are_kept() -> None:
         assert buffer.tell() / progress.layout.micro_batches < 4_000
 
 
-def read(micro_batch: int, of: int, count: int, epoch: int = 0) -> Read:
-    return Read(epoch, micro_batch, micro_batch == of - 1, MicroBatchState(count))
+def read(micro_batch: int, of: int, count: int, epoch: int = 0) -> ReadPosition:
+    return ReadPosition(epoch, micro_batch, micro_batch == of - 1, MicroBatchState(count))
 
 
 def test_the_state_is_that_behind_the_last_whole_step() -> None:

@@ -35,7 +35,7 @@ class LabelCounts(NamedTuple):
         return cls(text, pointers, runs)
 
 
-class Read(NamedTuple):
+class ReadPosition(NamedTuple):
     """What a batch leaves behind in its micro-batch of the optimizer step."""
 
     epoch: int
@@ -73,7 +73,7 @@ class Batch:
     """int64 `[3]`: `LabelCounts` summed over the optimizer step, all its batches and all ranks."""
     micro_batches_per_step: int = 1
     """Batches that an optimizer step averages: accumulated batches x ranks."""
-    read: Read | None = None
+    read: ReadPosition | None = None
     """How far the data have been read with this batch; None where nobody resumes."""
     unseen: int = 0
     """Regions that no image token sees."""

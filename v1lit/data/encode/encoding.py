@@ -62,29 +62,29 @@ class Encoded:
 def encode(example: Example, processor: Processor, config: EncodingConfig) -> Encoded:
     """The whole example, for training.
 
-    Raises ImageError for an image that cannot be decoded, and EncodingError as `write`.
+    Raises ImageError for an image that cannot be decoded, and EncodingError as `tokenize`.
     """
     images = [decode_image(image) for image in example.images]
     try:
         image_inputs, patch_maps = processor.images(images)
     except ValueError:
-        see(example, processor)  # Names the example and the image, where an image is the reason.
+        patch_maps_of(example, processor)  # Names the example and the image, where an image is the reason.
         raise
-    written = write(example, patch_maps, processor, config)
-    kept = written.kept
+    sequence = tokenize(example, patch_maps, processor, config)
+    kept = sequence.kept
     return Encoded(
         id=example.id,
-        input_ids=torch.tensor(written.ids[:kept]),
-        labels=torch.tensor(written.labels[:kept]),
+        input_ids=torch.tensor(sequence.ids[:kept]),
+        labels=torch.tensor(sequence.labels[:kept]),
         image_inputs=image_inputs,
         patch_maps=tuple(patch_maps),
-        regions=tuple(span for span in written.regions if span.stop <= kept),
-        unseen=tuple(written.unseen),
-        cut=len(written.ids) - kept,
+        regions=tuple(span for span in sequence.regions if span.stop <= kept),
+        unseen=tuple(sequence.unseen),
+        cut=len(sequence.ids) - kept,
     )
 
 
-def see(example: Example, processor: Processor) -> list[PatchMap]:
+def patch_maps_of(example: Example, processor: Processor) -> list[PatchMap]:
     """What the image tokens of an example see, one map per image, from the sizes of the images alone.
 
     Raises EncodingError, naming example and image, for a size that the backbone refuses.
@@ -98,22 +98,22 @@ def see(example: Example, processor: Processor) -> list[PatchMap]:
     return patch_maps
 
 
-def write(
+def tokenize(
     example: Example, patch_maps: Sequence[PatchMap], processor: Processor, config: EncodingConfig
-) -> Written:
+) -> SequenceBuilder:
     """Ids and labels of an example whose images have these patch maps, and how many of them are kept.
 
     Raises EncodingError, naming the example, if an image does not fit `max_tokens` or nothing is left to
     learn.
     """
-    written = _write(example.messages, example.regions, patch_maps, processor, config)
-    written.kept = _fitting_length(example.id, written, config.max_tokens)
-    if written.labels[: written.kept].count(IGNORE) == written.kept:
+    sequence = _build(example.messages, example.regions, patch_maps, processor, config)
+    sequence.kept = _fitting_length(example.id, sequence, config.max_tokens)
+    if sequence.labels[: sequence.kept].count(IGNORE) == sequence.kept:
         raise EncodingError(
-            f"example {example.id!r} has {len(written.ids)} tokens and nothing to learn in its first "
+            f"example {example.id!r} has {len(sequence.ids)} tokens and nothing to learn in its first "
             f"{config.max_tokens}; raise data.encoding.max_tokens or make its images smaller"
         )
-    return written
+    return sequence
 
 
 def encode_prompt(
@@ -134,17 +134,17 @@ def encode_prompt(
             f"word is meant, write {escape(IMAGE_MARKER)}"
         )
     image_inputs, patch_maps = processor.images(images)
-    written = _write(messages, {}, patch_maps, processor, config)
-    written.mark(processor.backbone.chat.marks("assistant")[0])
-    if len(written.ids) > config.max_tokens:
+    sequence = _build(messages, {}, patch_maps, processor, config)
+    sequence.add_mark(processor.backbone.chat.marks("assistant")[0])
+    if len(sequence.ids) > config.max_tokens:
         raise EncodingError(
-            f"the prompt of {name!r} has {len(written.ids)} tokens, more than the {config.max_tokens} of "
+            f"the prompt of {name!r} has {len(sequence.ids)} tokens, more than the {config.max_tokens} of "
             "data.encoding.max_tokens"
         )
     return Encoded(
         id=name,
-        input_ids=torch.tensor(written.ids),
-        labels=torch.full((len(written.ids),), IGNORE),
+        input_ids=torch.tensor(sequence.ids),
+        labels=torch.full((len(sequence.ids),), IGNORE),
         image_inputs=image_inputs,
         patch_maps=tuple(patch_maps),
         regions=(),
@@ -152,7 +152,7 @@ def encode_prompt(
 
 
 @dataclass
-class Written:
+class SequenceBuilder:
     """Ids and labels as they grow, and the stretches that must stay whole."""
 
     processor: Processor
@@ -165,22 +165,22 @@ class Written:
     regions: list[RegionSpan] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)
     kept: int = 0
-    """Tokens that fit `max_tokens`: the first so many; set by `write` when all are there."""
+    """Tokens that fit `max_tokens`: that many from the first on; set by `tokenize`."""
 
-    def mark(self, text: str, learn: bool = False) -> None:
+    def add_mark(self, text: str, learn: bool = False) -> None:
         """A mark of the conversation, such as `<|im_end|>`."""
-        self.tokens(self.processor.encode_text(text), learn)
+        self.add_tokens(self.processor.encode_text(text), learn)
 
-    def text(self, text: str, learn: bool) -> None:
+    def add_text(self, text: str, learn: bool) -> None:
         """Somebody's words: marks in them are plain text."""
-        self.tokens(self.processor.encode_text(text, special=False), learn)
+        self.add_tokens(self.processor.encode_text(text, special=False), learn)
 
-    def tokens(self, ids: list[int], learn: bool) -> None:
+    def add_tokens(self, ids: list[int], learn: bool) -> None:
         learn = learn or self.config.supervise == "all"
         self.ids.extend(ids)
         self.labels.extend(ids if learn else [IGNORE] * len(ids))
 
-    def image(self) -> None:
+    def add_image(self) -> None:
         """The next image: its marks and tokens, never learned."""
         number, start = len(self.images), len(self.ids)
         before, after = self.processor.backbone.chat.image
@@ -193,7 +193,7 @@ class Written:
         self.labels.extend([IGNORE] * len(ids))
         self.images.append((start, len(self.ids)))
 
-    def region(self, name: str, region: Region, learn: bool) -> None:
+    def add_region(self, name: str, region: Region, learn: bool) -> None:
         """`<region>[x1, y1, x2, y2]pointers</region>`."""
         start = len(self.ids)
         coordinates = (
@@ -201,67 +201,67 @@ class Written:
             if self.config.coordinates
             else ""
         )
-        self.text("<region>" + coordinates, learn)
+        self.add_text("<region>" + coordinates, learn)
         pointers = region_tokens(self.patch_maps, region)
         first = len(self.ids)
-        self.tokens([self.processor.pointer_start + token for token in pointers], learn)
+        self.add_tokens([self.processor.pointer_start + token for token in pointers], learn)
         if pointers:
             self.regions.append(RegionSpan(name, region, first, len(self.ids)))
         else:
             self.unseen.append(name)
-        self.text("</region>", learn)
+        self.add_text("</region>", learn)
         self.whole.append((start, len(self.ids)))
 
 
-def _write(
+def _build(
     messages: Sequence[Message],
     regions: Mapping[str, Region],
     patch_maps: Sequence[PatchMap],
     processor: Processor,
     config: EncodingConfig,
-) -> Written:
-    written = Written(processor, config, patch_maps)
+) -> SequenceBuilder:
+    sequence = SequenceBuilder(processor, config, patch_maps)
     chat = processor.backbone.chat
-    written.mark(chat.start)
+    sequence.add_mark(chat.start)
     if chat.default_system is not None and (not messages or messages[0].role != "system"):
         before, after = chat.marks("system")
-        written.mark(before + chat.default_system + after)
+        sequence.add_mark(before + chat.default_system + after)
     names = re.compile("|".join(map(re.escape, sorted(regions, key=len, reverse=True))) or r"(?!)")
     for message in messages:
         before, after = chat.marks(message.role)
-        written.mark(before)
-        _write_content(written, message, regions, names)
+        sequence.add_mark(before)
+        _add_content(sequence, message, regions, names)
         if message.role == "assistant":
-            written.mark(chat.stop, learn=True)
+            sequence.add_mark(chat.stop, learn=True)
             after = after.removeprefix(chat.stop)
-        written.mark(after)
-    return written
+        sequence.add_mark(after)
+    return sequence
 
 
-def _write_content(
-    written: Written, message: Message, regions: Mapping[str, Region], names: re.Pattern[str]
+def _add_content(
+    sequence: SequenceBuilder, message: Message, regions: Mapping[str, Region], names: re.Pattern[str]
 ) -> None:
     learn = message.role == "assistant"
     for number, piece in enumerate(message.content.split(IMAGE_MARKER)):
         if number > 0:
-            written.image()
+            sequence.add_image()
         position = 0
         for match in names.finditer(piece):
-            written.text(unescape(piece[position : match.start()]), learn)
-            written.region(match.group(), regions[match.group()], learn)
+            sequence.add_text(unescape(piece[position : match.start()]), learn)
+            sequence.add_region(match.group(), regions[match.group()], learn)
             position = match.end()
-        written.text(unescape(piece[position:]), learn)
+        sequence.add_text(unescape(piece[position:]), learn)
 
 
-def _fitting_length(example_id: str, written: Written, max_tokens: int) -> int:
+def _fitting_length(example_id: str, sequence: SequenceBuilder, max_tokens: int) -> int:
     """Tokens to keep: at most `max_tokens`, moved back to the start of a stretch that must stay whole."""
-    if len(written.ids) <= max_tokens:
-        return len(written.ids)
-    for number, (start, stop) in enumerate(written.images):
+    if len(sequence.ids) <= max_tokens:
+        return len(sequence.ids)
+    for number, (start, stop) in enumerate(sequence.images):
         if stop > max_tokens:
             raise EncodingError(
                 f"image {number} of example {example_id!r} needs tokens {start} to {stop} of a sequence "
                 f"that may hold {max_tokens}; raise data.encoding.max_tokens or lower model.backbone.image's "
                 "max_side or max_pixels"
             )
-    return min([max_tokens, *(start for start, stop in written.whole if start < max_tokens < stop)])
+    return min([max_tokens, *(start for start, stop in sequence.whole if start < max_tokens < stop)])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from v1lit.backbones.processor import Processor
 from v1lit.data.config import EncodingConfig
-from v1lit.data.encode.encoding import see, write
+from v1lit.data.encode.encoding import patch_maps_of, tokenize
 from v1lit.data.encode.mapping import ExampleMap
 from v1lit.data.example import Example, ExampleRef
 
@@ -31,10 +31,10 @@ def measure(example: Example, processor: Processor, encoding: EncodingConfig) ->
 
     Raises EncodingError where `encode` does. Damage in the pixels of an image is not seen here.
     """
-    patch_maps = see(example, processor)
-    written = write(example, patch_maps, processor, encoding)
+    patch_maps = patch_maps_of(example, processor)
+    sequence = tokenize(example, patch_maps, processor, encoding)
     # What is cut never holds an image: one that does not fit is an EncodingError.
-    return Length(written.kept, sum(map(len, patch_maps)), len(patch_maps))
+    return Length(sequence.kept, sum(map(len, patch_maps)), len(patch_maps))
 
 
 def measure_mapped(

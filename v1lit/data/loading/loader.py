@@ -13,7 +13,7 @@ from lightning import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from v1lit.data.config import StreamConfig
-from v1lit.data.encode.batch import Batch, Read
+from v1lit.data.encode.batch import Batch, ReadPosition
 from v1lit.data.errors import BadDataError
 from v1lit.data.lengths.lookup import LengthLookup
 from v1lit.data.loading.failures import Failure, lost_shards
@@ -177,7 +177,7 @@ class TrainLoader(StepLoader):
                 ):
                     states[index] = states[index] if micro_batch.row is None else micro_batch.row.after
                     last = index == len(step.batches) - 1
-                    yield replace(batch, read=Read(progress.epoch, index, last, states[index]))
+                    yield replace(batch, read=ReadPosition(progress.epoch, index, last, states[index]))
         if not self.opened.indexed:  # The last shards of all may be damaged ones.
             self._note(0, self._lost(), progress.epoch, number)
         if left is None:

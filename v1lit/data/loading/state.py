@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from v1lit.data.encode.batch import Read
+from v1lit.data.encode.batch import ReadPosition
 from v1lit.data.loading.ranks import Ranks
 from v1lit.data.sampling.epoch import Progress, StepLayout
 from v1lit.data.sampling.remaining import MicroBatchState, Remaining
@@ -51,7 +51,7 @@ class ReadingState:
         ]
         return progress
 
-    def used(self, read: Read, epoch_ends: bool) -> None:
+    def used(self, read: ReadPosition, epoch_ends: bool) -> None:
         """Training has used a batch."""
         assert self._progress is not None
         assert isinstance(read.after, MicroBatchState)

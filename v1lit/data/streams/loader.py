@@ -12,7 +12,7 @@ from lightning import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from v1lit.data.config import StreamConfig
-from v1lit.data.encode.batch import Batch, Read
+from v1lit.data.encode.batch import Batch, ReadPosition
 from v1lit.data.errors import BadDataError
 from v1lit.data.loading.reading import MicroBatch, MicroBatchReader
 from v1lit.data.loading.skips import SkipList
@@ -103,7 +103,7 @@ class StreamLoader(StepLoader):
                     else state
                 )
                 last = index == len(step.batches) - 1
-                yield replace(batch, read=Read(progress.epoch, index, last, state))
+                yield replace(batch, read=ReadPosition(progress.epoch, index, last, state))
         if not used and not progress.steps:
             self._refuse_nothing(left_out)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from v1lit.data.encode.batch import Read
+from v1lit.data.encode.batch import ReadPosition
 from v1lit.data.loading.ranks import Ranks
 from v1lit.data.streams.reader_state import Begin, RankState, ReaderState
 
@@ -108,7 +108,7 @@ class StreamReading:
         """Which epoch `begin` will begin."""
         return current_epoch if self._resumed is None else max(current_epoch, self._resumed.epoch)
 
-    def used(self, read: Read, epoch_ends: bool) -> None:
+    def used(self, read: ReadPosition, epoch_ends: bool) -> None:
         """Training has used a batch."""
         assert self._progress is not None
         if epoch_ends:
