@@ -11,7 +11,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from v1lit.backbones import BackboneConfig, get_backbone
-from v1lit.backbones.llava import unused_modules
 from v1lit.backbones.load import load_backbone, part_parameters
 from v1lit.backbones.processor import load_processor
 
@@ -93,7 +92,11 @@ def test_llava_trains_only_what_its_features_come_from(taken: int | list[int], u
     model.requires_grad_(True)
     model.config.vision_feature_layer = taken
     tower = model.model.vision_tower
-    assert unused_modules(model) == [*tower.encoder.layers[3 - unused :], tower.post_layernorm]
+    unused_layers = [*tower.encoder.layers[3 - unused :], tower.post_layernorm]
+    assert backbone.unused_modules(model) == unused_layers
+        *tower.encoder.layers[3 - unused :],
+        tower.post_layernorm,
+    ]
     backbone.prepare(model)
     if not isinstance(taken, int):  # two layers side by side need a wider projector
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from helpers.families import FAMILIES, build, inputs, processor, training_exampl
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from v1lit.backbones.contract import Backbone, VisionWork
 from v1lit.backbones.load import freeze
 from v1lit.data.encode.batch import Batch, flatten
 from v1lit.training.flops import ModelFlops, Work, WorkSum
@@ -27,7 +29,7 @@ def batch_of(family: str, images: tuple[int, ...] = (1, 0, 2)) -> Batch:
 
 
 def work_of(flops: ModelFlops, batch: Batch) -> Work:
-    total = WorkSum(flops.images)
+    total = WorkSum(flops.model)
     total.add(batch)
     return total.sum()
 
@@ -70,11 +72,18 @@ def test_a_whole_step_costs_what_torch_counts(family: str, frozen: list[str]) ->
 def test_a_layer_of_the_tower_whose_output_is_not_taken_is_not_counted() -> None:
     model, batch = build("llava"), batch_of("llava")
     more = ModelFlops(model)
+    all_layers = work_of(more, batch).vision
     model.backbone.config.vision_feature_layer = -2
     less = ModelFlops(model)
     assert less.vision.numbers * 2 == more.vision.numbers
-    work = work_of(more, batch)
-    assert less.parts(work)["vision"].attention * 2 == more.parts(work)["vision"].attention
+    assert work_of(less, batch).vision == all_layers._replace(attention=all_layers.attention // 2)
+
+
+def test_a_family_that_states_no_formula_is_named() -> None:
+    model = build("llava")
+    model.family.vision_work = partial(Backbone.vision_work, model.family)
+    with pytest.raises(ValueError, match="operations of llava: it does not state vision_work"):
+        ModelFlops(model)
 
 
 def test_the_formula_of_a_text_decoder_is_6n_and_half_of_12_layers_width_length() -> None:
@@ -82,7 +91,7 @@ def test_the_formula_of_a_text_decoder_is_6n_and_half_of_12_layers_width_length(
     flops, text = ModelFlops(model), model.config.get_text_config()
     layers = model.backbone.model.language_model.layers
     matrices = sum(p.numel() for p in layers.parameters() if p.ndim == 2)
-    work = Work(50, 30**2 + 20**2, 0, 0, 0, 0, 0, 0, 2)
+    work = Work(tokens=50, pairs=30**2 + 20**2, positions=0, examples=2, vision=VisionWork())
     language = flops.parts(work)["language"]
     assert language.products == 6 * matrices * 50
     assert language.attention == 12 * len(layers) * text.hidden_size * (30**2 + 20**2) / 2
@@ -111,18 +120,18 @@ def test_padding_costs_nothing() -> None:
 
 def test_several_batches_are_summed() -> None:
     flops = ModelFlops(build("qwen2_5_vl"))
-    total = WorkSum(flops.images)
+    total = WorkSum(flops.model)
     for images in ((1, 0), (0,), (2, 1)):
         total.add(batch_of("qwen2_5_vl", images))
-    one = [work_of(flops, batch_of("qwen2_5_vl", images)) for images in ((1, 0), (0,), (2, 1))]
-    assert total.sum() == Work(
-        *(sum(values) for values in zip(*(vars(work).values() for work in one), strict=True))
-    )
+    parts = [work_of(flops, batch_of("qwen2_5_vl", images)) for images in ((1, 0), (0,), (2, 1))]
+    assert total.sum().vision == tuple(map(sum, zip(*(work.vision for work in parts), strict=True)))
+    for count in ("tokens", "pairs", "positions", "examples"):
+        assert getattr(total.sum(), count) == sum(getattr(work, count) for work in parts)
 
 
 def test_gradients_of_frozen_weights_are_not_counted() -> None:
     model = build("qwen2_5_vl")
-    work = Work(100, 10**4, 0, 0, 0, 0, 0, 10, 1)
+    work = Work(tokens=100, pairs=10**4, positions=10, examples=1, vision=VisionWork())
     freeze(model.backbone, model.family, ["vision", "language"])
     language = ModelFlops(model).parts(work)["language"]
     freeze(model.backbone, model.family, ["projector"])

@@ -96,7 +96,7 @@ def test_mfu_is_the_operations_of_the_interval_over_those_of_the_peak(fit: Any, 
     log, speed = Log(clock, seconds=0.25), Throughput(peak_tflops=2.0)
     trainer = fit(speed, log)
     model_flops = throughput.ModelFlops(trainer.lightning_module.model)
-    work = throughput.WorkSum(model_flops.images)
+    work = throughput.WorkSum(model_flops.model)
     for batch in log.batches[2:]:
         work.add(batch)
     expected = model_flops.total(work.sum()) / 0.5 / 2e12

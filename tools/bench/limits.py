@@ -16,7 +16,7 @@ def micro_batches_per_step(model: PointAndCopyModel, batch: Batch) -> dict[str, 
         pairs=sum(length**2 for length in batch.lengths),
         positions=int((batch.flat_labels != IGNORE).sum()),
         examples=len(batch.lengths),
-        **flops.images.of_grids(batch.image_inputs["image_grid_thw"].tolist()),
+        vision=model.family.vision_work(model.backbone.config, batch.image_inputs),
     )
     return flops.parts(work)
 

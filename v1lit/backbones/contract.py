@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from v1lit.backbones.config import VIEWS, explain_unknown
 from v1lit.backbones.image_options import (
@@ -61,6 +61,19 @@ class ChatFormat:
             raise ValueError(explain_unknown("role", role, ("system", "user", "assistant")))
         marks: tuple[str, str] = getattr(self, role)
         return marks
+
+
+class VisionWork(NamedTuple):
+    """What the images of a batch cost, in counts of things; `v1lit.training.flops` makes operations of it."""
+
+    patches: int = 0
+    """Patches cut out of the images."""
+    tokens: int = 0
+    """Rows of the tower's layers: patches and class tokens."""
+    attention: int = 0
+    """Width of the attention times the pairs of tokens that see each other, summed over the layers."""
+    image_tokens: int = 0
+    """Image tokens that reach the decoder."""
 
 
 class Backbone(ABC):
@@ -254,9 +267,36 @@ class Backbone(ABC):
     def check_fit(self, options: Mapping[str, Any], config: PreTrainedConfig) -> None:
         """Raise ValueError if images made with these canonical options do not fit the model."""
 
+    def explain_foreign(self, config: Mapping[str, Any], weights: str) -> str | None:
+        """What `weights` are and what to take instead, where this family knows their foreign `config.json`.
+
+        Every family is asked when a checkpoint's `model_type` is not that of the recipe's backbone.
+        """
+        return None
+
     def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Changes to a freshly built or loaded model that keep its results and its state dict."""
+        """The freshly built or loaded model, changed in ways that keep its results and its state dict."""
+        for module in self.unused_modules(model):
+            module.requires_grad_(False)
         return model
+
+    def unused_modules(self, model: PreTrainedModel) -> list[nn.Module]:
+        """Parts of the vision tower that no feature depends on.
+
+        They never get a gradient, which distributed training takes for a mistake. Their work is not counted.
+        """
+        return []
+
+    def vision_work(self, config: PreTrainedConfig, image_inputs: Mapping[str, Tensor]) -> VisionWork:
+        """What the images of a batch cost the vision tower and the projector, for `train/mfu`.
+
+        Args:
+            config: The whole model's.
+            image_inputs: As for `encode_images`, but of pixels only the shape; empty without images.
+
+        Raises ValueError where a family states no formula: it is then trained without `train/mfu`.
+        """
+        raise ValueError(f"no formula for the operations of {self.name}: it does not state vision_work")
 
 
 def join_features(features: Tensor | Sequence[Tensor]) -> Tensor:
@@ -266,6 +306,30 @@ def join_features(features: Tensor | Sequence[Tensor]) -> Tensor:
     if isinstance(features, torch.Tensor):
         return features.flatten(0, 1) if features.ndim == 3 else features
     return torch.cat([feature.flatten(0, -2) for feature in features])
+
+
+def square_work(images: int, patches: int, image_tokens: int, layers: int, width: int) -> VisionWork:
+    """Work of a tower with a class token in which every patch of an image (or tile) sees every other.
+
+    Args:
+        images: Images or tiles, all of the size that the tower was made for.
+        patches: Of one image.
+        image_tokens: Of one image.
+        layers: Those whose output is used.
+        width: Of the attention.
+    """
+    rows = patches + 1
+    return VisionWork(
+        images * patches, images * rows, images * layers * rows**2 * width, images * image_tokens
+    )
+
+
+def layers_used(taken: int | Sequence[int], layers: int) -> int:
+    """Layers of a tower up to the last whose output is taken, from `vision_feature_layer` in a config.
+
+    State 0 is the input of the first layer, state n the output of layer n; negative ones count from the end.
+    """
+    return max(state % (layers + 1) for state in ([taken] if isinstance(taken, int) else taken))
 
 
 def blank_pixels(tower: nn.Module, *shape: int) -> Tensor:

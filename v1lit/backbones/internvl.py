@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from v1lit.backbones.contract import Backbone, ChatFormat, blank_pixels
+from v1lit.backbones.contract import Backbone, ChatFormat, VisionWork, blank_pixels, layers_used, square_work
 from v1lit.backbones.image_options import as_size, check_flag, check_positive, plain_size
 from v1lit.backbones.tiny import token_id
 from v1lit.grounding.patch_map import OVERVIEW, PatchMap, Views
@@ -157,11 +158,30 @@ class InternVL(Backbone):
         config, tower = model.config.vision_config, model.get_submodule(self.parts["vision"][0])
         return {"pixel_values": blank_pixels(tower, 1, config.num_channels, *config.image_size)}
 
+    def explain_foreign(self, config: Mapping[str, Any], weights: str) -> str | None:
+        if config.get("model_type") != "internvl_chat":
+            return None
+        standard = f"{weights}-hf" if not Path(weights).exists() else "OpenGVLab/InternVL3-1B-hf"
+        return (
+            f"{weights} is an InternVL checkpoint with code of its own (model_type internvl_chat), "
+            "which v1lit does not run; the same weights in the transformers layout are named with -hf at the "
+            f"end: {standard}"
+        )
+
+    def vision_work(self, config: PreTrainedConfig, image_inputs: Mapping[str, Tensor]) -> VisionWork:
+        vision = config.vision_config
+        (height, width), (patch_height, patch_width) = vision.image_size, vision.patch_size
+        patches = (height // patch_height) * (width // patch_width)
+        layers = layers_used(config.vision_feature_layer, vision.num_hidden_layers)
+        tiles = len(image_inputs["pixel_values"]) if image_inputs else 0
+        tokens = round(patches * config.downsample_ratio**2)
+        return square_work(tiles, patches, tokens, layers, vision.hidden_size)
+
     def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
         from v1lit.backbones.patch_embedding import speed_up_patch_embedding
 
         speed_up_patch_embedding(model.get_submodule(self.parts["vision"][0]))
-        return model
+        return super().prepare(model)
 
     def tiny_config(self, tokenizer: PreTrainedTokenizerBase, **sizes: Any) -> PreTrainedConfig:
         from transformers import InternVLConfig, InternVLVisionConfig, Qwen2Config

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from v1lit.backbones.contract import Backbone, ChatFormat, blank_pixels
+from v1lit.backbones.contract import Backbone, ChatFormat, VisionWork, blank_pixels, layers_used, square_work
 from v1lit.backbones.image_options import as_size, check_flag, check_positive, plain_size
 from v1lit.backbones.tiny import token_id
 from v1lit.grounding.patch_map import PatchMap, Views
@@ -158,9 +158,20 @@ class Llava(Backbone):
         from v1lit.backbones.patch_embedding import speed_up_patch_embedding
 
         speed_up_patch_embedding(model.get_submodule(self.parts["vision"][0]))
-        for module in unused_modules(model):
-            module.requires_grad_(False)
-        return model
+        return super().prepare(model)
+
+    def unused_modules(self, model: Any) -> list[nn.Module]:
+        tower = model.get_submodule(self.parts["vision"][0])
+        layers = list(tower.encoder.layers)
+        used = layers_used(model.config.vision_feature_layer, len(layers))
+        return [*layers[used:], tower.post_layernorm]
+
+    def vision_work(self, config: PreTrainedConfig, image_inputs: Mapping[str, Tensor]) -> VisionWork:
+        vision = config.vision_config
+        patches = (vision.image_size // vision.patch_size) ** 2
+        layers = layers_used(config.vision_feature_layer, vision.num_hidden_layers)
+        images = len(image_inputs["pixel_values"]) if image_inputs else 0
+        return square_work(images, patches, patches, layers, vision.hidden_size)
 
     def tiny_config(self, tokenizer: PreTrainedTokenizerBase, **sizes: Any) -> PreTrainedConfig:
         from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
@@ -198,19 +209,6 @@ class Llava(Backbone):
             vision_feature_layer=-1,
             tie_word_embeddings=full["tie_word_embeddings"],
         )
-
-
-def unused_modules(model: Any) -> list[nn.Module]:
-    """Parts of the vision tower that no feature depends on: the layers behind the last one that is taken.
-
-    They never get a gradient, which distributed training takes for a mistake.
-    """
-    tower, taken = model.model.vision_tower, model.config.vision_feature_layer
-    layers = list(tower.encoder.layers)
-    # State 0 is what the first layer gets, state n what layer n gives; negative ones count from the end.
-    states = [taken] if isinstance(taken, int) else taken
-    used = max(state % (len(layers) + 1) for state in states)
-    return [*layers[used:], tower.post_layernorm]
 
 
 def resized_size(image_size: Size, size: Mapping[str, int]) -> Size:

@@ -219,14 +219,10 @@ def _refuse_other_family(backbone: Backbone, content: Mapping[str, Any], weights
     model_type = content.get("model_type")
     if not content:
         raise WeightsUnavailable(f"{weights} has no config.json")
-    if model_type == "internvl_chat":
-        standard = f"{weights}-hf" if not Path(weights).exists() else "OpenGVLab/InternVL3-1B-hf"
-        raise ValueError(
-            f"{weights} is an InternVL checkpoint with code of its own (model_type internvl_chat), "
-            "which v1lit does not run; the same weights in the transformers layout are named with -hf at the "
-            f"end: {standard}"
-        )
     if model_type != backbone.model_type:
+        for family in (backbone, *map(get_backbone, BUILTIN)):
+            if (explained := family.explain_foreign(content, weights)) is not None:
+                raise ValueError(explained)
         other = next((name for name in BUILTIN if get_backbone(name).model_type == model_type), None)
         families = ", ".join(f"{name} ({get_backbone(name).hub_id})" for name in sorted(BUILTIN))
         advice = (

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from v1lit.backbones.contract import Backbone, ChatFormat, blank_pixels
+from v1lit.backbones.contract import Backbone, ChatFormat, VisionWork, blank_pixels
 from v1lit.backbones.image_options import check_positive, plain_size
 from v1lit.backbones.tiny import token_id
 from v1lit.grounding.patch_map import PatchMap, Views
@@ -175,10 +175,21 @@ class QwenVL(Backbone):
             position_ids.masked_fill(attention_mask == 0, 0) if attention_mask is not None else position_ids
         )
 
+    def vision_work(self, config: PreTrainedConfig, image_inputs: Mapping[str, Tensor]) -> VisionWork:
+        vision = config.vision_config
+        grids = image_inputs["image_grid_thw"].tolist() if image_inputs else []
+        patches = sum(frames * rows * columns for frames, rows, columns in grids)
+        attention = sum(frames * self.frame_attention(vision, *frame) for frames, *frame in grids)
+        return VisionWork(patches, patches, attention, patches // vision.spatial_merge_size**2)
+
+    @abstractmethod
+    def frame_attention(self, vision: Any, rows: int, columns: int) -> int:
+        """Width times pairs of patches that see each other in a frame, summed over the layers."""
+
     def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
         from v1lit.backbones.qwen_vision import speed_up_vision
 
-        return speed_up_vision(model)
+        return speed_up_vision(super().prepare(model))
 
     def tiny_config(self, tokenizer: PreTrainedTokenizerBase, **sizes: Any) -> PreTrainedConfig:
         import transformers
@@ -227,6 +238,9 @@ class Qwen2VL(QwenVL):
             "initializer_range": sizes["initializer_range"],
         }
 
+    def frame_attention(self, vision: Any, rows: int, columns: int) -> int:
+        return int(vision.embed_dim * vision.depth * (rows * columns) ** 2)
+
 
 class Qwen25VL(QwenVL):
     """Qwen2.5-VL: most vision layers attend inside windows, some over the whole image."""
@@ -254,6 +268,17 @@ class Qwen25VL(QwenVL):
             "fullatt_block_indexes": list(sizes["full_attention_layers"]),
             "initializer_range": sizes["initializer_range"],
         }
+
+    def frame_attention(self, vision: Any, rows: int, columns: int) -> int:
+        merge, full = vision.spatial_merge_size, len(vision.fullatt_block_indexes)
+        window = vision.window_size // merge // vision.patch_size * merge
+        windows = squared_pieces(rows, window) * squared_pieces(columns, window)
+        return int(vision.hidden_size * (full * (rows * columns) ** 2 + (vision.depth - full) * windows))
+
+
+def squared_pieces(side: int, window: int) -> int:
+    """Sum of squares of the pieces into which windows cut a side."""
+    return side // window * window**2 + (side % window) ** 2
 
 
 def resized_size(image_size: Size, cell: int, min_pixels: int, max_pixels: int) -> Size:

@@ -125,7 +125,7 @@ class Throughput(Callback):
 
     def _begin(self) -> None:
         self._interval = Interval(time.perf_counter())
-        self._work = None if self._flops is None else WorkSum(self._flops.images)
+        self._work = None if self._flops is None else WorkSum(self._flops.model)
         self._waited, self._saved = self._clock(FETCH), self._clock(SAVE)
 
     def _clock(self, name: str) -> float:
