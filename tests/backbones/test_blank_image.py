@@ -94,9 +94,6 @@ def test_llava_trains_only_what_its_features_come_from(taken: int | list[int], u
     tower = model.model.vision_tower
     unused_layers = [*tower.encoder.layers[3 - unused :], tower.post_layernorm]
     assert backbone.unused_modules(model) == unused_layers
-        *tower.encoder.layers[3 - unused :],
-        tower.post_layernorm,
-    ]
     backbone.prepare(model)
     if not isinstance(taken, int):  # two layers side by side need a wider projector
         return
