@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from helpers.structure_tool import tool
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "v1lit"
@@ -32,17 +30,6 @@ CODE_LINES = 29_900
 ALL_LINES = 31_500
 CIRCLES = 2
 
-
-def load_tool() -> ModuleType:
-    spec = spec_from_file_location("structure_tool", ROOT / "tools/structure.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules["structure_tool"] = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load_tool()
 MODULES = tool.read_modules(PACKAGE)
 GRAPH = tool.import_graph(MODULES)
 PACKAGES = sorted(name for name, path in MODULES.items() if path.name == "__init__.py")
