@@ -162,3 +162,12 @@ def test_a_sliver_is_refused_as_the_processor_does() -> None:
     with pytest.raises(ValueError, match="too narrow"):
         get_backbone("qwen2_5_vl").patch_map((2010, 10))
     assert len(get_backbone("qwen2_5_vl").patch_map((2000, 10)))
+
+
+@pytest.mark.parametrize(("size", "options"), [((1, 4000), {}), ((2, 12000), {"do_pad": True})])
+def test_llava_refuses_what_its_processor_would_make_too_large(
+    size: tuple[int, int], options: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match=f"{size[0]}x{size[1]} pixels is too narrow: it would take a canvas"):
+        get_backbone("llava").patch_map(size, **options)
+    assert len(get_backbone("llava").patch_map((4, 4000), **options))

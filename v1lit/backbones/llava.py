@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+MAX_CANVAS = 2**27
+"""Pixels; its processor resizes and pads whole images before it cuts."""
+
 
 class Llava(Backbone):
     """LLaVA-1.5: CLIP at 336 pixels, 24x24 tokens. What lies outside the cut has no token."""
@@ -99,7 +102,9 @@ class Llava(Backbone):
             side = max(width, height)
             left, top = -float((side - width) // 2), -float((side - height) // 2)
             width = height = side
+            check_canvas(image_size, (side, side))
         new_width, new_height = resized_size((width, height), options["size"])
+        check_canvas(image_size, (new_width, new_height))
         cut = options["crop_size"]
         # From pixels of the resized canvas to pixels of the original.
         across, down = width / new_width, height / new_height
@@ -208,6 +213,15 @@ class Llava(Backbone):
             # The published -2 would leave one of the few layers unused.
             vision_feature_layer=-1,
             tie_word_embeddings=full["tie_word_embeddings"],
+        )
+
+
+def check_canvas(image_size: Size, canvas: Size) -> None:
+    """Raise ValueError for an image so narrow that cutting or padding it would fill the memory."""
+    if canvas[0] * canvas[1] > MAX_CANVAS:
+        raise ValueError(
+            f"an image of {image_size[0]}x{image_size[1]} pixels is too narrow: it would take a canvas of "
+            f"{canvas[0]}x{canvas[1]}, more than {MAX_CANVAS} pixels"
         )
 
 

@@ -108,14 +108,14 @@ def is_finished(job: Job, *, overwrite: bool) -> bool:
     elif finished:
         if read_index(out).get("import") != job.plan:
             raise ValueError(
-                f"{out} holds a finished import of another source or with other options: {advice}"
+                f"{out} holds a finished import of another source or by other options or rules: {advice}"
             )
         shutil.rmtree(job.staging, ignore_errors=True)
         return True
     elif begun:
         if json.loads((job.staging / "plan.json").read_text(encoding="utf-8")) != job.plan:
             raise ValueError(
-                f"{out} holds an unfinished import of another source or with other options: {advice}"
+                f"{out} holds an unfinished import of another source or by other options or rules: {advice}"
             )
     elif any(path.name != STAGING for path in content):
         raise ValueError(f"{out} is not empty and holds no import: choose another folder")

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from v1lit.console import Console, counting_bar, screen
 from v1lit.data.example import Example, ExampleError, Message
 from v1lit.data.example.example import load_json, read_region
-from v1lit.data.example.images import EncodedImage, ImageError, decode_image, read_header
+from v1lit.data.example.images import EncodedImage, decode_image, read_header
 from v1lit.data.example.marks import IMAGE_MARKER, REGION_NAME, escape
 from v1lit.data.reasons import in_words, listed_in, most_frequent
 from v1lit.data.shards import MAX_IMAGE_BYTES, read_index
@@ -33,11 +33,7 @@ from v1lit.paths import expand_path
 log = logging.getLogger(__name__)
 
 COLUMNS = ("id", "image", "conversations", "regions", "image_size")
-MIN_SIDE = 28
-MAX_ASPECT = 200
-"""The published model's image processor refuses sides under 28 pixels and aspect ratios over 200."""
-
-RULES_VERSION = 2
+RULES_VERSION = 3
 """Raised when the rules change, so that no import is continued under other rules than it was begun with."""
 
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
@@ -390,12 +386,6 @@ def _image(value: object, image_size: object) -> EncodedImage:
 @lru_cache(maxsize=64)  # Neighbouring rows often share an image.
 def _checked_image(data: bytes) -> EncodedImage:
     image = read_header(data)
-    short, long = sorted(image.size)
-    pixels = f"{image.size[0]} x {image.size[1]} pixels"
-    if long > MAX_ASPECT * short:
-        raise ImageError(f"the image has {pixels}: its aspect ratio is over {MAX_ASPECT}")
-    if short < MIN_SIDE:
-        raise ImageError(f"the image has {pixels}: both sides must have at least {MIN_SIDE}")
     decode_image(image)
     return image
 
