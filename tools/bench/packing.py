@@ -2,8 +2,8 @@
 
 Usage: python tools/bench/packing.py [--quick] [--json FILE] [--length TOKENS]
 
-Examples of ../shared/data/v1g_real and drawn scenes, in random order as in training, one reader: every worker
-of every rank has a last row of its own that may be far from full. All rows are counted, the last ones too.
+Examples of ../shared/data/v1g_real and drawn scenes, in random order as in training, read by one micro-batch:
+each has last rows of its own that may be far from full. All rows are counted, the last ones too.
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ from rows import Row, print_rows, write_rows
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.processor import Processor, load_processor
 from v1lit.data.config import EncodingConfig, PackingConfig
-from v1lit.data.encode.encoding import Encoded, encode
 from v1lit.data.example import Example
-from v1lit.data.sampling.packing import pack
+from v1lit.data.lengths.length import Length, measure
+from v1lit.data.sampling.mixture import GlobalSequence
+from v1lit.data.sampling.remaining import MicroBatchState, Remaining
+from v1lit.data.sampling.rows import Substream, filled_rows
+from v1lit.data.sampling.source import Shuffle, SourceOrder
 from v1lit.data.synthetic import make_example
 
 LENGTH = 8192
@@ -45,11 +48,9 @@ class Case:
     """None for the tiny processor's."""
 
     def processor(self) -> Processor:
-        """With the patches of every image, but without their pixels, which take time and are not needed."""
+        """That of a tiny Qwen2.5-VL."""
         tiny = {} if self.max_pixels is None else {"max_pixels": self.max_pixels}
-        processor = load_processor(BackboneConfig("qwen2_5_vl", tiny=tiny))
-        processor.images = lambda images: ({}, [processor.patch_map(one.size) for one in images])  # type: ignore[method-assign]
-        return processor
+        return load_processor(BackboneConfig("qwen2_5_vl", tiny=tiny))
 
 
 CASES = (
@@ -77,13 +78,16 @@ def drawn(count: int) -> Iterator[Example]:
         yield make_example(rng, id=f"scene-{number}")
 
 
-def share_packed(examples: Sequence[Encoded], length: int) -> tuple[float, float, int]:
+def share_packed(lengths: Sequence[Length], length: int) -> tuple[float, float, int]:
     """Percent of real tokens, seconds per example, and number of rows."""
+    order = SourceOrder([len(lengths)], Shuffle(on=False))
+    stream = Substream(GlobalSequence([order], [len(lengths)], 0), 0, Remaining(), 0, 1)
     start = time.perf_counter()
-    packs = list(pack(examples, PackingConfig(length)))
+    rows = filled_rows(stream, MicroBatchState(), PackingConfig(length), lambda ref: lengths[ref.index])
+    plans = list(rows)
     taken = time.perf_counter() - start
-    real_tokens = sum(len(one.input_ids) for group in packs for one in group)
-    return 100 * real_tokens / (length * len(packs)), taken / len(examples), len(packs)
+    real_tokens = sum(lengths[ref.index].tokens for plan in plans for ref in plan.refs)
+    return 100 * real_tokens / (length * len(plans)), taken / len(lengths), len(plans)
 
 
 def share_first_come(lengths: Sequence[int], length: int) -> float:
@@ -107,13 +111,13 @@ def rows_of(case: Case, length: int, limit: int | None) -> list[Row]:
         return [Row(f"{title}: real tokens", None, "%", "", goal=f">= {GOAL:g} %", note="v1g_real is absent")]
     source = islice(real() if case.real else drawn(SCENES), limit)
     processor, config = case.processor(), EncodingConfig(max_tokens=length)
-    examples = [encode(example, processor, config) for example in source]
-    lengths = [len(one.input_ids) for one in examples]
-    share, seconds, rows = share_packed(examples, length)
+    measured = [measure(example, processor, config) for example in source]
+    lengths = [one.tokens for one in measured]
+    share, seconds, rows = share_packed(measured, length)
     least = -(-sum(lengths) // length)
     best = 100 * sum(lengths) / (length * least)
     note = (
-        f"{len(examples):,} examples of {sum(lengths) / len(lengths):.0f} tokens (at most {max(lengths):,}) "
+        f"{len(lengths):,} examples of {sum(lengths) / len(lengths):.0f} tokens (at most {max(lengths):,}) "
         f"in {rows:,} rows, {least:,} at least"
     )
     return [
@@ -122,7 +126,13 @@ def rows_of(case: Case, length: int, limit: int | None) -> list[Row]:
         ),
         Row(f"{title}: real tokens, first come, first packed", share_first_come(lengths, length), "%", ""),
         Row(f"{title}: real tokens, padded pairs instead", share_padded(lengths), "%", ""),
-        Row(f"{title}: time per example", 1e6 * seconds, "µs", "", note="once per example, in the workers"),
+        Row(
+            f"{title}: time per example",
+            1e6 * seconds,
+            "µs",
+            "",
+            note="in the main process",
+        ),
     ]
 
 

@@ -1,80 +1,86 @@
-"""Packs: complete, within their limits, in time, and nearly full."""
+"""Rows that are filled: complete, within their limits, in time, and nearly full."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from itertools import chain, combinations
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from v1lit.data.config import PackingConfig
-from v1lit.data.encode.encoding import Encoded
-from v1lit.data.sampling.packing import fullest, pack
-from v1lit.grounding.patch_map import PatchMap
+from v1lit.data.example import ExampleRef
+from v1lit.data.lengths.length import Length
+from v1lit.data.sampling.mixture import GlobalSequence
+from v1lit.data.sampling.packing import Packer, fullest
+from v1lit.data.sampling.remaining import MicroBatchState, Remaining
+from v1lit.data.sampling.rows import Measure, MicroBatchPlan, Substream, filled_rows
+from v1lit.data.sampling.source import Shuffle, SourceOrder
 
 LENGTH = 60
 
 
-def patches(count: int) -> PatchMap:
-    return PatchMap.grid((64, 64), 1, count)
+def rows_of(num_examples: int, config: PackingConfig, measure: Measure) -> Iterator[MicroBatchPlan]:
+    """The rows of some examples, read in their order by one micro-batch."""
+    order = SourceOrder([num_examples], Shuffle(on=False))
+    stream = Substream(GlobalSequence([order], [num_examples], 0), 0, Remaining(), 0, 1)
+    return filled_rows(stream, MicroBatchState(), config, measure)
 
 
-def example(name: int, tokens: int, images: tuple[int, ...] = ()) -> Encoded:
-    zeros = torch.zeros(tokens, dtype=torch.long)
-    return Encoded(str(name), zeros, zeros, {}, tuple(map(patches, images)), ())
+def packed(lengths: Sequence[Length], config: PackingConfig) -> list[list[int]]:
+    """The examples of every row, by their index."""
+    rows = rows_of(len(lengths), config, lambda ref: lengths[ref.index])
+    return [[ref.index for ref in row.refs] for row in rows]
 
 
-def made(sizes: list[tuple[int, tuple[int, ...]]]) -> list[Encoded]:
-    return [example(number, tokens, images) for number, (tokens, images) in enumerate(sizes)]
-
-
-def names(packs: list[list[Encoded]]) -> list[list[int]]:
-    return [[int(one.id) for one in group] for group in packs]
-
-
-SIZES = st.lists(
-    st.tuples(st.integers(1, LENGTH), st.lists(st.integers(1, 9), max_size=3).map(tuple)), max_size=80
+LENGTHS = st.lists(
+    st.builds(
+        lambda tokens, images: Length(tokens, sum(images), len(images)),
+        st.integers(1, LENGTH),
+        st.lists(st.integers(1, 9), max_size=3),
+    ),
+    max_size=80,
 )
 CAPS = st.tuples(st.none() | st.integers(3, 6), st.none() | st.integers(27, 40))
 
 
-@given(sizes=SIZES, look_ahead=st.integers(1, 20), caps=CAPS)
+@given(lengths=LENGTHS, look_ahead=st.integers(1, 20), caps=CAPS)
 def test_every_example_once_within_all_limits_the_same_each_time(
-    sizes: list[tuple[int, tuple[int, ...]]], look_ahead: int, caps: tuple[int | None, int | None]
+    lengths: list[Length], look_ahead: int, caps: tuple[int | None, int | None]
 ) -> None:
     config = PackingConfig(LENGTH, look_ahead, *caps)
-    packs = list(pack(made(sizes), config))
-    assert sorted(chain(*names(packs))) == list(range(len(sizes)))
-    for group in packs:
-        maps = [one for example in group for one in example.patch_maps]
-        assert sum(len(example.input_ids) for example in group) <= LENGTH
-        assert len(maps) <= (caps[0] or len(maps))
-        assert sum(map(len, maps)) <= (caps[1] or 10**6)
-    assert names(list(pack(made(sizes), config))) == names(packs)
+    rows = packed(lengths, config)
+    assert sorted(chain(*rows)) == list(range(len(lengths)))
+    for row in rows:
+        assert sum(lengths[index].tokens for index in row) <= LENGTH
+        assert sum(lengths[index].images for index in row) <= (caps[0] or 10**6)
+        assert sum(lengths[index].image_tokens for index in row) <= (caps[1] or 10**6)
+    assert packed(lengths, config) == rows
 
 
-@given(sizes=SIZES, look_ahead=st.integers(1, 20), caps=CAPS)
-def test_no_example_waits_for_more_packs_than_the_look_ahead(
-    sizes: list[tuple[int, tuple[int, ...]]], look_ahead: int, caps: tuple[int | None, int | None]
+@given(lengths=LENGTHS, look_ahead=st.integers(1, 20), caps=CAPS)
+def test_no_example_waits_for_more_rows_than_the_look_ahead(
+    lengths: list[Length], look_ahead: int, caps: tuple[int | None, int | None]
 ) -> None:
-    begun = 0
-    read_before: list[int] = []
+    num_rows = 0
+    rows_before: list[int] = []
 
-    def source() -> Iterator[Encoded]:
-        for one in made(sizes):
-            read_before.append(begun)
-            yield one
+    def measure(ref: ExampleRef) -> Length:
+        rows_before.append(num_rows)
+        return lengths[ref.index]
 
-    for number, group in enumerate(pack(source(), PackingConfig(LENGTH, look_ahead, *caps))):
-        for name in names([group])[0]:
-            assert number - read_before[name] < look_ahead
-            assert number <= name
-        assert int(group[0].id) == min(names([group])[0])
-        begun += 1
+    opened = -1
+    for row in rows_of(len(lengths), PackingConfig(LENGTH, look_ahead, *caps), measure):
+        indices = [ref.index for ref in row.refs]
+        for index in indices:
+            assert num_rows - rows_before[index] < look_ahead
+            assert num_rows <= index
+        assert opened < indices[0] == min(indices)
+        opened = indices[0]
+        num_rows += 1
 
 
 @given(
@@ -102,36 +108,35 @@ def test_the_chosen_set_is_the_fullest_of_all_that_fit(
     "spread", [(100, 400), (200, 1200), (500, 4000)], ids=["short", "as real ones", "long"]
 )
 def test_rows_are_full_but_for_the_last_ones(spread: tuple[int, int]) -> None:
-    lengths = np.random.default_rng(0).integers(*spread, 600)
-    packs = list(pack([example(n, int(tokens)) for n, tokens in enumerate(lengths)], PackingConfig(8192)))
-    filled = [sum(len(one.input_ids) for one in group) / 8192 for group in packs]
+    tokens = np.random.default_rng(0).integers(*spread, 600)
+    rows = packed([Length(int(count), 0, 0) for count in tokens], PackingConfig(8192))
+    filled = [tokens[row].sum() / 8192 for row in rows]
     assert np.mean(filled) > 0.98
     assert np.mean(filled[:-2]) > 0.99
 
 
 def test_memory_is_bounded_by_rows_where_examples_are_long() -> None:
-    read = 0
+    measured: list[int] = []
 
-    def source() -> Iterator[Encoded]:
-        nonlocal read
-        for number in range(100):
-            read += 1
-            yield example(number, 30)
+    def measure(ref: ExampleRef) -> Length:
+        measured.append(ref.index)
+        return Length(30, 0, 0)
 
-    next(pack(source(), PackingConfig(60)))
-    assert read == 12  # six rows of two
+    next(rows_of(100, PackingConfig(60), measure))
+    assert len(measured) == 12  # six rows of two
 
 
-def test_examples_that_fit_no_row_are_named_with_the_key_and_the_way_out() -> None:
+def test_examples_that_fit_no_row_are_refused_with_the_key_and_the_way_out() -> None:
     for config, message in (
-        (PackingConfig(50), "'0': it has 60 tokens, more than the 50 of data.packing.length.*max_tokens"),
-        (PackingConfig(60, max_images=1), "'0': it has 2 images, more than the 1 of data.packing.max_images"),
+        (PackingConfig(50), "it has 60 tokens, more than the 50 of data.packing.length.*max_tokens"),
+        (PackingConfig(60, max_images=1), "it has 2 images, more than the 1 of data.packing.max_images"),
         (PackingConfig(60, max_image_tokens=4), "has 5 image tokens.*packing.max_image_tokens.*max_pixels"),
     ):
-        with pytest.raises(ValueError, match=message):
-            list(pack([example(0, 60, (2, 3))], config))
+        (row,) = rows_of(1, config, lambda ref: Length(60, 5, 2))
+        assert not row.refs
+        assert re.search(message, row.refused[0].reason)
     with pytest.raises(ValueError, match=r"data.packing.length is not set"):
-        list(pack([], PackingConfig()))
+        Packer(PackingConfig())
 
 
 @given(value=st.integers(max_value=0), name=st.sampled_from(["length", "look_ahead", "max_images"]))

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
 
 from v1lit.data.config import PackingConfig
-from v1lit.data.encode.encoding import Encoded
 from v1lit.data.lengths.length import Length
 
 T = TypeVar("T")
 ROWS_AHEAD = 6
 """Enough examples wait when they would fill so many rows: more fill rows hardly better."""
 UNREACHED = np.iinfo(np.int64).max // 2
-
-
-class PackingError(ValueError):
-    """An example that fits no row, or rows without a length; the message names it."""
 
 
 class Packer(Generic[T]):
@@ -30,12 +25,12 @@ class Packer(Generic[T]):
     it: a subset sum, solved exactly (see `fullest`). So an item leaves with the `look_ahead`-th row after it
     was added, at the latest, and the n-th item is in one of the first n rows.
 
-    Raises PackingError for a config without a length.
+    Raises ValueError for a config without a length.
     """
 
     def __init__(self, config: PackingConfig) -> None:
         if config.length is None:
-            raise PackingError("data.packing.length is not set; give the tokens of a row")
+            raise ValueError("data.packing.length is not set; give the tokens of a row")
         self.config, self.length = config, config.length
         self.waiting: list[_Item[T]] = []
 
@@ -75,26 +70,6 @@ class Packer(Generic[T]):
         chosen = set(fullest(sizes, self.length - first.tokens, _load_limit(self.config) - first.load))
         self.waiting = [one for number, one in enumerate(others) if number not in chosen]
         return [first.item, *(one.item for number, one in enumerate(others) if number in chosen)]
-
-
-def pack(examples: Iterable[Encoded], config: PackingConfig) -> Iterator[list[Encoded]]:
-    """Packs of at most `config.length` tokens: every example in exactly one, in an order of the input alone.
-
-    Raises PackingError, naming the example and the key, for one that exceeds the length or a cap by itself.
-    """
-    packer: Packer[Encoded] = Packer(config)
-    source = iter(examples)
-    while True:
-        while packer.hungry and (example := next(source, None)) is not None:
-            length = Length(
-                len(example.input_ids), sum(map(len, example.patch_maps)), len(example.patch_maps)
-            )
-            if problem := packer.problem(length):
-                raise PackingError(f"example {example.id!r}: {problem}")
-            packer.add(example, length)
-        if not packer.waiting:
-            return
-        yield packer.row()
 
 
 def fullest(sizes: Sequence[tuple[int, int]], room: int, spare: int) -> list[int]:
