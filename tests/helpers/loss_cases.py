@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from v1lit.pointer.joint_loss import PointerLoss, Pointers, pointer_cross_entropy
+from v1lit.pointer.joint_loss import LossOptions, PointerLoss, Pointers, Reduction, pointer_cross_entropy
 
 HIDDEN, WIDTH = 16, 8
 SLACK, ROUNDINGS = 2.0, 30
@@ -116,10 +116,10 @@ class Rows:
         gate = None if self.gate is None else leaf(self.gate, torch.promote_types(dtype, torch.float32))
         return replace(self, hidden=leaf(self.hidden), head=leaf(self.head), gate=gate, pointers=pointers)
 
-    def loss(self, **options: Any) -> PointerLoss:
+    def loss(self, *, reduction: Reduction = "mean", normalizer: Any = None, **options: Any) -> PointerLoss:
         return pointer_cross_entropy(
-            self.hidden, self.head, self.labels, self.start, self.pointers,
-            gate=self.gate, weights=self.weights, **options,
+            self.hidden, self.head, self.labels, self.start, self.pointers, LossOptions(**options),
+            gate=self.gate, weights=self.weights, reduction=reduction, normalizer=normalizer,
         )  # fmt: skip
 
     def cut(self, sequences: slice) -> Rows:

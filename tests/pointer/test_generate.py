@@ -139,7 +139,7 @@ def test_a_second_turn_goes_on_from_the_first_ones_cache(family: str, name: str)
         "do_sample": False,
     }
     assert start < cache.get_seq_length() < turn.shape[1]
-    known = {name: cache, "pointer_memory": memory, "image_values": memory.values}
+    known = {name: cache, "pointer_memory": memory, "image_embeds": memory.values}
     assert torch.equal(model.generate(turn, **again, **known), model.generate(turn, **again, **images))
 
 

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from v1lit.labels import first_pointers
-from v1lit.pointer.joint_loss import Pointers, pointer_cross_entropy
+from v1lit.pointer.joint_loss import LossOptions, Pointers, pointer_cross_entropy
 
 
 @pytest.mark.parametrize("gate", [False, True], ids=["", "gate"])
@@ -101,8 +101,7 @@ def test_one_position_by_hand(implementation: str) -> None:
             image_tokens=(1, 1),
             scale=0.5,
         ),
-        z_weight=0.5,
-        implementation=implementation,
+        LossOptions(z_weight=0.5, implementation=implementation),
     )
     lse = math.log(math.exp(1) + math.exp(2) + math.exp(3))
     assert out.sums["joint"].item() == pytest.approx(lse - 3.0, rel=1e-6)

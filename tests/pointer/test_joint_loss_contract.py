@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from v1lit.pointer.joint_loss import (
     LossMismatchError,
+    LossOptions,
     choice,
     choose_loss,
     pointer_cross_entropy,
@@ -70,15 +71,14 @@ def test_no_operator_waits_for_the_device() -> None:
 
 def test_a_good_number_of_positions_per_chunk_is_alike_in_all() -> None:
     from v1lit.pointer.joint_loss.chunked import BUFFER, Plan
-    from v1lit.pointer.joint_loss.terms import LossOptions
 
-    plan = Plan((152_064), (4096,), (1000,), 1.0, LossOptions(), torch_rows, None, torch.float32, (True,) * 4)
+    plan = Plan((152_064), (4096,), (1000,), 1.0, LossOptions(), torch_rows, torch.float32, (True,) * 4)
     chunk = plan.rows_per_chunk(CPU)
     assert chunk % 16 == 0
     assert BUFFER["cpu"] // 2 < chunk * plan.width(CPU) * 4 <= BUFFER["cpu"] * 1.1
     assert replace(plan, positions=(3,)).rows_per_chunk(CPU) == 3
     assert replace(plan, positions=()).rows_per_chunk(CPU) == 1
-    assert replace(plan, chunk=7).rows_per_chunk(CPU) == 7
+    assert replace(plan, options=LossOptions(chunk=7)).rows_per_chunk(CPU) == 7
     assert plan.width(GPU) % 64 == 0 <= plan.width(GPU) - plan.width(CPU) < 64
 
 
@@ -254,10 +254,10 @@ def test_shapes_that_do_not_fit_are_refused(change: Callable[[Any], Any], messag
 # ---------------------------------------------------------------------- verification on live batches
 
 
-def verify(rows: Any, **options: Any) -> dict[str, float]:
+def verify(rows: Any, limit: int = 256, **options: Any) -> dict[str, float]:
     return verify_pointer_loss(
-        rows.hidden, rows.head, rows.labels, rows.start, rows.pointers,
-        gate=rows.gate, weights=rows.weights, **options,
+        rows.hidden, rows.head, rows.labels, rows.start, rows.pointers, LossOptions(**options),
+        gate=rows.gate, weights=rows.weights, limit=limit,
     )  # fmt: skip
 
 
@@ -268,7 +268,7 @@ def test_a_good_implementation_passes_and_the_model_is_left_alone(
 ) -> None:
     for seed in range(5):
         rows = make_rows(SHAPES["packed, some without"], dtype, seed, gate=True)
-        found = verify(rows, reduction="mean", normalizer=torch.tensor(3.0), **options)
+        found = verify(rows, **options)
         assert set(found) == {
             "the loss",
             *(f"the gradient of {n}" for n in ("hidden", "head", "queries", "keys")),
@@ -313,6 +313,4 @@ def test_labels_that_are_no_ids_are_refused() -> None:
 
 def test_a_smoothing_beyond_one_is_refused() -> None:
     with pytest.raises(ValueError, match=r"label_smoothing is 2.0"):
-        pointer_cross_entropy(
-            torch.zeros(1, 3), torch.zeros(7, 3), torch.zeros(1).long(), 7, label_smoothing=2.0
-        )
+        LossOptions(label_smoothing=2.0)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from v1lit.data.encode.batch import collate
 from v1lit.labels import IGNORE, first_pointers
 from v1lit.pointer.config import PointerConfig
-from v1lit.pointer.joint_loss import Pointers, pointer_cross_entropy
+from v1lit.pointer.joint_loss import LossOptions, Pointers, pointer_cross_entropy
 from v1lit.pointer.model import PointAndCopyModel
 
 pytestmark = pytest.mark.dependencies
@@ -83,12 +83,14 @@ def test_loss_is_the_reference_on_the_logits(family: str, options: PointerConfig
         batch.labels[:, 1:][supervised],
         start,
         given,
+        LossOptions(
+            label_smoothing=options.label_smoothing,
+            z_weight=options.z_weight,
+            z_top_k=options.z_top_k,
+            separate=options.loss == "separate",
+            implementation="reference",
+        ),
         weights=torch.where(first, options.first_pointer_weight, 1.0),
-        label_smoothing=options.label_smoothing,
-        z_weight=options.z_weight,
-        z_top_k=options.z_top_k,
-        separate=options.loss == "separate",
-        implementation="reference",
     )
     torch.testing.assert_close(out.loss, expected.loss, rtol=1e-4, atol=1e-5)
     assert torch.equal(out.terms.predictions, flat.argmax(dim=-1))
@@ -129,7 +131,7 @@ def test_a_pointer_copies_the_input_embedding_of_its_image_token(family: str) ->
             model.backbone, first.masked_fill(first >= start, 0), batch.attention_mask, **batch.image_inputs
         )
         a, b, c = (
-            model(ids, batch.attention_mask, position_ids=position_ids, image_values=values).logits
+            model(ids, batch.attention_mask, position_ids=position_ids, image_embeds=values).logits
             for ids in (first, second, other)
         )
     torch.testing.assert_close(a, b)
@@ -145,7 +147,7 @@ def test_gradients_flow_through_copies_and_keys(family: str) -> None:
         1, len(example.patch_maps[0]), model.config.get_text_config().hidden_size
     ).requires_grad_()
     # Only the text behind the last pointer is learned: the way to the values is attention, or the copies.
-    out = model(**inputs(batch), image_values=values, labels=batch.labels)
+    out = model(**inputs(batch), image_embeds=values, labels=batch.labels)
     out.loss.backward()
     assert values.grad is not None
     assert values.grad.abs().sum() > 0

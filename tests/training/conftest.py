@@ -13,7 +13,7 @@ from v1lit.backbones.config import BackboneConfig
 from v1lit.data.config import EncodingConfig, SourceConfig
 from v1lit.data.datamodule import V1DataModule
 from v1lit.data.synthetic import synthesize
-from v1lit.pointer.model import PointAndCopyOutput
+from v1lit.pointer.output import PointAndCopyOutput
 from v1lit.training.module import V1Module
 from v1lit.training.optimizer import OptimizerConfig
 

@@ -138,9 +138,9 @@ def test_packed_examples_that_see_each_other_are_noticed(
 def test_a_loss_that_is_off_is_noticed(llava: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     from v1lit.pointer.joint_loss import verify
 
-    def off(*args: Any, **options: Any) -> Any:
-        terms = plain(*args, **options)
-        return terms if options["implementation"] == "reference" else replace(terms, loss=terms.loss * 1.01)
+    def off(*args: Any, **constants: Any) -> Any:
+        terms = plain(*args, **constants)
+        return terms if args[-1].implementation == "reference" else replace(terms, loss=terms.loss * 1.01)
 
     plain = verify.pointer_cross_entropy
     monkeypatch.setattr(verify, "pointer_cross_entropy", off)

@@ -25,7 +25,7 @@ from published_loss import IGNORE, published_loss
 from rows import Row, print_rows, write_rows
 from torch import Tensor
 
-from v1lit.pointer.joint_loss import Pointers, pointer_cross_entropy
+from v1lit.pointer.joint_loss import LossOptions, Pointers, pointer_cross_entropy
 
 Z_WEIGHT = 1e-5
 
@@ -124,8 +124,7 @@ def ours(inputs: Inputs, implementation: str) -> Tensor:
         labels,
         len(inputs.head),
         pointers,
-        z_weight=Z_WEIGHT,
-        implementation=implementation,
+        LossOptions(z_weight=Z_WEIGHT, implementation=implementation),
     ).loss
 
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from v1lit.backbones.attention import packed_decoder_arguments
 from v1lit.backbones.contract import Backbone
 from v1lit.backbones.segments import Segments, packed_positions
-from v1lit.pointer.joint_loss import pointer_cross_entropy
+from v1lit.pointer.joint_loss import LossOptions, pointer_cross_entropy
 
 
 def without_pointers(ids: Tensor, pointer_start: int) -> Tensor:
@@ -39,10 +39,10 @@ def plain_loss(
     owners = segments.owners(batch.flat_ids.device)
     learned = (batch.flat_labels[:, 1:] != IGNORE) & (owners[1:] == owners[:-1])
     targets = batch.flat_labels[:, 1:][learned]
-    result = pointer_cross_entropy(
-        states[:, :-1][learned], weight, targets, weight.shape[0], z_weight=z_weight
-    )
-    return result.loss
+    options = LossOptions(z_weight=z_weight)
+    return pointer_cross_entropy(
+        states[:, :-1][learned], weight, targets, weight.shape[0], options=options
+    ).loss
 
 
 def stock_loss(backbone: PreTrainedModel, batch: Batch, image_token_id: int) -> Tensor:

@@ -20,28 +20,28 @@ from v1lit.labels import IGNORE, first_pointers
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """Token j of a sequence is its j-th image token; a sequence is a row of a padded batch, or a segment.
+    """Where the image tokens and pointers of a batch stand, and which image token each pointer copies.
 
-    Places are numbers of tokens in the flattened `[rows * tokens]`; image tokens are numbered through all
-    sequences.
+    A sequence is a row of a padded batch, or a segment of a packed row. Token indices count through the
+    flattened `[batch * tokens]`, image token indices through all sequences.
     """
 
     sequence: Tensor
-    """Number of the sequence that each token belongs to, `[rows, tokens]`, on the host."""
+    """`[batch, tokens]`, on the host: index of the sequence that each token belongs to."""
     counts: tuple[int, ...]
     """Image tokens of each sequence."""
     images: Tensor
-    """Places of the image tokens, `[image_tokens]`."""
+    """`[image_tokens]`: token indices of the image tokens."""
     visual: Tensor
-    """Places of image tokens and pointers, `[visual]`."""
+    """`[visual]`: token indices of image tokens and pointers."""
     sources: Tensor
-    """The image token whose embedding stands at each of `visual`, `[visual]`."""
+    """`[visual]`: index of the image token whose embedding stands at each of `visual`."""
 
     @classmethod
     def of(
         cls, input_ids: Tensor, image_token_id: int, pointer_start: int, segments: Segments | None = None
     ) -> TokenLayout:
-        """Of `[rows, tokens]` ids, `[1, tokens]` where these are segments.
+        """The layout of `input_ids` `[batch, tokens]`, `[1, tokens]` where there are segments.
 
         Raises ValueError for a pointer to an image token that its sequence does not have.
         """
@@ -59,23 +59,23 @@ class TokenLayout:
         return cls(
             sequence,
             tuple(counts.tolist()),
-            send(_places(is_image), device),
-            send(_places(visual), device),
+            send(_token_indices(is_image), device),
+            send(_token_indices(visual), device),
             send(torch.where(is_pointer, copied, own)[visual], device),
         )
 
     @cached_property
     def mask(self) -> Tensor:
-        """True where a sequence has an image token of that number, `[sequences, pointers]`."""
+        """`[sequences, pointers]`: whether a sequence has a j-th image token."""
         counts = torch.tensor(self.counts)
         mask = torch.arange(max(self.counts, default=0))[None] < counts[:, None]
         return send(mask, self.images.device)
 
     def check(self, values: Tensor) -> Tensor:
-        """The values, `[image_tokens, width]`.
+        """`[image_tokens, width]`: the values as they are.
 
-        Raises ValueError where their number is not that of the placeholders: going on would tie patches to
-        the wrong places.
+        Raises ValueError where there are more or fewer than placeholders: patches would be tied to the wrong
+        tokens.
         """
         if values.shape[0] != sum(self.counts):
             raise ValueError(
@@ -85,7 +85,7 @@ class TokenLayout:
         return values
 
     def pad(self, flat: Tensor) -> Tensor:
-        """`[image_tokens, width]` -> `[sequences, pointers, width]`, zeros behind a sequence's last."""
+        """`[image_tokens, width]` -> `[sequences, pointers, width]`, with zeros after a sequence's last."""
         padded = flat.new_zeros(*self.mask.shape, flat.shape[-1])
         padded[self.mask] = flat
         return padded
@@ -93,40 +93,43 @@ class TokenLayout:
 
 @dataclass(frozen=True)
 class Targets:
-    """Supervised positions: tokens that are to predict the one behind them, in order."""
+    """The supervised positions of a batch: tokens that are to predict the one after them, in order."""
 
-    places: Tensor
-    """Of the tokens that predict, `[positions]`."""
+    tokens: Tensor
+    """`[positions]`: token indices of the tokens that predict."""
     labels: Tensor
-    """What they are to predict, `[positions]`."""
+    """`[positions]`: what they are to predict."""
     first: Tensor
-    """Whether that is the first pointer of a run, `[positions]`."""
+    """`[positions]`: whether that is the first pointer of a run."""
     positions: tuple[int, ...]
-    """How many of them each sequence has."""
+    """Supervised positions of each sequence."""
 
     @classmethod
     def of(cls, labels: Tensor, layout: TokenLayout, pointer_start: int) -> Targets:
-        """Of labels `[rows, tokens]`, -100 where nothing is learned, not shifted."""
+        """The targets of `labels` `[batch, tokens]`, not shifted, -100 where nothing is learned."""
         device, labels, sequence = labels.device, labels.cpu(), layout.sequence
         # The last token of a segment does not learn the first of the next.
         follows = sequence[:, 1:] == sequence[:, :-1]
         supervised = (labels[:, 1:] != IGNORE) & follows
         owners = sequence[:, 1:][supervised]
         return cls(
-            send(_places(F.pad(supervised, (0, 1))), device),
+            send(_token_indices(F.pad(supervised, (0, 1))), device),
             send(labels[:, 1:][supervised], device),
             send(first_pointers(labels, pointer_start)[:, 1:][supervised], device),
             tuple(torch.bincount(owners, minlength=len(layout.counts)).tolist()),
         )
 
 
-def _places(chosen: Tensor) -> Tensor:
-    """`[rows, tokens]` -> `[chosen]`"""
+def _token_indices(chosen: Tensor) -> Tensor:
+    """`[batch, tokens]` -> `[chosen]`: indices of the tokens where `chosen` is true."""
     return chosen.flatten().nonzero()[:, 0]
 
 
 def _copied(pointed: Tensor, is_pointer: Tensor, sequence: Tensor, counts: Tensor) -> Tensor:
-    """The image tokens that are pointed at, numbered through all sequences; meaningless elsewhere."""
+    """`[batch, tokens]`: index through all sequences of the image token that each pointer points at.
+
+    Raises ValueError for a pointer to an image token that its sequence does not have.
+    """
     limits = counts[sequence]
     missing = is_pointer & (pointed >= limits)
     if bool(missing.any()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from v1lit.pointer.layout import TokenLayout
@@ -32,10 +33,13 @@ def embed_with_copies(text: Tensor, values: Tensor, layout: TokenLayout) -> Tens
     return text.flatten(0, 1).index_copy(0, layout.visual, visual).view_as(text)
 
 
-def copy_values(values: Tensor, indices: Tensor) -> Tensor:
-    """`values[b, indices[b, t]]`, `[batch, tokens, hidden]`.
+def embed_next(text: Tensor, pointed: Tensor, memory: PointerMemory) -> Tensor:
+    """Input embeddings of tokens that follow those of a cache, `[batch, tokens, hidden]`.
 
-    values `[batch, pointers, hidden]`, indices `[batch, tokens]`.
+    `text` holds the embeddings of the text tokens, `pointed` `[batch, tokens]` the index of the image token
+    that each token points at, below 0 where it is text.
     """
-    indices = indices.clamp(max=values.shape[1] - 1)
-    return values.gather(1, indices[..., None].expand(-1, -1, values.shape[-1]))
+    if memory.values.shape[1] == 0:
+        return text
+    indices = pointed.clamp(0, memory.values.shape[1] - 1)[..., None].expand(-1, -1, text.shape[-1])
+    return torch.where((pointed >= 0)[..., None], memory.values.gather(1, indices), text)

@@ -2,6 +2,7 @@
 
 It is Qwen2.5-VL's layout of its time (`model.*` for the decoder, `visual.*` for the tower) with the pointer
 heads and the gate beside it, and one flat config that names the options in its own words.
+Source: jun297/v1, v1/modeling_v1.py, lines 44-69 for weights, v1/configuration_v1.py for options.
 """
 
 from __future__ import annotations
@@ -10,14 +11,20 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
 from transformers.initialization import no_init_weights
 
 from v1lit.backbones.folder import refuse_adapter, refuse_quantized
@@ -25,10 +32,10 @@ from v1lit.backbones.load import refuse_untied
 from v1lit.backbones.weight_files import read_headers, read_json, weight_files
 from v1lit.paths import expand_path
 from v1lit.pointer.config import PointerConfig
-from v1lit.pointer.model import PointAndCopyModel
 from v1lit.pointer.model_config import PointAndCopyConfig
 
-# (published prefix, ours), the first match counts
+Model = TypeVar("Model", bound=PreTrainedModel)
+
 _PREFIXES = (
     ("model.", "backbone.model.language_model."),
     ("visual.", "backbone.model.visual."),
@@ -38,6 +45,7 @@ _PREFIXES = (
     ("_copy_head.", "pointer_head.query."),
     ("gate.", "pointer_head.gate."),
 )
+"""(published prefix, ours); the first that fits counts."""
 _NEEDED = ("hidden_size", "vocab_size", "vision_config", "copy_token_start")
 _PINNED = {"copy_extraction_layer": -1, "do_copy": True, "use_cfg": False, "tf_legacy_loss": False}
 """Options of the published implementation that v1lit knows with one value only."""
@@ -69,12 +77,16 @@ _OPTIONS = [
 
 
 def load_published(
-    folder: str | Path, dtype: torch.dtype | None = None, attention: str = "sdpa"
-) -> PointAndCopyModel:
-    """Open a checkpoint folder in the published layout; weights keep their type unless `dtype` is given.
+    folder: str | Path,
+    build: Callable[[PointAndCopyConfig, PreTrainedModel], Model],
+    dtype: torch.dtype | None = None,
+    attention: str = "sdpa",
+) -> Model:
+    """Open a checkpoint folder in the published layout with `build(config, backbone)`, which makes the model.
 
-    Raises ValueError for a folder of another kind, for files that are missing or damaged, for options that
-    v1lit cannot express and for weights that are missing, unexpected or of another shape, by name.
+    Weights keep their type unless `dtype` is given. Raises ValueError for a folder of another kind, for files
+    that are missing or damaged, for options that v1lit cannot express and for weights that are missing,
+    unexpected or of another shape, by name.
     """
     folder = Path(expand_path(folder))
     path = folder / "config.json"
@@ -85,7 +97,7 @@ def load_published(
     config = _config(read_json(path), path)
     refuse_adapter(folder)
     read_headers(folder)
-    state = {_renamed(name): tensor for name, tensor in _read_tensors(folder).items()}
+    state = {_our_name(name): tensor for name, tensor in _read_tensors(folder).items()}
     if dtype is not None:
         state = {name: tensor.to(dtype) for name, tensor in state.items()}
     embedding = state.get("backbone.model.language_model.embed_tokens.weight")
@@ -93,53 +105,47 @@ def load_published(
         raise ValueError(f"{folder} does not fit the published layout: missing model.embed_tokens.weight")
     if config.backbone_config.tie_word_embeddings:
         state.setdefault("backbone.lm_head.weight", embedding)
-    kept = embedding.dtype
     with no_init_weights():
         config.backbone_config._attn_implementation = attention
         backbone = Qwen2_5_VLForConditionalGeneration(config.backbone_config)
-        backbone.to(kept)  # type: ignore[arg-type]  # typed as a function, not as a method
-        model = PointAndCopyModel(config, backbone=backbone)
-        model.pointer_head.to(kept)
-    _refuse_other_shapes(model, state, folder)
-    missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
-    if missing or unexpected:
-        raise ValueError(
-            f"{folder} does not fit the published layout: missing {sorted(missing)[:5]}, "
-            f"unexpected {sorted(unexpected)[:5]} ({len(missing)} and {len(unexpected)} in all)"
-        )
-    model.tie_weights()
-    refuse_untied(model.backbone, str(folder))
+        model = build(config, backbone)
+        model.to(embedding.dtype)  # type: ignore[arg-type]  # typed as a function, not as a method
+    _load_weights(model, state, folder)
+    refuse_untied(backbone, str(folder))
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
-    return model.eval()
+    model.eval()
+    return model
 
 
-def save_published(model: PointAndCopyModel, folder: str | Path) -> None:
-    """Write `model` in the published layout; the folder appears whole or not at all.
+def save_published(model: PreTrainedModel, folder: str | Path) -> None:
+    """Write a `PointAndCopyModel` in the published layout; the folder appears whole or not at all.
 
     Raises ValueError for another backbone than Qwen2.5-VL and for options that the config cannot hold.
     """
-    folder = Path(expand_path(folder))
-    if model.config.family != "qwen2_5_vl":
+    folder, config = Path(expand_path(folder)), model.config
+    assert isinstance(config, PointAndCopyConfig)
+    if config.family != "qwen2_5_vl":
         raise ValueError(
-            f"the published layout holds Qwen2.5-VL only; this model's backbone is {model.config.family}"
+            f"the published layout holds Qwen2.5-VL only; this model's backbone is {config.family}"
         )
-    options = model.pointer_options
+    options = config.pointer_options
     if options.label_smoothing not in (0.0, 0.1):
         raise ValueError(
             f"the published layout knows a label smoothing of 0 or 0.1, not {options.label_smoothing}"
         )
-    folder = Path(folder)
     if folder.exists():
         raise ValueError(f"{folder} exists already; name a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         tensors = {_published_name(name, options): value for name, value in model.state_dict().items()}
-        if model.config.backbone_config.tie_word_embeddings:
+        if config.backbone_config.tie_word_embeddings:
             tensors.pop("lm_head.weight")
         save_file({name: value.contiguous() for name, value in tensors.items()}, aside / "model.safetensors")
-        (aside / "config.json").write_text(json.dumps(_published_config(model), indent=2), encoding="utf-8")
+        (aside / "config.json").write_text(
+            json.dumps(_published_config(config, str(model.dtype)), indent=2), encoding="utf-8"
+        )
         aside.chmod(0o755)
         os.rename(aside, folder)
     finally:
@@ -179,7 +185,8 @@ def _config(published: dict[str, Any], path: Path) -> PointAndCopyConfig:
     )
 
 
-def _refuse_other_shapes(model: PointAndCopyModel, state: dict[str, Tensor], folder: Path) -> None:
+def _load_weights(model: PreTrainedModel, state: dict[str, Tensor], folder: Path) -> None:
+    """Raises ValueError for weights that are missing, unexpected or of another shape."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     wrong = [name for name, tensor in state.items() if tuple(tensor.shape) != wanted.get(name, tensor.shape)]
     if wrong:
@@ -188,10 +195,17 @@ def _refuse_other_shapes(model: PointAndCopyModel, state: dict[str, Tensor], fol
             f"{folder} does not fit its config.json: {name} is {list(state[name].shape)} instead of "
             f"{list(wanted[name])} ({len(wrong)} such weights)"
         )
+    missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
+    if missing or unexpected:
+        raise ValueError(
+            f"{folder} does not fit the published layout: missing {sorted(missing)[:5]}, "
+            f"unexpected {sorted(unexpected)[:5]} ({len(missing)} and {len(unexpected)} in all)"
+        )
+    model.tie_weights()
 
 
-def _published_config(model: PointAndCopyModel) -> dict[str, Any]:
-    inner, options = model.config.backbone_config, model.pointer_options
+def _published_config(config: PointAndCopyConfig, dtype: str) -> dict[str, Any]:
+    inner, options = config.backbone_config, config.pointer_options
     text = inner.text_config.to_dict()
     rope = text.pop("rope_parameters")
     text.pop("layer_types", None)
@@ -202,11 +216,11 @@ def _published_config(model: PointAndCopyModel) -> dict[str, Any]:
         "architectures": ["V1ForConditionalGeneration"],
         "rope_theta": rope["rope_theta"],
         "rope_scaling": {"type": "default", "rope_type": "default", "mrope_section": rope["mrope_section"]},
-        "torch_dtype": str(model.dtype).removeprefix("torch."),
+        "torch_dtype": dtype.removeprefix("torch."),
         "do_copy": True,
         "copy_extraction_layer": -1,
         "copy_hidden_size": options.width or text["hidden_size"],
-        "copy_token_start": model.config.pointer_start,
+        "copy_token_start": config.pointer_start,
         "tie_copy_heads": options.tie_heads,
         "use_embeddings_as_keys": options.key_source == "embedding",
         "normalize_copy_states": options.normalize,
@@ -227,7 +241,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _renamed(name: str) -> str:
+def _our_name(name: str) -> str:
     for theirs, ours in _PREFIXES:
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)

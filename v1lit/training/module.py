@@ -19,7 +19,8 @@ from v1lit.data.datamodule import V1DataModule
 from v1lit.data.encode.batch import Batch
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.joint_loss import choose_loss
-from v1lit.pointer.model import PointAndCopyModel, PointAndCopyOutput
+from v1lit.pointer.model import PointAndCopyModel
+from v1lit.pointer.output import PointAndCopyOutput
 from v1lit.training.logged import (
     GRADIENT_NORM,
     LEARNING_RATE,

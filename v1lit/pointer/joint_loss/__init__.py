@@ -8,12 +8,13 @@ the softmax and its gradient. `pointer_cross_entropy` is the one function to cal
 from v1lit.pointer.joint_loss.choice import LossChoice, choose_loss
 from v1lit.pointer.joint_loss.cross_entropy import pointer_cross_entropy
 from v1lit.pointer.joint_loss.reference import joint_logits
-from v1lit.pointer.joint_loss.terms import PointerLoss, Pointers, Reduction
+from v1lit.pointer.joint_loss.terms import LossOptions, PointerLoss, Pointers, Reduction
 from v1lit.pointer.joint_loss.verify import LossMismatchError, verify_pointer_loss
 
 __all__ = [
     "LossChoice",
     "LossMismatchError",
+    "LossOptions",
     "PointerLoss",
     "Pointers",
     "Reduction",

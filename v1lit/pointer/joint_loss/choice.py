@@ -51,15 +51,15 @@ def choose_loss(
     return LossChoice("chunked", f"loss: chunked; not triton: {obstacle}")
 
 
-def compute(name: str, rows: JointRows, options: LossOptions, reduce: bool, chunk: int | None) -> Terms:
-    """The terms of `rows` by an implementation; `chunk` positions at a time, None for a good number."""
-    if name == "reference":
+def compute(rows: JointRows, options: LossOptions, reduce: bool) -> Terms:
+    """The terms of `rows` by the implementation that `options` name, which is not "auto"."""
+    if options.implementation == "reference":
         return reference_terms(rows, options, reduce)
-    if name == "chunked":
-        return chunked_terms(rows, options, reduce, torch_rows, chunk)
+    if options.implementation == "chunked":
+        return chunked_terms(rows, options, reduce, torch_rows)
     from v1lit.pointer.joint_loss.triton_rows import triton_rows
 
-    return chunked_terms(rows, options, reduce, triton_rows, chunk)
+    return chunked_terms(rows, options, reduce, triton_rows)
 
 
 def _why_not_triton(device: torch.device, dtype: torch.dtype, z_top_k: int | None) -> str | None:

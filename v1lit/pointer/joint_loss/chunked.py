@@ -74,8 +74,7 @@ class Plan:
     image_tokens: tuple[int, ...]
     scale: float
     options: LossOptions
-    rows: RowFunction
-    chunk: int | None
+    row_function: RowFunction
     dtype: torch.dtype
     """Of the products."""
     wanted: tuple[bool, ...]
@@ -89,8 +88,8 @@ class Plan:
     def rows_per_chunk(self, device: torch.device) -> int:
         """As given, or so many as the buffer holds: then in chunks that are alike, of multiples of 16."""
         total = max(1, sum(self.positions))
-        if self.chunk is not None:
-            return min(self.chunk, total)
+        if self.options.chunk is not None:
+            return min(self.options.chunk, total)
         row = self.width(device) * self.dtype.itemsize
         most = max(16, BUFFER.get(device.type, BUFFER["cuda"]) // row)
         alike = math.ceil(total / math.ceil(total / most))
@@ -111,10 +110,8 @@ class Swept(NamedTuple):
     gradients: Gradients
 
 
-def chunked_terms(
-    rows: JointRows, options: LossOptions, reduce: bool, how: RowFunction, chunk: int | None
-) -> Terms:
-    """The terms of `rows`, `chunk` positions at a time, None for a good number; `how` takes the softmax.
+def chunked_terms(rows: JointRows, options: LossOptions, reduce: bool, row_function: RowFunction) -> Terms:
+    """The terms of `rows`, `options.chunk` positions at a time; `row_function` takes the softmax.
 
     The gradients of a sum are computed at once with it. Those of single losses are not known before the
     backward pass, in which the logits are computed again.
@@ -133,8 +130,7 @@ def chunked_terms(
         image_tokens=(0,) if pointers is None else pointers.image_tokens,
         scale=1.0 if pointers is None else pointers.scale,
         options=options,
-        rows=how,
-        chunk=chunk,
+        row_function=row_function,
         dtype=hidden.dtype,
         wanted=tuple(torch.is_grad_enabled() and t is not None and t.requires_grad for t in inputs),
     )
@@ -213,7 +209,7 @@ def sweep(plan: Plan, labels: Tensor, weights: Tensor | None, inputs: Inputs) ->
         logits = buffer[: part.stop - start]
         _write_logits(logits, inputs, part, pieces, plan)
         share = None if weights is None else weights[part]
-        found = plan.rows(logits, labels[part], classes[part], share, plan.vocabulary, plan.options)
+        found = plan.row_function(logits, labels[part], classes[part], share, plan.vocabulary, plan.options)
         for whole, piece in zip(terms, found, strict=True):
             whole[part] = piece
         if weights is not None:

@@ -27,79 +27,63 @@ def pointer_cross_entropy(
     labels: Tensor,
     pointer_start: int,
     pointers: Pointers | None = None,
+    options: LossOptions | None = None,
     *,
     gate: Tensor | None = None,
     weights: Tensor | None = None,
-    label_smoothing: float = 0.0,
-    z_weight: float = 0.0,
-    z_top_k: int | None = None,
-    separate: bool = False,
     reduction: Reduction = "mean",
     normalizer: Tensor | float | None = None,
-    implementation: str = "auto",
-    chunk: int | None = None,
 ) -> PointerLoss:
     """Cross-entropy over `[vocabulary logits[:V] ; pointer logits]`, `V = pointer_start`, and a z-loss.
 
-    Position i with weight w_i has the loss `w_i (CE_i + z_weight * logsumexp_i^2)`. Reduction "mean" is the
-    sum of these over `normalizer`, or over the sum of the weights; give the weights of a whole optimizer step
-    divided by its parts, and the gradients of the parts average to those of one big batch. Formulas: arXiv
-    2505.18842; here the z-loss is over all logits unless `z_top_k` is given, and has the weights too.
+    Position i with weight w_i has the loss `w_i (CE_i + z_weight * logsumexp_i^2)`. With "mean" and "sum",
+    gradients are computed in the forward pass, for a backward pass that comes once; nothing waits for the
+    device. Source: jun297/v1, v1/modeling_v1.py, lines 363-378 and 431-510, where the z-loss has no weights.
 
-    hidden `[positions, hidden]`: last hidden states of the supervised positions, whose type is that of the
-    products (under autocast, autocast's). head `[vocabulary, hidden]`. labels `[positions]`: a vocabulary id,
-    or `V + j` for the j-th image token of the position's sequence; positions where nothing is learned (-100)
-    are to be left out. gate `[positions, 1]`: g, which makes the
-    logits `(1 - g) vocabulary` and `g pointers`. weights `[positions]`: constants, None for ones.
-    label_smoothing: probability spread evenly over the classes that a position has.
-
-    separate: text positions over all rows of the head, pointer positions over the pointers, two means added;
-    `normalizer` is then a pair (text, pointers), and there is no z-loss. It costs a third more than the joint
-    loss, for the predictions, which are always those of the joint softmax.
-
-    implementation: see `choose_loss`. chunk: positions at a time, None for a good number. No implementation
-    but `reference` ever holds `[positions, vocabulary]`, or waits for the device. With "mean" and "sum" they
-    compute gradients in the forward pass, for a backward pass that comes once.
+    Args:
+        hidden: `[positions, hidden]`; last hidden states of the supervised positions. Their type is that of
+            the products; under autocast, autocast's.
+        head: `[vocabulary, hidden]`.
+        labels: `[positions]`; a vocabulary id, or `V + j` for the j-th image token of the position's
+            sequence. Positions where nothing is learned (-100) are to be left out.
+        gate: `[positions, 1]`; g, which makes the logits `(1 - g) vocabulary` and `g pointers`.
+        weights: `[positions]`; constants, None for ones.
+        normalizer: what "mean" divides the sum by, in place of the sum of the weights; `[]`, or `[2]` (text,
+            pointers) for separate losses. With the weights of a whole optimizer step divided by its parts,
+            the gradients of the parts average to those of one big batch.
 
     Raises ValueError for shapes that do not fit and options that exclude each other.
     """
+    options = options or LossOptions()
     _check(hidden, head, labels, pointer_start, pointers, gate, weights)
-    _check_options(label_smoothing, z_weight, separate, reduction, normalizer, chunk)
+    _check_reduction(options, reduction, normalizer)
     if torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
-    name = choose_loss(implementation, hidden.device, hidden.dtype, z_top_k).name
-    options = LossOptions(label_smoothing, z_weight, z_top_k)
-    known = torch.ones_like(labels, dtype=wide(hidden.dtype)) if weights is None else weights.detach()
-    known = known.to(wide(hidden.dtype))
-    rows = JointRows(hidden, head, labels, known, pointer_start, pointers, gate)
-    reduce = reduction != "none"
+    choice = choose_loss(options.implementation, hidden.device, hidden.dtype, options.z_top_k)
+    options = replace(options, implementation=choice.name)
+    dtype = wide(hidden.dtype)
+    constants = torch.ones_like(labels, dtype=dtype) if weights is None else weights.detach().to(dtype)
+    rows = JointRows(hidden, head, labels, constants, pointer_start, pointers, gate)
     with torch.autocast(hidden.device.type, enabled=False):
-        parts, predictions = (_separate if separate else _joint)(name, rows, options, reduce, chunk)
-    counts = {part: one.weights.sum() for part, (one, _) in parts.items()}
-    sums = {part: (one.weights * terms.cross_entropy).sum() for part, (one, terms) in parts.items()}
-    if z_weight > 0:
-        sums["z"], counts["z"] = (rows.weights * parts["joint"][1].z).sum(), counts["joint"]
-    loss = _reduce({part: terms.value for part, (_, terms) in parts.items()}, counts, reduction, normalizer)
-    return PointerLoss(loss, sums, counts, predictions)
+        parts, predictions = (_separate if options.separate else _joint)(rows, options, reduction != "none")
+    return _total(parts, predictions, options, reduction, normalizer)
 
 
 Parts = dict[str, tuple[JointRows, Terms]]
 
 
-def _joint(
-    name: str, rows: JointRows, options: LossOptions, reduce: bool, chunk: int | None
-) -> tuple[Parts, Tensor]:
+def _joint(rows: JointRows, options: LossOptions, reduce: bool) -> tuple[Parts, Tensor]:
     """One softmax over all."""
-    terms = compute(name, rows, options, reduce, chunk)
+    terms = compute(rows, options, reduce)
     return {"joint": (rows, terms)}, terms.predictions
 
 
-def _separate(
-    name: str, rows: JointRows, options: LossOptions, reduce: bool, chunk: int | None
-) -> tuple[Parts, Tensor]:
-    """Two, over all positions, in each of which the positions of the other have no weight."""
+def _separate(rows: JointRows, options: LossOptions, reduce: bool) -> tuple[Parts, Tensor]:
+    """Two, over all positions, in each of which the positions of the other have no weight.
+
+    Source: jun297/v1, v1/modeling_v1.py, lines 432-474.
+    """
     start, is_pointer = rows.vocabulary, rows.labels >= rows.vocabulary
-    parts: Parts = {}
     text = replace(
         rows,
         labels=rows.labels.masked_fill(is_pointer, 0),
@@ -113,13 +97,13 @@ def _separate(
         weights=rows.weights.masked_fill(~is_pointer, 0.0),
         vocabulary=0,
     )
-    parts["text"] = (text, compute(name, text, options, reduce, chunk))
+    parts: Parts = {"text": (text, compute(text, options, reduce))}
     if rows.pointers is not None and rows.pointers.longest:
-        parts["pointer"] = (pointing, compute(name, pointing, options, reduce, chunk))
+        parts["pointer"] = (pointing, compute(pointing, options, reduce))
     else:
         parts["pointer"] = (pointing, _nothing(pointing, reduce))
     with torch.no_grad():
-        predictions = compute(name, rows, options, True, chunk).predictions
+        predictions = compute(rows, options, True).predictions
     return parts, predictions
 
 
@@ -132,19 +116,22 @@ def _nothing(rows: JointRows, reduce: bool) -> Terms:
     return Terms(value, zeros, zeros, torch.zeros_like(rows.labels))
 
 
-def _reduce(
-    values: dict[str, Tensor], counts: dict[str, Tensor], reduction: Reduction, normalizer: Any
-) -> Tensor:
-    """`values`: weighted sums, or weighted losses of every position, of the parts."""
-    if reduction != "mean":
-        return torch.stack(list(values.values())).sum(dim=0)
-    if normalizer is None:
-        by = [counts[part] for part in values]
-    else:
-        given = torch.as_tensor(normalizer)
-        by = [given] if len(values) == 1 else list(given.unbind())
-    means = [value / or_one(count.to(value.dtype)) for value, count in zip(values.values(), by, strict=True)]
-    return torch.stack(means).sum()
+def _total(
+    parts: Parts, predictions: Tensor, options: LossOptions, reduction: Reduction, normalizer: Any
+) -> PointerLoss:
+    """The parts put together: their values are weighted sums, or weighted losses of every position."""
+    counts = {name: rows.weights.sum() for name, (rows, _) in parts.items()}
+    sums = {name: (rows.weights * terms.cross_entropy).sum() for name, (rows, terms) in parts.items()}
+    if options.z_weight > 0:
+        rows, terms = parts["joint"]
+        sums["z"], counts["z"] = (rows.weights * terms.z).sum(), counts["joint"]
+    values = [terms.value for _, terms in parts.values()]
+    if reduction == "mean":
+        divisors = [counts[name] for name in parts]
+        if normalizer is not None:
+            divisors = list(torch.as_tensor(normalizer).reshape(len(parts)).unbind())
+        values = [value / or_one(by.to(value.dtype)) for value, by in zip(values, divisors, strict=True)]
+    return PointerLoss(torch.stack(values).sum(dim=0), sums, counts, predictions)
 
 
 def _check(
@@ -186,25 +173,14 @@ def _check(
         )
 
 
-def _check_options(
-    label_smoothing: float,
-    z_weight: float,
-    separate: bool,
-    reduction: str,
-    normalizer: Any,
-    chunk: int | None,
-) -> None:
-    if not 0.0 <= label_smoothing < 1.0:
-        raise ValueError(f"label_smoothing is {label_smoothing}; it must lie in [0, 1)")
+def _check_reduction(options: LossOptions, reduction: str, normalizer: Any) -> None:
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction is {reduction!r}; allowed: mean, sum, none")
-    if normalizer is not None and reduction != "mean":
+    if normalizer is None:
+        return
+    if reduction != "mean":
         raise ValueError(f"a normalizer divides a mean; reduction is {reduction!r}")
-    shape, wanted = list(torch.as_tensor(0.0 if normalizer is None else normalizer).shape), [2] * separate
-    if normalizer is not None and shape != wanted:
-        kind = "separate losses" if separate else "a joint loss"
+    shape, wanted = list(torch.as_tensor(normalizer).shape), [2] * options.separate
+    if shape != wanted:
+        kind = "separate losses" if options.separate else "a joint loss"
         raise ValueError(f"the normalizer of {kind} has shape {wanted}; this has {shape}")
-    if separate and z_weight > 0:
-        raise ValueError("separate losses have no z-loss; set z_weight to 0")
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk is {chunk}; give a positive number of positions, or None")

@@ -57,12 +57,31 @@ class PointerLoss:
 
 @dataclass(frozen=True)
 class LossOptions:
-    """A position's loss is `CE + z_weight * logsumexp^2`."""
+    """What is computed, and how: a position's loss is `CE + z_weight * logsumexp^2`.
+
+    Raises ValueError for values out of range and options that exclude each other.
+    """
 
     label_smoothing: float = 0.0
+    """Probability spread evenly over the classes that a position has."""
     z_weight: float = 0.0
     z_top_k: int | None = None
-    """logsumexp over the largest logits only; None for all. The cross-entropy is always over all."""
+    """How many logits the logsumexp of the z-loss is over, the largest; None for all."""
+    separate: bool = False
+    """Two means added, without a z-loss: text positions over all rows of the head, pointer positions over the
+    pointers. It costs a third more than the joint loss, for predictions, which are the joint softmax's."""
+    implementation: str = "auto"
+    """See `choose_loss`. None but `reference` ever holds `[positions, vocabulary]`."""
+    chunk: int | None = None
+    """Positions at a time; None for a good number."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}; it must lie in [0, 1)")
+        if self.separate and self.z_weight > 0:
+            raise ValueError("separate losses have no z-loss; set z_weight to 0")
+        if self.chunk is not None and self.chunk < 1:
+            raise ValueError(f"chunk is {self.chunk}; give a positive number of positions, or None")
 
     def combine(self, cross_entropy: Tensor, z: Tensor) -> Tensor:
         """A new tensor. Without a weight z may be infinite, as it is of a row without classes."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from v1lit.pointer.joint_loss.cross_entropy import pointer_cross_entropy
-from v1lit.pointer.joint_loss.terms import Pointers, wide
+from v1lit.pointer.joint_loss.terms import LossOptions, Pointers, Reduction, wide
 
 SLACK = 2.0
 """Times the error of the reference itself that an implementation may have; and one rounding of its type."""
@@ -28,14 +27,13 @@ def verify_pointer_loss(
     labels: Tensor,
     pointer_start: int,
     pointers: Pointers | None = None,
+    options: LossOptions | None = None,
     *,
     gate: Tensor | None = None,
     weights: Tensor | None = None,
-    implementation: str = "auto",
     limit: int = 256,
-    **options: Any,
 ) -> dict[str, float]:
-    """Check the loss of every position and the gradients of hidden, head, queries and keys.
+    """Compare the loss of every position and the gradients of hidden, head, queries and keys with the truth.
 
     Arguments as in `pointer_cross_entropy`; of the positions, `limit` spread over all of them are compared.
     The truth is the reference with products in the next wider type, for which the head and its gradient are
@@ -43,39 +41,43 @@ def verify_pointer_loss(
     is `SLACK` times the error of the reference in the run's own type, and a rounding. No `.grad` is touched.
     Returns the errors by name. Raises LossMismatchError with the quantity, its error and what was allowed.
     """
-    options = {name: value for name, value in options.items() if name not in ("reduction", "normalizer")}
+    options = options or LossOptions()
+    reference = replace(options, implementation="reference")
     if torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
-    some = _Inputs(hidden, head, labels, pointers, gate, weights).some(limit)
+    some = _Case(hidden, head, labels, pointer_start, pointers, gate, weights).some(limit)
     dtype = hidden.dtype
     wider = torch.float64 if wide(dtype) == dtype else torch.float32
     with torch.autocast(hidden.device.type, enabled=False):
-        truth = _quantities(some.to(wider), pointer_start, "reference", options)
-        naive = _errors(_quantities(some.to(dtype), pointer_start, "reference", options), truth)
-        ours = _errors(_quantities(some.to(dtype), pointer_start, implementation, options), truth)
+        truth = _quantities(some.to(wider), reference)
+        naive = _errors(_quantities(some.to(dtype), reference), truth)
+        ours = _errors(_quantities(some.to(dtype), options), truth)
     for name, error in ours.items():
         floor = torch.finfo(dtype).eps / 2 + ROUNDINGS * torch.finfo(wide(dtype)).eps
         allowed = SLACK * naive[name] + floor
         if not error <= allowed:
             raise LossMismatchError(
-                f"the loss implementation {implementation!r} is off: relative error {error:.3g} of {name}, "
-                f"allowed {allowed:.3g} in {str(dtype).removeprefix('torch.')}; set "
+                f"the loss implementation {options.implementation!r} is off: relative error {error:.3g} of "
+                f"{name}, allowed {allowed:.3g} in {str(dtype).removeprefix('torch.')}; set "
                 "pointer.loss_implementation to another, and please report this"
             )
     return ours
 
 
 @dataclass(frozen=True)
-class _Inputs:
+class _Case:
+    """The tensors of one call of `pointer_cross_entropy`."""
+
     hidden: Tensor
     head: Tensor
     labels: Tensor
+    pointer_start: int
     pointers: Pointers | None
     gate: Tensor | None
     weights: Tensor | None
 
-    def some(self, limit: int) -> _Inputs:
-        """Every so many-th position, `limit` at most."""
+    def some(self, limit: int) -> _Case:
+        """Every n-th position, `limit` at most."""
         total = len(self.labels)
         every = slice(None, None, max(1, -(-total // limit)))
         pointers = self.pointers
@@ -85,9 +87,15 @@ class _Inputs:
             counts = tuple(sum(low <= n < high for n in chosen) for low, high in pairwise(bounds))
             pointers = replace(pointers, queries=pointers.queries[every], positions=counts)
         gate, weights = (None if t is None else t[every] for t in (self.gate, self.weights))
-        return _Inputs(self.hidden[every], self.head, self.labels[every], pointers, gate, weights)
+        hidden, labels = self.hidden[every], self.labels[every]
+        return replace(self, hidden=hidden, labels=labels, pointers=pointers, gate=gate, weights=weights)
 
-    def to(self, dtype: torch.dtype) -> _Inputs:
+    def loss(self, options: LossOptions, reduction: Reduction) -> Tensor:
+        """`[]`, or `[positions]` with reduction "none"."""
+        rows = (self.hidden, self.head, self.labels, self.pointer_start, self.pointers, options)
+        return pointer_cross_entropy(*rows, gate=self.gate, weights=self.weights, reduction=reduction).loss
+
+    def to(self, dtype: torch.dtype) -> _Case:
         """Leaves of their own in `dtype`, with gradients."""
 
         def leaf(tensor: Tensor) -> Tensor:
@@ -100,20 +108,15 @@ class _Inputs:
         return replace(self, hidden=leaf(self.hidden), head=leaf(self.head), pointers=pointers, gate=gate)
 
 
-def _quantities(
-    inputs: _Inputs, pointer_start: int, implementation: str, options: dict[str, Any]
-) -> dict[str, Tensor]:
+def _quantities(case: _Case, options: LossOptions) -> dict[str, Tensor]:
     """The loss per position, and the gradients of the sum: by both passes of an implementation."""
-    leaves = {"hidden": inputs.hidden, "head": inputs.head}
-    if inputs.pointers is not None:
-        leaves |= {"queries": inputs.pointers.queries, "keys": inputs.pointers.keys}
-    arguments = (inputs.hidden, inputs.head, inputs.labels, pointer_start, inputs.pointers)
-    options = {**options, "implementation": implementation, "gate": inputs.gate, "weights": inputs.weights}
+    leaves = {"hidden": case.hidden, "head": case.head}
+    if case.pointers is not None:
+        leaves |= {"queries": case.pointers.queries, "keys": case.pointers.keys}
     with torch.no_grad():
-        losses = pointer_cross_entropy(*arguments, **options, reduction="none").loss
+        losses = case.loss(options, "none")
     with torch.enable_grad():
-        total = pointer_cross_entropy(*arguments, **options, reduction="sum").loss
-        found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+        found = torch.autograd.grad(case.loss(options, "sum"), list(leaves.values()), allow_unused=True)
     gradients = {
         f"the gradient of {name}": torch.zeros_like(leaf) if gradient is None else gradient
         for (name, leaf), gradient in zip(leaves.items(), found, strict=True)

@@ -1,0 +1,147 @@
+"""What a `PointAndCopyModel` is made of, and how it is built, opened and saved."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import nn
+from transformers import AutoModelForImageTextToText, PreTrainedModel
+
+from v1lit.backbones.attention import set_attention, stock_attention, use_segments
+from v1lit.backbones.config import BackboneConfig
+from v1lit.backbones.contract import Backbone
+from v1lit.backbones.efficiency import compile_layers, enable_checkpointing
+from v1lit.backbones.folder import check_exported
+from v1lit.backbones.hub import looks_local
+from v1lit.backbones.load import freeze, load_backbone, refuse_incomplete
+from v1lit.backbones.registry import get_backbone
+from v1lit.paths import expand_path
+from v1lit.pointer.config import PointerConfig
+from v1lit.pointer.head import PointerHead
+from v1lit.pointer.model_config import PointAndCopyConfig
+from v1lit.pointer.published import load_published
+
+Model = TypeVar("Model", bound="PointAndCopyBase")
+
+
+class PointAndCopyBase(PreTrainedModel):
+    """A stock backbone with a pointer head beside it; `PointAndCopyModel` says how the two work together."""
+
+    config_class = PointAndCopyConfig
+    base_model_prefix = "backbone"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")  # type: ignore[assignment]  # any sequence of names will do
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: PointAndCopyConfig, backbone: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        self.family: Backbone = get_backbone(config.family)
+        if backbone is None:
+            backbone = AutoModelForImageTextToText.from_config(config.backbone_config)
+        self.backbone = self.family.prepare(backbone)
+        if self.family.packs:
+            use_segments(self.backbone.config.get_text_config())
+        self.verify_loss = False
+        """Whether the loss is compared with its readable reference; raises `LossMismatchError`."""
+        self.attention = "sdpa"
+        """Kernel that attends inside the segments of packed rows; see `v1lit.backbones.attention`."""
+        self.pointer_options = config.pointer_options
+        self.pointer_head = PointerHead(config.get_text_config().hidden_size, self.pointer_options)
+        self.post_init()
+
+    @classmethod
+    def build(cls: type[Model], backbone: BackboneConfig, pointer: PointerConfig | None = None) -> Model:
+        """A model with a fresh pointer head on the backbone's weights; tiny backbones are random.
+
+        Parts named in `backbone.freeze` do not learn. Raises what `load_backbone` raises.
+        """
+        pointer = pointer or PointerConfig()
+        inner = load_backbone(backbone)
+        config = PointAndCopyConfig(inner.config, family=backbone.name, pointer=asdict(pointer))
+        with torch.random.fork_rng(devices=[]):
+            model = cls(config, backbone=inner)
+        model.init_pointer()
+        model.pointer_head.to(dtype=inner.dtype, device=inner.device)
+        model.generation_config = inner.generation_config
+        freeze(inner, model.family, [part for part in backbone.freeze if part != "pointer"])
+        if "pointer" in backbone.freeze:
+            model.pointer_head.requires_grad_(False)
+        enable_checkpointing(inner, model.family, backbone.gradient_checkpointing)
+        compile_layers(inner, model.family, backbone.compile)
+        return model
+
+    def use_attention(self, kernel: str) -> None:
+        """Attend inside the segments of packed rows with this kernel, chosen by `choose_attention`.
+
+        The vision tower and generation follow where the kernel's library offers them something.
+        """
+        if self.family.packs:
+            self.attention = kernel
+            set_attention(self.backbone, kernel)
+            self.config._attn_implementation_internal = stock_attention(kernel)  # `generate` asks this one
+
+    def init_pointer(self) -> None:
+        """Start the head as in `PointerHead.init_weights`; with a gate, double `lm_head` to undo g = 1/2."""
+        self.pointer_head.init_weights(getattr(self.config.get_text_config(), "initializer_range", 0.02))
+        if self.pointer_options.gate:
+            head = self.get_output_embeddings()
+            if head.weight is self.get_input_embeddings().weight:
+                raise ValueError(
+                    "pointer.gate doubles the language-model head at the start, but this backbone ties it to "
+                    "the input embeddings; set tie_word_embeddings to false, or pointer.gate to false"
+                )
+            head.weight.data.mul_(2.0)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # stricter
+        """Open a folder that `save_pretrained` wrote; options as in transformers.
+
+        Raises ValueError for a folder of another kind, for files that are missing or damaged, and for weights
+        that are missing, unexpected or of another shape, by name. Pickled weights are never opened.
+        """
+        folder = expand_path(folder)
+        if Path(folder).exists() or looks_local(str(folder)):
+            check_exported(Path(folder, kwargs.get("subfolder") or ""))
+        kwargs["use_safetensors"] = True
+        with_info = kwargs.pop("output_loading_info", False)
+        loaded: Any = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
+        model, info = loaded
+        refuse_incomplete(info, folder)
+        return (model, info) if with_info else model
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Write the model into a folder that `from_pretrained` opens; options as in transformers."""
+        super().save_pretrained(expand_path(save_directory), *args, **kwargs)
+
+    @classmethod
+    def from_published(
+        cls: type[Model], folder: str | Path, dtype: torch.dtype | None = None, attention: str = "sdpa"
+    ) -> Model:
+        """Open a checkpoint in the layout of the published v1-7B. See `v1lit.pointer.published`."""
+        return load_published(folder, cls, dtype, attention)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, PointerHead):
+            module.init_weights(getattr(self.config.get_text_config(), "initializer_range", 0.02))
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return cast(nn.Embedding, self.backbone.get_input_embeddings())
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.backbone.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return cast(nn.Linear, self.backbone.get_output_embeddings())
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.backbone.set_output_embeddings(new_embeddings)

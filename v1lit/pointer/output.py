@@ -1,0 +1,37 @@
+"""What a forward pass of a `PointAndCopyModel` returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers.cache_utils import Cache
+from transformers.utils.generic import ModelOutput
+
+from v1lit.backbones.cache_name import CACHE
+from v1lit.pointer.joint_loss import PointerLoss
+from v1lit.pointer.memory import PointerMemory
+
+
+@dataclass
+class PointAndCopyOutput(ModelOutput):
+    """What `PointAndCopyModel.forward` gives."""
+
+    loss: Tensor | None = None
+    """Mean over supervised positions, `[]`; with labels only."""
+    logits: Tensor | None = None
+    """float32 `[batch, tokens, V + pointers]`, lowest float for absent pointers; None with labels."""
+    losses: dict[str, Tensor] | None = None
+    """Parts of the loss; their sum is `loss`."""
+    terms: PointerLoss | None = None
+    """The same as sums and counts, for exact averages over several batches; and predictions."""
+    targets: Tensor | None = None
+    """Labels of the supervised positions, in row-major order, `[positions]`."""
+    verified: float | None = None
+    """Largest relative error of the loss or a gradient, where it was compared with the reference."""
+    cache: Cache | None = None
+    """Keys and values of all tokens so far, whatever transformers calls it."""
+    if CACHE == "past_key_values":
+        past_key_values: Cache | None = None
+        """The same, where the `generate` of an earlier transformers looks for it."""
+    pointer_memory: PointerMemory | None = None
