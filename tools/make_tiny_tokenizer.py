@@ -6,12 +6,13 @@ Usage: python tools/make_tiny_tokenizer.py [OUT]
 from __future__ import annotations
 
 import itertools
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from v1lit.files import write_atomically
 
 OUT = Path(__file__).resolve().parents[1] / "v1lit" / "backbones" / "tiny_tokenizer.json"
 VOCABULARY = 1280
@@ -185,9 +186,7 @@ def _without_marks(text: str) -> list[str]:
 def main(arguments: list[str]) -> None:
     """Write the tokenizer to the path given, or to where the package expects it."""
     out = Path(arguments[0]) if arguments else OUT
-    aside = out.with_name(out.name + ".part")
-    aside.write_text(make_tokenizer().to_str() + "\n", encoding="utf-8")
-    os.replace(aside, out)
+    write_atomically(out, make_tokenizer().to_str() + "\n")
     print(f"{out}: {out.stat().st_size} bytes")
 
 

@@ -36,7 +36,8 @@ from v1lit.backbones.config import BackboneConfig
 from v1lit.data.config import EncodingConfig, PackingConfig, SourceConfig, StreamConfig
 from v1lit.data.datamodule import V1DataModule
 from v1lit.data.synthetic import synthesize
-from v1lit.training.checkpoints import FOLDER, LAST, checkpoint_to_resume
+from v1lit.files import aside, remove_leftovers
+from v1lit.training.checkpoints import FOLDER, checkpoint_to_resume
 from v1lit.training.module import V1Module
 from v1lit.training.optimizer import OptimizerConfig
 from v1lit.training.progress import RunProgress
@@ -122,9 +123,8 @@ def train(scenes: Path, folder: Path, variant: Variant, seed: int) -> None:
         )
         found = checkpoint_to_resume("auto", folder)
         trainer.fit(module, datamodule=data, ckpt_path=found, weights_only=True if found else None)
-    aside = folder / ".final.part"
-    torch.save(module.state_dict(), aside)
-    os.replace(aside, folder / "final.pt")
+    with aside(folder / "final.pt") as unfinished:
+        torch.save(module.state_dict(), unfinished)
 
 
 def callbacks(folder: Path, every: int) -> list[Callback]:
@@ -167,8 +167,8 @@ def import_ahead(scenes: Path, folder: Path) -> None:
         raise RuntimeError("an import has started a thread; runs cannot be forked from here")
 
 
-def wait(child: int, seconds: float | None, sign: Path | None = None) -> int | None:
-    """Exit code of a run; None where it was killed after `seconds`, or as soon as `sign` exists after that.
+def wait(child: int, seconds: float | None, folder: Path | None = None) -> int | None:
+    """Exit code of a run; None where it was killed after `seconds`, or while it then writes to `folder`.
 
     Raises RuntimeError if a process of its group lives on.
     """
@@ -176,7 +176,7 @@ def wait(child: int, seconds: float | None, sign: Path | None = None) -> int | N
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
         late = end is not None and time.monotonic() >= end
-        if not done and late and (sign is None or sign.exists()):
+        if not done and late and (folder is None or any(folder.glob("*.tmp"))):
             kill_group(child)
             os.waitpid(child, 0)
         elif not done:
@@ -262,9 +262,8 @@ def play(scenes: Path, folder: Path, variant: Variant, seed: int, rng: random.Ra
     # Now and then a run may come far, most are killed early: starting, reading, saving.
     while True:
         limit = seconds * rng.choice((0.15, 0.3, 0.6, 1.2))
-        writing = killed / FOLDER / f".{LAST}.part"
-        writing.unlink(missing_ok=True)
-        sign = writing if rng.random() < AT_CHECKPOINT else None
+        remove_leftovers(killed / FOLDER)
+        sign = killed / FOLDER if rng.random() < AT_CHECKPOINT else None
         code = wait(start(scenes, killed, variant, seed), rng.uniform(0, limit), sign)
         if code == 0:
             break

@@ -26,6 +26,8 @@ from xml.etree import ElementTree
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from v1lit.files import write_atomically
+
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "v1lit/cli/tried_versions.json"
 PAGE = ROOT / "docs/versions.md"
@@ -81,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
         names = ("passed", "failed", "skipped")
         counts = {name: getattr(options, name) for name in names}
         record(FILE, options.name, {**counts, "seconds": round(options.seconds)})
-    write(PAGE, render(json.loads(FILE.read_text(encoding="utf-8"))["runs"]))
+    write_atomically(PAGE, render(json.loads(FILE.read_text(encoding="utf-8"))["runs"]))
     return code
 
 
@@ -124,7 +126,7 @@ def record(file: Path, name: str, counts: Mapping[str, int]) -> None:
     }
     content["runs"] = {known: run if known == name else content["runs"].get(known) for known in NAMES}
     content["runs"] = {known: one for known, one in content["runs"].items() if one}
-    write(file, json.dumps(content, indent=2) + "\n")
+    write_atomically(file, json.dumps(content, indent=2) + "\n")
 
 
 def installed(distribution: str = "v1lit") -> dict[str, str]:
@@ -149,13 +151,6 @@ def render(runs: Mapping[str, Mapping[str, Any]]) -> str:
 def _table(rows: Sequence[Sequence[str]]) -> str:
     head, *body = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([head, "|" + " --- |" * len(rows[0]), *body]) + "\n"
-
-
-def write(path: Path, text: str) -> None:
-    """The file appears whole or not at all."""
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
 
 
 if __name__ == "__main__":

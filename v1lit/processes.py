@@ -1,9 +1,11 @@
-"""Work spread over processes that gives its results in order, holds few of them, and stops at once."""
+"""Work spread over processes that returns its results in order, holds few of them, and stops at once."""
 
 from __future__ import annotations
 
 import os
+import pickle
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -11,6 +13,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import connection, get_context, parent_process
+from types import ModuleType
 from typing import Any, TypeVar
 
 from v1lit.console import counting_bar
@@ -25,36 +28,38 @@ class WorkerDiedError(RuntimeError):
     """A process ended in the middle of its work."""
 
 
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def count_workers(workers: int | None, tasks: int) -> int:
-    """Processes for so many tasks: as asked for, one per core where None. ValueError below 1."""
+    """Processes for that many tasks: as asked for, one per core where None. Raises ValueError below 1."""
     if workers is not None and workers < 1:
         raise ValueError(f"workers is {workers}; at least 1 process is needed")
-    if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(workers, tasks))
+    return max(1, min(workers or available_cores(), tasks))
 
 
 def ordered(
-    work: Callable[..., Result], tasks: Iterable[Task], workers: int, *given: Any
+    work: Callable[..., Result], tasks: Iterable[Task], workers: int, *shared: Any
 ) -> Generator[Result, None, None]:
-    """`work(task, *given)` of every task, in the order of the tasks, by `workers` processes; 1: by this one.
+    """Yields `work(task, *shared)` of every task, in the order of the tasks, made by `workers` processes.
 
-    `work` is a function of a module; `given` is sent to every process once. An error in it, Ctrl-C, or
-    leaving the loop early ends all processes.
-
-    Raises:
-        WorkerDiedError: a process was killed, most likely for its memory.
+    One worker is this process. `work` is a function of a module; `shared` is sent to every process once. An
+    error in it, Ctrl-C, or leaving the loop early ends all processes. Raises WorkerDiedError where a process
+    was killed, most likely for its memory.
     """
     if workers == 1:
-        yield from (work(task, *given) for task in tasks)
+        yield from (work(task, *shared) for task in tasks)
         return
     context = get_context("spawn")  # forking a process that has threads can hang
     stop_reader, stop = context.Pipe(duplex=False)
-    with ProcessPoolExecutor(workers, context, _begin_worker, (stop_reader, given)) as pool:
+    uses_main = b"__main__" in pickle.dumps((work, shared))
+    with ProcessPoolExecutor(workers, context, _begin_worker, (stop_reader, shared)) as pool:
         waiting: deque[Future[Result]] = deque()
         try:
             for task in tasks:
-                with _ctrl_c_later():
+                with _starting_processes(uses_main):
                     waiting.append(pool.submit(_work, work, task))
                 if len(waiting) >= AHEAD * workers:
                     yield _next(waiting)
@@ -62,8 +67,7 @@ def ordered(
                 yield _next(waiting)
         except BrokenProcessPool as error:
             raise WorkerDiedError(
-                "a process ended early (killed for memory? called from a script without "
-                "`if __name__ == '__main__'`?); start again with fewer --workers"
+                "a process ended early (killed for memory?); start again with fewer --workers"
             ) from error
         finally:
             if waiting:  # left early: what is under way is of no use
@@ -78,30 +82,36 @@ def _next(waiting: deque[Future[Result]]) -> Result:
 
 
 @contextmanager
-def _ctrl_c_later() -> Iterator[None]:
-    """Processes that start inside do not see Ctrl-C while they still import; here it arrives afterwards."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+def _starting_processes(uses_main: bool) -> Iterator[None]:
+    """Processes that start inside see no Ctrl-C while they import; here it arrives afterwards.
+
+    Nor do they import the main module, unless it is used: it may be a script without
+    `if __name__ == "__main__"`, which would run again, or one that imports much more than the work needs.
+    """
+    main, masked = sys.modules["__main__"], hasattr(signal, "pthread_sigmask")
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT]) if masked else set()
     try:
+        if not uses_main:
+            sys.modules["__main__"] = ModuleType("__main__")
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        sys.modules["__main__"] = main
+        if masked:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-_given: tuple[Any, ...] = ()
-"""In a worker: what it was given at its start."""
+_shared: tuple[Any, ...] = ()
+"""In a worker: what it was sent at its start."""
 
 
 def _work(work: Callable[..., Result], task: Any) -> Result:
-    return work(task, *_given)
+    return work(task, *_shared)
 
 
-def _begin_worker(stop: connection.Connection, given: tuple[Any, ...]) -> None:
+def _begin_worker(stop: connection.Connection, shared: tuple[Any, ...]) -> None:
     """Leave Ctrl-C to the main process, and end when it says so or is gone."""
-    global _given
-    _given = given
+    global _shared
+    _shared = shared
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     if parent is None:
@@ -115,16 +125,22 @@ def _begin_worker(stop: connection.Connection, given: tuple[Any, ...]) -> None:
 
 
 @contextmanager
-def progress_bar(doing: str, total: int, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A bar of `total` shards; gives a function that counts one more shard with so many examples."""
-    numbers = "shards, {task.fields[n]:,} examples, {task.fields[rate]:,.0f} examples/s"
-    with counting_bar(numbers, shown) as bar:
+def progress_bar(
+    doing: str, total: int, shown: bool, unit: str | None = None
+) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr, with a function that counts that many more of `total` units.
+
+    Without a `unit` it is of shards, and the function counts one more shard with that many examples.
+    """
+    after = unit or "shards, {task.fields[n]:,} examples, {task.fields[rate]:,.0f} examples/s"
+    with counting_bar(after, shown) as bar:
         task = bar.add_task(doing, total=total, n=0, rate=0.0)
         examples = 0
 
         def advance(more: int) -> None:
             nonlocal examples
             examples += more
-            bar.update(task, advance=1, n=examples, rate=examples / max(1e-9, bar.tasks[task].elapsed or 0.0))
+            rate = examples / max(1e-9, bar.tasks[task].elapsed or 0.0)
+            bar.update(task, advance=more if unit else 1, n=examples, rate=rate)
 
         yield advance

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from v1lit.training.profile import Profile, write_aside
+from v1lit.training.profile import Profile
 
 pytestmark = pytest.mark.dependencies
 
@@ -46,19 +46,20 @@ def test_a_run_that_is_too_short_says_so_and_writes_nothing(fit: Any, tmp_path: 
     assert not (tmp_path / "profile").exists()
 
 
-def test_a_file_that_could_not_be_written_leaves_the_old_one(tmp_path: Path) -> None:
-    path = tmp_path / "trace.json.gz"
-    path.write_text("old")
+def test_a_profile_that_could_not_be_written_leaves_the_old_one(
+    fit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "profile").mkdir()
+    (tmp_path / "profile/trace.json.gz").write_text("old")
 
-    def fail(aside: str) -> None:
-        assert aside.endswith(".json.gz")
-        Path(aside).write_text("half")
+    def fail(self: Profile, path: Path, *_: Any) -> None:
         raise OSError("no space left")
 
+    monkeypatch.setattr(Profile, "_write_table", fail)
     with pytest.raises(OSError, match="no space left"):
-        write_aside(path, fail)
-    assert [one.name for one in tmp_path.iterdir()] == ["trace.json.gz"]
-    assert path.read_text() == "old"
+        fit(Profile(skip=1, batches=1), steps=3)
+    assert (tmp_path / "profile/trace.json.gz").read_text() == "old"
+    assert not list(tmp_path.glob(".profile*"))
 
 
 @pytest.mark.parametrize("name", ["skip", "batches", "rows"])

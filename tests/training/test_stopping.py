@@ -235,7 +235,7 @@ def test_all_ranks_stop_after_the_same_step_when_one_is_told_to(
 
 @needs_fork
 def test_a_process_killed_while_it_writes_leaves_the_checkpoint_before(tmp_path: Path) -> None:
-    path, aside = tmp_path / LAST, tmp_path / f".{LAST}.part"
+    path = tmp_path / LAST
 
     def half(checkpoint: Any, file: Any) -> None:
         file.write(b"half")
@@ -248,14 +248,14 @@ def test_a_process_killed_while_it_writes_leaves_the_checkpoint_before(tmp_path:
         if not child:
             checkpoints.torch.save = half
             WholeFileIO().save_checkpoint({"round": -1}, path)
-        while not aside.exists() or not aside.stat().st_size:
+        while not any(left.stat().st_size for left in tmp_path.glob(f".{LAST}.*.tmp")):
             assert os.waitpid(child, os.WNOHANG) == (0, 0)
         send(signal.SIGKILL, child)
         os.waitpid(child, 0)
         state = torch.load(path, weights_only=True)
         assert state["round"] == round
         assert state["weights"].tolist() == [round] * 10
-        assert aside.read_bytes() == b"half"
+        assert [left.read_bytes() for left in tmp_path.glob(f".{LAST}.*")] == [b"half"]  # of this round only
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_nothing_half_written(tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_the_newest_complete_checkpoint_is_found(tmp_path: Path) -> None:
         torch.save({}, folder / name)
         os.utime(folder / name, (time.time() - age, time.time() - age))
     (folder / "broken.ckpt").write_bytes((folder / "mine.ckpt").read_bytes()[:-30])
-    (folder / f".{LAST}.part").write_bytes(b"begun")
+    (folder / f".{LAST}.0123abcd.tmp").write_bytes(b"begun")
     assert checkpoint_to_resume("last", tmp_path) == str(folder / "mine.ckpt")
     torch.save({}, folder / LAST)
     os.utime(folder / LAST, (0, 0))  # a copied folder: the name counts

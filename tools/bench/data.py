@@ -32,6 +32,8 @@ from data_workers import LENGTH, MIB, Epoch, data_module, own_between, run_epoch
 from PIL import Image
 from rows import Row, print_rows, write_rows
 
+from v1lit.processes import available_cores
+
 RIVALS = {"energon": "megatron-energon", "streaming": "mosaicml-streaming"}
 KEPT_BLOCKS = 8
 """Blocks of memory that Pillow keeps for the next image. Without, it depends on what else lies on the heap
@@ -167,7 +169,7 @@ def rows_without_decoding(taken: Taken, shards: Shards) -> list[Row]:
 
 def rows_of_packing(epochs: Mapping[int, Epoch], limit: float) -> list[Row]:
     """Through worker processes; `limit` in examples/s of one core that only decodes."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     prepared = max(epoch.prepare_seconds for epoch in epochs.values())
     rows = []
     for workers, epoch in epochs.items():

@@ -10,12 +10,14 @@ from pathlib import Path
 import torch
 from measure import seconds
 
+from v1lit.processes import available_cores
+
 
 def describe_machine() -> dict[str, str]:
     """Processor, cores, memory and, where there is one, the GPU; no names of hosts or people."""
     found = {
         "processor": _processor(),
-        "cores": f"{_usable_cores()}, {torch.get_num_threads()} threads in PyTorch",
+        "cores": f"{available_cores()}, {torch.get_num_threads()} threads in PyTorch",
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
     }
     if torch.cuda.is_available():
@@ -47,7 +49,3 @@ def _processor() -> str:
     except OSError:
         names = []
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -13,6 +12,7 @@ from machine import describe_machine
 from rows import Row
 
 from v1lit.cli.environment import versions
+from v1lit.files import write_atomically
 
 RESULTS = "benchmarks.json"
 PAGE = "benchmarks.md"
@@ -78,8 +78,9 @@ def update(folder: Path, section: str, found: Report) -> None:
     """Keep a section's results and write the page anew; the other section stays as it was."""
     reports = {**read_results(folder / RESULTS), section: found}
     content = {name: asdict(one) for name, one in reports.items()}
-    _write(folder / RESULTS, json.dumps(content, indent=1, allow_nan=False) + "\n")
-    _write(folder / PAGE, render(reports))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / RESULTS, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_atomically(folder / PAGE, render(reports))
 
 
 def read_results(path: Path) -> dict[str, Report]:
@@ -162,11 +163,3 @@ def number(value: float) -> str:
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
-
-
-def _write(path: Path, text: str) -> None:
-    """Aside, then renamed: who stops in the middle keeps the old file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)

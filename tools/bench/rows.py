@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+
+from v1lit.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,7 @@ class Row:
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """Write a JSON list of objects, aside and then renamed; floats that are no numbers are refused."""
     text = json.dumps([asdict(row) for row in rows], indent=1, allow_nan=False)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    aside.write_text(text + "\n", encoding="utf-8")
-    aside.replace(path)
+    write_atomically(path, text + "\n")
 
 
 def read_rows(path: Path) -> list[Row]:

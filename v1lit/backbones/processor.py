@@ -19,6 +19,7 @@ from v1lit.backbones.registry import get_backbone
 from v1lit.backbones.tiny import tiny_tokenizer, token_id
 from v1lit.backbones.vocabulary import check_config_ids, check_marks, check_vocabulary, load_tokenizer
 from v1lit.backbones.weight_files import read_json
+from v1lit.files import write_atomically
 from v1lit.grounding.patch_map import PatchMap, Views
 from v1lit.paths import expand_path
 
@@ -125,9 +126,7 @@ class Processor:
             "views": self.views,
             "image": self.image_options,
         }
-        aside = path / (FILE + ".part")
-        aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        os.replace(aside, path / FILE)
+        write_atomically(path / FILE, json.dumps(content, indent=2) + "\n")
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> Processor:

@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from v1lit.cli.environment import versions
 from v1lit.cli.errors import Parser, UserError, guard
 from v1lit.cli.tried import remarks, runs
+from v1lit.processes import available_cores
 
 EXTRAS = {
     "wandb": "logging to Weights & Biases (trainer.logger)",
@@ -104,7 +105,7 @@ def devices() -> Iterator[str]:
     if torch.backends.mps.is_available():
         yield "mps     Apple GPU"
     threads = torch.get_num_threads()
-    yield f"cpu     {platform.machine()}, {os.cpu_count()} cores, {threads} threads for PyTorch"
+    yield f"cpu     {platform.machine()}, {available_cores()} cores, {threads} threads for PyTorch"
     if not torch.cuda.is_available() and not torch.backends.mps.is_available():
         yield "no GPU  train the tiny recipes here"
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_only
 
 from v1lit.cli.errors import UserError
+from v1lit.files import write_atomically
 from v1lit.training.checkpoints import FOLDER, checkpoint_to_resume
 from v1lit.training.config import RunConfig
 
@@ -71,9 +72,7 @@ def save_recipe(folder: Path, text: str) -> None:
     while path.exists():
         path = folder / f"recipe-{number}.yaml"
         number += 1
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    write_atomically(path, text)
 
 
 def _wanted(run: RunConfig, recipe: str) -> Path:

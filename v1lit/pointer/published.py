@@ -8,9 +8,6 @@ Source: jun297/v1, v1/modeling_v1.py, lines 44-69 for weights, v1/configuration_
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +27,7 @@ from transformers.initialization import no_init_weights
 from v1lit.backbones.folder import refuse_adapter, refuse_quantized
 from v1lit.backbones.load import refuse_untied
 from v1lit.backbones.weight_files import read_headers, read_json, weight_files
+from v1lit.files import aside, write_atomically
 from v1lit.paths import expand_path
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model_config import PointAndCopyConfig
@@ -137,19 +135,16 @@ def save_published(model: PreTrainedModel, folder: str | Path) -> None:
     if folder.exists():
         raise ValueError(f"{folder} exists already; name a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with aside(folder) as unfinished:
+        unfinished.mkdir()
         tensors = {_published_name(name, options): value for name, value in model.state_dict().items()}
         if config.backbone_config.tie_word_embeddings:
             tensors.pop("lm_head.weight")
-        save_file({name: value.contiguous() for name, value in tensors.items()}, aside / "model.safetensors")
-        (aside / "config.json").write_text(
-            json.dumps(_published_config(config, str(model.dtype)), indent=2), encoding="utf-8"
+        weights = {name: value.contiguous() for name, value in tensors.items()}
+        save_file(weights, unfinished / "model.safetensors")
+        write_atomically(
+            unfinished / "config.json", json.dumps(_published_config(config, str(model.dtype)), indent=2)
         )
-        aside.chmod(0o755)
-        os.rename(aside, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _config(published: dict[str, Any], path: Path) -> PointAndCopyConfig:

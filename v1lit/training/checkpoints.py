@@ -14,6 +14,7 @@ from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
+from v1lit.files import aside, remove_leftovers
 from v1lit.training.loop_state import (
     between_steps,
     count_logged_steps,
@@ -47,16 +48,11 @@ class WholeFileIO(TorchCheckpointIO):
             return
         place = Path(path)
         place.parent.mkdir(parents=True, exist_ok=True)
-        aside = place.with_name(f".{place.name}.part")
-        try:
-            with aside.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, place)
-        except BaseException:
-            aside.unlink(missing_ok=True)
-            raise
+        remove_leftovers(place.parent, place.name)  # as large as a checkpoint
+        with aside(place) as unfinished, unfinished.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 class LastCheckpoint(Checkpoint):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.profiler import ProfilerActivity
+
+from v1lit.files import aside
 
 ALLOCATIONS = 200_000
 """Events that the memory snapshot holds at most; the oldest are dropped first."""
@@ -83,21 +84,22 @@ class Profile(Callback):
         profiler = self._profiler
         assert profiler is not None
         folder = Path(trainer.default_root_dir) / "profile"
-        folder.mkdir(parents=True, exist_ok=True)
-        if device.type == "cuda":
-            write_aside(folder / "memory.pickle", torch.cuda.memory._dump_snapshot)
-        self._stop(device)
-        write_aside(folder / "trace.json.gz", profiler.export_chrome_trace)
-        events = profiler.key_averages(group_by_input_shape=True)
-        own = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
-        self._write_table(folder / "operations.txt", events, own)
-        if device.type != "cuda":
-            self._write_table(folder / "memory.txt", events, "self_cpu_memory_usage")
+        with aside(folder) as unfinished:
+            unfinished.mkdir()
+            if device.type == "cuda":
+                torch.cuda.memory._dump_snapshot(str(unfinished / "memory.pickle"))
+            self._stop(device)
+            profiler.export_chrome_trace(str(unfinished / "trace.json.gz"))
+            events = profiler.key_averages(group_by_input_shape=True)
+            own = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
+            self._write_table(unfinished / "operations.txt", events, own)
+            if device.type != "cuda":
+                self._write_table(unfinished / "memory.txt", events, "self_cpu_memory_usage")
+            shutil.rmtree(folder, ignore_errors=True)
         rank_zero_info(f"profile of batches {self.skip + 1} to {self._seen}: {folder}")
 
     def _write_table(self, path: Path, events: Any, sort_by: str) -> None:
-        table: str = events.table(sort_by=sort_by, row_limit=self.rows)
-        write_aside(path, lambda aside: Path(aside).write_text(table, encoding="utf-8"))
+        path.write_text(events.table(sort_by=sort_by, row_limit=self.rows), encoding="utf-8")
 
     def _stop(self, device: torch.device) -> None:
         self._done = True
@@ -106,13 +108,3 @@ class Profile(Callback):
             self._profiler = None
             if device.type == "cuda":
                 torch.cuda.memory._record_memory_history(enabled=None)
-
-
-def write_aside(path: Path, write: Callable[[str], object]) -> None:
-    """Let `write` fill a file beside `path`, then give it that name: it appears whole or not at all."""
-    aside = path.with_name(f".part.{path.name}")  # the end of the name decides whether it is compressed
-    try:
-        write(str(aside))
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from rich.table import Table
 
 from v1lit.console import Console, screen
 from v1lit.data.datamodule import V1DataModule
+from v1lit.files import aside, write_atomically
 from v1lit.inference.predictor import Predictor
 from v1lit.training.config import RunConfig
 from v1lit.training.module import V1Module
@@ -153,29 +152,19 @@ def _answers(predictor: Predictor, data: V1DataModule, run: RunConfig) -> list[H
 
 def export(predictor: Predictor, folder: Path) -> None:
     """Write model and processor into one folder, whole or not at all, that `v1lit.load` opens."""
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with aside(folder) as unfinished:
         with no_weights_bar():
-            predictor.model.save_pretrained(aside)
-        predictor.processor.save_pretrained(aside)
-        aside.chmod(0o755)
+            predictor.model.save_pretrained(unfinished)
+        predictor.processor.save_pretrained(unfinished)
         if folder.exists():
             shutil.rmtree(folder)
-        os.rename(aside, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_json(path: Path, content: dict[str, float]) -> None:
     """Write sorted keys, null for what is not finite; the file appears whole or not at all."""
-    aside = path.with_name(f".{path.name}.part")
     # JSON has no NaN, which stands for "nothing was counted".
     known = {name: value if math.isfinite(value) else None for name, value in sorted(content.items())}
-    try:
-        aside.write_text(json.dumps(known, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_atomically(path, json.dumps(known, indent=2, allow_nan=False) + "\n")
 
 
 def print_report(metrics: dict[str, float], folder: Path, console: Console) -> None:

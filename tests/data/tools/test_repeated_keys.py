@@ -1,10 +1,8 @@
-"""Finding keys that occur again is exact, in little memory; work over processes keeps its order."""
+"""Finding keys that occur again is exact, in little memory."""
 
 from __future__ import annotations
 
-import os
 import tempfile
-import time
 import tracemalloc
 from collections import defaultdict
 from pathlib import Path
@@ -16,7 +14,6 @@ from hypothesis import strategies as st
 
 from v1lit.data.tools import repeated as repeated_module
 from v1lit.data.tools.repeated import Place, RepeatedKeys, hash_keys
-from v1lit.processes import WorkerDiedError, count_workers, ordered
 
 
 def expected(shards: list[list[str]]) -> set[tuple[Place, Place]]:
@@ -59,53 +56,3 @@ def test_keys_that_are_not_unicode_are_told_apart() -> None:
     hashes = hash_keys(["\udc80", "\udc81", "a"])
     assert hashes.shape == (3, 2)
     assert len(set(map(tuple, hashes.tolist()))) == 3
-
-
-def late_first(number: int) -> int:
-    time.sleep(0.2 if number == 0 else 0)
-    return number * number
-
-
-def fail_at_three(number: int) -> int:
-    if number == 3:
-        raise ValueError("three")
-    return number
-
-
-def die(number: int) -> None:
-    os._exit(1)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 3])
-def test_results_come_in_the_order_of_the_tasks(workers: int) -> None:
-    assert list(ordered(late_first, range(30), workers)) == [n * n for n in range(30)]
-    assert list(ordered(late_first, [], workers)) == []
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_an_error_comes_after_the_results_before_it(workers: int) -> None:
-    results = ordered(fail_at_three, range(50), workers)
-    assert [next(results) for _ in range(3)] == [0, 1, 2]
-    with pytest.raises(ValueError, match="three"):
-        next(results)
-
-
-def test_a_loop_that_is_left_early_does_not_wait_for_the_work() -> None:
-    started = time.monotonic()
-    results = ordered(time.sleep, [0, 600, 600, 600], 2)
-    next(results)
-    results.close()
-    assert time.monotonic() - started < 300
-
-
-def test_a_process_that_was_killed_is_told() -> None:
-    with pytest.raises(WorkerDiedError, match="--workers"):
-        list(ordered(die, range(4), 2))
-
-
-def test_there_are_no_more_processes_than_tasks() -> None:
-    assert [count_workers(8, 3), count_workers(2, 3), count_workers(5, 0)] == [3, 2, 1]
-    assert count_workers(None, 10**6) >= 1
-    with pytest.raises(ValueError, match="at least 1"):
-        count_workers(0, 3)

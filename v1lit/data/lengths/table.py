@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import mmap
-import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from v1lit.files import aside
 
 COLUMNS = {"tokens": "<u4", "image_tokens": "<u4", "images": "<u2"}
 """Columns of a table and their types in numpy's words."""
@@ -70,13 +71,9 @@ class LengthTable:
             "examples": len(self),
             "crc32": _crc32(self._columns()),
         }
-        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        with aside(path) as unfinished:
             # One entry: the order of several would change from run to run.
-            save_file(self._columns(), aside, {_METADATA: json.dumps(about)})
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
+            save_file(self._columns(), unfinished, {_METADATA: json.dumps(about)})
 
     @classmethod
     def load(cls, path: str | Path, fingerprint: str, examples: int | None = None) -> LengthTable:

@@ -16,6 +16,7 @@ from v1lit.data.remote.answer import Body
 from v1lit.data.remote.body import open_body
 from v1lit.data.remote.error import CacheError, ProblemError
 from v1lit.data.remote.retry import DEFAULT_RETRY, Retry
+from v1lit.files import write_atomically
 
 STEP = 64 * 2**20
 Reserve = Callable[[int, int], int]
@@ -216,12 +217,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, note: dict[str, Any]) -> None:
     """Write a note aside, then give it its name. CacheError where the disk refuses."""
-    aside = path.with_name(f"{path.name}.tmp")
     try:
-        aside.write_text(json.dumps(note), encoding="utf-8")
-        os.replace(aside, path)
+        write_atomically(path, json.dumps(note))
     except OSError as error:
-        aside.unlink(missing_ok=True)
         raise disk_error(path, error) from error
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import zlib
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -18,7 +18,7 @@ from v1lit.data.shards.index import ShardInfo, sidecar_name
 from v1lit.data.shards.member import counts, pack, unpack
 from v1lit.data.shards.sidecar import ShardIndex
 from v1lit.data.shards.tar import BLOCK
-from v1lit.files import write_atomically
+from v1lit.files import aside, write_atomically
 from v1lit.paths import expand_path
 
 _RECORD = 20 * BLOCK
@@ -126,7 +126,7 @@ class ShardWriter:
         if kind is None:
             self.close()
         elif self._open is not None:
-            self._open.abandon()
+            self._open.cleanup.__exit__(kind, error, trace)
             self._open = None
 
 
@@ -135,8 +135,9 @@ class _OpenShard:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        self.file = open(self.aside, "wb")  # noqa: SIM115
+        self.cleanup = ExitStack()
+        """Ends the file: renames it, or removes it after an error."""
+        self.file = self.cleanup.enter_context(self.cleanup.enter_context(aside(path)).open("wb"))
         self.digest = hashlib.sha256()
         self.offsets: list[int] = [0]
         self.crc32: list[int] = []
@@ -155,21 +156,16 @@ class _OpenShard:
     def finish(self) -> ShardInfo:
         end = self.offsets[-1] + 2 * BLOCK
         size = (end + _RECORD - 1) // _RECORD * _RECORD
-        self._write(bytes(size - self.offsets[-1]))
-        self.file.close()
         index = ShardIndex(np.array(self.offsets, dtype=np.int64), np.array(self.crc32, dtype=np.uint32))
-        # First: a shard that has its name has its index.
-        write_atomically(self.path.with_name(sidecar_name(self.path.name)), index.to_bytes())
-        os.replace(self.aside, self.path)
+        with self.cleanup:
+            self._write(bytes(size - self.offsets[-1]))
+            # First: a shard that has its name has its index.
+            write_atomically(self.path.with_name(sidecar_name(self.path.name)), index.to_bytes())
         return ShardInfo(self.path.name, len(index), self.images, self.regions, size, self.digest.hexdigest())
 
     def _write(self, data: bytes) -> None:
         self.file.write(data)
         self.digest.update(data)
-
-    def abandon(self) -> None:
-        self.file.close()
-        self.aside.unlink(missing_ok=True)
 
 
 def _packed(key: str, members: Mapping[str, bytes]) -> bytes:

@@ -36,7 +36,7 @@ from v1lit.data.shards import (
     verify_shard,
     write_index,
 )
-from v1lit.files import write_atomically
+from v1lit.files import aside, remove_leftovers, write_atomically
 from v1lit.processes import count_workers, ordered
 
 STAGING = ".import"
@@ -120,8 +120,7 @@ def is_finished(job: Job, *, overwrite: bool) -> bool:
     elif any(path.name != STAGING for path in content):
         raise ValueError(f"{out} is not empty and holds no import: choose another folder")
     job.staging.mkdir(parents=True, exist_ok=True)
-    for leftover in job.staging.glob("*.tmp"):
-        shutil.rmtree(leftover)
+    remove_leftovers(job.staging)
     write_atomically(job.staging / "plan.json", json.dumps(job.plan, ensure_ascii=False))
     return False
 
@@ -163,25 +162,20 @@ def _clear(out: Path) -> None:
 
 def _run_unit(unit: Unit, staging: str, read: Reader, max_examples: int) -> None:
     final = Path(staging, unit.name)
-    aside = Path(staging, f"{unit.name}.{os.getpid()}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
     accepted: dict[str, int] = {}
     rejected: list[dict[str, Any]] = []
-    with ShardWriter(aside, max_examples=max_examples) as writer:
-        for result in read(unit):
-            reason = result.reason
-            if result.example is not None:
-                reason = _accept(unit, result.row, result.example, accepted, writer)
-            if reason is not None:
-                rejected.append(_rejection(unit, result.row, result.id, reason))
-    record = {
-        "accepted": accepted,
-        "rejected": rejected,
-        "shards": [asdict(shard) for shard in writer.shards],
-    }
-    (aside / "record.json").write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(aside, final)
+    with aside(final) as unfinished:
+        with ShardWriter(unfinished, max_examples=max_examples) as writer:
+            for result in read(unit):
+                reason = result.reason
+                if result.example is not None:
+                    reason = _accept(unit, result.row, result.example, accepted, writer)
+                if reason is not None:
+                    rejected.append(_rejection(unit, result.row, result.id, reason))
+        shards = [asdict(shard) for shard in writer.shards]
+        record = {"accepted": accepted, "rejected": rejected, "shards": shards}
+        write_atomically(unfinished / "record.json", json.dumps(record, ensure_ascii=False))
+        shutil.rmtree(final, ignore_errors=True)
 
 
 def _rejection(unit: Unit, row: int, id: str | None, reason: str) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from v1lit.console import Console, counting_bar, screen
+from v1lit.console import Console, screen
 from v1lit.data.example import Example, ExampleError, Message
 from v1lit.data.example.example import load_json, read_region
 from v1lit.data.example.images import EncodedImage, decode_image, read_header
@@ -29,6 +28,7 @@ from v1lit.data.sources.parquet_files import Source, find_source
 from v1lit.grounding.region import Region
 from v1lit.grounding.trace import parse_trace
 from v1lit.paths import expand_path
+from v1lit.processes import available_cores, progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def import_v1g(
         ValueError: nothing to import, not the v1g format, or `out` holds something else.
     """
     started = time.monotonic()
-    workers = workers if workers is not None else _available_cores()
+    workers = workers if workers is not None else available_cores()
     if workers < 1 or max_examples_per_shard < 1:
         raise ValueError(
             "workers and max_examples_per_shard must be at least 1, "
@@ -132,21 +132,15 @@ def import_v1g(
     return _total(reports, out, found.ignored, time.monotonic() - started)
 
 
-def _available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _import_folder(
     task: Job, name: str | None, workers: int, overwrite: bool, console: Console
 ) -> ImportReport:
     started = time.monotonic()
     done = job.is_finished(task, overwrite=overwrite)
     if not done:
-        with counting_bar("rows", shown=not console.quiet) as bar:
-            shown = bar.add_task(
-                f"importing {name or task.out.name}", total=sum(unit.rows for unit in task.units)
-            )
-            job.run(task, workers, lambda rows: bar.advance(shown, rows))
+        total = sum(unit.rows for unit in task.units)
+        with progress_bar(f"importing {name or task.out.name}", total, not console.quiet, "rows") as advance:
+            job.run(task, workers, advance)
     index = read_index(task.out)
     shards = len(index["shards"])
     message = f"{task.out}: {index['examples']} examples, {index['rejected']} rejected, {shards} shards"

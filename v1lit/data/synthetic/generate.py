@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import io
-import multiprocessing
 import os
 import random
-import shutil
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from difflib import get_close_matches
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,8 +18,10 @@ from v1lit.data.shards import ShardWriter, list_shards, read_index, write_index
 from v1lit.data.synthetic import charts, diagrams, shapes
 from v1lit.data.synthetic.questions import KINDS, Turn, write_turn
 from v1lit.data.synthetic.scene import Scene
+from v1lit.files import aside
 from v1lit.grounding.region import Region
 from v1lit.paths import expand_path
+from v1lit.processes import count_workers, ordered, progress_bar
 
 LOOKS: Mapping[str, ModuleType] = {"shapes": shapes, "bars": charts, "diagrams": diagrams}
 """A look is a module with `draw(rng, size) -> Scene` and `ask(rng, scene, kind) -> Turn | None`."""
@@ -35,6 +33,8 @@ MAX_SIDE = 2048
 TRIES = 1000
 PARALLEL_FROM = 2000
 """Below this many examples, starting processes takes longer than drawing."""
+CHUNK = 64
+"""Examples that a process draws before it hands them over."""
 
 
 def make_scene(rng: random.Random, look: str = "shapes", size: tuple[int, int] = (168, 168)) -> Scene:
@@ -169,61 +169,33 @@ def synthesize(
     if _holds(out, settings):
         return out
     out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        _write(aside, settings, workers, progress)
-        _move(aside, out, settings)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        with aside(out) as unfinished:
+            _write(unfinished, settings, workers, progress)
+    except OSError:
+        if not _holds(out, settings):  # Else another process was faster with the same data.
+            raise
     return out
 
 
 def _write(folder: Path, settings: Mapping[str, Any], workers: int | None, progress: bool) -> None:
     count = settings["examples"]
-    if workers is None:
-        workers = 1 if count < PARALLEL_FROM else _cores()
+    chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+    workers = count_workers(1 if workers is None and count < PARALLEL_FROM else workers, len(chunks))
     with (
-        _mapped(partial(_numbered_example, settings=dict(settings)), count, workers) as made,
+        closing(ordered(_draw_chunk, chunks, workers, settings)) as drawn,
+        progress_bar("drawing", count, progress, "scenes") as advance,
         ShardWriter(folder, max_examples=settings["shard_examples"]) as writer,
     ):
-        for example in _tracked(made, count, progress):
-            writer.write(example)
+        for examples in drawn:
+            for example in examples:
+                writer.write(example)
+            advance(len(examples))
     write_index(folder, writer.shards, synthetic={"version": VERSION, **settings})
 
 
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def _mapped(make: partial[Example], count: int, workers: int) -> Iterator[Iterable[Example]]:
-    """make(0), make(1), ... make(count - 1), in this order, made by `workers` processes."""
-    if workers <= 1:
-        yield map(make, range(count))
-        return
-    # Forked workers need no importable main module, so a plain script may call this.
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
-    with multiprocessing.get_context(method).Pool(workers) as pool:
-        yield pool.imap(make, range(count), chunksize=64)
-
-
-def _tracked(made: Iterable[Example], count: int, progress: bool) -> Iterator[Example]:
-    from v1lit.console import counting_bar
-
-    with counting_bar("scenes", shown=progress) as bar:
-        yield from bar.track(made, total=count, description="drawing")
-
-
-def _move(aside: Path, out: Path, settings: Mapping[str, Any]) -> None:
-    """Give the finished folder its name, unless another process was faster with the same data."""
-    try:
-        if out.is_dir():
-            out.rmdir()  # works on an empty one only
-        os.rename(aside, out)
-    except OSError:
-        if not _holds(out, settings):
-            raise
+def _draw_chunk(chunk: range, settings: Mapping[str, Any]) -> list[Example]:
+    return [_numbered_example(index, settings) for index in chunk]
 
 
 def _holds(out: Path, settings: Mapping[str, Any]) -> bool:

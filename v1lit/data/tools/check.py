@@ -19,6 +19,7 @@ from v1lit.data.tools.content import fetch, scan_file
 from v1lit.data.tools.examine import Examined, Task, examine
 from v1lit.data.tools.find import Finding, ShardFile, find_shards
 from v1lit.data.tools.repeated import Place, RepeatedKeys
+from v1lit.files import aside
 from v1lit.paths import expand_path
 from v1lit.processes import count_workers, ordered, progress_bar
 
@@ -141,13 +142,8 @@ def _written_aside(path: str | os.PathLike[str] | None) -> Iterator[TextIO | Non
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give a file for the findings")
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(aside, "w", encoding="utf-8") as file:
-            yield file
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with aside(path) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
+        yield file
 
 
 def _repeats(repeated: RepeatedKeys, files: Sequence[ShardFile], cache: tuple[str, int]) -> Iterator[Finding]:

@@ -58,7 +58,7 @@ from v1lit.data.tools.reshard_shards import (
     write_shard,
 )
 from v1lit.data.tools.reshard_table import RepeatedIdError, Table, make_table
-from v1lit.files import write_atomically
+from v1lit.files import remove_leftovers, write_atomically
 from v1lit.paths import expand_path
 from v1lit.processes import count_workers, ordered, progress_bar
 
@@ -195,8 +195,8 @@ def _begin(out: Path, staging: Path, plan: dict[str, Any]) -> None:
     """Make the staging folder ready for this plan: go on with what is there, if it was made for it."""
     path, text = staging / "plan.json", json.dumps(plan)
     if path.is_file() and path.read_text(encoding="utf-8") == text:
-        for left in (*staging.glob("*.tmp"), *staging.glob("shards/.*.tmp")):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        remove_leftovers(staging)
+        remove_leftovers(staging / "shards")
         return
     if (staging / "final.json").is_file():
         raise ValueError(
@@ -238,8 +238,7 @@ def _publish(out: Path, staging: Path, options: ReshardOptions, skipped: Sequenc
     count = json.loads((staging / "final.json").read_text(encoding="utf-8"))["shards"]
     shards: list[ShardInfo] = []
     report = ReshardReport(out)
-    for left in out.glob(".*.tmp"):  # An index that was being written when this was killed.
-        left.unlink()
+    remove_leftovers(out)  # An index that was being written when this was killed.
     with open(staging / SKIPPED_NAME, "w", encoding="utf-8") as file:
         for finding in (*skipped, *Table.load(staging).findings):
             _note(report, finding, file)

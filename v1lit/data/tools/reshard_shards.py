@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from v1lit.data.tools.content import fetch
 from v1lit.data.tools.find import Finding, ShardFile
 from v1lit.data.tools.permutation import Permutation
 from v1lit.data.tools.reshard_table import Table
+from v1lit.files import aside, write_atomically
 
 BUFFER_BYTES = 64 * 2**20
 """Examples that a process reads before it writes them, in the order in which they lie on the disk."""
@@ -136,19 +136,21 @@ def forget_inputs() -> None:
 def write_shard(task: WriteTask) -> int:
     """Write one output shard, and its record; returns its number of examples. Raises ShardError."""
     inputs = _open_inputs(task.staging, task.made)
-    aside = task.folder.with_name(f".{task.folder.name}.{os.getpid()}.tmp")
     skipped: list[Finding] = []
     size = task.stop - task.start
-    with ShardWriter(aside, max_examples=size, max_bytes=2**62, unique="shard") as writer:
-        for one in inputs.read(order(inputs.table, inputs.seed, task.start, task.stop)):
-            if isinstance(one, Finding):
-                skipped.append(one)
-            else:
-                writer.write_raw(one)
-    record = {"shards": [asdict(one) for one in writer.shards], "skipped": [asdict(one) for one in skipped]}
-    (aside / "record.json").write_text(json.dumps(record), encoding="utf-8")
-    shutil.rmtree(task.folder, ignore_errors=True)
-    os.replace(aside, task.folder)
+    with aside(task.folder) as unfinished:
+        with ShardWriter(unfinished, max_examples=size, max_bytes=2**62, unique="shard") as writer:
+            for one in inputs.read(order(inputs.table, inputs.seed, task.start, task.stop)):
+                if isinstance(one, Finding):
+                    skipped.append(one)
+                else:
+                    writer.write_raw(one)
+        record = {
+            "shards": [asdict(one) for one in writer.shards],
+            "skipped": [asdict(one) for one in skipped],
+        }
+        write_atomically(unfinished / "record.json", json.dumps(record))
+        shutil.rmtree(task.folder, ignore_errors=True)
     return size - len(skipped)
 
 

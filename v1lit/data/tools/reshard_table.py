@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -19,7 +18,7 @@ from v1lit.data.shards.scan import Scan
 from v1lit.data.tools.content import fetch, index_of, scan_file
 from v1lit.data.tools.find import AGAIN, Finding, ShardFile
 from v1lit.data.tools.repeated import RepeatedKeys, hash_keys
-from v1lit.files import write_atomically
+from v1lit.files import aside, write_atomically
 from v1lit.processes import ordered, progress_bar
 
 ROW = np.dtype([("start", "<i8"), ("end", "<i8"), ("crc32", "<u4"), ("shard", "<u4")])
@@ -83,9 +82,9 @@ def make_table(
         old.unlink()
     repeated, counts, findings = RepeatedKeys(keys_folder), list[int](), list[Finding]()
     scanned = ordered(partial(_scan_shard, cache=cache, skip=skip), shards, workers)
-    aside = folder / "table.bin.tmp"
     with (
-        open(aside, "wb") as file,
+        aside(folder / "table.bin") as unfinished,
+        open(unfinished, "wb") as file,
         closing(scanned),
         progress_bar("looking for examples", len(shards), progress) as advance,
     ):
@@ -96,8 +95,7 @@ def make_table(
             counts.append(len(found.rows))
             findings += found.findings
             advance(len(found.rows))
-    _refuse_repeats(repeated, shards, cache)
-    os.replace(aside, folder / "table.bin")
+        _refuse_repeats(repeated, shards, cache)
     record = {"examples": counts, "findings": [asdict(finding) for finding in findings]}
     write_atomically(folder / "table.json", json.dumps(record))
 

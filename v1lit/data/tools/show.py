@@ -16,6 +16,7 @@ from v1lit.data.example import Example
 from v1lit.data.example.images import decode_image
 from v1lit.data.shards import INDEX_NAME, Shard, list_shards
 from v1lit.data.tools.show_page import GREY, INK, RED, Card, Piece, render_html, render_png
+from v1lit.files import write_atomically
 from v1lit.grounding.draw import draw_regions
 from v1lit.grounding.region import Region
 from v1lit.grounding.trace import parse_trace
@@ -75,9 +76,7 @@ def show(
     cards = [_card(shard, number, processor, encoding) for shard, number in _pick(source, n, seed)]
     page = renderers[out.suffix.lower()](f"{source}: {len(cards)} examples", cards)
     out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.{os.getpid()}.part")
-    aside.write_bytes(page)
-    os.replace(aside, out)
+    write_atomically(out, page)
     return out
 
 
