@@ -12,7 +12,7 @@ parameter is renamed, copied or lost, and copies and checkpoints of the model ne
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -82,18 +82,24 @@ def group_by_length(lengths: Sequence[int], device: torch.device) -> LengthGroup
     return LengthGroups(tuple(groups), tokens, send(order, device), send(order.argsort(), device))
 
 
-def keep_groups(bounds: Tensor, groups: LengthGroups) -> Tensor:
-    """Note the groups of these bounds on the tensor itself, for all layers that get it; returns it."""
-    bounds.__dict__["length_groups"] = groups
-    return bounds
+# Not frozen: torch.compile before 2.14 looks into frozen dataclasses, and compiles anew for other lengths.
+@dataclass
+class TowerGroups:
+    """The groups of all segments that a tower attends in: its images, and Qwen2.5-VL's windows."""
 
+    groups: list[tuple[Tensor, LengthGroups]] = field(default_factory=list)
+    """The ends of segments as the tower hands them to its layers, and their groups."""
 
-def _groups_of(bounds: Tensor) -> LengthGroups:
-    groups: LengthGroups | None = bounds.__dict__.get("length_groups")
-    if groups is None:
-        groups = group_by_length(bounds.diff().tolist(), bounds.device)
-        keep_groups(bounds, groups)
-    return groups
+    def add(self, bounds: Tensor, device: torch.device) -> Tensor:
+        """The ends of segments, from the host, on the device; their groups are noted."""
+        moved = send(bounds, device)
+        self.groups.append((moved, group_by_length(bounds.diff().tolist(), device)))
+        return moved
+
+    def of(self, bounds: Tensor) -> LengthGroups:
+        """The groups of these very ends; others are asked for their lengths, which waits for the GPU."""
+        noted = next((groups for ends, groups in self.groups if ends is bounds), None)
+        return noted or group_by_length(bounds.diff().tolist(), bounds.device)
 
 
 class _Reorder(torch.autograd.Function):
@@ -111,12 +117,22 @@ class _Reorder(torch.autograd.Function):
 
 # Lengths differ from batch to batch: compiled code would be compiled for every one of them.
 @torch.compiler.disable
-def attention_by_length(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, scale: float) -> Tensor:
-    """Full attention inside each segment, none across. ``[tokens, heads, head dim]`` each.
+def attention_by_length(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bounds: Tensor,
+    scale: float,
+    tower_groups: TowerGroups | None = None,
+) -> Tensor:
+    """Full attention inside each segment, none across; `[tokens, heads, head dim]` each.
 
-    ``bounds`` are the segments' ends as in variable-length attention: 0, end of the first, ... , tokens.
+    Args:
+        bounds: Ends of the segments as in variable-length attention: 0, end of the first, ... , tokens.
+        scale: Of the products of queries and keys.
+        tower_groups: The groups of the bounds, if they are known.
     """
-    groups = _groups_of(bounds)
+    groups = (tower_groups or TowerGroups()).of(bounds)
     order, back = groups.order, groups.back
     if order is not None:
         query, key, value = (_Reorder.apply(x, order, back) for x in (query, key, value))
@@ -133,11 +149,11 @@ def _attend(rows: Sequence[Tensor], length: int, scale: float) -> Tensor:
 
 
 def _attend_segments(
-    module: Any, hidden_states: Tensor, bounds: Tensor, rotation: Any, rotate: Any
+    module: Any, hidden_states: Tensor, bounds: Tensor, rotation: Any, rotate: Any, groups: TowerGroups | None
 ) -> Tensor:
     query, key, value = module.qkv(hidden_states).unflatten(-1, (3, module.num_heads, -1)).unbind(1)
     query, key = rotate(query, key, *rotation)
-    return module.proj(attention_by_length(query, key, value, bounds, module.scaling).flatten(1))
+    return module.proj(attention_by_length(query, key, value, bounds, module.scaling, groups).flatten(1))
 
 
 class Qwen2Attention(qwen2.VisionAttention):
@@ -149,12 +165,13 @@ class Qwen2Attention(qwen2.VisionAttention):
         cu_seqlens: Tensor,
         position_embeddings: Any = None,
         max_seqlen: int | None = None,
+        tower_groups: TowerGroups | None = None,
         **kwargs: Any,
     ) -> Tensor:
         if self.config._attn_implementation != "sdpa":
             return super().forward(hidden_states, cu_seqlens, position_embeddings, max_seqlen, **kwargs)
         rotate = qwen2.apply_rotary_pos_emb_vision
-        return _attend_segments(self, hidden_states, cu_seqlens, position_embeddings, rotate)
+        return _attend_segments(self, hidden_states, cu_seqlens, position_embeddings, rotate, tower_groups)
 
 
 class Qwen25Attention(qwen25.Qwen2_5_VLVisionAttention):
@@ -166,12 +183,13 @@ class Qwen25Attention(qwen25.Qwen2_5_VLVisionAttention):
         cu_seqlens: Tensor,
         position_embeddings: Any = None,
         max_seqlen: int | None = None,
+        tower_groups: TowerGroups | None = None,
         **kwargs: Any,
     ) -> Tensor:
         if self.config._attn_implementation != "sdpa":
             return super().forward(hidden_states, cu_seqlens, position_embeddings, max_seqlen, **kwargs)
         rotate = qwen25.apply_rotary_pos_emb_vision
-        return _attend_segments(self, hidden_states, cu_seqlens, position_embeddings, rotate)
+        return _attend_segments(self, hidden_states, cu_seqlens, position_embeddings, rotate, tower_groups)
 
 
 # ---- the whole tower --------------------------------------------------------------------------------------
@@ -188,22 +206,17 @@ def encode(tower: nn.Module, pixel_values: Tensor, image_grid_thw: Tensor) -> Te
     return features
 
 
-def tower_layout(tower: Any, image_grid_thw: Tensor, device: torch.device) -> dict[str, Tensor]:
+def tower_layout(tower: Any, image_grid_thw: Tensor, device: torch.device) -> dict[str, Any]:
     """What the tower would otherwise derive from the grids: positions, windows, segments and their groups."""
-    grids, merge = image_grid_thw.cpu(), tower.spatial_merge_size
+    grids, merge, groups = image_grid_thw.cpu(), tower.spatial_merge_size, TowerGroups()
     layout = {
         "position_ids": send(get_vision_position_ids(grids, merge), device),
-        "cu_seqlens": _send_bounds(get_vision_cu_seqlens(grids), device),
+        "cu_seqlens": groups.add(get_vision_cu_seqlens(grids), device),
     }
     if hasattr(tower, "window_size"):
         index, bounds = get_vision_window_index(grids, merge, tower.window_size, tower.patch_size)
-        layout["window_index"] = send(index, device)
-        layout["cu_window_seqlens"] = _send_bounds(bounds, device)
-    return layout
-
-
-def _send_bounds(bounds: Tensor, device: torch.device) -> Tensor:
-    return keep_groups(send(bounds, device), group_by_length(bounds.diff().tolist(), device))
+        layout |= {"window_index": send(index, device), "cu_window_seqlens": groups.add(bounds, device)}
+    return {**layout, "tower_groups": groups}
 
 
 REPLACEMENTS: dict[type, type] = {
