@@ -218,7 +218,7 @@ def test_the_order_of_two_epochs_and_of_one_that_is_divided_anew(kind: str, expe
         progress = Progress(epoch, layout=StepLayout(4, "four"))
         everything += [[spelled(row) for row in rows] for rows in rows_of(sequence, progress, KINDS[kind], 2)]
     progress = after_two_steps(sequence, progress, KINDS[kind])
-    progress = progress.divided(StepLayout(3, "three"), sequence.positions)
+    progress = progress.divided(StepLayout(3, "three"), sequence.length)
     everything += [[spelled(row) for row in rows] for rows in rows_of(sequence, progress, KINDS[kind], 1)]
     assert digest(everything) == expected
 
@@ -227,9 +227,9 @@ def test_the_order_of_a_mixture_of_many_blocks_and_of_shards_that_are_not_counte
     sizes = [500, 0, 900], [40] * 30, [7] * 3
     draws = draws_per_epoch([1400, 1200, 21], [2.0, 1.0, 0.5], [None, None, 300])
     sequence = sequence_of(*sizes, lanes=3, draws=draws, window=100)
-    assert sequence.positions is not None
+    assert sequence.length is not None
     for epoch, expected in enumerate(["cfca62abceb66c05", "362e30821f755d10"]):
-        found = sequence.find(epoch, np.arange(sequence.positions + 5))
+        found = sequence.find(epoch, np.arange(sequence.length + 5))
         assert digest([column.tolist() for column in vars(found).values()]) == expected
     counts = [5, 9, 0, 8]
     order = SourceOrder([None] * 4, Shuffle(5, True, 6), discover=counts.__getitem__)
@@ -244,7 +244,7 @@ def test_how_far_an_epoch_has_come() -> None:
     sequence = sequence_of([7, 0, 12, 9], [10, 4], lanes=2, draws=[20, 30])
     progress = after_two_steps(sequence, Progress(1, layout=StepLayout(4, "four")), KINDS["filled"])
     assert digest(progress_to_dict(progress)) == "f968157647868d02"
-    divided = progress.divided(StepLayout(3, "three"), sequence.positions)
+    divided = progress.divided(StepLayout(3, "three"), sequence.length)
     assert digest(progress_to_dict(divided)) == "044bbda97b9c753c"
     assert readable(progress_to_dict(Progress(2))) == {
         "epoch": 2,

@@ -277,7 +277,7 @@ class V1DataModule(LightningDataModule):
         def val_batches() -> int | None:
             if self.streams is not None and self.streams.val is not None:
                 return None
-            positions = self._open_val().sequence.positions if self.has_val else 0
+            positions = self._open_val().sequence.length if self.has_val else 0
             return None if positions is None else -(-positions // (self.val_batch_size * ranks))
 
         check_limits(trainer, train_batches, val_batches)
@@ -403,7 +403,7 @@ class V1DataModule(LightningDataModule):
 
     def begin(self, current_epoch: int, layout: StepLayout) -> Progress:
         """Where the loader begins an epoch."""
-        positions = self.opened.sequence.positions
+        positions = self.opened.sequence.length
         return self._reading.begin(current_epoch, layout, positions, self._ranks.size, self._rank)
 
     def _begin_stream(self, current_epoch: int, layout: StreamLayout) -> StreamProgress:
@@ -521,7 +521,7 @@ class V1DataModule(LightningDataModule):
             return
         loader = self.train_dataloader()
         assert isinstance(loader, TrainLoader)
-        progress = progress.divided(loader.layout, self.opened.sequence.positions)
+        progress = progress.divided(loader.layout, self.opened.sequence.length)
         set_batches_done(checkpoint, loader.batches_done(progress))
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
@@ -15,9 +16,10 @@ from hypothesis import strategies as st
 from v1lit.data.config import PackingConfig
 from v1lit.data.example import ExampleRef
 from v1lit.data.lengths.length import Length
+from v1lit.data.sampling import mixture
 from v1lit.data.sampling.epoch import MakeRows, Progress, StepLayout, rank_rows, steps_left
 from v1lit.data.sampling.mixture import GlobalSequence, draws_per_epoch
-from v1lit.data.sampling.remaining import MicroBatchState
+from v1lit.data.sampling.remaining import MicroBatchState, Remaining
 from v1lit.data.sampling.rows import MicroBatchPlan, Substream, counted_rows, filled_rows, similar_rows
 from v1lit.data.sampling.source import Shuffle, SourceOrder
 
@@ -34,14 +36,14 @@ def sequence_of(counts: list[int], **options: int) -> GlobalSequence:
 
 
 def all_of(sequence: GlobalSequence, epoch: int) -> list[tuple[int, int, int]]:
-    assert sequence.positions is not None
-    found = sequence.find(epoch, np.arange(sequence.positions))
-    table = np.stack([found.sources, found.shards, found.numbers], axis=1)
+    assert sequence.length is not None
+    refs = sequence.find(epoch, np.arange(sequence.length))
+    table = np.stack([refs.sources, refs.shards, refs.indices], axis=1)
     return [tuple(map(int, row)) for row in table if row[1] >= 0]
 
 
 def everything(counts: list[int], source: int = 0) -> Counter[tuple[int, int, int]]:
-    return Counter((source, shard, number) for shard, count in enumerate(counts) for number in range(count))
+    return Counter((source, shard, index) for shard, count in enumerate(counts) for index in range(count))
 
 
 # ------------------------------------------------------------------ order
@@ -55,19 +57,19 @@ def test_an_epoch_holds_every_example_once(counts: list[int], seed: int, window:
 
 
 @settings(max_examples=40)
-@given(counts=COUNTS, lanes=st.integers(1, 9), positions=st.data())
-def test_a_position_is_found_without_those_before_it(
-    counts: list[int], lanes: int, positions: st.DataObject
+@given(counts=COUNTS, lanes=st.integers(1, 9), data=st.data())
+def test_an_epoch_index_is_found_without_those_before_it(
+    counts: list[int], lanes: int, data: st.DataObject
 ) -> None:
     lanes = min(lanes, sum(counts))
     whole = all_of(sequence_of(counts, lanes=lanes), 1)
     sequence = sequence_of(counts, lanes=lanes)
-    assert sequence.positions is not None
-    asked = positions.draw(st.lists(st.integers(0, sequence.positions - 1), max_size=8))
-    found = sequence.find(1, np.array(asked, dtype=np.int64))
-    flat = sequence.find(1, np.arange(sequence.positions))
-    for one, position in enumerate(asked):
-        assert (found.shards[one], found.numbers[one]) == (flat.shards[position], flat.numbers[position])
+    assert sequence.length is not None
+    asked = data.draw(st.lists(st.integers(0, sequence.length - 1), max_size=8))
+    refs = sequence.find(1, np.array(asked, dtype=np.int64))
+    every = sequence.find(1, np.arange(sequence.length))
+    for place, index in enumerate(asked):
+        assert (refs.shards[place], refs.indices[place]) == (every.shards[index], every.indices[index])
     assert Counter(whole) == everything(counts)
 
 
@@ -79,13 +81,13 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
 
 def test_the_window_bounds_how_far_examples_are_mixed() -> None:
     order = SourceOrder([10] * 20, Shuffle(3, True, 25))
-    shards, numbers = order.find(0, 0, np.arange(200))
+    shards, indices = order.find(0, 0, np.arange(200))
     for start in range(0, 200, 25):
         here = set(shards[start : start + 25].tolist())
         assert len(here) <= 4  # 25 examples lie in at most 4 shards of 10
     unshuffled = SourceOrder([10] * 20, Shuffle(3, False, 25)).find(0, 0, np.arange(200))
     assert (unshuffled[0] * 10 + unshuffled[1]).tolist() == list(range(200))
-    assert (shards * 10 + numbers).tolist() != list(range(200))
+    assert (shards * 10 + indices).tolist() != list(range(200))
 
 
 @settings(max_examples=40)
@@ -102,15 +104,15 @@ def test_counting_shards_while_reading_gives_the_order_of_an_index(
     forward = SourceOrder([None] * len(counts), Shuffle(5, True, window), discover=discover)
     sequence = GlobalSequence([forward], [None], 5)
     known = sequence_of(counts, seed=5, window=window)
-    assert sequence.positions is None
+    assert sequence.length is None
     for epoch in range(epochs):
         expected = all_of(known, epoch)
-        read = [sequence.find(epoch, np.array([position])) for position in range(sum(counts) + 3)]
-        found = [(int(one.sources[0]), int(one.shards[0]), int(one.numbers[0])) for one in read]
-        assert found[: sum(counts)] == expected
-        assert found[sum(counts) :] == [(-1, -1, -1)] * 3
+        singly = [sequence.find(epoch, np.array([index])) for index in range(sum(counts) + 3)]
+        read = [(int(refs.sources[0]), int(refs.shards[0]), int(refs.indices[0])) for refs in singly]
+        assert read[: sum(counts)] == expected
+        assert read[sum(counts) :] == [(-1, -1, -1)] * 3
     assert sorted(asked) == list(range(len(counts)))  # every shard once
-    assert sequence.positions == sum(counts)
+    assert sequence.length == sum(counts)
 
 
 # ------------------------------------------------------------------ mixtures
@@ -140,6 +142,22 @@ def test_a_mixture_gives_every_source_its_share_all_along(
         assert abs(part.count(number) - share * len(part)) <= 2 * lanes * len(sizes) + min(
             1100 * lanes, len(part)
         )
+
+
+def test_the_example_of_the_mixture_in_its_docstring_is_true() -> None:
+    orders = [order_of([size], seed=2, salt=salt) for salt, size in enumerate([3, 4])]
+    sequence = GlobalSequence(orders, [4, 2], 2)
+    rows: dict[str, list[int]] = {"source": [], "draw": [], "endless": [], "source epoch": [], "offset": []}
+    for epoch in range(2):
+        sources, draws = sequence._draws_at(epoch, 0, np.arange(6))
+        for source, draw in zip(sources.tolist(), draws.tolist(), strict=True):
+            ((source_epoch,), (offset,)) = sequence._endless(source, epoch, 0, np.array([draw]))
+            endless = epoch * (4, 2)[source] + draw
+            for row, value in zip(rows.values(), (source, draw, endless, source_epoch, offset), strict=True):
+                row.append(int(value))
+    for name, row in rows.items():
+        (line,) = re.findall(rf"^    {name}  +((?:\d +){{12}})", f"{mixture.__doc__}\n", re.MULTILINE)
+        assert [int(value) for value in line.split()] == row, name
 
 
 def test_a_source_is_read_on_where_the_last_epoch_stopped_in_it() -> None:
@@ -187,6 +205,16 @@ def test_a_mixture_and_lanes_need_an_index() -> None:
 # ------------------------------------------------------------------ micro-batches and ranks
 
 
+def test_what_remains_is_what_waits_what_is_unread_and_the_tail() -> None:
+    """The example of `Remaining.after`, and once more behind it."""
+    states = [MicroBatchState(3, (2,)), MicroBatchState(1)]
+    first = Remaining().after(states, 10)
+    assert (first.head.tolist(), first.tail) == ([2, 3, 5], 6)
+    second = first.after([MicroBatchState(1), MicroBatchState(0)], 10)
+    assert (second.head.tolist(), second.tail) == ([3, 5], 6)
+    assert Remaining().after(states, 4).head.tolist() == [2, 3]
+
+
 def length_of(ref: ExampleRef) -> Length:
     """Lengths of 5 to 44 tokens that depend on the example alone."""
     return Length(5 + (ref.shard * 7919 + ref.index * 104729) % 40, 1, 1)
@@ -216,7 +244,7 @@ def steps(
     micro_batches: int,
 ) -> Iterator[tuple[Step, Progress]]:
     """What all ranks read together, step by step, and the progress after it."""
-    progress = progress.divided(StepLayout(micro_batches, kind), sequence.positions)
+    progress = progress.divided(StepLayout(micro_batches, kind), sequence.length)
     readers = [rank_rows(sequence, progress, make_rows, rank=rank, ranks=ranks) for rank in range(ranks)]
     states = [progress.state_of(micro_batch) for micro_batch in range(micro_batches)]
     while True:
@@ -278,11 +306,9 @@ def test_changing_ranks_and_rows_on_the_way_repeats_and_loses_nothing(
     sequence, progress, read = sequence_of(counts), Progress(), []
     for which, micro_batches, taken in [*changes, (0, 2, 10_000)]:
         kind, make_rows = KINDS[which]
-        divided = progress.divided(StepLayout(micro_batches, f"{kind} anew"), sequence.positions)
-        assert sequence.positions is not None
-        assert divided.remaining.length(sequence.positions) == sum(counts) - len(
-            read
-        )  # not one position more
+        divided = progress.divided(StepLayout(micro_batches, f"{kind} anew"), sequence.length)
+        assert sequence.length is not None
+        assert divided.remaining.length(sequence.length) == sum(counts) - len(read)  # not one index more
         for step, after in islice(steps(sequence, progress, make_rows, kind, 1, micro_batches), taken):
             read += [(one.source, one.shard, one.index) for row in step for one in row]
             progress = after
@@ -297,9 +323,9 @@ def test_the_steps_of_an_epoch_are_known_before_it_is_read(
     sequence = sequence_of(counts)
     layout = StepLayout(micro_batches, "counted")
     run = list(steps(sequence, Progress(), counted(size), "counted", 1, micro_batches))
-    assert steps_left(sequence, Progress().divided(layout, sequence.positions), size, drop=False) == len(run)
+    assert steps_left(sequence, Progress().divided(layout, sequence.length), size, drop=False) == len(run)
     full = [step for step, _ in run if sum(map(len, step)) == micro_batches * size]
-    assert steps_left(sequence, Progress().divided(layout, sequence.positions), size, drop=True) == len(full)
+    assert steps_left(sequence, Progress().divided(layout, sequence.length), size, drop=True) == len(full)
     taken = min(taken, len(run))
     if taken:
         assert steps_left(sequence, run[taken - 1][1], size, drop=False) == len(run) - taken
@@ -337,9 +363,7 @@ def test_state_stays_small() -> None:
     sizes = [sum(len(state.waiting) for state in after.states) for _, after in islice(run, 500)]
     assert max(sizes) <= 8 * 128
     progress = list(islice(steps(sequence, Progress(), filled(60), "filled", 1, 8), 600))[-1][1]
-    assert len(progress.divided(StepLayout(6, "filled"), sequence.positions).remaining.head) <= 8 * (
-        128 + 100
-    )
+    assert len(progress.divided(StepLayout(6, "filled"), sequence.length).remaining.head) <= 8 * (128 + 100)
 
 
 # ------------------------------------------------------------------ at scale
@@ -353,7 +377,7 @@ def test_a_cluster_of_1024_ranks_with_8_workers_over_100000_shards() -> None:
     tracemalloc.start()
     order = SourceOrder(counts, Shuffle(7, True, 10_000), lanes=lanes)
     sequence = GlobalSequence([order], [shards * per_shard], 7)
-    whole = Progress().divided(StepLayout(1024, "8 examples"), sequence.positions)
+    whole = Progress().divided(StepLayout(1024, "8 examples"), sequence.length)
     rows = list(rank_rows(sequence, whole, counted(8), rank=5, ranks=1024))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -365,21 +389,21 @@ def test_a_cluster_of_1024_ranks_with_8_workers_over_100000_shards() -> None:
 
     def read(first: int, behind: int, ranks: int, batch: int) -> None:
         """What every worker of every rank reads: the batches w, w + workers, ... of its rank."""
-        positions = np.arange(first, behind)
-        batch_of_rank = (positions - first) // (ranks * batch)
-        reader = (positions - first) % ranks * workers + batch_of_rank % workers
+        indices = np.arange(first, behind)
+        batch_of_rank = (indices - first) // (ranks * batch)
+        reader = (indices - first) % ranks * workers + batch_of_rank % workers
         assert len(np.unique(reader)) == ranks * workers
-        found = sequence.find(0, positions)
-        np.add.at(seen, (found.shards * per_shard + found.numbers)[found.present], 1)
+        refs = sequence.find(0, indices)
+        np.add.at(seen, (refs.shards * per_shard + refs.indices)[refs.present], 1)
 
     half = 1024 * 8 * 610
     read(0, half, 1024, 8)
     progress = Progress(
         states=tuple(MicroBatchState(610 * 8) for _ in range(1024)), layout=StepLayout(1024, "8")
     )
-    remaining = progress.divided(StepLayout(768, "8"), sequence.positions).remaining
+    remaining = progress.divided(StepLayout(768, "8"), sequence.length).remaining
     assert remaining.tail == half
     assert not len(remaining.head)
-    assert sequence.positions is not None
-    read(remaining.tail, sequence.positions, 768, 8)
+    assert sequence.length is not None
+    read(remaining.tail, sequence.length, 768, 8)
     assert (seen == 1).all()

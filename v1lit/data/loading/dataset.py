@@ -93,7 +93,7 @@ class ShardDataset(IterableDataset[Example]):
         for start in range(0, len(positions), READ_TOGETHER):
             here = positions[start : start + READ_TOGETHER]
             found = self._opened.sequence.find(self.epoch, here)
-            table = zip(here, found.sources, found.shards, found.numbers, strict=True)
+            table = zip(here, found.sources, found.shards, found.indices, strict=True)
             for example in [self._read(ExampleRef(*map(int, one))) for one in table]:
                 if not isinstance(example, ShardError):
                     yield example

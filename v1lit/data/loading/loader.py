@@ -91,7 +91,7 @@ class TrainLoader(StepLoader):
             return None
         later = range(start.epoch + 1, epochs)
         whole = (Progress(epoch, layout=self.layout) for epoch in later)
-        start = start.divided(self.layout, self.opened.sequence.positions)
+        start = start.divided(self.layout, self.opened.sequence.length)
         first = self._steps_of(start) if start.epoch < epochs else 0
         if not self.grouping.packs:  # all epochs are alike
             return first + len(later) * self._steps_of(Progress(layout=self.layout))

@@ -40,7 +40,7 @@ class ValLoader:
 
     def __len__(self) -> int:
         """Batches on every rank."""
-        positions = self.opened.sequence.positions
+        positions = self.opened.sequence.length
         assert positions is not None
         return -(-positions // (self.size * self._ranks[1]))
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 
 from v1lit.data.sampling.mixture import GlobalSequence
 from v1lit.data.sampling.remaining import MicroBatchState, Remaining
-from v1lit.data.sampling.rows import Indexed, MicroBatchPlan, Substream
+from v1lit.data.sampling.rows import MicroBatchPlan, MicroBatchStream, Substream
 
-MakeRows = Callable[[Indexed, MicroBatchState], Iterator[MicroBatchPlan]]
+MakeRows = Callable[[MicroBatchStream, MicroBatchState], Iterator[MicroBatchPlan]]
 """How a micro-batch's examples make rows: counted, filled or of similar length."""
 
 
@@ -29,23 +29,23 @@ class Progress:
 
     epoch: int = 0
     steps: int = 0
-    """Optimizer steps that were taken in the epoch,"""
+    """Optimizer steps that were taken in the epoch."""
     since: int = 0
-    """of which so many before it was divided as it is now."""
+    """Those of `steps` that were taken before the epoch was divided as it is now."""
     remaining: Remaining = field(default_factory=Remaining)
-    """What remained of the epoch when it was divided so."""
+    """What remained of the epoch when it was divided as it is now."""
     layout: StepLayout | None = None
     states: tuple[MicroBatchState, ...] = ()
     """State of every micro-batch, in order; none before the first step of the layout."""
 
-    def divided(self, layout: StepLayout, positions: int | None) -> Progress:
-        """The same for another layout: what no micro-batch has given to a row remains, in its old order.
+    def divided(self, layout: StepLayout, epoch_length: int | None) -> Progress:
+        """The same for another layout: what no micro-batch has put into a row remains, in its old order.
 
-        positions: of an epoch, None where that is not known.
+        `epoch_length` is None where it is not known.
         """
         if layout == self.layout:
             return self
-        remaining = self.remaining.after(self.states, positions) if self.states else self.remaining
+        remaining = self.remaining.after(self.states, epoch_length) if self.states else self.remaining
         return Progress(self.epoch, self.steps, self.steps, remaining, layout)
 
     def advanced(self, states: Sequence[MicroBatchState]) -> Progress:
@@ -58,7 +58,7 @@ class Progress:
 
     @property
     def examples_read(self) -> int:
-        """Positions of the epoch that have been given to rows."""
+        """Indices of the epoch that have been put into rows."""
         read = sum(state.read - len(state.waiting) for state in self.states)
         return self.remaining.tail - len(self.remaining.head) + read
 
@@ -72,36 +72,37 @@ def rank_rows(
 ) -> Iterator[MicroBatchPlan]:
     """The rows of a rank: of every step those of the micro-batches `rank`, `ranks + rank` and so on.
 
-    A micro-batch that has come to its end gives empty rows until all those of the rank have. `progress` is
+    A micro-batch that has come to its end has empty rows until all those of the rank have. `progress` is
     divided for the layout already.
     """
     assert progress.layout is not None
     micro_batches = progress.layout.micro_batches
-    numbers = range(rank, micro_batches, ranks)
-    states = [progress.state_of(number) for number in numbers]
+    own = range(rank, micro_batches, ranks)
+    states = [progress.state_of(micro_batch) for micro_batch in own]
     streams = [
-        make_rows(Substream(sequence, progress.epoch, progress.remaining, number, micro_batches), state)
-        for number, state in zip(numbers, states, strict=True)
+        make_rows(Substream(sequence, progress.epoch, progress.remaining, micro_batch, micro_batches), state)
+        for micro_batch, state in zip(own, states, strict=True)
     ]
     while True:
         step = [next(stream, None) for stream in streams]
         if all(row is None for row in step):
             return
-        for number, row in enumerate(step):
+        for place, row in enumerate(step):
             if row is not None:
-                states[number] = row.after
-            yield row or MicroBatchPlan((), states[number])
+                states[place] = row.after
+            yield row or MicroBatchPlan((), states[place])
 
 
 def steps_left(sequence: GlobalSequence, progress: Progress, size: int, drop: bool) -> int | None:
     """Optimizer steps that remain of an epoch with rows of `size` examples; None where it is not known.
 
-    drop: whether a last step that is not full is left out. `progress` is divided for the layout already.
+    `drop` says whether a last step that is not full is left out. `progress` is divided for the layout
+    already.
     """
-    if sequence.positions is None:
+    if sequence.length is None:
         return None
     assert progress.layout is not None
     whole = progress.layout.micro_batches * size
-    length = progress.remaining.length(sequence.positions)
+    length = progress.remaining.length(sequence.length)
     total = length // whole if drop else -(-length // whole)
     return max(0, total - (progress.steps - progress.since))

@@ -1,4 +1,4 @@
-"""Which examples share a row: packs that fill a given number of tokens."""
+"""`Packer`: which examples share a row, so that it is filled with a given number of tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from v1lit.data.lengths.length import Length
 
 T = TypeVar("T")
 ROWS_AHEAD = 6
-"""Enough examples wait when they would fill so many rows: more fill rows hardly better."""
+"""Enough examples wait when they would fill that many rows: more hardly fill rows better."""
 UNREACHED = np.iinfo(np.int64).max // 2
 
 
@@ -37,12 +37,12 @@ class Packer(Generic[T]):
     @property
     def items(self) -> list[T]:
         """What waits, in the order in which it was added."""
-        return [one.item for one in self.waiting]
+        return [waiting.item for waiting in self.waiting]
 
     @property
     def hungry(self) -> bool:
         """Whether more items are wanted before the next row is chosen."""
-        tokens = sum(one.tokens for one in self.waiting)
+        tokens = sum(waiting.tokens for waiting in self.waiting)
         return len(self.waiting) < self.config.look_ahead and tokens < ROWS_AHEAD * self.length
 
     def problem(self, length: Length) -> str | None:
@@ -66,18 +66,18 @@ class Packer(Generic[T]):
     def row(self) -> list[T]:
         """The items of the next row, taken out; at least one must wait."""
         first, others = self.waiting[0], self.waiting[1:]
-        sizes = [(one.tokens, one.load) for one in others]
+        sizes = [(other.tokens, other.load) for other in others]
         chosen = set(fullest(sizes, self.length - first.tokens, _load_limit(self.config) - first.load))
-        self.waiting = [one for number, one in enumerate(others) if number not in chosen]
-        return [first.item, *(one.item for number, one in enumerate(others) if number in chosen)]
+        self.waiting = [other for place, other in enumerate(others) if place not in chosen]
+        return [first.item, *(other.item for place, other in enumerate(others) if place in chosen)]
 
 
 def fullest(sizes: Sequence[tuple[int, int]], room: int, spare: int) -> list[int]:
-    """The set of items `(tokens, load)` with most tokens within `room`, and with load within `spare`.
+    """Places of the items `(tokens, load)` with most tokens within `room`, and with load within `spare`.
 
     Dynamic programming over the sum of tokens, which keeps for every sum the set of least load: O(items x
     room), exact. Items are tried in order until a set fills the room wholly, so earlier ones are preferred.
-    Gives their places, last one first.
+    The places are returned last one first.
     """
     least = np.full(room + 1, UNREACHED)
     least[0] = 0

@@ -22,31 +22,37 @@ class MicroBatchState(NamedTuple):
 
 @dataclass(frozen=True)
 class Remaining:
-    """The remaining sequence of an epoch: some positions one by one, then all from one position on."""
+    """The remaining sequence of an epoch: some of its indices one by one, then all from one on."""
 
     head: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    """Positions `[head]`, ascending."""
+    """Epoch indices `[head]`, ascending."""
     tail: int = 0
-    """The position from which on nothing has been read."""
+    """The epoch index from which on nothing has been read."""
 
-    def positions(self, indices: IntArray) -> IntArray:
-        """The position at every index of the remaining sequence."""
+    def epoch_indices(self, indices: IntArray) -> IntArray:
+        """The epoch index at every index of the remaining sequence, `[n]` each."""
         if not len(self.head):
             return indices + self.tail
-        inside = np.minimum(indices, len(self.head) - 1)
+        in_head = np.minimum(indices, len(self.head) - 1)
         behind = indices - len(self.head) + self.tail
-        positions: IntArray = np.where(indices < len(self.head), self.head[inside], behind)
-        return positions
+        epoch_indices: IntArray = np.where(indices < len(self.head), self.head[in_head], behind)
+        return epoch_indices
 
-    def length(self, positions: int) -> int:
-        """How many of an epoch's `positions` remain."""
-        return len(self.head) + max(0, positions - self.tail)
+    def length(self, epoch_length: int) -> int:
+        """How many indices of an epoch of `epoch_length` remain."""
+        return len(self.head) + max(0, epoch_length - self.tail)
 
-    def after(self, states: Sequence[MicroBatchState], positions: int | None) -> Remaining:
+    def after(self, states: Sequence[MicroBatchState], epoch_length: int | None) -> Remaining:
         """What remains when all micro-batches of an optimizer step have come as far as they say.
 
-        positions: of the epoch, None where that is not known: micro-batches that have come less far than
-        others would have read on to its end, and no further.
+        Two of them, of which the first has read 3 indices, the second 1, and the first holds one back:
+
+            micro-batch 0   0 (2) 4 | 6 8 ...
+            micro-batch 1   1 | 3 5   7 9 ...
+
+        The furthest has read 3, so from 2 x 3 = 6 on all remain (`tail`), and before it what waits and what
+        the other has not read (`head`): 2 3 5. A micro-batch that is behind, of an epoch whose length is
+        known, would have read on to its end and no further.
         """
         count, furthest = len(states), max(state.read for state in states)
         unread = [
@@ -57,6 +63,6 @@ class Remaining:
         end = furthest * count
         untouched = np.arange(end, len(self.head), dtype=np.int64)
         left = np.sort(np.concatenate([*unread, *waiting, untouched]))
-        if positions is not None:
-            left = left[left < self.length(positions)]
-        return Remaining(self.positions(left), self.tail + max(0, end - len(self.head)))
+        if epoch_length is not None:
+            left = left[left < self.length(epoch_length)]
+        return Remaining(self.epoch_indices(left), self.tail + max(0, end - len(self.head)))

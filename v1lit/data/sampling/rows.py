@@ -32,7 +32,7 @@ from v1lit.data.sampling.packing import Packer
 from v1lit.data.sampling.remaining import MicroBatchState, Remaining
 
 LOOKED_UP_AT_ONCE = 64
-"""Examples whose place is looked up together, which costs as much as for one."""
+"""Examples that are looked up together, which costs as much as for one."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +58,15 @@ Measure = Callable[[ExampleRef], Length | None]
 """How long an example is; None where the map leaves it out."""
 
 
-class Indexed(Protocol):
-    """Examples by their index in what one micro-batch, of several, reads in an epoch."""
+class MicroBatchStream(Protocol):
+    """Examples by their index in what all micro-batches read in an epoch, of which one reads its share."""
 
     @property
     def epoch(self) -> int: ...
 
     @property
     def micro_batch(self) -> int:
-        """Which micro-batch it is."""
+        """The micro-batch that reads."""
 
     @property
     def micro_batches(self) -> int: ...
@@ -82,8 +82,13 @@ class Indexed(Protocol):
         """The example at every index; None where there is none."""
 
 
-def share(micro_batch: int, micro_batches: int, length: int | None, read: int, count: int) -> list[int]:
-    """Indices that one of so many micro-batches reads of `length` (None: not known): `count` after `read`."""
+def strided_indices(
+    micro_batch: int, micro_batches: int, length: int | None, read: int, count: int
+) -> list[int]:
+    """The `count` indices after the first `read` ones that one of the micro-batches reads of `length`.
+
+    They are fewer or none at the end, where `length` is not None, which is: not known.
+    """
     first = micro_batch + micro_batches * read
     if length is not None:
         count = min(count, max(0, -((first - length) // micro_batches)))
@@ -103,58 +108,59 @@ class Substream:
     @property
     def length(self) -> int | None:
         """Indices of all micro-batches together; None while that is not known (no index)."""
-        total = self.sequence.positions
-        return None if total is None else self.remaining.length(total)
+        epoch_length = self.sequence.length
+        return None if epoch_length is None else self.remaining.length(epoch_length)
 
     def indices(self, read: int, count: int) -> list[int]:
         """Up to `count` indices after the first `read` ones; fewer or none at the end, if it is known."""
-        return share(self.micro_batch, self.micro_batches, self.length, read, count)
+        return strided_indices(self.micro_batch, self.micro_batches, self.length, read, count)
 
     def find(self, indices: list[int]) -> list[ExampleRef | None]:
-        """The example at every index; None where its position is empty."""
+        """The example at every index; None where its epoch index is empty."""
         if not indices:
             return []
-        positions = self.remaining.positions(np.array(indices, dtype=np.int64))
-        found = self.sequence.find(self.epoch, positions)
-        table = zip(positions, found.sources, found.shards, found.numbers, strict=True)
+        epoch_indices = self.remaining.epoch_indices(np.array(indices, dtype=np.int64))
+        refs = self.sequence.find(self.epoch, epoch_indices)
+        columns = (column.tolist() for column in (epoch_indices, refs.sources, refs.shards, refs.indices))
         return [
-            ExampleRef(int(at), int(source), int(shard), int(number), self.epoch) if shard >= 0 else None
-            for at, source, shard, number in table
+            ExampleRef(epoch_index, source, shard, index, self.epoch) if shard >= 0 else None
+            for epoch_index, source, shard, index in zip(*columns, strict=True)
         ]
 
 
-def counted_rows(stream: Indexed, state: MicroBatchState, size: int) -> Iterator[MicroBatchPlan]:
-    """Rows of `size` examples; all micro-batches have equally many, the last ones may be smaller or empty."""
+def counted_rows(stream: MicroBatchStream, state: MicroBatchState, size: int) -> Iterator[MicroBatchPlan]:
+    """Rows of `size` examples, as many for each micro-batch; the last ones may be smaller or empty."""
     read = state.read
     while stream.length is None or read * stream.micro_batches < stream.length:
         refs = stream.find(stream.indices(read, size))
         if stream.length is not None and read * stream.micro_batches >= stream.length:
-            return  # the end was found by reading
+            return  # reading has come to the end
         read += size
         yield MicroBatchPlan(tuple(ref for ref in refs if ref is not None), MicroBatchState(read))
 
 
 def filled_rows(
-    stream: Indexed, state: MicroBatchState, packing: PackingConfig, measure: Measure
+    stream: MicroBatchStream, state: MicroBatchState, packing: PackingConfig, measure: Measure
 ) -> Iterator[MicroBatchPlan]:
-    """Rows filled to `packing.length` tokens; see `Packer`."""
+    """Rows filled to `packing.length` tokens, as `Packer` chooses them."""
     packer: Packer[tuple[int, ExampleRef]] = Packer(packing)
-    waited = zip(state.waiting, stream.find(list(state.waiting)), strict=True)
-    again = deque((index, ref) for index, ref in waited if ref is not None)
+    waiting = zip(state.waiting, stream.find(list(state.waiting)), strict=True)
+    first = deque((index, ref) for index, ref in waiting if ref is not None)
     ahead = _ReadAhead(stream, state.read)
     while True:
         refused, left_out = [], 0
-        while again or packer.hungry:
-            one = again.popleft() if again else ahead.next()
-            if one is None:
+        while first or packer.hungry:
+            item = first.popleft() if first else ahead.next()
+            if item is None:
                 break
-            length = measure(one[1])
+            ref = item[1]
+            length = measure(ref)
             if length is None:
                 left_out += 1
             elif problem := packer.problem(length):
-                refused.append(Refusal(one[1], problem))
+                refused.append(Refusal(ref, problem))
             else:
-                packer.add(one, length)
+                packer.add(item, length)
         chosen = packer.row() if packer.waiting else []
         if not (chosen or refused or left_out):
             return
@@ -163,7 +169,7 @@ def filled_rows(
 
 
 def similar_rows(
-    stream: Indexed, state: MicroBatchState, size: int, ahead: int, measure: Measure, seed: int
+    stream: MicroBatchStream, state: MicroBatchState, size: int, ahead: int, measure: Measure, seed: int
 ) -> Iterator[MicroBatchPlan]:
     """Rows of `size` examples of similar length: sorted within `ahead` rows, which come in random order."""
     read, waiting = state.read, list(state.waiting)
@@ -183,18 +189,19 @@ def similar_rows(
         )
 
 
-def _by_length(stream: Indexed, indices: list[int], size: int, measure: Measure, seed: str) -> list[int]:
+def _by_length(
+    stream: MicroBatchStream, indices: list[int], size: int, measure: Measure, seed: str
+) -> list[int]:
     """The indices that hold an example, so that `size` consecutive ones are of similar length.
 
     Those that the map leaves out are spread over them: a batch of nothing else would be a step for nothing.
     """
-    found = zip(indices, stream.find(indices), strict=True)
-    lengths = {index: measure(ref) for index, ref in found if ref is not None}
+    refs = zip(indices, stream.find(indices), strict=True)
+    lengths = {index: measure(ref) for index, ref in refs if ref is not None}
     kept = sorted((length.tokens, index) for index, length in lengths.items() if length is not None)
     empty = [index for index, length in lengths.items() if length is None]
     spread = [
-        (kept[number * len(kept) // len(empty)][0] if kept else 0, index)
-        for number, index in enumerate(empty)
+        (kept[place * len(kept) // len(empty)][0] if kept else 0, index) for place, index in enumerate(empty)
     ]
     ordered = [index for _, index in sorted([*kept, *spread])]
     short, remaining = ordered[: len(ordered) % size], ordered[len(ordered) % size :]
@@ -206,23 +213,23 @@ def _by_length(stream: Indexed, indices: list[int], size: int, measure: Measure,
 class _ReadAhead:
     """Reads a substream one example at a time, and looks them up many at a time."""
 
-    def __init__(self, stream: Indexed, read: int) -> None:
+    def __init__(self, stream: MicroBatchStream, read: int) -> None:
         self.stream, self.read = stream, read
-        self._found: deque[tuple[int, ExampleRef | None]] = deque()
+        self._ahead: deque[tuple[int, ExampleRef | None]] = deque()
 
     def next(self) -> tuple[int, ExampleRef] | None:
         """The next example and its index, None at the end."""
         while True:
-            if not self._found:
+            if not self._ahead:
                 indices = self.stream.indices(self.read, LOOKED_UP_AT_ONCE)
-                self._found.extend(zip(indices, self.stream.find(indices), strict=True))
-                # Reading may have found the end, behind which there is nothing.
+                self._ahead.extend(zip(indices, self.stream.find(indices), strict=True))
+                # Reading may have come to the end, behind which there is nothing.
                 within = len(self.stream.indices(self.read, LOOKED_UP_AT_ONCE))
-                while len(self._found) > within:
-                    self._found.pop()
-                if not self._found:
+                while len(self._ahead) > within:
+                    self._ahead.pop()
+                if not self._ahead:
                     return None
-            index, ref = self._found.popleft()
+            index, ref = self._ahead.popleft()
             self.read += 1
             if ref is not None:
                 return index, ref

@@ -14,22 +14,22 @@ NOTHING = -1
 """Where there is no example: behind the end."""
 
 
-def even_share(total: int, parts: int, number: int) -> tuple[int, int]:
-    """Start and size of the `number`-th of `parts` consecutive parts of `total`, as equal as can be."""
+def even_share(total: int, parts: int, part: int) -> tuple[int, int]:
+    """Start and size of one of `parts` consecutive parts of `total`, as equal as can be."""
     size, longer = divmod(total, parts)
-    return number * size + min(number, longer), size + (number < longer)
+    return part * size + min(part, longer), size + (part < longer)
 
 
 def groups(values: IntArray) -> Iterator[tuple[int, IntArray]]:
-    """Every different value, and where it stands in `values`."""
+    """Every different value, ascending, and where it stands in `values`."""
     if len(values) and values.min() == values.max():
         yield int(values[0]), np.arange(len(values))
         return
     order = np.argsort(values, kind="stable")
     ends = np.flatnonzero(np.diff(values[order])) + 1
-    for here in np.split(order, ends):
-        if len(here):
-            yield int(values[here[0]]), here
+    for where in np.split(order, ends):
+        if len(where):
+            yield int(values[where[0]]), where
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class SourceOrder:
 
     Args:
         counts: examples of every shard `[shards]`, None for all that are not known yet.
-        shuffle: see there.
+        shuffle: how they are mixed.
         lanes: parts that are read side by side.
         salt: tells sources of one seed apart.
-        discover: gives the examples of a shard whose count is not known; asked in the order of reading.
+        discover: returns the examples of a shard whose count is not known; asked in the order of reading.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class SourceOrder:
         # -1: unknown. Filled while reading, and kept for the next epochs.
         self.counts = np.array([-1 if count is None else count for count in counts], dtype=np.int64)
         self._size: int | None = None
-        self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
+        self._epochs: OrderedDict[int, _ShardOrder] = OrderedDict()
         self._windows: OrderedDict[tuple[int, int, int], IntArray] = OrderedDict()
         self._in_use: set[int] = set()
 
@@ -84,37 +84,39 @@ class SourceOrder:
         return self._size
 
     def lane_size(self, lane: int) -> int | None:
-        """Examples of a lane, in every epoch."""
+        """Examples of a lane, in every epoch; None while not all shards have been counted."""
         return None if self.size is None else even_share(self.size, self.lanes, lane)[1]
 
     def find(self, epoch: int, lane: int, offsets: IntArray) -> tuple[IntArray, IntArray]:
-        """Shard, and number in it, of the examples at `offsets` `[n]` of a lane; `NOTHING` behind its end."""
-        order = self._epoch(epoch)
+        """Shard, and index in it, of the examples at `offsets` `[n]` of a lane; `NOTHING` behind its end."""
+        order = self._shard_order(epoch)
         if order.counted < len(order.shards):
             self._discover_until(order, self._needed(int(offsets.max())))
-        start, size = even_share(order.known, self.lanes, lane)
+        start, size = even_share(order.examples, self.lanes, lane)
         inside = offsets < size
         places = start + self._shuffled(epoch, lane, np.where(inside, offsets, 0), size)
-        shards = np.searchsorted(order.ends[: order.counted], places, side="right")
-        shards = np.minimum(shards, max(order.counted - 1, 0))  # of what lies behind the end
-        numbers = places - (order.ends[shards] - self.counts[order.shards[shards]])
-        return np.where(inside, order.shards[shards], NOTHING), np.where(inside, numbers, NOTHING)
+        which = np.searchsorted(order.ends[: order.counted], places, side="right")
+        which = np.minimum(which, max(order.counted - 1, 0))  # of what lies behind the end
+        shards = order.shards[which]
+        indices = places - (order.ends[which] - self.counts[shards])
+        return np.where(inside, shards, NOTHING), np.where(inside, indices, NOTHING)
 
     def _shuffled(self, epoch: int, lane: int, offsets: IntArray, size: int) -> IntArray:
         """Every offset of a lane moved to its place within its window."""
-        window = self.shuffle.window
+        length = self.shuffle.window
         if not self.shuffle.on or not size:
             return offsets
         moved = np.empty_like(offsets)
-        for number, here in groups(offsets // window):
-            permutation = self._window(epoch, lane, number, min(window, size - number * window))
-            moved[here] = number * window + permutation[offsets[here] - number * window]
+        for window, where in groups(offsets // length):
+            start = window * length
+            permutation = self._permutation(epoch, lane, window, min(length, size - start))
+            moved[where] = start + permutation[offsets[where] - start]
         return moved
 
-    def _window(self, epoch: int, lane: int, number: int, size: int) -> IntArray:
-        key = (epoch, lane, number)
+    def _permutation(self, epoch: int, lane: int, window: int, size: int) -> IntArray:
+        key = (epoch, lane, window)
         if key not in self._windows:
-            random = np.random.default_rng([self.shuffle.seed, self.salt, epoch, lane + 1, number])
+            random = np.random.default_rng([self.shuffle.seed, self.salt, epoch, lane + 1, window])
             self._windows[key] = random.permutation(size)
             self._in_use.add(lane)
             if len(self._windows) > 2 * len(self._in_use) + 2:
@@ -122,12 +124,12 @@ class SourceOrder:
         self._windows.move_to_end(key)
         return self._windows[key]
 
-    def _epoch(self, epoch: int) -> _Epoch:
+    def _shard_order(self, epoch: int) -> _ShardOrder:
         if epoch not in self._epochs:
             shards = np.arange(len(self.counts))
             if self.shuffle.on:
                 shards = np.random.default_rng([self.shuffle.seed, self.salt, epoch, 0]).permutation(shards)
-            self._epochs[epoch] = _Epoch.begin(shards, self.counts)
+            self._epochs[epoch] = _ShardOrder.begin(shards, self.counts)
             if len(self._epochs) > 3:
                 self._epochs.popitem(last=False)
         return self._epochs[epoch]
@@ -137,9 +139,9 @@ class SourceOrder:
         window = self.shuffle.window
         return (offset // window + 1) * window if self.shuffle.on else offset + 1
 
-    def _discover_until(self, order: _Epoch, examples: int) -> None:
-        """Count further shards until so many examples are known, or all."""
-        while order.known < examples and order.counted < len(order.shards):
+    def _discover_until(self, order: _ShardOrder, examples: int) -> None:
+        """Count further shards until that many examples are known, or all."""
+        while order.examples < examples and order.counted < len(order.shards):
             shard = int(order.shards[order.counted])
             if self.counts[shard] < 0:
                 assert self._discover is not None
@@ -148,24 +150,26 @@ class SourceOrder:
 
 
 @dataclass
-class _Epoch:
+class _ShardOrder:
     """The permuted shards of an epoch, and where each ends, as far as they are counted."""
 
     shards: IntArray
     ends: IntArray
     counted: int = 0
+    """Shards that are counted, from the first one on."""
 
     @classmethod
-    def begin(cls, shards: IntArray, counts: IntArray) -> _Epoch:
-        epoch = cls(shards, np.zeros(len(shards), dtype=np.int64))
+    def begin(cls, shards: IntArray, counts: IntArray) -> _ShardOrder:
+        order = cls(shards, np.zeros(len(shards), dtype=np.int64))
         if (counts >= 0).all():
-            epoch.ends, epoch.counted = np.cumsum(counts[shards]), len(shards)
-        return epoch
+            order.ends, order.counted = np.cumsum(counts[shards]), len(shards)
+        return order
 
     @property
-    def known(self) -> int:
+    def examples(self) -> int:
+        """Examples of the shards that are counted."""
         return int(self.ends[self.counted - 1]) if self.counted else 0
 
     def add(self, examples: int) -> None:
-        self.ends[self.counted] = self.known + examples
+        self.ends[self.counted] = self.examples + examples
         self.counted += 1

@@ -13,7 +13,7 @@ from v1lit.data.errors import ShardError
 from v1lit.data.example import Example, ExampleRef
 from v1lit.data.remote import Retry
 from v1lit.data.sampling.remaining import MicroBatchState
-from v1lit.data.sampling.rows import share
+from v1lit.data.sampling.rows import strided_indices
 from v1lit.data.shards.examples import Opened
 from v1lit.data.streams.bytes import name_of
 from v1lit.data.streams.members import Members
@@ -56,7 +56,7 @@ class _Read:
 
 
 class StreamExamples:
-    """The examples of some files, in windows that are permuted. See `Indexed` and `Readable` for its methods.
+    """The examples of some files, in windows that are permuted; a `MicroBatchStream`, and `Readable`.
 
     Example n of the reader has index n. Going to a later one reads what lies before it, and keeps it until
     `forget`. A window is the next `shuffle` examples, so it is the same wherever reading begins with it: the
@@ -96,7 +96,7 @@ class StreamExamples:
     # ------------------------------------------------------------------ by index
 
     def indices(self, read: int, count: int) -> list[int]:
-        return share(self.micro_batch, self.micro_batches, self.length, read, count)
+        return strided_indices(self.micro_batch, self.micro_batches, self.length, read, count)
 
     def find(self, indices: list[int]) -> list[ExampleRef | None]:
         """Raises ShardError where a file cannot be opened or fetched, or a command fails."""

@@ -53,7 +53,7 @@ def draw(
     sequence = opened.sequence
     total = sequence.examples
     assert total is not None
-    found = sequence.find(epoch, np.arange(min(FIRST, sequence.positions or 0)))
+    found = sequence.find(epoch, np.arange(min(FIRST, sequence.length or 0)))
     return [
         Drawn(
             location=one.shards,
