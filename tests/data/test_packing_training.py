@@ -16,6 +16,7 @@ from v1lit.data.config import EncodingConfig, PackingConfig, SourceConfig, Strea
 from v1lit.data.datamodule import V1DataModule
 from v1lit.data.encode.batch import Batch
 from v1lit.data.synthetic import synthesize
+from v1lit.training.lightning_internals import align
 
 LENGTH = 330
 """Three or four of the scenes."""
@@ -60,7 +61,7 @@ class Mean(LightningModule):
         return self.weight * batch.counts.text / batch.step_counts[0]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.trainer.datamodule.align(checkpoint)  # type: ignore[attr-defined]
+        align(checkpoint, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         assert self.weight.grad is not None

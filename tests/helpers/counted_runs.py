@@ -14,10 +14,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
-from v1lit.training.callbacks import ValidateAtEnd
 from v1lit.training.checkpoints import LastCheckpoint
 from v1lit.training.quiet import quiet
 from v1lit.training.stopping import RunStopped
+from v1lit.training.validate_at_end import ValidateAtEnd
 
 
 class Killed(Exception):  # noqa: N818

@@ -26,9 +26,10 @@ from v1lit.data.encode.batch import Batch
 from v1lit.data.example import Example, Message
 from v1lit.data.example.images import read_header
 from v1lit.data.shards import ShardWriter, write_index
-from v1lit.training.callbacks import ValidateAtEnd
 from v1lit.training.checkpoints import LastCheckpoint
+from v1lit.training.lightning_internals import align
 from v1lit.training.steps import total_steps
+from v1lit.training.validate_at_end import ValidateAtEnd
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked")
 BACKBONE = BackboneConfig("qwen2_5_vl")
@@ -217,7 +218,7 @@ class Mean(LightningModule):
         pass
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.trainer.datamodule.align(checkpoint)  # type: ignore[attr-defined]
+        align(checkpoint, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         assert self.weight.grad is not None

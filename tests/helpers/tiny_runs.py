@@ -18,6 +18,7 @@ from v1lit.data.config import EncodingConfig, SourceConfig, StreamConfig
 from v1lit.data.datamodule import V1DataModule
 from v1lit.data.encode.batch import Batch
 from v1lit.data.lengths.length import measure
+from v1lit.training.lightning_internals import align
 
 BACKBONE = BackboneConfig("qwen2_5_vl")
 ENCODING = EncodingConfig(max_tokens=120, coordinates=False)
@@ -86,7 +87,7 @@ class Noting(LightningModule):
         self.val_batches.append(batch.ids)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.trainer.datamodule.align(checkpoint)  # type: ignore[attr-defined]
+        align(checkpoint, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)

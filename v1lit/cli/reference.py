@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -36,11 +35,5 @@ def _paragraphs(
 
 def _meanings(owner: type) -> dict[str, str]:
     """What the docstrings say about the keys of a group."""
-    if dataclasses.is_dataclass(owner):
-        parsed = docstring_parser.parse_from_object(owner)
-    else:
-        text: str = owner.__init__.__doc__ or ""  # type: ignore[misc]
-        if text.startswith("Args:"):  # no summary above: give the heading its indentation back
-            text = f"\n    {text}"
-        parsed = docstring_parser.parse(text)
-    return {one.arg_name: one.description or "" for one in parsed.params}
+    parsed = docstring_parser.parse_from_object(owner)
+    return {parameter.arg_name: parameter.description or "" for parameter in parsed.params}

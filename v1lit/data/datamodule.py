@@ -4,37 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.processor import Processor, load_processor
+from v1lit.data.checks import check_least, check_lengths, check_packs
 from v1lit.data.config import EncodingConfig, MixtureConfig, PackingConfig, SourceConfig, StreamConfig
-from v1lit.data.encode.batch import Batch, blank_batch
+from v1lit.data.encode.batch import Batch
 from v1lit.data.encode.mapping import ExampleMap
 from v1lit.data.example import Example, ExampleRef
-from v1lit.data.lengths.lookup import LengthLookup
-from v1lit.data.lengths.store import known_table, measured_table
-from v1lit.data.lengths.table import LengthTable
+from v1lit.data.loading.checkpoint import load_reading, refuse_other_order, save_reading
+from v1lit.data.loading.context import LoaderContext
 from v1lit.data.loading.dataset import ShardDataset
 from v1lit.data.loading.loader import TrainLoader
 from v1lit.data.loading.ranks import Ranks
-from v1lit.data.loading.reading import MicroBatchReader
+from v1lit.data.loading.reading import Encoder, MicroBatchReader
 from v1lit.data.loading.sequence import OpenedSequence, open_sequence
+from v1lit.data.loading.shards import epoch_steps, length_tables, say_what_is_unknown
 from v1lit.data.loading.skips import FILE, SkipList
-from v1lit.data.loading.state import (
-    ReadingState,
-    difference,
-    progress_from_dict,
-    progress_to_dict,
-    set_batches_done,
-)
-from v1lit.data.loading.trainer_limits import check_limits
+from v1lit.data.loading.state import ReadingState, progress_of
+from v1lit.data.loading.trainer_limits import check_limits, refuse_changing_accumulation
 from v1lit.data.loading.val_loader import ValLoader
 from v1lit.data.sampling.epoch import Progress, StepLayout, steps_left
 from v1lit.data.sampling.grouping import Grouping
@@ -47,15 +41,9 @@ from v1lit.data.sources.registry import (
     train_sources,
     val_location,
 )
-from v1lit.data.streams.loader import MakeReader, StreamLoader, StreamValLoader
+from v1lit.data.streams.loader import StreamLoader, StreamValLoader
 from v1lit.data.streams.source import PROMISES, StreamSource
-from v1lit.data.streams.state import (
-    StreamLayout,
-    StreamProgress,
-    StreamReading,
-    stream_from_dict,
-    stream_to_dict,
-)
+from v1lit.data.streams.state import StreamReading, stream_progress_of
 
 
 class V1DataModule(LightningDataModule):
@@ -67,7 +55,26 @@ class V1DataModule(LightningDataModule):
     Which examples make an optimizer step depends on the data, `seed`, epoch and the step's number of batches
     (ranks x accumulated ones) alone, not on how many ranks and workers share the work. Every example comes
     once per epoch, and every rank gets the same number of batches; see docs/streaming.md.
-    Raises ValueError for a source or options that do not exist, and what `load_processor` and `encode` raise.
+
+    Args:
+        backbone: that of the model; tokenizer and image processor come from it.
+        source: where the shards are, or how to make them.
+        encoding: how examples become tokens.
+        batch_size: examples per batch on every rank, where rows are not filled by `packing`.
+        val_batch_size: the same for validation; `batch_size` when not given.
+        max_val_examples: validate on the first N only.
+        num_workers: processes that read and encode, on every rank; 0 for none beside the training process.
+        group_by_length: for backbones that cannot pack: batches to look ahead when putting training examples
+            of similar length together, so that less is padded; 1 leaves the order as it is. Flat batches have
+            no padding and are not grouped.
+        seed: of the order of the training examples.
+        packing: fill the rows of training batches to a length.
+        stream: how shards are read: order, cache, what bad examples may do.
+        map: `module.name` of a function `Example -> Example | None`, or class_path and init_args of it or of
+            a class, that changes examples before they are encoded, or leaves them out.
+        map_validation: whether validation examples go through `map` as well.
+
+    Raises ValueError for a source or options that do not exist.
     """
 
     def __init__(
@@ -86,33 +93,13 @@ class V1DataModule(LightningDataModule):
         map: str | dict[str, Any] | None = None,
         map_validation: bool = True,
     ) -> None:
-        """Args:
-        backbone: that of the model; tokenizer and image processor come from it.
-        source: where the shards are, or how to make them.
-        encoding: how examples become tokens.
-        batch_size: examples per batch on every rank, where rows are not filled by `packing`.
-        val_batch_size: the same for validation; `batch_size` when not given.
-        max_val_examples: validate on the first so many only.
-        num_workers: processes that read and encode, on every rank; 0 for none beside the training process.
-        group_by_length: for backbones that cannot pack: batches to look ahead when putting training examples
-            of similar length together, so that less is padded; 1 leaves the order as it is. Flat batches have
-            no padding and are not grouped.
-        seed: of the order of the training examples.
-        packing: fill the rows of training batches to a length.
-        stream: how shards are read: order, cache, what bad examples may do.
-        map: `module.name` of a function `Example -> Example | None`, or class_path and init_args of it or of
-            a class, that changes examples before they are encoded, or leaves them out.
-        map_validation: whether validation examples go through `map` as well.
-        """
         super().__init__()
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("val_batch_size", val_batch_size or batch_size, 1),
-            ("num_workers", num_workers, 0),
-            ("group_by_length", group_by_length, 1),
-        ):
-            if value < least:
-                raise ValueError(f"data.{name} is {value}; give {least} or more")
+        check_least(
+            batch_size=(batch_size, 1),
+            val_batch_size=(val_batch_size or batch_size, 1),
+            num_workers=(num_workers, 0),
+            group_by_length=(group_by_length, 1),
+        )
         self.backbone = backbone
         self.source = source or SourceConfig()
         self.encoding = encoding or EncodingConfig()
@@ -123,33 +110,23 @@ class V1DataModule(LightningDataModule):
         self.group_by_length = group_by_length
         self.seed = seed
         self.packing = packing or PackingConfig()
-        _check_lengths(self.packing, self.encoding)
+        check_lengths(self.packing, self.encoding)
         self.stream = stream or StreamConfig()
         self.map = None if map is None else ExampleMap(map, seed)
         self.map_validation = map_validation
-        self.val_map = self.map if map_validation else None
         self.streams = StreamSource(self.source, self.stream, seed) if is_stream(self.source) else None
         self._prepared = False
-        self._processor: Processor | None = None
         self._forget()
         self._skips = SkipList(self.stream)
-        self._val_content: str | None = None
 
     @property
     def options(self) -> dict[str, Any]:
-        """What it was made with, as plain data: what a run that goes on is compared with."""
+        """What it was made with, as plain data: what a resumed run is compared with."""
         configs = ("backbone", "source", "encoding", "packing", "stream")
-        numbers = (
-            "batch_size",
-            "val_batch_size",
-            "max_val_examples",
-            "num_workers",
-            "group_by_length",
-            "seed",
-        )
+        plain = ["batch_size", "val_batch_size", "max_val_examples", "num_workers", "group_by_length", "seed"]
         return {
             **{name: asdict(getattr(self, name)) for name in configs},
-            **{name: getattr(self, name) for name in numbers},
+            **{name: getattr(self, name) for name in plain},
             "map": None if self.map is None else self.map.given,
             "map_validation": self.map_validation,
         }
@@ -157,16 +134,17 @@ class V1DataModule(LightningDataModule):
     def _forget(self) -> None:
         """Be at the beginning."""
         self._train: OpenedSequence | None = None
-        self._reading = ReadingState()
-        self._stream_reading = StreamReading()
-        self._start: tuple[int, Progress | StreamProgress] = (0, Progress())
+        self._val_content: str | None = None
+        self._reading: ReadingState | StreamReading = (
+            ReadingState() if self.streams is None else StreamReading()
+        )
+        self._start: tuple[int, Progress] = (0, Progress())
+        """Steps before a checkpoint, and how far it has read."""
 
-    @property
+    @cached_property
     def processor(self) -> Processor:
         """Tokenizer and image processor of the backbone, loaded when first asked for."""
-        if self._processor is None:
-            self._processor = load_processor(self.backbone)
-        return self._processor
+        return load_processor(self.backbone)
 
     @property
     def flat(self) -> bool:
@@ -221,9 +199,9 @@ class V1DataModule(LightningDataModule):
 
         What cannot be read is left out, and what the map leaves out. Raises ValueError and MapError.
         """
-        own = self.val_map if split == "val" else self.map
-        for number, (shard, example) in enumerate(self._readable(split)):
-            mapped = example if own is None else own(example, shard, ExampleRef(number, 0, 0, number))
+        map = self._map_of(split)
+        for index, (shard, example) in enumerate(self._readable(split)):
+            mapped = example if map is None else map(example, shard, ExampleRef(index, 0, 0, index))
             if mapped is not None:
                 yield mapped
 
@@ -243,24 +221,25 @@ class V1DataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Make what the source makes, and measure lengths where rows need them; once per machine."""
-        self._check_packing()
+        check_packs(self.packing, self.backbone, self.flat)
         if not self._prepared:
             prepare_source(self.source, self.stream.retry)
             if self.streams is None:
-                self._tables(measure=True)
+                length_tables(self.opened, self.grouping, self._encoder("train"), measure=True)
             else:
                 _ = self.streams.train, self.streams.val  # told now where nothing matches
         self._prepared = True
 
     def setup(self, stage: str) -> None:
         """Begin a run: forget where an earlier one on this data module has come."""
-        _refuse_changing_accumulation(self.trainer)
         self._forget()
-        self._val_content = None
-        folder = Path(self.trainer.default_root_dir) if self.trainer is not None else None
-        own = self.trainer is not None and self.trainer.global_rank == 0
-        self._skips = SkipList(self.stream, folder / FILE if folder is not None and own else None)
-        if self.trainer is not None and self.has_train:
+        if self.trainer is None:
+            self._skips = SkipList(self.stream)
+            return
+        refuse_changing_accumulation(self.trainer)
+        path = Path(self.trainer.default_root_dir) / FILE if self.trainer.global_rank == 0 else None
+        self._skips = SkipList(self.stream, path)
+        if self.has_train:
             self.check_limits(self.trainer)
 
     def check_limits(self, trainer: Trainer) -> None:
@@ -285,95 +264,30 @@ class V1DataModule(LightningDataModule):
     def train_dataloader(self) -> TrainLoader | StreamLoader:
         """Flat or padded batches; how many (`len`) is not known where rows are filled, without an index, or
         of a stream."""
-        self._check_packing()
-        if self.streams is not None:
-            return self._stream_loader(self.streams)
-        opened = self.opened
-        if not opened.indexed:
-            without = ", ".join(one.location for one in opened.catalogs if not one.indexed)
-            rank_zero_info(
-                f"{without}: no index, so the length of an epoch and the remaining time are not known, every "
-                "rank reads all shards, and resuming reads them again up to where the run stopped; "
-                "`v1lit data index` makes one"
-            )
-        lengths = LengthLookup(opened.examples, self._tables(), self.processor, self.encoding, self.map)
-        if self.grouping.packs and not lengths.known:
-            random = self.map is not None and self.map.random
-            once = (
-                ", because data.map is random"
-                if random
-                else "; `v1lit data index --lengths RECIPE` measures them once, for an index on a local disk"
-            )
-            rank_zero_info(
-                "lengths are measured while rows are planned, by the training process, which reads every "
-                f"example for it{once}"
-            )
-        return TrainLoader(
-            opened,
-            MicroBatchReader(
-                opened.examples, self.processor, self.encoding, self.stream, self.flat, self.map
-            ),
-            self.grouping,
-            lengths,
-            self.begin,
-            self._skips,
-            self.stream,
-            self.trainer,
-            self.num_workers,
-        )
-
-    def _stream_loader(self, source: StreamSource) -> StreamLoader:
-        rank_zero_info(PROMISES)
-        return StreamLoader(
-            source.train,
-            self._row_reader(self.map),
-            self.grouping,
-            partial(blank_batch, self.processor.pad_token_id, self.flat),
-            self._begin_stream,
-            self._skips,
-            self.stream,
-            self.trainer,
-            self.num_workers,
-        )
-
-    def _row_reader(self, own: ExampleMap | None) -> MakeReader:
-        """Makes the reader of some examples' rows."""
-        return partial(
-            MicroBatchReader,
-            processor=self.processor,
-            encoding=self.encoding,
-            config=self.stream,
-            flat=self.flat,
-            map=own,
-        )
+        check_packs(self.packing, self.backbone, self.flat)
+        encoder, context = self._encoder("train"), self._context
+        if isinstance(self._reading, StreamReading):
+            assert self.streams is not None
+            rank_zero_info(PROMISES)
+            return StreamLoader(self.streams, encoder, self.grouping, self._reading, context)
+        steps = epoch_steps(self.opened, self.grouping, encoder, context)
+        say_what_is_unknown(steps, encoder)
+        return TrainLoader(steps, MicroBatchReader(self.opened.examples, encoder), self._reading)
 
     def val_dataloader(self) -> ValLoader | StreamValLoader | list[Any]:
         """Flat or padded batches of `val_batch_size` examples, in the order of the shards."""
         if not self.has_val:
             return []
+        encoder, size = self._encoder("val"), self.val_batch_size
+        context = replace(self._context, num_workers=min(self.num_workers, 1))
         if self.streams is not None and self.streams.val is not None:
-            return StreamValLoader(
-                self.streams.val,
-                self._row_reader(self.val_map),
-                self.val_batch_size,
-                self.max_val_examples,
-                self._skips,
-                self.trainer,
-                min(self.num_workers, 1),
-            )
+            return StreamValLoader(self.streams.val, encoder, size, self.max_val_examples, context)
         opened = self._open_val()
         self._val_content = opened.catalogs[0].content[:16]
-        reader = MicroBatchReader(
-            opened.examples, self.processor, self.encoding, self.stream, self.flat, self.val_map
-        )
-        # Not forked while a thread of the training loader, where there is one, fetches remote shards.
-        fetching = self._train is not None and self._train.remote
-        workers = 0 if fetching else min(self.num_workers, 1)
-        return ValLoader(opened, reader, self.val_batch_size, self._skips, self.trainer, workers)
-
-    def _open_val(self) -> OpenedSequence:
-        source = MixtureConfig(self.val_location, limit=self.max_val_examples)
-        return open_sequence([source], replace(self.stream, lanes=1), shuffle=False, count=True)
+        if self._train is not None and self._train.remote:
+            # Not forked while a thread of the training loader, where there is one, fetches remote shards.
+            context = replace(context, num_workers=0)
+        return ValLoader(opened, MicroBatchReader(opened.examples, encoder), size, context)
 
     def teardown(self, stage: str) -> None:
         """Sum up what could not be used."""
@@ -383,172 +297,69 @@ class V1DataModule(LightningDataModule):
             left_out, total = self._skips.left_out, self._skips.read + self._skips.left_out
             rank_zero_info(f"data.map left out {left_out} of {total} examples")
 
-    def _tables(self, measure: bool = False) -> list[LengthTable | None]:
-        """Lengths of the examples of every source, as far as rows need them and they are known."""
-        measured = self.grouping.packs or self.grouping.by_length > 1
-        if not measured or (self.map is not None and self.map.random):
-            return [None] * len(self.opened.catalogs)
-        make = measured_table if measure else known_table
-        return [make(catalog, self.processor, self.encoding, self.map) for catalog in self.opened.catalogs]
+    @property
+    def _context(self) -> LoaderContext:
+        return LoaderContext(self.stream, self._skips, self.num_workers, self.trainer)
 
-    def _check_packing(self) -> None:
-        if self.packing.length is not None and not self.flat:
-            raise ValueError(
-                f"data.packing.length is {self.packing.length}, but the backbone {self.backbone.name!r} "
-                "cannot keep the examples of a row apart; set data.packing.length=null, and "
-                "data.group_by_length=16 or so to pad little"
-            )
+    def _encoder(self, split: str) -> Encoder:
+        return Encoder(self.processor, self.encoding, self.stream, self.flat, self._map_of(split))
 
-    # ------------------------------------------------------------------ resuming
+    def _map_of(self, split: str) -> ExampleMap | None:
+        return self.map if split == "train" or self.map_validation else None
 
-    def begin(self, current_epoch: int, layout: StepLayout) -> Progress:
-        """Where the loader begins an epoch."""
-        positions = self.opened.sequence.length
-        return self._reading.begin(current_epoch, layout, positions, self._ranks.size, self._rank)
+    def _open_val(self) -> OpenedSequence:
+        source = MixtureConfig(self.val_location, limit=self.max_val_examples)
+        return open_sequence([source], replace(self.stream, lanes=1), shuffle=False, count=True)
 
-    def _begin_stream(self, current_epoch: int, layout: StreamLayout) -> StreamProgress:
-        """The same of a stream."""
-        assert self.streams is not None
-        epoch = self._stream_reading.epoch(current_epoch)
-        order = self.streams.order(0 if getattr(self.trainer, "overfit_batches", 0) > 0 else epoch)
-        return self._stream_reading.begin(current_epoch, layout, order, self._rank)
+    # ------------------------------------------------------------------ how far a run has read
+
+    def consumed(self, batch: Batch) -> None:
+        """Note that training has used this batch; a checkpoint then says where to resume."""
+        if batch.read is not None:
+            # Which batch of an epoch is its last is known to Lightning alone, which may end epochs early.
+            self._reading.used(batch.read, self.trainer is not None and self.trainer.is_last_batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far all ranks have read, a few kilobytes for each. To be called on every rank."""
+        return save_reading(self._reading, self._identity, self._skips, Ranks.of(self.trainer))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resume where the state was saved, also on another number of ranks or workers.
+
+        Raises ValueError if training data are being read already, or are others than those of the checkpoint.
+        """
+        if state_dict:
+            load_reading(state_dict, self._reading, self._identity, self._skips)
+
+    def refuse_other_order(self, state: Mapping[str, Any]) -> None:
+        """Raise ValueError if the examples of the epoch that a state is in come in another order now."""
+        refuse_other_order(state, self._identity)
+
+    def _identity(self) -> dict[str, Any]:
+        """What decides the order of the training examples."""
+        return self.opened.identity if self.streams is None else self.streams.identity
+
+    def batches_done(self, state: Mapping[str, Any], steps: int) -> int | None:
+        """Batches of a rank, as they are divided now, that count as done in the epoch that a state is in.
+
+        None between two epochs. steps: optimizer steps of the run at that time, noted for `planned_steps`.
+        """
+        if isinstance(self._reading, StreamReading):
+            amid = bool(state) and stream_progress_of(state).layout is not None
+            return int(state["steps"]) * self._context.accumulate if amid else None
+        progress = progress_of(state) if state else Progress()
+        self._start = steps, progress
+        if progress.layout is None:
+            return None
+        epoch = epoch_steps(self.opened, self.grouping, self._encoder("train"), self._context)
+        return epoch.batches_done(progress.divided(epoch.layout, self.opened.sequence.length))
 
     def planned_steps(self, epochs: int) -> int | None:
-        """Optimizer steps of a run of so many epochs, also those before the checkpoint that it goes on from.
+        """Optimizer steps of a run of N epochs, also those before the checkpoint that it resumes from.
 
         None where that is not known. To be called on all ranks, the first time.
         """
         assert self.trainer is not None
         loader, (done, progress) = self.trainer.train_dataloader, self._start
-        if not isinstance(loader, TrainLoader) or not isinstance(progress, Progress):
-            return None
-        left = loader.planned_steps(progress, epochs)
+        left = loader.steps.planned(progress, epochs) if isinstance(loader, TrainLoader) else None
         return None if left is None else done + left
-
-    def consumed(self, batch: Batch) -> None:
-        """Note that training has used this batch; a checkpoint then says where to go on."""
-        if batch.read is not None:
-            reading = self._reading if self.streams is None else self._stream_reading
-            # Which batch of an epoch is its last is known to Lightning alone, which may end epochs early.
-            reading.used(batch.read, self.trainer is not None and self.trainer.is_last_batch)
-
-    def state_dict(self) -> dict[str, Any]:
-        """How far all ranks have read, a few kilobytes for each. To be called on every rank."""
-        progress: Progress | StreamProgress | None
-        if self.streams is None:
-            progress = self._reading.of_all(self._ranks)
-        else:
-            progress = self._stream_reading.of_all(self._ranks)
-        if progress is None:
-            return {}
-        return {
-            **(progress_to_dict(progress) if isinstance(progress, Progress) else stream_to_dict(progress)),
-            "data": self._identity,
-            "examples_read": self._skips.read,
-            "left_out": self._skips.left_out,
-            "skipped": dict(self._skips.kinds(progress.epoch, progress.steps)),
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where the state was saved, also on another number of ranks or workers.
-
-        Raises ValueError if training data are being read already, or are others than those of the checkpoint.
-        """
-        if not state_dict:
-            return
-        if self._reading.begun or self._stream_reading.begun:
-            raise ValueError(
-                "the trainer read training data before it loaded the checkpoint, to estimate the number of "
-                "steps; set trainer.max_steps, and trainer.max_epochs=-1"
-            )
-        self._refuse_other_order(state_dict)
-        progress = self._progress_of(state_dict)
-        self._skips.resume(
-            progress.epoch,
-            progress.steps,
-            int(state_dict["examples_read"]),
-            state_dict["skipped"],
-            int(state_dict.get("left_out", 0)),
-        )
-        if isinstance(progress, Progress):
-            self._reading.resume(progress)
-        else:
-            self._stream_reading.resume(progress)
-
-    def _progress_of(self, state: Mapping[str, Any]) -> Progress | StreamProgress:
-        """How far a checkpoint has come; one of the other kind of source was made between two epochs."""
-        epoch = int(state["epoch"])
-        if self.streams is None:
-            return progress_from_dict(state) if "slots" in state else Progress(epoch)
-        return stream_from_dict(state) if "readers" in state else StreamProgress(epoch)
-
-    @property
-    def _identity(self) -> dict[str, Any]:
-        """What decides the order of the training examples."""
-        return self.opened.identity if self.streams is None else self.streams.identity
-
-    def amid_epoch(self, checkpoint: Mapping[str, Any]) -> bool:
-        """Whether a checkpoint was written between two steps of an epoch."""
-        return bool(checkpoint.get(type(self).__qualname__, {}).get("steps"))
-
-    def refuse_other_order(self, checkpoint: Mapping[str, Any]) -> None:
-        """Raise ValueError if the examples of the checkpoint's epoch come in another order now."""
-        self._refuse_other_order(checkpoint.get(type(self).__qualname__, {}))
-
-    def _refuse_other_order(self, state: Mapping[str, Any]) -> None:
-        other = difference(state["data"], self._identity) if state.get("steps") else None
-        if other is not None:
-            raise ValueError(
-                f"the checkpoint was made in the middle of an epoch of other data; {other}\n"
-                "its order cannot be gone on with: take the same data and options, or begin a new run"
-            )
-
-    def align(self, checkpoint: dict[str, Any]) -> None:
-        """Let Lightning count the batches of the epoch as they are laid out now.
-
-        It counts the batches of a rank, which differ where a run goes on with other ranks or accumulation, or
-        from a checkpoint that was saved amid the batches of a step. To be called in the module's
-        `on_load_checkpoint`; V1Module does.
-        """
-        state = checkpoint.get(type(self).__qualname__)  # which is loaded after the module
-        progress = self._progress_of(state) if state else Progress()
-        self._start = int(checkpoint["global_step"]), progress
-        if progress.layout is None:  # between two epochs
-            return
-        if isinstance(progress, StreamProgress):
-            assert self.trainer is not None
-            set_batches_done(checkpoint, progress.steps * self.trainer.accumulate_grad_batches)
-            return
-        loader = self.train_dataloader()
-        assert isinstance(loader, TrainLoader)
-        progress = progress.divided(loader.layout, self.opened.sequence.length)
-        set_batches_done(checkpoint, loader.batches_done(progress))
-
-    @property
-    def _rank(self) -> int:
-        return 0 if self.trainer is None else self.trainer.global_rank
-
-    @property
-    def _ranks(self) -> Ranks:
-        return Ranks.of(1 if self.trainer is None else self.trainer.world_size)
-
-
-def _refuse_changing_accumulation(trainer: Trainer | None) -> None:
-    """What makes an optimizer step is planned for a whole run; Lightning, too, counts its batches once."""
-    for callback in [] if trainer is None else trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, GradientAccumulationScheduler):
-            raise ValueError(
-                "trainer.callbacks has a GradientAccumulationScheduler, but data are planned for one number "
-                "of batches per optimizer step; set trainer.accumulate_grad_batches, and go on from a "
-                "checkpoint with another number where it shall change"
-            )
-
-
-def _check_lengths(packing: PackingConfig, encoding: EncodingConfig) -> None:
-    length, longest = packing.length, encoding.max_tokens
-    if length is not None and longest > length:
-        raise ValueError(
-            f"data.encoding.max_tokens is {longest}, but data.packing.length is {length}: an example may be "
-            f"{longest - length} tokens longer than a row; set data.encoding.max_tokens={length} or less, or "
-            f"data.packing.length={longest} or more"
-        )

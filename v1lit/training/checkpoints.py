@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
+from v1lit.data.loading.ranks import Ranks
 from v1lit.files import aside, remove_leftovers
-from v1lit.training.loop_state import (
-    between_steps,
+from v1lit.training.lightning_internals import (
+    ask_nobody_about_sigterm,
     count_logged_steps,
     ends_epoch,
     follow_schedule,
     is_whole_step,
+    put_between_steps,
     validates_now,
 )
 from v1lit.training.stopping import RunStopped, StopRequests
@@ -77,14 +78,12 @@ class LastCheckpoint(Checkpoint):
         self._due = False
         self._stop: int | None = None
         self._next = time.monotonic() + SECONDS_BETWEEN
-        self._group: Any = None
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeFileIO()
         if self.requests.active:
-            # Lightning asks all ranks before every batch about a SIGTERM, which waits for the GPU.
-            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
+            ask_nobody_about_sigterm(trainer)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         follow_schedule(trainer)
@@ -96,7 +95,7 @@ class LastCheckpoint(Checkpoint):
     def on_save_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        between_steps(checkpoint["loops"]["fit_loop"], ends_epoch(trainer), trainer.global_step)
+        put_between_steps(checkpoint, trainer)
 
     # ------------------------------------------------------------------ when to save
 
@@ -165,16 +164,9 @@ class LastCheckpoint(Checkpoint):
         """Note whether any rank was told to stop, and whether the first one's clock says to save."""
         clock = self.every is None and trainer.is_global_zero and time.monotonic() >= self._next
         asked = torch.tensor([self.requests.received or 0, int(clock)])
-        if trainer.world_size > 1 and dist.is_available() and dist.is_initialized():
-            if self._group is None:
-                self._group = dist.new_group(backend="gloo")
-            dist.all_reduce(asked, dist.ReduceOp.MAX, group=self._group)
-        stop, save = asked.tolist()
+        stop, save = Ranks.of(trainer).largest(asked).tolist()
         self._due = self._due or bool(save)
         self._stop = stop or self._stop
-
-    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        self._group = None
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -208,7 +200,3 @@ def _is_last_step(trainer: Trainer) -> bool:
     steps = 0 <= trainer.max_steps <= trainer.global_step
     last_epoch = trainer.max_epochs is not None and 0 < trainer.max_epochs <= trainer.current_epoch + 1
     return trainer.should_stop or steps or (last_epoch and ends_epoch(trainer))
-
-
-def _nothing() -> None:
-    """In place of a question that nobody has to ask."""

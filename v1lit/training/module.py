@@ -21,6 +21,7 @@ from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.joint_loss import choose_loss
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.pointer.output import PointAndCopyOutput
+from v1lit.training.lightning_internals import align, trainer_of, use_group_options
 from v1lit.training.logged import (
     GRADIENT_NORM,
     LEARNING_RATE,
@@ -32,7 +33,6 @@ from v1lit.training.logged import (
     VAL_POINTING,
     loss_part,
 )
-from v1lit.training.loop_state import use_group_options
 from v1lit.training.metrics import LossMeans, PointingMetrics
 from v1lit.training.optimizer import OptimizerConfig, build_optimizer, learning_rate_factor
 from v1lit.training.resuming import Resumed, carry_over, refuse_changes, refuse_other_model
@@ -47,7 +47,18 @@ class V1Module(LightningModule):
     """Trains a backbone to point.
 
     The weights are made or loaded in `configure_model`, which Lightning calls when a run begins, so making a
-    module is cheap. Call it yourself to use `.model` before.
+    module is cheap. Call it yourself to use `.model` before. Configs may be plain mappings, as checkpoints
+    hold them.
+
+    Args:
+        backbone: which backbone, with which weights.
+        pointer: options of the pointer plug-in.
+        optimizer: options of the optimizer and the learning-rate schedule.
+        on_nonfinite: a NaN or infinite loss stops the run, or its batch is skipped and counted.
+        max_nonfinite: skipped batches after which the run stops all the same.
+        verify_loss: every N steps, compare the loss and its gradients with the readable reference on
+            up to 256 positions of the batch, and stop where they differ; 0 for never.
+        init_seed: of the weights that start at random: the pointer head's, and a tiny backbone's.
     """
 
     model: PointAndCopyModel
@@ -62,18 +73,6 @@ class V1Module(LightningModule):
         verify_loss: int = 0,
         init_seed: int = 0,
     ) -> None:
-        """Args:
-        backbone: which backbone, with which weights.
-        pointer: options of the pointer plug-in.
-        optimizer: options of the optimizer and the learning-rate schedule.
-        on_nonfinite: a NaN or infinite loss stops the run, or its batch is skipped and counted.
-        max_nonfinite: skipped batches after which the run stops all the same.
-        verify_loss: every so many steps, compare the loss and its gradients with the readable reference on
-            up to 256 positions of the batch, and stop where they differ; 0 for never.
-        init_seed: of the weights that start at random: the pointer head's, and a tiny backbone's.
-
-        Configs may be plain mappings, as checkpoints hold them.
-        """
         super().__init__()
         if on_nonfinite not in ("stop", "skip"):
             raise ValueError(f"model.on_nonfinite is {on_nonfinite!r}; allowed: stop, skip")
@@ -271,7 +270,7 @@ class V1Module(LightningModule):
 
         Also lets Lightning count the batches of the epoch as they are laid out now.
         """
-        trainer = self._trainer
+        trainer = trainer_of(self)
         if trainer is None or trainer.state.fn != TrainerFn.FITTING:
             refuse_other_model(checkpoint, self.options, "the checkpoint")
             return
@@ -280,7 +279,7 @@ class V1Module(LightningModule):
         refuse_changes(checkpoint, changed, run, str(trainer.ckpt_path))
         carry_over(checkpoint, changed, trainer)
         if run.data is not None:
-            run.data.align(checkpoint)
+            align(checkpoint, run.data)
 
     def on_train_start(self) -> None:
         """Take the optimizer's options from this run: a checkpoint brings those of its own."""
@@ -288,7 +287,7 @@ class V1Module(LightningModule):
 
     @property
     def _data(self) -> V1DataModule | None:
-        data = getattr(self._trainer, "datamodule", None)
+        data = getattr(trainer_of(self), "datamodule", None)
         return data if isinstance(data, V1DataModule) else None
 
     # ------------------------------------------------------------------ validation

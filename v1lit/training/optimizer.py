@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
+from v1lit.training.lightning_internals import unscale_before_step
+
 NAMES = ("adamw", "adamw8bit", "muon")
 FUSED_DEVICES = ("cpu", "cuda")
 """Devices on which one kernel does AdamW's whole step: on a CPU in a quarter of the time."""
@@ -107,9 +109,7 @@ def _adamw(parameters: list[nn.Parameter], config: OptimizerConfig) -> Optimizer
         return _adamw8bit(groups, options)
     fused = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
     optimizer = AdamW(groups, **options, fused=fused, foreach=not fused)
-    # A fused step could undo float16's loss scale itself, but Lightning refuses to clip gradients then.
-    # Without the offer the scale is undone before the step, and clipping works in every precision.
-    optimizer._step_supports_amp_scaling = False
+    unscale_before_step(optimizer)
     return optimizer
 
 

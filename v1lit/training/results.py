@@ -20,6 +20,7 @@ from v1lit.data.datamodule import V1DataModule
 from v1lit.files import aside, write_atomically
 from v1lit.inference.predictor import Predictor
 from v1lit.training.config import RunConfig
+from v1lit.training.lightning_internals import weights_of
 from v1lit.training.module import V1Module
 from v1lit.training.quiet import no_weights_bar
 from v1lit.training.report import Held, answer_held_out, draw_pictures, score
@@ -130,7 +131,7 @@ def load_weights(module: V1Module, checkpoint: Path) -> None:
     found = read_checkpoint(checkpoint)
     refuse_other_model(found, module.options, str(checkpoint))
     module.configure_model()
-    state = found["state_dict"]
+    state = weights_of(found)
     module.to({value.dtype for value in state.values() if value.is_floating_point()}.pop())
     module.load_state_dict(state)
 

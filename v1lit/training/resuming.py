@@ -18,6 +18,13 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from v1lit.data.datamodule import V1DataModule
+from v1lit.training.lightning_internals import (
+    callback_states,
+    data_state,
+    epochs_of,
+    is_checkpoint,
+    steps_of,
+)
 
 RECIPE = "v1lit"
 """Our key of a checkpoint: `model` and `data`, options as plain data, and `around`, what else is compared."""
@@ -97,7 +104,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"{path} is no checkpoint that can be read: {reason}") from error
-    if not isinstance(found, dict) or "state_dict" not in found or "loops" not in found:
+    if not is_checkpoint(found):
         raise ValueError(f"{path} is no checkpoint of a training run; give one of a run's checkpoints/")
     return found
 
@@ -197,13 +204,12 @@ def refuse_changes(
             "whether this run may go on with it\nbegin a new run"
         )
     kinds = {Change.MODEL, Change.START}
-    if run.data is not None and run.data.amid_epoch(checkpoint):
+    if run.data is not None and data_state(checkpoint, run.data).get("steps"):
         kinds.add(Change.ORDER)
     _refuse(changed, kinds, name)
-    epochs = int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"])
     for key, limit, done in (
-        ("max_steps", run.trainer.max_steps, int(checkpoint["global_step"])),
-        ("max_epochs", run.trainer.max_epochs, epochs),
+        ("max_steps", run.trainer.max_steps, steps_of(checkpoint)),
+        ("max_epochs", run.trainer.max_epochs, epochs_of(checkpoint)),
     ):
         if limit is not None and 0 <= limit < done:
             raise RecipeChangedError(
@@ -218,7 +224,7 @@ def carry_over(checkpoint: dict[str, Any], changed: Mapping[str, tuple[Any, Any]
 
     The time limit is that of one job, patience the recipe's, and the best value of another measure is none.
     """
-    states = checkpoint.get("callbacks", {})
+    states = callback_states(checkpoint)
     measures = [key for key in changed if _kind(key) is Change.MEASURE]
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # a connector sets it
         key = callback.state_key
@@ -244,7 +250,7 @@ def check_resume(path: str, run: Resumed) -> None:
         checkpoint = read_checkpoint(path)
         refuse_changes(checkpoint, run.differences(checkpoint), run, path)
         if run.data is not None and run.data.has_train:
-            run.data.refuse_other_order(checkpoint)
+            run.data.refuse_other_order(data_state(checkpoint, run.data))
 
 
 def _refuse(changed: Mapping[str, tuple[Any, Any]], kinds: Collection[Change], name: str) -> None:

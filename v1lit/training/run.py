@@ -12,7 +12,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from v1lit.data.datamodule import V1DataModule
-from v1lit.training.callbacks import ValidateAtEnd
 from v1lit.training.checkpoints import FOLDER, LastCheckpoint, checkpoint_to_resume, newest_checkpoint
 from v1lit.training.config import RunConfig
 from v1lit.training.module import V1Module
@@ -20,6 +19,7 @@ from v1lit.training.progress import RunProgress
 from v1lit.training.results import Weights, make_results
 from v1lit.training.stopping import StopRequests
 from v1lit.training.throughput import Throughput
+from v1lit.training.validate_at_end import ValidateAtEnd
 
 
 def trainer_defaults(

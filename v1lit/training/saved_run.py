@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from v1lit.training.checkpoints import FOLDER, newest_checkpoint
+from v1lit.training.lightning_internals import callback_states, steps_of
 from v1lit.training.results import Weights
 from v1lit.training.resuming import read_checkpoint
 
@@ -23,8 +24,8 @@ def saved_weights(folder: Path) -> tuple[Weights, int]:
     if newest is None:
         raise ValueError(f"there is no complete checkpoint in {folder / FOLDER}, so nothing to report on")
     state = read_checkpoint(newest)
-    steps = int(state["global_step"])
-    for name, callback in state.get("callbacks", {}).items():
+    steps = steps_of(state)
+    for name, callback in callback_states(state).items():
         if name.startswith("ModelCheckpoint") and callback.get("monitor") is not None:
             best = Path(callback["best_model_path"])
             # The folder may have been moved or copied since; another run's best is where it was.

@@ -33,6 +33,7 @@ from v1lit.data.lengths.fingerprint import fingerprint
 from v1lit.data.lengths.length import LEFT_OUT, Length
 from v1lit.data.lengths.store import write_lengths
 from v1lit.data.lengths.table import LengthTable
+from v1lit.data.sampling.epoch import Progress
 from v1lit.data.sampling.mixture import GlobalSequence
 from v1lit.data.sampling.remaining import MicroBatchState, Remaining
 from v1lit.data.sampling.rows import Substream, similar_rows
@@ -233,7 +234,7 @@ def test_packed_rows_stay_full_and_the_epoch_is_planned_without_what_is_left_out
     data.trainer = trainer
     data.setup("fit")
     loader = data.train_dataloader()
-    assert loader.planned_steps(data.begin(0, loader.layout), 3) == 6
+    assert loader.steps.planned(Progress(0, layout=loader.steps.layout), 3) == 6
     done = fit(data, tmp_path)
     assert [len(batch) for batch in done.batches] == [3, 3]
     assert sorted(ids_of(done.batches)) == names(6)

@@ -16,7 +16,7 @@ from v1lit.data.lengths import lookup
 from v1lit.data.lengths import store as length_tables
 from v1lit.data.lengths.store import known_table, measured_table, write_lengths
 from v1lit.data.lengths.table import LengthTable
-from v1lit.data.sampling.epoch import Progress, rank_rows
+from v1lit.data.sampling.epoch import Progress
 from v1lit.data.shards import index_shards
 from v1lit.data.shards.catalog import Catalog
 
@@ -135,10 +135,7 @@ def test_with_a_table_planning_reads_no_shard(
     write_lengths(folder, processor(), ENCODING, workers=1)
     loader = make_data(folder, tmp_path, packing=PACKED).train_dataloader()
     forbid(monkeypatch, (Catalog, "open"), (Catalog, "fetch"), (Catalog, "index"))
-    progress = Progress(0, layout=loader.layout)
-    rows = rank_rows(
-        loader.opened.sequence, progress, loader.grouping.make_rows(loader.lengths), rank=0, ranks=1
-    )
+    rows = loader.steps.rows(Progress(0, layout=loader.steps.layout))
     assert sum(len(row.refs) for row in rows) == 12
 
 
@@ -146,7 +143,7 @@ def test_without_a_table_the_same_rows_are_planned_by_reading(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("v1lit.data.datamodule.measured_table", lambda *args: None)
+        patch.setattr("v1lit.data.loading.shards.measured_table", lambda *args: None)
         read = fit(make_data(folder, tmp_path, packing=PACKED), tmp_path).batches
     assert known(folder, tmp_path) is None
     assert read == fit(make_data(folder, tmp_path, packing=PACKED), tmp_path).batches

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from threading import Barrier, Lock
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,9 +21,8 @@ from v1lit.data.config import EncodingConfig, PackingConfig, SourceConfig
 from v1lit.data.datamodule import V1DataModule
 from v1lit.data.encode.batch import Batch, LabelCounts, blank_batch
 from v1lit.data.example import ExampleRef
-from v1lit.data.loading.failures import Failure
+from v1lit.data.loading.micro_batch import Failure, MicroBatch
 from v1lit.data.loading.ranks import Ranks
-from v1lit.data.loading.reading import MicroBatch
 from v1lit.data.loading.step import iter_steps
 from v1lit.data.synthetic import synthesize
 
@@ -112,7 +112,7 @@ def test_failures_are_told_to_all() -> None:
 
 def test_several_ranks_without_torch_distributed_are_refused() -> None:
     with pytest.raises(ValueError, match=r"2 ranks without torch.distributed"):
-        Ranks.of(2)
+        Ranks.of(SimpleNamespace(world_size=2))  # type: ignore[arg-type]
 
 
 class Noting(LightningModule):

@@ -20,6 +20,7 @@ from v1lit.data.loading.sequence import OpenedSequence, open_sequence
 from v1lit.data.sampling.mixture import GlobalSequence
 from v1lit.data.sampling.source import Shuffle, SourceOrder
 from v1lit.data.shards.catalog import Catalog
+from v1lit.data.shards.examples import Examples
 
 SHARDS = 10
 
@@ -38,7 +39,7 @@ def opened_of(server: FaultyServer, tmp_path: Path, window: int, lanes: int = 1)
 
 
 def prefetcher(opened: OpenedSequence, window: int, rank: int = 0, ranks: int = 1) -> ShardPrefetcher:
-    return ShardPrefetcher(opened.catalogs, opened.sequence, 0, rank, ranks, window)
+    return ShardPrefetcher(opened, 0, rank, ranks, window)
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -95,6 +96,8 @@ def test_behind_the_end_there_is_nothing_to_fetch(server: FaultyServer, tmp_path
 def test_its_thread_ends_with_the_block(server: FaultyServer, tmp_path: Path) -> None:
     opened = opened_of(server, tmp_path, window=4)
     with prefetcher(opened, 4) as ahead:
+        assert not ahead._thread.is_alive()  # workers are forked before anything is reached
+        ahead.reached(0)
         assert ahead._thread.is_alive()
         assert ahead._thread.daemon
     ahead._thread.join(60)
@@ -131,7 +134,7 @@ def test_training_over_a_network_reads_every_shard_once(
 
 
 def test_local_shards_are_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("v1lit.data.loading.loader.ShardPrefetcher", None)
+    monkeypatch.setattr(ShardPrefetcher, "_look_ahead", None)
     folder = written(tmp_path / "here", 4)
     assert len(fit(make_data(folder, tmp_path), tmp_path).batches) == 2
     assert not Catalog(folder).remote
@@ -141,9 +144,10 @@ def test_planning_ahead_takes_memory_for_the_rank_alone(tmp_path: Path) -> None:
     """Thousands of ranks and lanes: a window of all of them is not held at once."""
     lanes, window = 2048, 10_000
     order = SourceOrder(np.full(100_000, 300), Shuffle(1, True, window), lanes=lanes)
-    ahead = ShardPrefetcher([], GlobalSequence([order], [30_000_000], 1), 0, 5, 1024, window)
+    opened = OpenedSequence(Examples([]), GlobalSequence([order], [30_000_000], 1))
+    ahead = ShardPrefetcher(opened, 0, 5, 1024, window)
     tracemalloc.start()
-    ahead.reached(0)
+    ahead._look_ahead(0)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 50e6

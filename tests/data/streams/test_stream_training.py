@@ -24,12 +24,12 @@ from helpers.tiny_runs import (
     tokens,
     written,
 )
-from lightning import Trainer
 
 from v1lit.data.config import MixtureConfig, PackingConfig, StreamConfig
 from v1lit.data.datamodule import V1DataModule
 from v1lit.data.errors import BadDataError, ShardError
 from v1lit.data.example import Example
+from v1lit.data.loading.ranks import Ranks
 from v1lit.data.remote import DEFAULT_RETRY
 from v1lit.data.sampling.grouping import Grouping
 from v1lit.data.sampling.remaining import MicroBatchState
@@ -323,19 +323,12 @@ def test_validation_is_a_stream_with_a_limit(
 
 
 def test_ranks_have_equally_many_validation_batches(folder: Path, tmp_path: Path) -> None:
-    class OfTwo(Trainer):
-        def __init__(self, rank: int) -> None:
-            self.rank = rank
-
-        global_rank = property(lambda self: self.rank)  # type: ignore[assignment]
-        world_size = property(lambda self: 2)  # type: ignore[assignment]
-
     for limit in (3, 4, 5, None):
         batches = []
         for rank in range(2):
             data = data_of(folder, tmp_path, val_path=str(folder), max_val_examples=limit)
             loader = data.val_dataloader()
-            loader.trainer = OfTwo(rank)  # type: ignore[union-attr]
+            loader.context.__dict__["ranks"] = Ranks(2, rank)  # type: ignore[union-attr]
             batches.append([one.batch.ids for one in loader._micro_batches()])  # type: ignore[union-attr]
         assert len(batches[0]) == len(batches[1])
         assert sorted(ids_of(batches[0]) + ids_of(batches[1])) == names(limit or TOTAL)

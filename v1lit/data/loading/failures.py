@@ -1,27 +1,75 @@
-"""Why examples could not be used, as those tell it who read or plan them."""
+"""`FailureLog`: notes which examples could not be used, and why."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 from v1lit.data.errors import ShardError
 from v1lit.data.example import ExampleRef
+from v1lit.data.loading.context import LoaderContext
+from v1lit.data.loading.micro_batch import Failure, MicroBatch
 from v1lit.data.loading.skips import Skipped
+from v1lit.data.loading.step import StepBatches
 
 NOWHERE = ExampleRef(-1, -1, -1, -1)
 """Of a whole shard whose examples were never counted."""
 
 
-@dataclass(frozen=True)
-class Failure:
-    """Why an example could not be used."""
+class FailureLog:
+    """Notes in the run's `SkipList` what the batches of a loader say of the data, the same on all ranks.
 
-    ref: ExampleRef
-    shard: str
-    key: str | None
-    kind: str
-    reason: str
+    Args:
+        context: of the loader.
+        split: `train` or `val`.
+        lost: shards that planning finds to be unusable; they are taken out of this list.
+    """
+
+    def __init__(self, context: LoaderContext, split: str, lost: list[ShardError] | None = None) -> None:
+        self.skips, self.ranks, self.split = context.skips, context.ranks, split
+        self._lost = [] if lost is None else lost
+        self._in_a_row = 0
+
+    def with_lost(self, micro_batch: MicroBatch) -> MicroBatch:
+        """The same with the shards that planning has found to be unusable since this was last called."""
+        lost = self.take_lost()
+        return replace(micro_batch, failures=(*lost, *micro_batch.failures)) if lost else micro_batch
+
+    def take_lost(self) -> list[Failure]:
+        """Shards found to be unusable since the last call; none but on rank 0: every rank finds the same."""
+        lost, self._lost[:] = list(self._lost), []
+        return [Failure(NOWHERE, e.shard, e.key, e.kind, e.reason) for e in lost if self.ranks.own == 0]
+
+    def note_step(self, step: StepBatches, epoch: int, number: int) -> None:
+        """Note what an optimizer step says; `number`: of the step in its epoch. Raises BadDataError."""
+        if step.failures:  # all ranks know, so all of them tell each other
+            self.note(step.micro_batches, epoch, number)
+            return
+        failures = [failure for micro_batch in step.micro_batches for failure in micro_batch.failures]
+        self._in_a_row, _ = run_of_failures(failures, self._in_a_row)
+        self.skips.note(step.examples, [], 0)
+        self.skips.note_left_out(step.left_out)
+
+    def note(
+        self, micro_batches: Sequence[MicroBatch], epoch: int, number: int, lost: Sequence[Failure] = ()
+    ) -> None:
+        """Note what became of batches on all ranks, each of which must call it. Raises BadDataError.
+
+        Args:
+            micro_batches: of this rank.
+            epoch, number: the epoch, and the step in it; in validation the batch.
+            lost: of `take_lost`, where they are in none of the batches.
+        """
+        failures = [*lost, *(failure for micro_batch in micro_batches for failure in micro_batch.failures)]
+        self._in_a_row, longest = run_of_failures(failures, self._in_a_row)
+        skipped = skipped_of(failures, self.split, epoch, number)
+        read = sum(len(micro_batch.batch) for micro_batch in micro_batches) + len(skipped)
+        left_out = sum(micro_batch.left_out for micro_batch in micro_batches)
+        reads, skips, longests, left_outs = zip(
+            *self.ranks.gather((read, skipped, longest, left_out)), strict=True
+        )
+        self.skips.note(sum(reads), [one for skipped in skips for one in skipped], max(longests))
+        self.skips.note_left_out(sum(left_outs))
 
 
 def run_of_failures(failures: Sequence[Failure | None], before: int) -> tuple[int, int]:
@@ -40,18 +88,13 @@ def skipped_of(failures: Sequence[Failure | None], split: str, epoch: int, step:
             split=split,
             epoch=epoch,
             step=step,
-            position=one.ref.epoch_index,
-            shard=one.shard,
-            key=one.key,
-            number=one.ref.index,
-            kind=one.kind,
-            reason=one.reason,
+            position=failure.ref.epoch_index,
+            shard=failure.shard,
+            key=failure.key,
+            number=failure.ref.index,
+            kind=failure.kind,
+            reason=failure.reason,
         )
-        for one in failures
-        if one is not None
+        for failure in failures
+        if failure is not None
     ]
-
-
-def lost_shards(lost: Sequence[ShardError], rank: int) -> list[Failure]:
-    """Whole shards that cannot be used; none but on rank 0, because every rank finds the same."""
-    return [Failure(NOWHERE, one.shard, one.key, one.kind, one.reason) for one in lost if rank == 0]

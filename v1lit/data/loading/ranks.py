@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from lightning import Trainer
 from torch import Tensor
 from torch import distributed as dist
 
@@ -15,25 +16,33 @@ class Ranks:
     """The processes that train together."""
 
     size: int = 1
+    own: int = 0
+    """Which of them this one is."""
     group: dist.ProcessGroup | None = None
     """Over the CPU, so that an exchange never waits for a GPU."""
 
     @classmethod
-    def of(cls, world_size: int) -> Ranks:
+    def of(cls, trainer: Trainer | None) -> Ranks:
         """All ranks of a run; to be called on each of them. Raises ValueError where they cannot talk."""
-        if world_size == 1:
+        if trainer is None or trainer.world_size == 1:
             return cls()
         if not (dist.is_available() and dist.is_initialized()):
             raise ValueError(
-                f"trainer runs on {world_size} ranks without torch.distributed; v1lit needs a strategy that "
-                "uses it, such as ddp"
+                f"trainer runs on {trainer.world_size} ranks without torch.distributed; v1lit needs a "
+                "strategy that uses it, such as ddp"
             )
-        return cls(world_size, _cpu_group(dist.group.WORLD))
+        return cls(trainer.world_size, trainer.global_rank, _cpu_group(dist.group.WORLD))
 
     def add_up(self, table: Tensor) -> Tensor:
         """The sum over ranks, on the CPU; waits for them."""
         if self.group is not None:
             dist.all_reduce(table, group=self.group)
+        return table
+
+    def largest(self, table: Tensor) -> Tensor:
+        """The largest of every element over ranks, on the CPU; waits for them."""
+        if self.group is not None:
+            dist.all_reduce(table, dist.ReduceOp.MAX, group=self.group)
         return table
 
     def gather(self, own: Any) -> list[Any]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 from torch.utils.data import Dataset
 
@@ -17,67 +16,53 @@ from v1lit.data.encode.mapping import ExampleMap
 from v1lit.data.errors import ShardError
 from v1lit.data.example import Example, ExampleRef
 from v1lit.data.example.images import ImageError
-from v1lit.data.loading.failures import Failure
+from v1lit.data.loading.micro_batch import Failure, MicroBatch
 from v1lit.data.loading.time_limit import TookTooLongError, time_limit
 from v1lit.data.sampling.rows import MicroBatchPlan
 from v1lit.data.shards.examples import Opened, Readable
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
-class MicroBatch:
-    """What became of a row."""
+class Encoder:
+    """How examples become batches."""
 
-    batch: Batch
-    failures: tuple[Failure | None, ...]
-    """Those of the row that fit no row; then one per example of the row, in its order, None for those in the
-    batch and those that the map leaves out."""
-    left_out: int = 0
-    """Examples that the map leaves out."""
-    row: MicroBatchPlan | None = None
-    """Which row it is; None for a blank batch behind a rank's last one."""
+    processor: Processor
+    encoding: EncodingConfig
+    stream: StreamConfig
+    """How long one example may take."""
+    flat: bool
+    """Whether batches are flat, or else padded."""
+    map: ExampleMap | None = None
+    """Changes examples before they are encoded, or leaves them out."""
 
-    @property
-    def filled(self) -> bool:
-        """Whether there were examples in it; the map may have left out all, and found that when planning."""
-        return len(self.batch) > 0 or bool(self.failures) or bool(self.row is not None and self.row.refs)
-
-    def pin_memory(self) -> MicroBatch:
-        """The same with the batch in page-locked memory."""
-        return replace(self, batch=self.batch.pin_memory())
-
-
-class MicroBatchReader(Dataset[MicroBatch]):
-    """Makes the batch of a row; what cannot be used is left out, with its reason."""
-
-    def __init__(
-        self,
-        examples: Readable,
-        processor: Processor,
-        encoding: EncodingConfig,
-        config: StreamConfig,
-        flat: bool,
-        map: ExampleMap | None = None,
-    ) -> None:
-        self.examples, self.processor, self.encoding, self.config = examples, processor, encoding, config
-        self.make_batch = batch_maker(processor, flat)
-        self.flat, self.map = flat, map
-
-    def __getitem__(self, row: MicroBatchPlan) -> MicroBatch:
-        refused = [self._failure(one.ref, "length", one.reason) for one in row.refused]
-        made = [self._encoded(ref) for ref in row.refs]
-        encoded = [one for one in made if isinstance(one, Encoded)]
-        batch = self.make_batch(encoded) if encoded else self.blank()
-        failures = (*refused, *(one if isinstance(one, Failure) else None for one in made))
-        return MicroBatch(batch, failures, row.left_out + sum(one is None for one in made))
+    def batch(self, examples: Sequence[Encoded]) -> Batch:
+        """A flat or a padded batch, labels counted."""
+        if self.flat:
+            return flatten(examples, self.processor.pointer_start)
+        pad_id, start = self.processor.pad_token_id, self.processor.pointer_start
+        return collate(examples, pad_id, pointer_start=start)
 
     def blank(self) -> Batch:
         """A batch without examples, for a rank that has none left while others have."""
         return blank_batch(self.processor.pad_token_id, self.flat)
 
+
+class MicroBatchReader(Dataset[MicroBatch]):
+    """Makes the batch of a row; what cannot be used is left out, with its reason."""
+
+    def __init__(self, examples: Readable, encoder: Encoder) -> None:
+        self.examples, self.encoder = examples, encoder
+
+    def __getitem__(self, row: MicroBatchPlan) -> MicroBatch:
+        refused = [self._failure(unfit.ref, "length", unfit.reason) for unfit in row.refused]
+        results = [self._encoded(ref) for ref in row.refs]
+        encoded = [result for result in results if isinstance(result, Encoded)]
+        batch = self.encoder.batch(encoded) if encoded else self.encoder.blank()
+        failures = (*refused, *(result if isinstance(result, Failure) else None for result in results))
+        return MicroBatch(batch, failures, row.left_out + sum(result is None for result in results))
+
     def _encoded(self, ref: ExampleRef) -> Encoded | Failure | None:
-        """None where the map leaves the example out."""
+        """Returns None where the map leaves the example out."""
         try:
             # The clock runs when the shard is open: it may have to be fetched, which has limits of its own.
             return self.examples.use(ref, partial(self._read, ref))
@@ -88,24 +73,17 @@ class MicroBatchReader(Dataset[MicroBatch]):
         except EncodingError as error:
             return self._failure(ref, "length", str(error))
         except TookTooLongError:
-            return self._failure(
-                ref, "slow", f"took longer than data.stream.max_seconds={self.config.max_seconds:g}"
-            )
+            limit = self.encoder.stream.max_seconds
+            return self._failure(ref, "slow", f"took longer than data.stream.max_seconds={limit:g}")
 
     def _read(self, ref: ExampleRef, shard: Opened) -> Encoded | None:
-        with time_limit(self.config.max_seconds):
+        with time_limit(self.encoder.stream.max_seconds):
             example: Example | None = shard.example(ref.index)
-            if example is not None and self.map is not None:
-                example = self.map(example, shard.name, ref)
-            return None if example is None else encode(example, self.processor, self.encoding)
+            if example is not None and self.encoder.map is not None:
+                example = self.encoder.map(example, shard.name, ref)
+            if example is None:
+                return None
+            return encode(example, self.encoder.processor, self.encoder.encoding)
 
     def _failure(self, ref: ExampleRef, kind: str, reason: str) -> Failure:
         return Failure(ref, self.examples.file(ref), self.examples.key(ref), kind, reason)
-
-
-def batch_maker(processor: Processor, flat: bool) -> Callable[[Sequence[Encoded]], Batch]:
-    """Makes a flat or a padded batch of examples, labels counted."""
-    start = processor.pointer_start
-    if flat:
-        return partial(flatten, pointer_start=start)
-    return partial(collate, pad_id=processor.pad_token_id, pointer_start=start)

@@ -29,26 +29,25 @@ class ReadingState:
         self._own: list[MicroBatchState] = []
         self._step: dict[int, MicroBatchState] = {}
 
-    def resume(self, progress: Progress) -> None:
-        """Go on from there at the next `begin`."""
-        self._resumed, self._progress = progress, None
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Begin where a checkpoint's state was saved, at the next `begin`."""
+        self._resumed, self._progress = progress_of(state), None
 
-    def begin(
-        self, current_epoch: int, layout: StepLayout, positions: int | None, ranks: int, rank: int
-    ) -> Progress:
+    def begin(self, current_epoch: int, layout: StepLayout, positions: int | None, ranks: Ranks) -> Progress:
         """Where the next epoch is begun: at its start, or where the run that is resumed has stopped.
 
         Lightning fetches the first batch before it restores its own counters, where the number of batches is
         unknown: then `current_epoch` is too small.
+
+        positions: examples of an epoch, None where that is not known.
         """
         resumed, self._resumed, self.begun = self._resumed, None, True
         progress = Progress(current_epoch, layout=layout)
         if resumed is not None and resumed.epoch >= current_epoch:
             progress = resumed.divided(layout, positions)
         self._progress, self._step = progress, {}
-        self._own = [
-            progress.state_of(micro_batch) for micro_batch in range(rank, layout.micro_batches, ranks)
-        ]
+        own = range(ranks.own, layout.micro_batches, ranks.size)
+        self._own = [progress.state_of(micro_batch) for micro_batch in own]
         return progress
 
     def used(self, read: ReadPosition, epoch_ends: bool) -> None:
@@ -73,6 +72,16 @@ class ReadingState:
         return self._progress.with_states(
             [everyone[at % ranks.size][at // ranks.size] for at in range(layout.micro_batches)]
         )
+
+    def saved(self, ranks: Ranks) -> dict[str, Any]:
+        """What a checkpoint keeps, empty where there is nothing yet; to be called on all ranks."""
+        progress = self.of_all(ranks)
+        return {} if progress is None else progress_to_dict(progress)
+
+
+def progress_of(state: Mapping[str, Any]) -> Progress:
+    """How far a checkpoint has come; that of a stream was made between two epochs."""
+    return progress_from_dict(state) if "slots" in state else Progress(int(state["epoch"]))
 
 
 def progress_to_dict(progress: Progress) -> dict[str, Any]:
@@ -125,15 +134,3 @@ def _short(value: object) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(map(str, value))
     return str(value)
-
-
-def set_batches_done(checkpoint: dict[str, Any], done: int) -> None:
-    """Put the number of batches of the current epoch that count as done into a checkpoint of Lightning's.
-
-    Its counters stand apart by one where the checkpoint was saved between the end of a batch and the count of
-    it; this difference is kept.
-    """
-    current = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
-    shift = done - current["ready"]
-    for name in ("ready", "started", "processed", "completed"):
-        current[name] += shift

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from v1lit.data.encode.batch import Batch
+from v1lit.data.loading.micro_batch import MicroBatch
 from v1lit.data.loading.ranks import Ranks
-from v1lit.data.loading.reading import MicroBatch
 
 ROWS, FAILURES, EXAMPLES, LEFT_OUT, COUNTS = 0, 1, 2, 3, slice(4, 7)
 """Columns of the table that ranks add up: one row per micro-batch of the step."""

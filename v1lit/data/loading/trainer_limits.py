@@ -6,9 +6,21 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning import Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 Count = Callable[[], int | None]
 """Gives the batches of an epoch on one rank; None where that is not known before it is read."""
+
+
+def refuse_changing_accumulation(trainer: Trainer) -> None:
+    """What makes an optimizer step is planned for a whole run; Lightning, too, counts its batches once."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # a connector sets it
+        if isinstance(callback, GradientAccumulationScheduler):
+            raise ValueError(
+                "trainer.callbacks has a GradientAccumulationScheduler, but data are planned for one number "
+                "of batches per optimizer step; set trainer.accumulate_grad_batches, and resume from a "
+                "checkpoint with another number where it shall change"
+            )
 
 
 def check_limits(trainer: Trainer, train_batches: Count, val_batches: Count) -> None:

@@ -1,81 +1,57 @@
-"""The validation loader: all examples, in their order."""
+"""`ValLoader`: all validation examples, in their order."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-
-from lightning import Trainer
+from collections.abc import Iterable, Iterator
 
 from v1lit.data.encode.batch import Batch
 from v1lit.data.example import ExampleRef
 from v1lit.data.lengths.length import Length
-from v1lit.data.loading.failures import Failure, lost_shards, run_of_failures, skipped_of
-from v1lit.data.loading.ranks import Ranks
-from v1lit.data.loading.reading import MicroBatch, MicroBatchReader
+from v1lit.data.loading.context import LoaderContext
+from v1lit.data.loading.failures import FailureLog
+from v1lit.data.loading.micro_batch import MicroBatch
+from v1lit.data.loading.reading import MicroBatchReader
 from v1lit.data.loading.sequence import OpenedSequence
-from v1lit.data.loading.skips import SkipList
-from v1lit.data.loading.workers import Workers
 from v1lit.data.sampling.epoch import Progress, StepLayout, rank_rows
 from v1lit.data.sampling.grouping import Grouping
 
 
 class ValLoader:
-    """All validation examples in order, split over the ranks, which have equally many batches."""
+    """All validation examples in order, split over the ranks, which have equally many batches.
+
+    Args:
+        opened: the examples.
+        reader: makes a row's batch.
+        size: examples per batch.
+        context: the run that it serves.
+    """
 
     def __init__(
-        self,
-        opened: OpenedSequence,
-        reader: MicroBatchReader,
-        size: int,
-        skips: SkipList,
-        trainer: Trainer | None,
-        workers: int,
+        self, opened: OpenedSequence, reader: MicroBatchReader, size: int, context: LoaderContext
     ) -> None:
-        self.opened, self.reader, self.size, self.skips = opened, reader, size, skips
-        self.trainer, self.workers = trainer, workers
-
-    @property
-    def _ranks(self) -> tuple[int, int]:
-        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        self.opened, self.reader, self.size, self.context = opened, reader, size, context
 
     def __len__(self) -> int:
         """Batches on every rank."""
         positions = self.opened.sequence.length
         assert positions is not None
-        return -(-positions // (self.size * self._ranks[1]))
+        return -(-positions // (self.size * self.context.ranks.size))
 
     def __iter__(self) -> Iterator[Batch]:
-        rank, ranks = self._ranks
-        progress = Progress(layout=StepLayout(ranks, f"{self.size} examples"))
+        ranks = self.context.ranks
+        progress = Progress(layout=StepLayout(ranks.size, f"{self.size} examples"))
         make_rows = Grouping(self.size).make_rows(_unmeasured)
-        rows = rank_rows(self.opened.sequence, progress, make_rows, rank=rank, ranks=ranks)
-        micro_batches = (one for _, one in Workers(self.workers).run(self.reader, rows))
-        return val_batches(micro_batches, self.skips, ranks, lost_shards(self.opened.lost, rank))
+        rows = rank_rows(self.opened.sequence, progress, make_rows, rank=ranks.own, ranks=ranks.size)
+        micro_batches = (read for _, read in self.context.workers.run(self.reader, rows))
+        return val_batches(micro_batches, FailureLog(self.context, "val", list(self.opened.lost)))
 
 
-def val_batches(
-    micro_batches: Iterable[MicroBatch], skips: SkipList, ranks: int, lost: Sequence[Failure] = ()
-) -> Iterator[Batch]:
+def val_batches(micro_batches: Iterable[MicroBatch], failures: FailureLog) -> Iterator[Batch]:
     """The batches of validation, of which all ranks have equally many; what could not be used is noted."""
-    everyone, in_a_row = Ranks.of(ranks), 0
-
-    def note(failures: Sequence[Failure | None], number: int, left_out: int = 0) -> None:
-        """Note what became of a batch on all ranks."""
-        nonlocal in_a_row
-        in_a_row, longest = run_of_failures(failures, in_a_row)
-        own = len(failures) - left_out, skipped_of(failures, "val", 0, number), longest, left_out
-        gathered = everyone.gather(own)
-        skips.note(
-            sum(read for read, _, _, _ in gathered),
-            [one for _, skipped, _, _ in gathered for one in skipped],
-            max(longest for _, _, longest, _ in gathered),
-        )
-        skips.note_left_out(sum(left_out for *_, left_out in gathered))
-
-    note(lost, 0)
-    for number, one in enumerate(micro_batches):
-        note(one.failures, number, one.left_out)  # at once, because validation may be cut short
-        yield one.batch
+    failures.note([], 0, 0, failures.take_lost())
+    for index, micro_batch in enumerate(micro_batches):
+        failures.note([micro_batch], 0, index)  # at once, because validation may be cut short
+        yield micro_batch.batch
 
 
 def _unmeasured(ref: ExampleRef) -> Length:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader, Dataset
 
-from v1lit.data.loading.reading import MicroBatch
+from v1lit.data.loading.micro_batch import MicroBatch
 
 Asked = TypeVar("Asked")
 
@@ -37,9 +37,9 @@ class Workers:
         waiting: deque[Asked] = deque()
 
         def noted() -> Iterator[Asked]:
-            for one in asked:
-                waiting.append(one)
-                yield one
+            for item in asked:
+                waiting.append(item)
+                yield item
 
         options: dict[str, Any] = {"prefetch_factor": self.prefetch} if self.count else {}
         _end_readers_at_exit()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -11,11 +11,11 @@ from torch.utils.data import Dataset
 
 from v1lit.data.errors import ShardError
 from v1lit.data.lengths.lookup import measure_at
-from v1lit.data.loading.reading import MicroBatch, MicroBatchReader
+from v1lit.data.loading.micro_batch import MicroBatch
+from v1lit.data.loading.reading import Encoder, MicroBatchReader
 from v1lit.data.sampling.grouping import Grouping
 from v1lit.data.sampling.remaining import MicroBatchState
 from v1lit.data.sampling.rows import MicroBatchPlan
-from v1lit.data.shards.examples import Readable
 from v1lit.data.streams.examples import Readers, StreamExamples
 from v1lit.data.streams.reader_state import RankState, ReaderState
 
@@ -39,17 +39,12 @@ class StreamReader(Dataset[MicroBatch]):
 
     Args:
         readers: what each of them reads, and how far it has come.
-        row_reader: makes the batch of a row of some examples.
+        encoder: makes the batch of a row.
         grouping: which examples make a row.
     """
 
-    def __init__(
-        self,
-        readers: Readers,
-        row_reader: Callable[[Readable], MicroBatchReader],
-        grouping: Grouping,
-    ) -> None:
-        self.readers, self.row_reader, self.grouping = readers, row_reader, grouping
+    def __init__(self, readers: Readers, encoder: Encoder, grouping: Grouping) -> None:
+        self.readers, self.encoder, self.grouping = readers, encoder, grouping
         self._open: dict[int, tuple[StreamExamples, MicroBatchReader, Iterator[MicroBatchPlan]]] = {}
 
     def __getitem__(self, reader: int) -> MicroBatch:
@@ -59,24 +54,23 @@ class StreamReader(Dataset[MicroBatch]):
         try:
             row = next(rows, None)
         except ShardError as error:
-            return StreamMicroBatch(row_reader.blank(), (), error=error)
+            return StreamMicroBatch(self.encoder.blank(), (), error=error)
         if row is None:
-            return StreamMicroBatch(row_reader.blank(), (), ended=True)
+            return StreamMicroBatch(self.encoder.blank(), (), ended=True)
         made = row_reader[row]
         return StreamMicroBatch(made.batch, made.failures, made.left_out, row, examples.after(row.after))
 
     def _opened(self, reader: int) -> tuple[StreamExamples, MicroBatchReader, Iterator[MicroBatchPlan]]:
         examples, state = self.readers.examples(reader), self.readers.states[reader]
-        row_reader = self.row_reader(examples)
         measure = partial(
             measure_at,
             examples=examples,
-            processor=row_reader.processor,
-            encoding=row_reader.encoding,
-            map=row_reader.map,
+            processor=self.encoder.processor,
+            encoding=self.encoder.encoding,
+            map=self.encoder.map,
         )
         rows = self.grouping.make_rows(measure)(examples, MicroBatchState(state.read, state.waiting))
-        return examples, row_reader, rows
+        return examples, MicroBatchReader(examples, self.encoder), rows
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -87,26 +87,23 @@ class StreamReading:
         self._resumed: StreamProgress | None = None
         self._own: RankState | None = None
 
-    def resume(self, progress: StreamProgress) -> None:
-        """Go on from there at the next `begin`."""
-        self._resumed, self._progress = progress, None
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Begin where a checkpoint's state was saved, at the next `begin`."""
+        self._resumed, self._progress = stream_progress_of(state), None
 
     def begin(
-        self, current_epoch: int, layout: StreamLayout, files: Sequence[int], rank: int
+        self, current_epoch: int, layout: StreamLayout, order: Callable[[int], Sequence[int]], rank: int
     ) -> StreamProgress:
-        """Where the next epoch is begun; `files` is its order. See `ReadingState.begin`."""
+        """Where the next epoch is begun; `order`: of its files. See `ReadingState.begin`."""
         resumed, self._resumed, self.begun = self._resumed, None, True
-        progress = StreamProgress(current_epoch, layout=layout, files=tuple(map(Begin, files)))
-        if resumed is not None and resumed.epoch >= current_epoch:
-            progress = replace(progress, epoch=resumed.epoch)
-            progress = resumed.divided(layout) if resumed.layout is not None else progress
+        if resumed is not None and resumed.epoch >= current_epoch and resumed.layout is not None:
+            progress = resumed.divided(layout)
+        else:
+            epoch = current_epoch if resumed is None else max(current_epoch, resumed.epoch)
+            progress = StreamProgress(epoch, layout=layout, files=tuple(map(Begin, order(epoch))))
         self._progress = progress
         self._own = progress.of_rank(rank)
         return progress
-
-    def epoch(self, current_epoch: int) -> int:
-        """Which epoch `begin` will begin."""
-        return current_epoch if self._resumed is None else max(current_epoch, self._resumed.epoch)
 
     def used(self, read: ReadPosition, epoch_ends: bool) -> None:
         """Training has used a batch."""
@@ -126,6 +123,16 @@ class StreamReading:
         if self._own is None or not self._progress.steps:
             return self._progress
         return replace(self._progress, ranks=tuple(everyone))
+
+    def saved(self, ranks: Ranks) -> dict[str, Any]:
+        """What a checkpoint keeps, empty where there is nothing yet; to be called on all ranks."""
+        progress = self.of_all(ranks)
+        return {} if progress is None else stream_to_dict(progress)
+
+
+def stream_progress_of(state: Mapping[str, Any]) -> StreamProgress:
+    """How far a checkpoint has come; that of shards was made between two epochs."""
+    return stream_from_dict(state) if "readers" in state else StreamProgress(int(state["epoch"]))
 
 
 def stream_to_dict(progress: StreamProgress) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What happens beside the training steps: weighing the final weights, and those that nobody weighed."""
+"""`ValidateAtEnd`: the final weights are validated as well."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from v1lit.data.encode.batch import Batch
-from v1lit.training.loop_state import validate, validates_now
+from v1lit.training.lightning_internals import Limits, lift_limits, set_limits, validate, validates_now
 
 
 class ValidateAtEnd(Callback):
-    """Validates after the last step, wherever the interval falls: the final weights are weighed as well.
+    """Validates after the last step, wherever the interval falls.
 
-    A run that was stopped while it validated does so again, from the start, when it goes on.
+    A run that was stopped while it validated does so again, from the start, when it resumes.
     """
 
     def __init__(self) -> None:
         self._due = False
-        self._limits: tuple[int, int | None] | None = None
+        self._limits: Limits | None = None
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -41,14 +41,11 @@ class ValidateAtEnd(Callback):
         self._due = bool(state_dict["validation_due"])
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
-        if self._due:  # Lightning does not even begin where no training step is left
-            loop = trainer.fit_loop
-            self._limits = loop.epoch_loop.max_steps, loop.max_epochs
-            loop.epoch_loop.max_steps = -1 if trainer.max_steps == -1 else 2**62
-            loop.max_epochs = -1
+        if self._due:
+            self._limits = lift_limits(trainer)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         if self._limits is not None:
-            trainer.fit_loop.epoch_loop.max_steps, trainer.fit_loop.max_epochs = self._limits
+            set_limits(trainer, self._limits)
             self._limits = None
             validate(trainer)
