@@ -1,0 +1,61 @@
+"""What the local disk refuses while a file comes in is a `CacheError` that names the place."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from v1lit.data.remote import CacheError
+from v1lit.data.remote.download import Part, write_json
+
+
+class Refusing(io.BytesIO):
+    """A file on a disk that takes nothing any more."""
+
+    def write(self, data: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    def truncate(self, size: int | None = None) -> int:
+        raise OSError(30, "Read-only file system")
+
+
+@pytest.fixture
+def part(tmp_path: Path) -> Part:
+    return Part(tmp_path / "a.part", tmp_path / "a.json")
+
+
+def test_a_folder_that_is_not_there_cannot_hold_a_part(tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match="missing"):
+        Part(tmp_path / "missing/a.part", tmp_path / "missing/a.json")
+
+
+def test_a_full_disk_is_said_and_the_part_makes_room(part: Part, tmp_path: Path) -> None:
+    def fill() -> None:
+        with part:
+            part._file = Refusing()
+            part.write(b"abc")
+
+    with pytest.raises(CacheError, match=f"the disk of {tmp_path} is full"):
+        fill()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_cannot_begin_again_is_said(part: Part) -> None:
+    part._file = Refusing()
+    with pytest.raises(CacheError, match="Read-only"):
+        part.restart("tag")
+
+
+def test_a_name_that_cannot_be_given_is_said(part: Part, tmp_path: Path) -> None:
+    (tmp_path / "taken/inside").mkdir(parents=True)
+    part.write(b"abc")
+    with pytest.raises(CacheError):
+        part.become(tmp_path / "taken")
+    assert (tmp_path / "a.part").read_bytes() == b"abc"
+
+
+def test_a_note_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match="missing"):
+        write_json(tmp_path / "missing/a.json", {})
