@@ -22,7 +22,14 @@ MAY_IMPORT = {
     "cli": ("training", "inference", "pointer", "data", "backbones", "grounding", "__version__"),
 }
 """Package -> packages, or single modules, that it may import. Stated in docs/architecture.md as well."""
-GROUND = {"console": (), "files": (), "labels": (), "paths": (), "processes": ("console",)}
+GROUND = {
+    "console": (),
+    "errors": (),
+    "files": (),
+    "labels": (),
+    "paths": ("errors",),
+    "processes": ("console",),
+}
 """Modules beside the packages that all but `grounding` may import, and what they import of v1lit."""
 
 OUTSIDE_GROUNDING = {"numpy", "PIL"}

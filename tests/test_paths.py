@@ -95,7 +95,7 @@ def test_configs_expand_their_paths(home: Path) -> None:
 
 
 def test_an_empty_path_is_refused() -> None:
-    with pytest.raises(ValueError, match="folder is empty"):
+    with pytest.raises(ValueError, match=r"data\.source\.folder is ''; give a path"):
         v1lit.SourceConfig(folder="")
 
 

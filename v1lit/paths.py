@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Container
 from typing import Any
 
+from v1lit.errors import OptionError
+
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|pipe:")
 """Or a command, which a shell expands."""
 _VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
@@ -70,7 +72,7 @@ def expand_fields(config: Any) -> None:
     for name in config.PATHS:
         value = getattr(config, name)
         if value == "":
-            raise ValueError(f"{name} is empty; give a path, or leave it out")
+            raise OptionError(name, value, "give a path, or leave it out", config.GROUP)
         if isinstance(value, str | os.PathLike):
             try:
                 object.__setattr__(config, name, expand_path(value))

@@ -89,7 +89,7 @@ def test_a_name_that_does_not_exist_is_refused_early_and_late() -> None:
         lambda: BackboneConfig(attention="flash"),
         lambda: choose_attention("flash", "cpu", torch.float32),
     ):
-        with pytest.raises(ValueError, match=r"unknown attention 'flash'.*allowed: auto, eager, flash_att"):
+        with pytest.raises(ValueError, match=r"attention is 'flash'.*allowed: auto, sdpa, flash_att"):
             make()
 
 

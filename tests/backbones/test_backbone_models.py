@@ -195,7 +195,7 @@ def test_freezing_a_part_stops_its_gradients_and_no_others(family: Family, part:
 
 def test_freezing_an_unknown_part_lists_the_known(family: Family) -> None:
     with pytest.raises(
-        ValueError, match=r"'visoin' .*did you mean 'vision'.*allowed: language, projector, vision"
+        ValueError, match=r"'visoin'.*did you mean 'vision'.*allowed: language, projector, vision"
     ):
         freeze(family.model, family.backbone, ["visoin"])
 

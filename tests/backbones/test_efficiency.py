@@ -322,7 +322,7 @@ def test_without_a_compiler_the_message_names_the_key(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("field", ["gradient_checkpointing", "compile"])
 def test_a_part_without_layers_is_refused_by_name(field: str) -> None:
-    with pytest.raises(ValueError, match=f"part in {field} 'projector'.*allowed: language, vision"):
+    with pytest.raises(ValueError, match=f"{field} is .*no 'projector'; allowed: language, vision"):
         BackboneConfig("llava", **{field: ["projector"]})
     assert BackboneConfig("llava", **{field: ["vision", "language"]})
     model, backbone = tiny("llava")

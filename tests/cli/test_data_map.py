@@ -31,7 +31,7 @@ def test_a_module_beside_the_recipe_is_found(recipe: Path, capsys: pytest.Captur
     ("change", "told"),
     [
         ("--data.map=maps_besides.same", "there is no module 'maps_besides'"),
-        ("--data.map=maps_beside.sane", "did you mean maps_beside.same? (command line)"),
+        ("--data.map=maps_beside.sane", "(command line); maps_beside has no 'sane'; did you mean 'same'?"),
         ("--data.map={class_path: maps_beside.same, init_args: {m: 1}}", "unexpected keyword argument 'm'"),
     ],
 )

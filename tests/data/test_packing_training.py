@@ -216,7 +216,7 @@ def test_a_backbone_that_cannot_pack_gets_padded_batches_of_similar_length(
     assert next(iter(data.val_dataloader())).segment_lengths is None
     for refuse in (make_data().train_dataloader, make_data().prepare_data):
         with pytest.raises(
-            ValueError, match=r"data.packing.length is 330, but the backbone 'qwen2_5_vl'.*group_by"
+            ValueError, match=r"data.packing.length is 330; the backbone 'qwen2_5_vl'.*group_by"
         ):
             refuse()
 

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 
 from v1lit.backbones.attention_kernels import AUTO, KERNELS
-from v1lit.backbones.config import ATTENTION, explain_unknown
+from v1lit.backbones.config import ATTENTION
 from v1lit.backbones.segments import Segments
+from v1lit.errors import OptionError, name_allowed
 
 PREFIX = "v1lit_"
 
@@ -40,7 +41,7 @@ def choose_attention(wanted: str, device: torch.device | str, dtype: torch.dtype
     """
     device = torch.device(device)
     if wanted not in ATTENTION:
-        raise ValueError(f"model.backbone.attention: {explain_unknown('attention', wanted, ATTENTION)}")
+        raise OptionError("attention", wanted, name_allowed(wanted, ATTENTION), "model.backbone")
     if wanted == "auto":
         return _first_that_runs(device, dtype)
     reason = KERNELS[wanted].reason(device, dtype)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
+from v1lit.errors import check_choices
+from v1lit.grounding.patch_map import Views
 from v1lit.paths import expand_fields
 
-PARTS = ("vision", "projector", "language", "pointer")
-LAYERED = ("language", "vision")
+Part = Literal["vision", "projector", "language", "pointer"]
+Layered = Literal["language", "vision"]
 """Parts that are made of layers, each of which can be recomputed or compiled."""
-DTYPES = ("float32", "bfloat16", "float16", "auto")
-VIEWS = ("all", "tiles", "overview")
-ATTENTION = ("auto", "sdpa", "flash_attention_2", "varlen", "xformers", "flex_attention", "eager")
+Attention = Literal["auto", "sdpa", "flash_attention_2", "varlen", "xformers", "flex_attention", "eager"]
+LAYERED: tuple[str, ...] = get_args(Layered)
+VIEWS: tuple[str, ...] = get_args(Views)
+ATTENTION: tuple[str, ...] = get_args(Attention)
 
 
 Options = TypeVar("Options")
@@ -26,14 +28,6 @@ def as_options(kind: type[Options], value: Options | Mapping[str, Any] | None) -
         return value
     assert value is None or isinstance(value, Mapping)
     return kind(**(value or {}))
-
-
-def explain_unknown(what: str, given: object, allowed: Iterable[str]) -> str:
-    """One line for a name that does not exist: what was given, the nearest match, what is allowed."""
-    names = sorted(allowed)
-    near = get_close_matches(str(given), names, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return f"unknown {what} {given!r}{hint}; allowed: {', '.join(names)}"
 
 
 @dataclass
@@ -63,27 +57,16 @@ class BackboneConfig:
     weights: str = "tiny"
     tiny: dict[str, Any] = field(default_factory=dict)
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
-    attention: str = "auto"
-    freeze: list[str] = field(default_factory=list)
-    gradient_checkpointing: list[Literal["language", "vision"]] = field(default_factory=list)
-    compile: list[Literal["language", "vision"]] = field(default_factory=list)
+    attention: Attention = "auto"
+    freeze: list[Part] = field(default_factory=list)
+    gradient_checkpointing: list[Layered] = field(default_factory=list)
+    compile: list[Layered] = field(default_factory=list)
     image: dict[str, Any] = field(default_factory=dict)
-    views: Literal["all", "tiles", "overview"] = "all"
+    views: Views = "all"
 
+    GROUP: ClassVar = "backbone"
     PATHS: ClassVar[tuple[str, ...]] = ("weights",)
 
     def __post_init__(self) -> None:
         expand_fields(self)
-        if self.dtype not in DTYPES:
-            raise ValueError(explain_unknown("dtype", self.dtype, DTYPES))
-        if self.attention not in ATTENTION:
-            raise ValueError(explain_unknown("attention", self.attention, ATTENTION))
-        if self.views not in VIEWS:
-            raise ValueError(explain_unknown("views", self.views, VIEWS))
-        for part in self.freeze:
-            if part not in PARTS:
-                raise ValueError(explain_unknown("part in freeze", part, PARTS))
-        for name in ("gradient_checkpointing", "compile"):
-            for part in getattr(self, name):
-                if part not in LAYERED:
-                    raise ValueError(explain_unknown(f"part in {name}", part, LAYERED))
+        check_choices(self)

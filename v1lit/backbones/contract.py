@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from v1lit.backbones.config import VIEWS, explain_unknown
+from v1lit.backbones.config import VIEWS
 from v1lit.backbones.image_options import (
     PIXEL_OPTIONS,
     ImageProcessor,
@@ -22,6 +22,7 @@ from v1lit.backbones.image_options import (
     check_pixel_options,
     check_positive,
 )
+from v1lit.errors import OptionError, explain_unknown, name_allowed
 from v1lit.grounding.patch_map import PatchMap, Views
 from v1lit.grounding.picture import as_seen
 from v1lit.grounding.region import Size
@@ -157,7 +158,8 @@ class Backbone(ABC):
         allowed = (*self.image_defaults, *PIXEL_OPTIONS, "max_side")
         for key in options:
             if key not in allowed:
-                raise ValueError(explain_unknown(f"image option of {self.name}", key, allowed))
+                why = f"{self.name} has no such option; {name_allowed(key, allowed)}"
+                raise OptionError(key, options[key], why)
         if options.get("max_side") is not None:
             check_positive("max_side", options["max_side"])
         check_pixel_options(options)
@@ -241,7 +243,8 @@ class Backbone(ABC):
         """All sizes of the tiny version, defaults filled in. Raises ValueError for an unknown one."""
         for key in sizes:
             if key not in self.tiny_sizes:
-                raise ValueError(explain_unknown(f"tiny size of {self.name}", key, self.tiny_sizes))
+                why = f"{self.name} has no such size; {name_allowed(key, self.tiny_sizes)}"
+                raise OptionError(key, sizes[key], why)
         full = {**self.tiny_sizes, **sizes}
         for hidden, heads in (
             ("hidden_size", "heads"),
@@ -251,7 +254,7 @@ class Backbone(ABC):
             check_positive(hidden, full[hidden])
             check_positive(heads, full[heads])
             if full[hidden] % full[heads]:
-                raise ValueError(f"tiny {hidden}={full[hidden]} must be a multiple of {heads}={full[heads]}")
+                raise OptionError(hidden, full[hidden], f"it must be a multiple of {heads}={full[heads]}")
         return full
 
     def check_checkpoint(self, config: Mapping[str, Any], weights: str) -> None:

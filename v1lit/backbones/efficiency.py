@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-from v1lit.backbones.config import LAYERED, explain_unknown
+from v1lit.backbones.config import LAYERED
 from v1lit.backbones.contract import Backbone
+from v1lit.errors import explain_unknown
 
 if TYPE_CHECKING:
     from torch import nn

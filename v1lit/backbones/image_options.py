@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from v1lit.errors import OptionError
 from v1lit.grounding.region import Size
 
 PIXEL_OPTIONS = ("do_normalize", "do_rescale", "image_mean", "image_std", "resample", "rescale_factor")
@@ -38,14 +39,14 @@ class ImageProcessor:
 def check_positive(name: str, value: Any) -> int:
     """The value as an int. Raises ValueError if it is no positive integer."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, not {value!r}")
+        raise OptionError(name, value, "it must be a positive integer")
     return int(value)
 
 
 def check_flag(name: str, value: Any) -> bool:
     """The value. Raises ValueError if it is no bool."""
     if not isinstance(value, bool):
-        raise ValueError(f"{name} must be true or false, not {value!r}")
+        raise OptionError(name, value, "it must be true or false")
     return value
 
 
@@ -55,20 +56,19 @@ def check_pixel_options(options: Mapping[str, Any]) -> None:
         value = options.get(key)
         numbers: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
         if value is not None and not (len(numbers) in (1, 3) and all(map(_is_number, numbers))):
-            raise ValueError(f"{key} must be one number or one for each of three colours, not {value!r}")
+            raise OptionError(key, value, "give one number, or one for each of three colours")
         if key == "image_std" and value is not None and not all(number > 0 for number in numbers):
-            raise ValueError(f"image_std must be above 0, not {value!r}")
+            raise OptionError(key, value, "it must be above 0")
     factor = options.get("rescale_factor")
     if factor is not None and not (_is_number(factor) and factor > 0):
-        raise ValueError(f"rescale_factor must be a number above 0, not {factor!r}")
+        raise OptionError("rescale_factor", factor, "it must be a number above 0")
     for key in ("do_rescale", "do_normalize"):
         if options.get(key) not in (None, True, False):
-            raise ValueError(f"{key} must be true or false, not {options[key]!r}")
+            raise OptionError(key, options[key], "it must be true or false")
     resample = options.get("resample")
     if resample is not None and resample not in RESAMPLING:
-        raise ValueError(
-            f"resample must be one of Pillow's filters, 0 to {RESAMPLING[-1]} (3: bicubic), not {resample!r}"
-        )
+        why = f"give one of Pillow's filters, 0 to {RESAMPLING[-1]} (3: bicubic)"
+        raise OptionError("resample", resample, why)
 
 
 def _is_number(value: Any) -> bool:
@@ -82,7 +82,7 @@ def as_size(name: str, value: Any, *also: str) -> dict[str, int]:
         set(size) != {"height", "width"} and [*size] not in [[key] for key in also]
     ):
         allowed = " or ".join(["one number", *also, "height and width"])
-        raise ValueError(f"{name} takes {allowed}, not {value!r}")
+        raise OptionError(name, value, f"give {allowed}")
     return {key: check_positive(f"{name}.{key}", size[key]) for key in size}
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from v1lit.backbones.contract import Backbone, ChatFormat, VisionWork, blank_pixels, layers_used, square_work
 from v1lit.backbones.image_options import as_size, check_flag, check_positive, plain_size
 from v1lit.backbones.tiny import token_id
+from v1lit.errors import OptionError
 from v1lit.grounding.patch_map import OVERVIEW, PatchMap, Views
 from v1lit.grounding.region import Size
 
@@ -78,15 +79,14 @@ class InternVL(Backbone):
         for key in ("min_patches", "max_patches", "patch_size"):
             check_positive(key, full[key])
         if full["min_patches"] > full["max_patches"]:
-            raise ValueError(f"min_patches={full['min_patches']} is above max_patches={full['max_patches']}")
+            why = f"that is above max_patches={full['max_patches']}"
+            raise OptionError("min_patches", full["min_patches"], why)
         merge = 1 / full["downsample_ratio"]
         if merge != round(merge) or any(
             side % (full["patch_size"] * round(merge)) for side in full["size"].values()
         ):
-            raise ValueError(
-                f"a tile of {full['size']} is not made of whole tokens of patch_size={full['patch_size']} / "
-                f"downsample_ratio={full['downsample_ratio']} pixels"
-            )
+            token = f"patch_size={full['patch_size']} / downsample_ratio={full['downsample_ratio']} pixels"
+            raise OptionError("size", full["size"], f"not made of whole tokens of {token}")
         return full
 
     def grid(self, image_size: Size, options: Mapping[str, Any], views: Views = "all") -> PatchMap:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from v1lit.backbones.contract import Backbone, ChatFormat, VisionWork, blank_pixels, layers_used, square_work
 from v1lit.backbones.image_options import as_size, check_flag, check_positive, plain_size
 from v1lit.backbones.tiny import token_id
+from v1lit.errors import OptionError
 from v1lit.grounding.patch_map import PatchMap, Views
 from v1lit.grounding.region import Size
 
@@ -87,10 +88,11 @@ class Llava(Backbone):
         check_flag("do_pad", full["do_pad"])
         if not check_flag("do_center_crop", full["do_center_crop"]):
             if "shortest_edge" in full["size"] and not full["do_pad"]:
-                raise ValueError(
-                    "do_center_crop=False leaves images of any shape, which the vision tower cannot take; "
-                    "add do_pad=True or give size as height and width"
+                why = (
+                    "it leaves images of any shape, which the vision tower cannot take; add do_pad=True or "
+                    "give size as height and width"
                 )
+                raise OptionError("do_center_crop", False, why)
             side = full["size"].get("shortest_edge")
             full["crop_size"] = {"height": side, "width": side} if side else full["size"]
         return full

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from v1lit.backbones.config import BackboneConfig, explain_unknown
+from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.contract import Backbone
 from v1lit.backbones.folder import check_stock_folder, check_weight_files, merge_command, refuse_quantized
 from v1lit.backbones.hub import first_line, hub_errors
-from v1lit.backbones.registry import BUILTIN, get_backbone
+from v1lit.backbones.registry import BUILTIN, get_backbone, list_backbones
 from v1lit.backbones.tiny import tiny_tokenizer
 from v1lit.backbones.weight_files import WeightsUnavailable
+from v1lit.errors import OptionError, explain_unknown, name_allowed, named
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,17 +23,10 @@ if TYPE_CHECKING:
 SHOWN = 5
 
 
-@contextmanager
-def named(key: str) -> Iterator[None]:
-    """Put the recipe's key in front of a ValueError."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}") from error
-
-
 def check_backbone_config(config: BackboneConfig) -> Backbone:
     """The backbone of a config, once all that needs no file has been checked. Raises ``ValueError``."""
+    if config.name not in (names := list_backbones()):
+        raise OptionError("name", config.name, name_allowed(config.name, names), "model.backbone")
     backbone = get_backbone(config.name)
     with named("model.backbone.image"):
         own = {key: value for key, value in config.image.items() if key in backbone.image_defaults}

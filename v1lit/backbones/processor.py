@@ -8,17 +8,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from v1lit.backbones.config import VIEWS, BackboneConfig, explain_unknown
+from v1lit.backbones.config import VIEWS, BackboneConfig
 from v1lit.backbones.contract import Backbone
 from v1lit.backbones.hub import hub_errors
 from v1lit.backbones.image_options import ImageProcessor, check_positive
 from v1lit.backbones.image_processors import PROCESSOR_FILE as FILE
 from v1lit.backbones.image_processors import load_image_processor, saved_image_processor
-from v1lit.backbones.load import check_backbone_config, checkpoint_config, named
+from v1lit.backbones.load import check_backbone_config, checkpoint_config
 from v1lit.backbones.registry import get_backbone
 from v1lit.backbones.tiny import tiny_tokenizer, token_id
 from v1lit.backbones.vocabulary import check_config_ids, check_marks, check_vocabulary, load_tokenizer
 from v1lit.backbones.weight_files import read_json
+from v1lit.errors import explain_unknown, named
 from v1lit.files import write_atomically
 from v1lit.grounding.patch_map import PatchMap, Views
 from v1lit.paths import expand_path

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from v1lit.backbones.contract import Backbone, ChatFormat, VisionWork, blank_pixels
 from v1lit.backbones.image_options import check_positive, plain_size
 from v1lit.backbones.tiny import token_id
+from v1lit.errors import OptionError
 from v1lit.grounding.patch_map import PatchMap, Views
 from v1lit.grounding.region import Size
 
@@ -80,15 +81,14 @@ class QwenVL(Backbone):
         if size is not None:
             unknown = set(size) - {"shortest_edge", "longest_edge"}
             if unknown:
-                raise ValueError(
-                    f"size takes shortest_edge and longest_edge (in pixels), not {sorted(unknown)}"
-                )
+                raise OptionError("size", size, "give shortest_edge and longest_edge, in pixels")
             full["min_pixels"] = size.get("shortest_edge", full["min_pixels"])
             full["max_pixels"] = size.get("longest_edge", full["max_pixels"])
         for key, value in full.items():
             check_positive(key, value)
         if full["min_pixels"] > full["max_pixels"]:
-            raise ValueError(f"min_pixels={full['min_pixels']} is above max_pixels={full['max_pixels']}")
+            why = f"that is above max_pixels={full['max_pixels']}"
+            raise OptionError("min_pixels", full["min_pixels"], why)
         return full
 
     def grid(self, image_size: Size, options: Mapping[str, Any], views: Views = "all") -> PatchMap:
@@ -223,10 +223,8 @@ class Qwen2VL(QwenVL):
     def tiny_vision_config(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
         width = sizes["vision_hidden_size"]
         if sizes["vision_intermediate_size"] % width:
-            raise ValueError(
-                f"tiny vision_intermediate_size={sizes['vision_intermediate_size']} must be a multiple of "
-                f"vision_hidden_size={width}"
-            )
+            given, why = sizes["vision_intermediate_size"], f"give a multiple of vision_hidden_size={width}"
+            raise OptionError("vision_intermediate_size", given, why, "model.backbone.tiny")
         return {
             "depth": sizes["vision_layers"],
             "embed_dim": width,

@@ -16,8 +16,8 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
-from v1lit.backbones.config import explain_unknown
 from v1lit.backbones.contract import Backbone
+from v1lit.errors import explain_unknown
 
 ENTRY_POINT_GROUP = "v1lit.backbones"
 BUILTIN: dict[str, str] = {

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from v1lit.backbones.config import ATTENTION, explain_unknown
+from v1lit.backbones.config import ATTENTION
 from v1lit.backbones.contract import Backbone
+from v1lit.errors import explain_unknown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

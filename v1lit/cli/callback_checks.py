@@ -17,8 +17,9 @@ from lightning.pytorch.callbacks import (
     ModelPruning,
 )
 
-from v1lit.cli.errors import UserError, nearest
+from v1lit.cli.errors import UserError
 from v1lit.cli.failures import package_of
+from v1lit.errors import did_you_mean
 from v1lit.training.logged import names_in_training, names_in_validation, now_and_then
 from v1lit.training.module import V1Module
 
@@ -72,7 +73,7 @@ def check_callbacks(trainer: Trainer, module: V1Module) -> None:
             _check_first_log(trainer, callback, name)
             continue
         likely = validation if name.startswith("val") else training
-        hint = nearest(name, [*validation, *training])
+        hint = did_you_mean(name, [*validation, *training])
         raise UserError(
             f"trainer.callbacks: {type(callback).__name__} watches {name!r}, which is not logged{hint}\n"
             f"logged: {', '.join(likely)}"

@@ -59,7 +59,7 @@ def _doctor(argv: Sequence[str]) -> int:
     overrides = [word for word in argv if "=" in word and not word.startswith(own)]
     options = parser.read([word for word in argv if word not in overrides])
     if options.packing:
-        from v1lit.cli.packing import check_recipe  # torch and Lightning: only where they are needed
+        from v1lit.cli.doctor_packing import check_recipe  # torch and Lightning: only where they are needed
 
         return check_recipe(options.packing, overrides)
     if overrides:

@@ -6,13 +6,13 @@ Exit codes: 0 done, 1 the run failed, 2 the user's mistake, 130 stopped with Ctr
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from v1lit.cli.failures import explain
+from v1lit.errors import MISTAKE, did_you_mean
 from v1lit.paths import expand_path
 
 LONGEST = 600
@@ -22,19 +22,15 @@ LONGEST = 600
 class UserError(Exception):
     """A person's mistake, in one or two lines: what was given, what is allowed, and where."""
 
-
-def nearest(word: object, options: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the option most like `word`, or an empty text."""
-    close = difflib.get_close_matches(str(word), list(options), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    exit_code = MISTAKE
 
 
 class RunFailed(Exception):  # noqa: N818  # as RunStopped
     """A run that failed, in words, with the exit code: 1, or 2 for a mistake that came to light late."""
 
-    def __init__(self, code: int, message: str) -> None:
+    def __init__(self, exit_code: int, message: str) -> None:
         super().__init__(message)
-        self.code = code
+        self.exit_code = exit_code
 
 
 def two_lines(text: str) -> str:
@@ -108,7 +104,7 @@ class Parser(argparse.ArgumentParser):
             known = [name for action in self._actions for name in action.option_strings]
             word = unknown[0].partition("=")[0]
             raise UserError(
-                f"{self.prog} does not take {word!r}{nearest(word, known)}\nallowed: {', '.join(known)}"
+                f"{self.prog} does not take {word!r}{did_you_mean(word, known)}\nallowed: {', '.join(known)}"
             )
         return options
 

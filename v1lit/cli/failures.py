@@ -12,8 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-MISTAKE, FAILURE = 2, 1
-"""Exit codes."""
+from v1lit.errors import FAILURE, MISTAKE
 
 
 class Told(NamedTuple):
@@ -77,7 +76,8 @@ MISTAKES = (ValueError, TypeError, RuntimeError, NotImplementedError, ImportErro
 def explain(error: BaseException) -> Told | None:
     """`error` in words; None for a bug of v1lit's, which keeps its traceback."""
     if package_of(type(error).__module__) == "v1lit":
-        return Told(_code_of_ours(error), _message(error))
+        code = MISTAKE if isinstance(error, ValueError) else FAILURE
+        return Told(getattr(error, "exit_code", code), _message(error))
     raiser = package_of(_raised_in(error))
     if isinstance(error, (ValueError, FileNotFoundError, NotADirectoryError)) and raiser == "v1lit":
         return Told(MISTAKE, _message(error))
@@ -107,16 +107,6 @@ def in_own_code(error: BaseException) -> str | None:
 def package_of(module: str) -> str:
     """The top-level package of a module's name."""
     return module.partition(".")[0]
-
-
-def _code_of_ours(error: BaseException) -> int:
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    if "ShardError" in kinds:
-        return FAILURE  # bad data, whatever was typed
-    if code := getattr(error, "code", None):
-        return int(code)
-    mistake = isinstance(error, ValueError) or kinds & {"UserError", "WeightsUnavailable"}
-    return MISTAKE if mistake else FAILURE
 
 
 def _of_machine(error: BaseException) -> str | None:

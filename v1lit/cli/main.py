@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from v1lit.cli.errors import UserError, guard, nearest
+from v1lit.cli.errors import UserError, guard
+from v1lit.errors import did_you_mean
 
 COMMANDS = {
     "run": ("v1lit.cli.run", "train as a recipe says; `lightning run` is the same"),
@@ -36,7 +37,7 @@ def dispatch(prog: str, commands: dict[str, str], arguments: Sequence[str]) -> i
 
     def unknown() -> None:
         raise UserError(
-            f"{prog} has no command {name!r}{nearest(name, commands)}\nallowed: {', '.join(commands)}"
+            f"{prog} has no command {name!r}{did_you_mean(name, commands)}\nallowed: {', '.join(commands)}"
         )
 
     if name not in commands:

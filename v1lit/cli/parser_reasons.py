@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch import callbacks, loggers, plugins, profilers, strategies
 
-from v1lit.cli.errors import nearest
+from v1lit.errors import did_you_mean
 
 PROBLEM = re.compile(r"( *)(?:- )?Problem with given class_path '([^']+)':")
 
@@ -23,7 +23,7 @@ def reason_in(problem: str) -> str:
         return found
     if (found_path := re.search(r"Expected a dot import path string: (\S+)", problem)) is not None:
         word = found_path[1]
-        return f"{word!r} is not the path of a class, module.Class{nearest(word, _lightning_names())}"
+        return f"{word!r} is not the path of a class, module.Class{did_you_mean(word, _lightning_names())}"
     said = re.search(
         r"Import path .* does not correspond to .*|Option '.*' is not accepted|Import.*fail.*", problem
     )
@@ -56,9 +56,9 @@ def _hint(path: str, reason: str) -> str:
     """What may have been meant."""
     module, _, _ = path.rpartition(".")
     if (name := re.search(r"has no attribute '(\w+)'", reason)) is not None:
-        return nearest(name[1], _classes(sys.modules.get(module)))
+        return did_you_mean(name[1], _classes(sys.modules.get(module)))
     if (option := re.search(r"Option '(\w+)' is not accepted", reason)) is not None:
-        return nearest(option[1], _parameters(path))
+        return did_you_mean(option[1], _parameters(path))
     if reason.startswith("No module named"):
         return "; modules are looked for in the current folder, in PYTHONPATH and among what is installed"
     return ""

@@ -14,7 +14,8 @@ Paths that are values (`data.source.folder`, `run.folder`, ...) are relative to 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from v1lit.cli.errors import UserError, nearest
+from v1lit.cli.errors import UserError
+from v1lit.errors import OptionError, did_you_mean
 from v1lit.paths import expand_path
 
 COMMAND_LINE = "command line"
@@ -55,6 +57,15 @@ class Recipe:
                 return self.origins[key]
             key = key.rpartition(".")[0]
         return shown(self.path)
+
+    @contextmanager
+    def options(self, group: str = "") -> Iterator[None]:
+        """Make a UserError of an OptionError, with the file that has its key; `group` is where it stands."""
+        try:
+            yield
+        except OptionError as error:
+            placed = OptionError(error.field, error.given, error.why, group or error.group)
+            raise UserError(placed.told(self.origin(placed.key))) from error
 
 
 def compose(recipe: str, changes: Sequence[str] = ()) -> Recipe:
@@ -89,7 +100,7 @@ def find_recipe(text: str) -> Path:
     found = find_file(text, Path())
     if found is None:
         raise UserError(
-            f"no recipe {text!r}: neither a file nor a shipped recipe{nearest(Path(text).stem, known)}\n"
+            f"no recipe {text!r}: neither a file nor a shipped recipe{did_you_mean(Path(text).stem, known)}\n"
             f"shipped: {', '.join(known)}"
         )
     return found
@@ -177,7 +188,7 @@ class _Composer:
             found = shipped_recipes().get(str(base)) or find_file(str(base), path.parent)
             if found is None:
                 raise UserError(
-                    f"{shown(path)}: base: there is no recipe {base!r}{nearest(base, shipped_recipes())}"
+                    f"{shown(path)}: base: there is no recipe {base!r}{did_you_mean(base, shipped_recipes())}"
                 )
             config = self.recipe(found, trail)
         self._merge(config, raw, "", path, trail)
@@ -245,7 +256,9 @@ class _Composer:
         if found is None:
             folder = path.parent if path else Path()
             others = parts_beside(str(text), folder)
-            raise UserError(f"{where}: {key}: there is no part {str(text)!r}{nearest(str(text), others)}")
+            raise UserError(
+                f"{where}: {key}: there is no part {str(text)!r}{did_you_mean(str(text), others)}"
+            )
         raw, trail = self._open(found, key, trail)
         return self._value(raw, key, found, trail)
 

@@ -30,8 +30,8 @@ from v1lit.backbones.config import BackboneConfig
 from v1lit.cli import checks
 from v1lit.cli.callback_checks import check_callbacks, check_validation
 from v1lit.cli.environment import describe_environment
-from v1lit.cli.errors import RunFailed, UserError, nearest, two_lines
-from v1lit.cli.failures import MISTAKE, Told, explain, in_own_code
+from v1lit.cli.errors import RunFailed, UserError, two_lines
+from v1lit.cli.failures import Told, explain, in_own_code
 from v1lit.cli.parser_reasons import reason_in
 from v1lit.cli.recipe import Recipe
 from v1lit.cli.recipe_values import absolute_paths, prepare_values
@@ -42,6 +42,7 @@ from v1lit.cli.trainer_arguments import refuse_parts
 from v1lit.cli.tried import newer_line
 from v1lit.cli.yaml_texts import PutAside
 from v1lit.data.datamodule import V1DataModule
+from v1lit.errors import MISTAKE, OptionError, did_you_mean
 from v1lit.training.checkpoints import LastCheckpoint, checkpoint_to_resume, newest_checkpoint
 from v1lit.training.config import RunConfig
 from v1lit.training.module import V1Module
@@ -106,6 +107,8 @@ class RecipeCLI(LightningCLI):
     def _instantiate(self) -> None:
         try:
             super().instantiate_classes()
+        except OptionError:
+            raise
         except (ValueError, MisconfigurationException) as error:
             reason = in_own_code(error) or reason_in(str(error)) or two_lines(str(error))
             raise UserError(reason) from error
@@ -161,7 +164,7 @@ class RecipeCLI(LightningCLI):
             self._doing = "before it began"
             new = is_first() and not any(self.folder.iterdir())
             try:
-                with stoppable(self.requests, self._when_stopped):
+                with stoppable(self.requests, self._when_stopped), self.recipe.options():
                     self._train(argv, run)
             except RunStopped as stop:
                 return tell_stopped(stop, self.folder, argv)
@@ -178,7 +181,7 @@ class RecipeCLI(LightningCLI):
 
     def _train(self, argv: Sequence[str], run: RunConfig) -> None:
         self._instantiate()
-        refuse_parts(self.recipe, self.trainer)
+        refuse_parts(self.trainer)
         check_callbacks(self.trainer, self.model)
         self._check_resume(run)
         self._doing = "while its data were prepared"
@@ -308,7 +311,7 @@ def _interpolation_problem(recipe: Recipe, error: Exception) -> str:
     key = str(getattr(error, "full_key", None) or "")
     text = str(error).strip().splitlines()[0]
     missing = re.search(r"Interpolation key '([^']+)' not found", text)
-    hint = nearest(missing[1], [name for name, _ in leaves()]) if missing else ""
+    hint = did_you_mean(missing[1], [name for name, _ in leaves()]) if missing else ""
     if missing and missing[1] in os.environ:
         hint = f"; the environment variable is written ${{oc.env:{missing[1]}}}"
     return f"{key} is {_as_written(recipe, key)!r} ({recipe.origin(key)}): {text}{hint}"

@@ -15,10 +15,11 @@ from typing import Any, Literal, Union
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch import Trainer
 
-from v1lit.cli.errors import UserError, nearest
+from v1lit.cli.errors import UserError
 from v1lit.cli.parser_reasons import reason_in
 from v1lit.cli.recipe import Recipe
 from v1lit.data.datamodule import V1DataModule
+from v1lit.errors import MOST_NAMED, did_you_mean
 from v1lit.training.config import RunConfig
 from v1lit.training.module import V1Module
 
@@ -31,8 +32,6 @@ ROOTS: dict[str, Any] = {
 }
 LINKED = {"data.backbone": "model.backbone"}
 """Keys that follow another one and cannot be set by themselves."""
-MOST_NAMED = 16
-"""Longest list of allowed keys that a message spells out."""
 LONGEST_VALUE = 200
 """Characters of a given value that a message repeats."""
 
@@ -87,12 +86,10 @@ def _check_item(recipe: Recipe, item: object, kind: type, key: str) -> None:
 
 
 def _unknown(recipe: Recipe, key: str, name: str, fields: Mapping[str, Any], prefix: str) -> str:
-    """Message for an unknown key: the nearest one beside it, else the same name in another group."""
+    """Message for an unknown key: the same name in another group, else the nearest one beside it."""
     allowed = [option for option in fields if f"{prefix}{option}" not in LINKED]
-    close = difflib.get_close_matches(name, allowed, n=1)
     elsewhere = [other for other, _ in leaves() if other.rpartition(".")[2] == name]
-    found = [f"{prefix}{option}" for option in close] or elsewhere
-    hint = f"; did you mean {found[0]!r}?" if found else ""
+    hint = did_you_mean(elsewhere[0], elsewhere) if elsewhere else did_you_mean(name, allowed, prefix)
     where = recipe.origin(key)
     return f"unknown key {key!r} ({where}){hint}\nallowed here: {_listed(allowed, prefix.rstrip('.'), name)}"
 
@@ -259,7 +256,7 @@ def wrong_value(recipe: Recipe, key: str, given: object, problem: str = "", anno
     annotation = dict(leaves()).get(key) if annotation is None else annotation
     written = "null" if given is None else repr(given)
     written = written if len(written) <= LONGEST_VALUE else f"{written[:LONGEST_VALUE]}…"
-    text = f"{key} is {written} ({recipe.origin(key)}){nearest(given, map(str, literals(annotation)))}"
+    text = f"{key} is {written} ({recipe.origin(key)}){did_you_mean(given, map(str, literals(annotation)))}"
     if reason := reason_in(problem):
         text += f": {reason}"
     number = isinstance(given, int | float)  # or true or false

@@ -21,7 +21,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Stra
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from v1lit.cli.errors import UserError
-from v1lit.cli.recipe import Recipe
+from v1lit.errors import OptionError
 
 Values = Mapping[str, Any]
 """The recipe's `trainer`, as it was parsed."""
@@ -149,38 +149,39 @@ REFUSED_HERE = (
 )
 
 
-def refuse_arguments(recipe: Recipe, values: Values) -> None:
-    """Values of the recipe's `trainer` that cannot work anywhere; raises UserError."""
+def refuse_arguments(values: Values) -> None:
+    """Refuse values of the recipe's `trainer` that cannot work anywhere; raises OptionError."""
     for name, least in LEAST.items():
         value = values[name]
         if isinstance(value, (int, float)) and value < least:
-            raise UserError(_refused(recipe, name, value, "that is too small", f"give {least} or more"))
-    _refuse_by(REFUSED, recipe, values)
+            raise _refused(name, value, "that is too small", f"give {least} or more")
+    _refuse_by(REFUSED, values)
     if (reason := _reason_against(name := str(values["strategy"]))) is not None:
-        raise UserError(_refused(recipe, "strategy", name, *reason))
+        raise _refused("strategy", name, *reason)
 
 
-def refuse_arguments_here(recipe: Recipe, values: Values) -> None:
-    """Values of the recipe's `trainer` that cannot work on this machine; raises UserError."""
+def refuse_arguments_here(values: Values) -> None:
+    """Refuse values of the recipe's `trainer` that cannot work on this machine.
+
+    Raises OptionError, and UserError for tasks of SLURM that nobody started.
+    """
     _refuse_tasks_of_slurm()
-    _refuse_by(REFUSED_HERE, recipe, values)
+    _refuse_by(REFUSED_HERE, values)
 
 
-def refuse_parts(recipe: Recipe, trainer: Trainer) -> None:
-    """Parts of a Trainer, however they were chosen, that lose the model or change it; raises UserError."""
+def refuse_parts(trainer: Trainer) -> None:
+    """Refuse parts of a Trainer, however chosen, that lose the model or change it; raises OptionError."""
     if (kind := type(trainer.precision_plugin).__name__) in (
         "BitsandbytesPrecision",
         "TransformerEnginePrecision",
     ):
         why = "it puts other layers into the model, which cannot be exported"
-        raise UserError(_refused(recipe, "plugins", kind, why, "take it away, and set trainer.precision"))
-    strategy = trainer.strategy
-    given = recipe.config.get("trainer", {}).get("strategy", "auto")
+        raise _refused("plugins", kind, why, "take it away, and set trainer.precision")
+    strategy, kind = trainer.strategy, type(trainer.strategy).__name__
     if isinstance(strategy.launcher, _MultiProcessingLauncher):
-        raise UserError(_refused(recipe, "strategy", given, SPAWNED, "use ddp"))
+        raise _refused("strategy", kind, SPAWNED, "use ddp")
     if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
-        why = f"v1lit has not been made for {type(strategy).__name__}"
-        raise UserError(_refused(recipe, "strategy", given, why, f"use ddp, {HALF}"))
+        raise _refused("strategy", kind, "v1lit has not been made for it", f"use ddp, {HALF}")
 
 
 def usable_strategies() -> list[str]:
@@ -193,10 +194,10 @@ def _reason_against(name: str) -> tuple[str, str] | None:
     return next((STRATEGIES[key] for key in found), None)
 
 
-def _refuse_by(table: Iterable[Refusal], recipe: Recipe, values: Values) -> None:
+def _refuse_by(table: Iterable[Refusal], values: Values) -> None:
     for argument, applies, why, instead in table:
         if applies(values[argument], values):
-            raise UserError(_refused(recipe, argument, values[argument], why, instead))
+            raise _refused(argument, values[argument], why, instead)
 
 
 def _refuse_tasks_of_slurm() -> None:
@@ -237,6 +238,5 @@ def _is_alone() -> bool:
     return not any(kind.detect() for kind in kinds)
 
 
-def _refused(recipe: Recipe, argument: str, value: object, why: str, instead: str) -> str:
-    key = f"trainer.{argument}"
-    return f"{key} is {value!r} ({recipe.origin(key)}): {why}\n{instead}"
+def _refused(argument: str, value: object, why: str, instead: str) -> OptionError:
+    return OptionError(argument, value, f"{why}\n{instead}", "trainer")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from v1lit.data.remote.retry import Retry
+from v1lit.errors import check_choices, check_fields, check_least
 from v1lit.paths import expand_fields, expand_within
 
 
@@ -21,14 +22,12 @@ class MixtureConfig:
     """Its share of the examples, relative to the other weights; without weights, all that each has."""
     limit: int | None = None
     """Examples of it per epoch at most; the next epoch goes on with others."""
+    GROUP: ClassVar = "data.source.mixture"
     PATHS: ClassVar[tuple[str, ...]] = ("shards",)
 
     def __post_init__(self) -> None:
         expand_fields(self)
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(
-                f"data.source.mixture: the limit of {self.shards} is {self.limit}; give 1 or more"
-            )
+        check_least(self, 1, "limit")
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,7 @@ class SourceConfig:
     """What is imported: a file, a folder or a hub id. What is streamed: files, URLs and `pipe:` commands."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the source, checked against what it takes."""
+    GROUP: ClassVar = "data.source"
     PATHS: ClassVar[tuple[str, ...]] = ("folder", "val", "path")
 
     def __post_init__(self) -> None:
@@ -65,11 +65,11 @@ class EncodingConfig:
     coordinates: bool = True
     """Write `[x1, y1, x2, y2]` (shares of the sides) before a region's pointers, as published."""
 
+    GROUP: ClassVar = "data.encoding"
+
     def __post_init__(self) -> None:
-        if self.max_tokens < 8:
-            raise ValueError(f"data.encoding.max_tokens is {self.max_tokens}; at least 8 are needed")
-        if self.supervise not in ("assistant", "all"):
-            raise ValueError(f"data.encoding.supervise is {self.supervise!r}; allowed: assistant, all")
+        check_choices(self)
+        check_least(self, 8, "max_tokens")
 
 
 @dataclass(frozen=True)
@@ -85,16 +85,13 @@ class PackingConfig:
     max_image_tokens: int | None = None
     """Image tokens of a row at most, which bounds the memory of the vision tower."""
 
+    GROUP: ClassVar = "data.packing"
+
     def __post_init__(self) -> None:
-        for name in ("length", "look_ahead", "max_images", "max_image_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"data.packing.{name} is {value}; give 1 or more")
-            if self.length is None and value is not None and name.startswith("max_"):
-                raise ValueError(
-                    f"data.packing.{name} is {value}, but without data.packing.length rows are not filled; "
-                    "give a length, or leave it out"
-                )
+        check_least(self, 1, "length", "look_ahead", "max_images", "max_image_tokens")
+        if self.length is None:
+            why = "without data.packing.length rows are not filled; give a length, or leave it out"
+            check_fields(self, ["max_images", "max_image_tokens"], lambda limit: False, why)
 
 
 @dataclass(frozen=True)
@@ -125,6 +122,7 @@ class StreamConfig:
     """How often a remote file is tried before it counts as unreachable."""
     timeout: float = 60.0
     """Seconds without a byte after which a connection is given up and tried again."""
+    GROUP: ClassVar = "data.stream"
     PATHS: ClassVar[tuple[str, ...]] = ("cache",)
 
     @property
@@ -141,19 +139,8 @@ class StreamConfig:
 
     def __post_init__(self) -> None:
         expand_fields(self)
-        for name in ("shuffle_window", "lanes", "max_bad_in_a_row", "attempts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"data.stream.{name} is {getattr(self, name)}; give 1 or more")
-        for name in ("cache_gb", "timeout", "max_seconds"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"data.stream.{name} is {value}; it must be positive")
-        if not 0 <= self.max_bad_fraction <= 1:
-            raise ValueError(
-                f"data.stream.max_bad_fraction is {self.max_bad_fraction}; it is between 0 and 1"
-            )
-        for name, allowed in (("tail", ("pad", "drop")), ("on_bad", ("skip", "stop"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"data.stream.{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}"
-                )
+        check_choices(self)
+        check_least(self, 1, "shuffle_window", "lanes", "max_bad_in_a_row", "attempts")
+        positive = ("cache_gb", "timeout", "max_seconds")
+        check_fields(self, positive, lambda amount: amount > 0, "it must be positive")
+        check_fields(self, ["max_bad_fraction"], lambda share: 0 <= share <= 1, "it is between 0 and 1")

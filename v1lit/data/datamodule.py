@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.processor import Processor, load_processor
-from v1lit.data.checks import check_least, check_lengths, check_packs
+from v1lit.data.checks import check_lengths, check_packs
 from v1lit.data.config import EncodingConfig, MixtureConfig, PackingConfig, SourceConfig, StreamConfig
 from v1lit.data.encode.batch import Batch
 from v1lit.data.encode.mapping import ExampleMap
@@ -44,6 +44,7 @@ from v1lit.data.sources.registry import (
 from v1lit.data.streams.loader import StreamLoader, StreamValLoader
 from v1lit.data.streams.source import PROMISES, StreamSource
 from v1lit.data.streams.state import StreamReading, stream_progress_of
+from v1lit.errors import check_least
 
 
 class V1DataModule(LightningDataModule):
@@ -77,6 +78,8 @@ class V1DataModule(LightningDataModule):
     Raises ValueError for a source or options that do not exist.
     """
 
+    GROUP: ClassVar = "data"
+
     def __init__(
         self,
         backbone: BackboneConfig,
@@ -94,12 +97,6 @@ class V1DataModule(LightningDataModule):
         map_validation: bool = True,
     ) -> None:
         super().__init__()
-        check_least(
-            batch_size=(batch_size, 1),
-            val_batch_size=(val_batch_size or batch_size, 1),
-            num_workers=(num_workers, 0),
-            group_by_length=(group_by_length, 1),
-        )
         self.backbone = backbone
         self.source = source or SourceConfig()
         self.encoding = encoding or EncodingConfig()
@@ -109,6 +106,8 @@ class V1DataModule(LightningDataModule):
         self.num_workers = num_workers
         self.group_by_length = group_by_length
         self.seed = seed
+        check_least(self, 1, "batch_size", "val_batch_size", "group_by_length")
+        check_least(self, 0, "num_workers")
         self.packing = packing or PackingConfig()
         check_lengths(self.packing, self.encoding)
         self.stream = stream or StreamConfig()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from v1lit.errors import FAILURE
+
 KINDS = ("unreachable", "shard", "checksum", "member", "image", "invalid", "length", "slow")
 """Kinds of bad data.
 
@@ -22,6 +24,9 @@ class ShardError(ValueError):
         reason: a sentence that says what is wrong.
         kind: one of `KINDS`.
     """
+
+    exit_code = FAILURE
+    """Bad data is no mistake in what was asked for."""
 
     def __init__(self, shard: str | Path, key: str | None, reason: str, kind: str = "shard") -> None:
         super().__init__(f"shard {shard}{f', example {key!r}' if key is not None else ''}: {reason}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
+
+from v1lit.errors import OptionError, check_choices, check_fields, check_least
 
 
 @dataclass(frozen=True)
@@ -37,33 +39,14 @@ class PointerConfig:
     loss_chunk: int | None = None
     """Supervised positions per chunk of the loss: memory is chunk x vocabulary. Null for a good number."""
 
+    GROUP: ClassVar = "pointer"
+
     def __post_init__(self) -> None:
-        if self.width is not None and self.width < 1:
-            raise ValueError(
-                f"pointer.width is {self.width}; give a positive width, or null for the hidden size"
-            )
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise ValueError(f"pointer.label_smoothing is {self.label_smoothing}; it must lie in [0, 1)")
-        if self.z_weight < 0.0:
-            raise ValueError(f"pointer.z_weight is {self.z_weight}; it must not be negative")
-        if self.z_top_k is not None and self.z_top_k < 1:
-            raise ValueError(
-                f"pointer.z_top_k is {self.z_top_k}; give a positive count, or null for all logits"
-            )
-        if self.first_pointer_weight <= 0.0:
-            raise ValueError(
-                f"pointer.first_pointer_weight is {self.first_pointer_weight}; it must be positive"
-            )
-        if self.loss_chunk is not None and self.loss_chunk < 1:
-            raise ValueError(
-                f"pointer.loss_chunk is {self.loss_chunk}; give a positive number, or null for a good one"
-            )
-        if self.loss == "separate" and self.z_weight > 0.0:
-            raise ValueError("pointer.loss is 'separate', which has no z-loss; set pointer.z_weight to 0")
-        for name, value, allowed in (
-            ("key_source", self.key_source, ("hidden", "embedding")),
-            ("loss", self.loss, ("joint", "separate")),
-            ("loss_implementation", self.loss_implementation, ("auto", "reference", "chunked", "triton")),
-        ):
-            if value not in allowed:
-                raise ValueError(f"pointer.{name} is {value!r}; allowed: {', '.join(allowed)}")
+        check_choices(self)
+        check_least(self, 1, "width", "z_top_k", "loss_chunk")
+        check_fields(self, ["label_smoothing"], lambda share: 0 <= share < 1, "it must lie in [0, 1)")
+        check_fields(self, ["z_weight"], lambda weight: weight >= 0, "it must not be negative")
+        check_fields(self, ["first_pointer_weight"], lambda weight: weight > 0, "it must be positive")
+        if self.loss == "separate" and self.z_weight > 0:
+            why = "it has no z-loss: set model.pointer.z_weight to 0"
+            raise OptionError("loss", self.loss, why, self.GROUP)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import ClassVar
 
+from v1lit.errors import OptionError, check_fields, check_least
 from v1lit.paths import expand_fields
 
 
@@ -33,28 +34,19 @@ class RunConfig:
     export: bool = True
     """Write the best model as a folder that `PointAndCopyModel.from_pretrained` opens."""
 
+    GROUP: ClassVar = "run"
     PATHS: ClassVar[tuple[str, ...]] = ("folder", "resume")
 
     def __post_init__(self) -> None:
         expand_fields(self)
         if self.name is not None and (problem := _problem_of_name(self.name)):
-            raise ValueError(f"run.name is {self.name!r}: {problem}")
-        if self.checkpoint_every is not None and self.checkpoint_every < 1:
-            raise ValueError(
-                f"run.checkpoint_every is {self.checkpoint_every}; give 1 or more optimizer steps, or null"
-            )
-        for name, least in (
-            ("report_examples", 0),
-            ("report_batch_size", 1),
-            ("report_max_new_tokens", 1),
-            ("pictures", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"run.{name} is {getattr(self, name)}; give {least} or more")
+            raise OptionError("name", self.name, problem, self.GROUP)
+        check_least(self, 1, "checkpoint_every", "report_batch_size", "report_max_new_tokens")
+        check_least(self, 0, "report_examples", "pictures")
         if self.resume in ("last", "auto") and self.name is None:
-            raise ValueError(f"run.resume is {self.resume!r}, which looks in the run's folder; give run.name")
-        if self.peak_tflops is not None and self.peak_tflops <= 0:
-            raise ValueError(f"run.peak_tflops is {self.peak_tflops}; it must be positive, or null")
+            why = "it looks in the run's folder: give run.name"
+            raise OptionError("resume", self.resume, why, self.GROUP)
+        check_fields(self, ["peak_tflops"], lambda peak: peak > 0, "it must be positive, or null")
 
 
 def _problem_of_name(name: str) -> str | None:

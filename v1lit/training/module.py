@@ -17,6 +17,7 @@ from v1lit.backbones.attention import choose_attention
 from v1lit.backbones.config import BackboneConfig, as_options
 from v1lit.data.datamodule import V1DataModule
 from v1lit.data.encode.batch import Batch
+from v1lit.errors import check_choices, check_least
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.joint_loss import choose_loss
 from v1lit.pointer.model import PointAndCopyModel
@@ -74,10 +75,6 @@ class V1Module(LightningModule):
         init_seed: int = 0,
     ) -> None:
         super().__init__()
-        if on_nonfinite not in ("stop", "skip"):
-            raise ValueError(f"model.on_nonfinite is {on_nonfinite!r}; allowed: stop, skip")
-        if verify_loss < 0:
-            raise ValueError(f"model.verify_loss is {verify_loss}; give a number of steps, or 0 for never")
         self.backbone_config = as_options(BackboneConfig, backbone)
         self.pointer_config = as_options(PointerConfig, pointer)
         self.optimizer_config = as_options(OptimizerConfig, optimizer)
@@ -85,6 +82,8 @@ class V1Module(LightningModule):
         self.max_nonfinite = max_nonfinite
         self.verify_loss = verify_loss
         self.init_seed = init_seed
+        check_choices(self)
+        check_least(self, 0, "verify_loss")
         self.nonfinite = 0
         self._answers: list[tuple[Tensor, Tensor]] = []
         self._group_options: list[dict[str, Any]] = []

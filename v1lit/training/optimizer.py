@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
+from v1lit.errors import OptionError, check_choices, check_fields
 from v1lit.training.lightning_internals import unscale_before_step
 
-NAMES = ("adamw", "adamw8bit", "muon")
 FUSED_DEVICES = ("cpu", "cuda")
 """Devices on which one kernel does AdamW's whole step: on a CPU in a quarter of the time."""
 EMBEDDINGS = ("embed", "lm_head")
@@ -41,19 +41,17 @@ class OptimizerConfig:
     final: float = 0.0
     """Learning rate at the last step, as a share of the peak."""
 
+    GROUP: ClassVar = "optimizer"
+
     def __post_init__(self) -> None:
-        for key, value, allowed in (
-            ("name", self.name, NAMES),
-            ("schedule", self.schedule, ("linear", "cosine", "constant")),
-        ):
-            if value not in allowed:
-                raise ValueError(f"optimizer.{key} is {value!r}; allowed: {', '.join(allowed)}")
-        if self.lr <= 0:
-            raise ValueError(f"optimizer.lr is {self.lr}; it must be positive")
-        if not 0 <= self.warmup <= 1:
-            raise ValueError(f"optimizer.warmup is {self.warmup}; it is a share of all steps, from 0 to 1")
-        if not 0 <= self.final <= 1:
-            raise ValueError(f"optimizer.final is {self.final}; it is a share of the peak, from 0 to 1")
+        check_choices(self)
+        check_fields(self, ["lr"], lambda rate: rate > 0, "it must be positive")
+        check_fields(self, ["warmup"], _is_share, "it is a share of all steps, from 0 to 1")
+        check_fields(self, ["final"], _is_share, "it is a share of the peak, from 0 to 1")
+
+
+def _is_share(number: float) -> bool:
+    return 0 <= number <= 1
 
 
 class Together(Optimizer):
@@ -106,21 +104,19 @@ def _adamw(parameters: list[nn.Parameter], config: OptimizerConfig) -> Optimizer
     groups = [group for group in groups if group["params"]]
     options: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
     if config.name == "adamw8bit":
-        return _adamw8bit(groups, options)
+        return _adamw8bit(config, groups, options)
     fused = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
     optimizer = AdamW(groups, **options, fused=fused, foreach=not fused)
     unscale_before_step(optimizer)
     return optimizer
 
 
-def _adamw8bit(groups: list[dict[str, Any]], options: dict[str, Any]) -> Optimizer:
+def _adamw8bit(config: OptimizerConfig, groups: list[dict[str, Any]], options: dict[str, Any]) -> Optimizer:
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
-        raise ValueError(
-            "model.optimizer.name is 'adamw8bit', which needs bitsandbytes; install it with "
-            "pip install 'v1lit[adamw8bit]', or take adamw"
-        ) from error
+        why = "it needs bitsandbytes: install it with pip install 'v1lit[adamw8bit]', or take adamw"
+        raise OptionError("name", config.name, why, "model.optimizer") from error
     optimizer: Optimizer = AdamW8bit(groups, **options)
     return optimizer
 

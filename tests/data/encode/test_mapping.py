@@ -118,8 +118,8 @@ def test_a_function_a_class_and_their_arguments_are_found_by_name() -> None:
     [
         ("odd", "give module.name"),
         ({"class": "x"}, "class_path and init_args"),
-        ("no_such_module.odd", "no module 'no_such_module'; it is looked for beside the recipe"),
-        (f"{__name__}.od", f"has no 'od'; did you mean {__name__}.odd"),
+        ("no_such_module.odd", "no module 'no_such_module', which is looked for beside the recipe"),
+        (f"{__name__}.od", "has no 'od'; did you mean 'odd'"),
         (f"{__name__}.REF", "no function or class but ExampleRef"),
         (name(three), "must take an example, or an example and a random generator"),
         (name(only), "must take an example"),

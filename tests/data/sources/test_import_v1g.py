@@ -802,7 +802,7 @@ def test_a_source_of_nothing_usable_is_a_mistake_in_the_recipe(tmp_path: Path) -
 
 def test_importers_are_found_by_name() -> None:
     assert get_importer("v1g") is import_v1g
-    with pytest.raises(ValueError, match=r"no importer 'v1gg' .did you mean 'v1g'"):
+    with pytest.raises(ValueError, match=r"unknown importer 'v1gg'; did you mean 'v1g'"):
         get_importer("v1gg")
 
 

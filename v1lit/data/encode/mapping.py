@@ -8,7 +8,6 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 
 from v1lit.data.example import Example, ExampleRef
 from v1lit.data.example.images import ImageError
+from v1lit.errors import OptionError, did_you_mean
 
 Given = str | Mapping[str, Any]
 """`module.name`, or a mapping with `class_path` and perhaps `init_args`."""
@@ -46,10 +46,13 @@ class ExampleMap:
 
     def __init__(self, given: Given, seed: int = 0) -> None:
         self.given, self.seed = given, seed
-        self.name, self.init_args = _parts(given)
-        self._found = _find(self.name)
-        self._call = _made(self.name, self._found, self.init_args)
-        self.random = _takes_generator(self.name, self._call)
+        try:
+            self.name, self.init_args = _parts(given)
+            self._found = _find(self.name)
+            self._call = _made(self._found, self.init_args)
+            self.random = _takes_generator(self._call)
+        except ValueError as error:
+            raise OptionError("map", given, str(error), "data") from error
         """Whether it is given a generator: what it makes of an example then differs from epoch to epoch."""
 
     def __call__(self, example: Example, shard: str, ref: ExampleRef | None = None) -> Example | None:
@@ -107,9 +110,7 @@ def _parts(given: Given) -> tuple[str, dict[str, Any]]:
     unknown = set(given) - {"class_path", "init_args"}
     name, arguments = given.get("class_path"), given.get("init_args") or {}
     if unknown or not isinstance(name, str) or not isinstance(arguments, Mapping):
-        raise ValueError(
-            f"data.map is {dict(given)!r}; give module.name, or a mapping with class_path and init_args"
-        )
+        raise ValueError("give module.name, or a mapping with class_path and init_args")
     return name, dict(arguments)
 
 
@@ -117,50 +118,46 @@ def _find(name: str) -> Any:
     """What `module.name` names."""
     module, dot, attribute = name.rpartition(".")
     if not dot or not all(part.isidentifier() for part in name.split(".")):
-        raise ValueError(f"data.map is {name!r}; give module.name, such as my_maps.only_large for my_maps.py")
+        raise ValueError("give module.name, such as my_maps.only_large for my_maps.py")
     try:
         found = import_module(module)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
             raise ValueError(
-                f"data.map is {name!r}, but there is no module {error.name!r}; it is looked for beside the "
-                "recipe, in the current directory and among installed packages"
+                f"there is no module {error.name!r}, which is looked for beside the recipe, in the current "
+                "directory and among installed packages"
             ) from error
         what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"data.map is {name!r}, but {module} cannot be imported: {what}") from error
+        raise ValueError(f"{module} cannot be imported: {what}") from error
     if not hasattr(found, attribute):
-        near = get_close_matches(attribute, dir(found), n=1)
-        hint = f"; did you mean {module}.{near[0]}?" if near else ""
-        raise ValueError(f"data.map is {name!r}, but {found.__name__} has no {attribute!r}{hint}")
+        raise ValueError(f"{found.__name__} has no {attribute!r}{did_you_mean(attribute, dir(found))}")
     return getattr(found, attribute)
 
 
-def _made(name: str, found: Any, arguments: Mapping[str, Any]) -> Callable[..., Any]:
+def _made(found: Any, arguments: Mapping[str, Any]) -> Callable[..., Any]:
     """The callable, with its arguments."""
     if not callable(found):
-        raise ValueError(f"data.map is {name!r}, which is no function or class but {type(found).__name__}")
+        raise ValueError(f"that is no function or class but {type(found).__name__}")
     try:
         if isinstance(found, type):
             inspect.signature(found).bind(**arguments)
         else:
             inspect.signature(found).bind_partial(**arguments)
     except TypeError as error:
-        raise ValueError(
-            f"data.map {name} does not take its init_args {dict(arguments)!r}: {error}"
-        ) from error
+        raise ValueError(f"it does not take its init_args {dict(arguments)!r}: {error}") from error
     if not isinstance(found, type):
         return partial(found, **arguments) if arguments else found
     try:
         made = found(**arguments)
     except Exception as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"data.map {name} cannot be made with {dict(arguments)!r}: {what}") from error
+        raise ValueError(f"it cannot be made with {dict(arguments)!r}: {what}") from error
     if not callable(made):
-        raise ValueError(f"data.map {name} is a class without __call__(self, example)")
+        raise ValueError("it is a class without __call__(self, example)")
     return made
 
 
-def _takes_generator(name: str, call: Callable[..., Any]) -> bool:
+def _takes_generator(call: Callable[..., Any]) -> bool:
     signature = inspect.signature(call)
     for arguments in (1, 2):
         try:
@@ -169,8 +166,8 @@ def _takes_generator(name: str, call: Callable[..., Any]) -> bool:
             continue
         return arguments == 2
     raise ValueError(
-        f"data.map {name}{signature} must take an example, or an example and a random generator; all else "
-        "comes from init_args"
+        f"with the parameters {signature} it must take an example, or an example and a random generator; all "
+        "else comes from init_args"
     )
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from v1lit.data.remote import DEFAULT_RETRY, Retry, exists, expand, is_pattern, 
 from v1lit.data.shards import INDEX_NAME
 from v1lit.data.shards.compressed import hint_of_names
 from v1lit.data.streams.options import check_stream
+from v1lit.errors import OptionError, explain_unknown, name_allowed, named
 
 VAL_SEED = 1_000_003
 """Added to the seed of the training scenes, so that no scene is in both sets."""
@@ -125,8 +124,8 @@ def check_synthetic(options: Mapping[str, Any]) -> None:
 
     for name, value in options.items():
         if value is not None:
-            setting = "examples" if name == "val_examples" else name
-            check_setting(setting, value, shown=f"data.source.options.{name}")
+            with named("data.source.options"):
+                check_setting(name, value)
 
 
 def v1g_source(folder: Path, path: str | None, *, workers: int | None = None) -> None:
@@ -134,9 +133,8 @@ def v1g_source(folder: Path, path: str | None, *, workers: int | None = None) ->
     from v1lit.data.sources.v1g import import_v1g
 
     if path is None:
-        raise ValueError(
-            "data.source.name is 'v1g', which needs data.source.path: a parquet file, a folder or a hub id"
-        )
+        why = "it needs data.source.path: a parquet file, a folder or a hub id"
+        raise OptionError("name", "v1g", why, "data.source")
     failed = import_v1g(path, folder, workers=workers).failed
     if failed is not None:
         raise ValueError(f"data.source.path {path!r} could not be imported: {failed}")
@@ -166,7 +164,7 @@ CHECKS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {"synthetic": check_
 def check_source(config: SourceConfig) -> None:
     """Raise ValueError for a source that does not exist or options that it does not take."""
     if config.name not in SOURCES:
-        raise ValueError(_unknown("data.source.name", config.name, list(SOURCES)))
+        raise OptionError("name", config.name, name_allowed(config.name, SOURCES), config.GROUP)
     allowed = [
         name
         for name, parameter in inspect.signature(SOURCES[config.name]).parameters.items()
@@ -174,11 +172,11 @@ def check_source(config: SourceConfig) -> None:
     ]
     for name in config.options:
         if name not in allowed:
-            problem = _unknown(f"option of the {config.name} source", name, allowed)
-            raise ValueError(
-                f"data.source.options: {problem}; options that another file set are cleared with "
-                "--data.source.options={}"
+            why = (
+                f"the {config.name} source has no such option; {name_allowed(name, allowed)}; options that "
+                "another file set are cleared with --data.source.options={}"
             )
+            raise OptionError(f"options.{name}", config.options[name], why, config.GROUP)
     if is_stream(config):
         check_stream(config)
     CHECKS.get(config.name, lambda options: None)(config.options)
@@ -200,25 +198,18 @@ def _check_shards(config: SourceConfig, retry: Retry) -> None:
     if config.mixture or has_train(config, retry):
         return
     if is_remote(config.folder):
-        raise ValueError(
-            f"data.source.folder is {config.folder!r}, but neither it nor its train/ has an {INDEX_NAME}: "
-            "give a pattern such as .../shard-{000..099}.tar, or make an index in a folder here with "
-            "`v1lit data index PATTERN --out FOLDER` and give that folder"
+        why = (
+            f"neither it nor its train/ has an {INDEX_NAME}: give a pattern such as "
+            ".../shard-{000..099}.tar, or make an index in a folder here with `v1lit data index PATTERN "
+            "--out FOLDER` and give that folder"
         )
-    raise ValueError(
-        f"data.source.folder is {config.folder!r}, but neither it nor its train/ holds shards"
-        + (
+    else:
+        why = "neither it nor its train/ holds shards" + (
             hint_of_names(config.folder, join(config.folder, "train"))
             or "; write some with `v1lit data import` or `v1lit data synth`, or choose data.source.name "
             "synthetic or v1g"
         )
-    )
-
-
-def _unknown(what: str, given: str, allowed: list[str]) -> str:
-    near = get_close_matches(given, allowed, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return f"unknown {what} {given!r}{hint}; allowed: {', '.join(allowed) or 'none'}"
+    raise OptionError("folder", config.folder, why, config.GROUP)
 
 
 IMPORTERS = {"v1g": "v1lit.data.sources.v1g:import_v1g"}
@@ -232,8 +223,6 @@ def get_importer(name: str) -> Callable[..., Any]:
         ValueError: no such importer; lists those that exist.
     """
     if name not in IMPORTERS:
-        near = difflib.get_close_matches(name, IMPORTERS, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"there is no importer {name!r}{hint}; there are: {', '.join(IMPORTERS)}")
+        raise ValueError(explain_unknown("importer", name, IMPORTERS))
     module, function = IMPORTERS[name].split(":")
     return getattr(import_module(module), function)

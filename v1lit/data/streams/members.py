@@ -12,6 +12,7 @@ from v1lit.data.example.example import load_json
 from v1lit.data.example.images import EXTENSIONS, EncodedImage, ImageError, read_header
 from v1lit.data.example.marks import IMAGE_MARKER, REGION_NAME
 from v1lit.data.shards import MAX_JSON_BYTES
+from v1lit.errors import OptionError, name_allowed
 from v1lit.grounding.region import Region
 from v1lit.grounding.trace import Detect, DetectedObject, Trace, format_trace
 
@@ -43,10 +44,11 @@ class Reference:
         kinds, colon, keys = str(text).partition(":")
         found = cls(tuple(kinds.lower().split(";")), tuple(keys.split(".")) if colon else ())
         if not isinstance(text, str) or not all(map(_KIND.fullmatch, found.kinds)) or "" in found.keys:
-            raise ValueError(
-                f"{option} is {text!r}; give the extension of a member (jpg, or png;jpg for the first one "
-                "there), or json:key for a key of a JSON member"
+            why = (
+                "give the extension of a member (jpg, or png;jpg for the first one there), or json:key for a "
+                "key of a JSON member"
             )
+            raise OptionError(option, text, why)
         return found
 
     def __str__(self) -> str:
@@ -122,10 +124,11 @@ class Members:
     def read(cls, given: object, option: str = "data.source.options.members") -> Members:
         """From a mapping of a recipe. Raises ValueError naming the option."""
         if not isinstance(given, Mapping):
-            raise ValueError(f"{option} is {given!r}; give a mapping, such as {{image: jpg, reply: txt}}")
+            raise OptionError(option, given, "give a mapping, such as {image: jpg, reply: txt}")
         hints = get_type_hints(cls)
         if unknown := [name for name in given if name not in hints]:
-            raise ValueError(f"{option}.{unknown[0]} is unknown; allowed: {', '.join(hints)}")
+            name = unknown[0]
+            raise OptionError(f"{option}.{name}", given[name], f"no such option; {name_allowed(name, hints)}")
         values: dict[str, Any] = {}
         for name, value in given.items():
             if value is None:
@@ -136,21 +139,24 @@ class Members:
                 values[name] = tuple(Reference.read(one, key) for one in several)
             elif name == "prompt" or name.startswith("box_"):
                 if not isinstance(value, str) or (allowed and value not in allowed):
-                    raise ValueError(f"{key} is {value!r}; allowed: {', '.join(allowed) or 'a text'}")
+                    raise OptionError(key, value, name_allowed(value, allowed or ["a text"]))
                 values[name] = value
             else:
                 values[name] = Reference.read(value, key)
         members = cls(**values)
         if (members.conversation is None) == (members.reply is None):
-            raise ValueError(
-                f"{option} must name either a conversation (such as json:conversations), or a reply (such as "
-                "txt) and perhaps a question"
+            why = (
+                "it must name either a conversation (such as json:conversations), or a reply (such as txt) "
+                "and perhaps a question"
             )
+            raise OptionError(option, dict(given), why)
         for name in ("question", "query"):
             if members.conversation is not None and getattr(members, name) is not None:
-                raise ValueError(f"{option}.{name} goes with a reply, not with a conversation")
+                why = "it goes with a reply, not with a conversation"
+                raise OptionError(f"{option}.{name}", given[name], why)
         if members.query is not None and members.boxes is None:
-            raise ValueError(f"{option}.query says what the boxes show; name the boxes as well")
+            why = "it says what the boxes show; name the boxes as well"
+            raise OptionError(f"{option}.query", given["query"], why)
         return members
 
     def example(self, key: str, members: Mapping[str, bytes]) -> Example:

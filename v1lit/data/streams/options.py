@@ -9,6 +9,7 @@ from pathlib import Path
 from v1lit.data.config import SourceConfig
 from v1lit.data.remote import Retry, expand, is_remote, unbrace
 from v1lit.data.streams.members import Members
+from v1lit.errors import OptionError, name_allowed
 
 PIPE = "pipe:"
 OPTION = "data.source.options"
@@ -32,27 +33,30 @@ class StreamOptions:
     def read(cls, config: SourceConfig) -> StreamOptions:
         """From the source of a recipe. Raises ValueError naming the key."""
         if not config.path:
-            raise ValueError(
-                "data.source.name is 'webdataset', which needs data.source.path: files, URLs or pipe: "
-                "commands, such as 'pipe:cat shard-{000..099}.tar.gz'"
+            why = (
+                "it needs data.source.path: files, URLs or pipe: commands, such as "
+                "'pipe:cat shard-{000..099}.tar.gz'"
             )
+            raise OptionError("name", config.name, why, config.GROUP)
         if config.mixture:
-            raise ValueError(
-                "data.source.mixture cannot be drawn from streams, whose examples are not counted; set it to "
-                "[], or make an index of the shards with `v1lit data index` and use data.source.name=shards"
+            why = (
+                "it cannot be drawn from streams, whose examples are not counted: set it to [], or make an "
+                "index of the shards with `v1lit data index` and use data.source.name=shards"
             )
+            raise OptionError("mixture", [one.shards for one in config.mixture], why, config.GROUP)
         given = dict(config.options)
         names = [one.name for one in fields(cls) if one.name != "path"]
         if unknown := [name for name in given if name not in names]:
-            raise ValueError(f"{OPTION}.{unknown[0]} is unknown; a stream takes {', '.join(names)}")
+            name = unknown[0]
+            why = f"a stream has no such option; {name_allowed(name, names)}"
+            raise OptionError(name, given[name], why, OPTION)
         shuffle = given.get("shuffle", cls.shuffle)
         if not isinstance(shuffle, int) or isinstance(shuffle, bool) or shuffle < 0:
-            raise ValueError(f"{OPTION}.shuffle is {shuffle!r}; give a number of examples, or 0 for none")
+            raise OptionError("shuffle", shuffle, "give a number of examples, or 0 for none", OPTION)
         val = given.get("val_path")
         if val is not None and (not isinstance(val, str) or config.val is not None):
-            raise ValueError(
-                f"{OPTION}.val_path is {val!r}; give a stream, or shards in data.source.val, not both"
-            )
+            why = "give a stream, or shards in data.source.val, not both"
+            raise OptionError("val_path", val, why, OPTION)
         members = None if given.get("members") is None else Members.read(given["members"])
         return cls(config.path, members, shuffle, val)
 

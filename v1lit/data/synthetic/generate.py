@@ -5,9 +5,8 @@ from __future__ import annotations
 import io
 import os
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +17,7 @@ from v1lit.data.shards import ShardWriter, list_shards, read_index, write_index
 from v1lit.data.synthetic import charts, diagrams, shapes
 from v1lit.data.synthetic.questions import KINDS, Turn, write_turn
 from v1lit.data.synthetic.scene import Scene
+from v1lit.errors import OptionError, name_allowed
 from v1lit.files import aside
 from v1lit.grounding.region import Region
 from v1lit.paths import expand_path
@@ -39,7 +39,7 @@ CHUNK = 64
 
 def make_scene(rng: random.Random, look: str = "shapes", size: tuple[int, int] = (168, 168)) -> Scene:
     """One scene of `size` (width, height) pixels; the look is a key of `LOOKS`."""
-    _check_choice("look", [look], LOOKS)
+    check_setting("look", look)
     scene: Scene = LOOKS[look].draw(rng, size)
     return scene
 
@@ -231,36 +231,24 @@ def _holds(out: Path, settings: Mapping[str, Any]) -> bool:
     return True
 
 
-def check_setting(name: str, value: Any, shown: str | None = None) -> None:
-    """Raise ValueError for a value that the setting `name` of `synthesize` cannot have, calling it `shown`.
-
-    Without `shown` it is called by its name.
-    """
-    shown = shown or name
+def check_setting(name: str, value: Any) -> None:
+    """Raise OptionError for a value that the setting `name` of `synthesize` cannot have."""
     if name == "image_size":
         pair = isinstance(value, Sequence) and len(value) == 2
         if not pair or not all(_is_int(side) and MIN_SIDE <= side <= MAX_SIDE for side in value):
-            raise ValueError(
-                f"{shown} is {value!r}; allowed: width and height, each {MIN_SIDE} to {MAX_SIDE} pixels"
-            )
+            why = f"allowed: width and height, each {MIN_SIDE} to {MAX_SIDE} pixels"
+            raise OptionError(name, value, why)
     elif name in ("look", "kinds"):
-        _check_choice(shown, [value] if isinstance(value, str) else value, LOOKS if name == "look" else KINDS)
+        allowed = LOOKS if name == "look" else KINDS
+        wrong = [item for item in ([value] if isinstance(value, str) else value) if item not in allowed]
+        if wrong or not value:
+            unknown = f"no {wrong[0]!r}; " if wrong else ""
+            raise OptionError(name, value, unknown + name_allowed("".join(wrong[:1]), allowed))
     elif not _is_int(value):
-        raise ValueError(f"{shown} is {value!r}; a whole number is needed")
+        raise OptionError(name, value, "a whole number is needed")
     elif name != "seed" and value < 1:
-        raise ValueError(f"{shown} is {value!r}; a whole number of at least 1 is needed")
+        raise OptionError(name, value, "a whole number of at least 1 is needed")
 
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check_choice(key: str, given: Sequence[str], allowed: Iterable[str]) -> None:
-    allowed = list(allowed)
-    wrong = [name for name in given if name not in allowed]
-    if wrong or not given:
-        near = get_close_matches(str(wrong[0]), allowed, n=1, cutoff=0.5) if wrong else []
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(
-            f"{key} is {', '.join(map(repr, wrong or given)) or 'empty'}{hint}; allowed: {', '.join(allowed)}"
-        )

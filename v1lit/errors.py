@@ -1,0 +1,115 @@
+"""Errors that carry facts: which option is wrong, what it was, what is allowed, how a command ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from functools import cache
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
+
+MISTAKE, FAILURE = 2, 1
+"""Exit codes of a command: something was asked for that cannot be done, or doing it failed.
+
+A class of v1lit's exceptions can have its own as `exit_code`; else a ValueError is a mistake, and all
+others are failures.
+"""
+
+MOST_NAMED = 20
+"""Longest list of allowed names that a message spells out."""
+
+
+class OptionError(ValueError):
+    """An option has a value that it cannot have.
+
+    Args:
+        field: name of the option in its group, with dots for one inside of it.
+        given: its value.
+        why: what is wrong with that, or what is allowed.
+        group: where the options stand in a recipe; the command line knows it exactly.
+    """
+
+    def __init__(self, field: str, given: object, why: str, group: str = "") -> None:
+        super().__init__(field, given, why, group)
+        self.field, self.given, self.why, self.group = field, given, why, group
+
+    @property
+    def key(self) -> str:
+        """The option with its group, as in a recipe."""
+        return f"{self.group}.{self.field}".strip(".")
+
+    def told(self, origin: str = "") -> str:
+        """The message, with the file in which the option stands."""
+        return f"{self.key} is {self.given!r}{f' ({origin})' if origin else ''}; {self.why}"
+
+    def __str__(self) -> str:
+        return self.told()
+
+    def below(self, group: str) -> OptionError:
+        """The same error of an option that stands in `group`."""
+        return OptionError(self.key, self.given, self.why, group)
+
+
+@contextmanager
+def named(key: str) -> Iterator[None]:
+    """Put `key` before what a ValueError says; of an OptionError it is the group of its option."""
+    try:
+        yield
+    except OptionError as error:
+        raise error.below(key) from error
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+
+
+def did_you_mean(name: object, names: Iterable[str], prefix: str = "") -> str:
+    """`; did you mean 'x'?` for the one of `names` most like `name`, with `prefix`, or an empty text."""
+    close = get_close_matches(str(name), list(names), n=1, cutoff=0.5)
+    return f"; did you mean {prefix + close[0]!r}?" if close else ""
+
+
+def name_allowed(name: object, names: Iterable[str]) -> str:
+    """What may stand in place of `name`: `did you mean 'x'? allowed: x, y, z`."""
+    names = list(names)
+    listed = ", ".join(names[:MOST_NAMED]) or "none"
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return f"{did_you_mean(name, names)} allowed: {listed}{more}".lstrip("; ")
+
+
+def explain_unknown(what: str, name: object, names: Iterable[str]) -> str:
+    """One line for a name that does not exist: what was given, the nearest match, what is allowed."""
+    return f"unknown {what} {name!r}; {name_allowed(name, sorted(names))}"
+
+
+def check_fields(options: Any, names: Iterable[str], allowed: Callable[[Any], bool], why: str) -> None:
+    """Raises OptionError, with `why`, for a field of `options` that is neither None nor `allowed`."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and not allowed(value):
+            raise OptionError(name, value, why, options.GROUP)
+
+
+def check_least(options: Any, least: int, *names: str) -> None:
+    """Raises OptionError for a number of `options` that is below `least`; None is allowed."""
+    check_fields(options, names, lambda number: number >= least, f"give {least} or more")
+
+
+def check_choices(options: Any) -> None:
+    """Raises OptionError for an option that has none of the values which its `Literal` annotation names.
+
+    Args:
+        options: made by a constructor whose annotated parameters are its attributes; its class has a `GROUP`.
+    """
+    for name, allowed in _choices(cast(Hashable, type(options))).items():
+        value = getattr(options, name)
+        several = isinstance(value, list | tuple)
+        for item in value if several else [value]:
+            if item not in allowed:
+                why = f"{f'no {item!r}; ' if several else ''}{name_allowed(item, allowed)}"
+                raise OptionError(name, value, why, options.GROUP)
+
+
+@cache
+def _choices(kind: Hashable) -> dict[str, tuple[Any, ...]]:
+    hints = get_type_hints(vars(kind)["__init__"]).items()
+    items = {name: get_args(hint)[0] if get_origin(hint) is list else hint for name, hint in hints}
+    return {name: get_args(item) for name, item in items.items() if get_origin(item) is Literal}
