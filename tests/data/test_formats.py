@@ -36,7 +36,7 @@ from v1lit.data.sampling.mixture import GlobalSequence, draws_per_epoch
 from v1lit.data.sampling.rows import MicroBatchPlan, counted_rows, filled_rows, similar_rows
 from v1lit.data.sampling.source import Shuffle, SourceOrder
 from v1lit.data.shards import ShardWriter, index_shards, write_index
-from v1lit.data.streams.reader_state import Begin, RankState, ReaderState
+from v1lit.data.streams.reader_state import FileStart, RankState, ReaderState
 from v1lit.data.streams.state import StreamLayout, StreamProgress, stream_to_dict
 from v1lit.data.tools.reshard import ReshardOptions, reshard
 from v1lit.grounding.region import Region
@@ -260,7 +260,12 @@ def test_how_far_an_epoch_has_come() -> None:
 def test_how_far_a_stream_has_come() -> None:
     readers = (ReaderState(1, 5, 12, 17, (13, 15)), ReaderState())
     progress = StreamProgress(
-        3, 7, StreamLayout(1, 2, "4 examples"), (Begin(2), Begin(0, 9)), (RankState(1, readers),), before=11
+        3,
+        7,
+        StreamLayout(1, 2, "4 examples"),
+        (FileStart(2), FileStart(0, 9)),
+        (RankState(1, readers),),
+        before=11,
     )
     assert readable(stream_to_dict(progress)) == {
         "epoch": 3,

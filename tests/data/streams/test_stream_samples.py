@@ -17,7 +17,7 @@ from helpers.stream_cases import archives, sample, tar_bytes
 
 from v1lit.data.errors import ShardError
 from v1lit.data.remote import Retry, remote_chunks
-from v1lit.data.streams import bytes as stream_bytes
+from v1lit.data.streams import tar_bytes as stream_bytes
 from v1lit.data.streams.members import Members
 from v1lit.data.streams.options import StreamOptions, files_of
 from v1lit.data.streams.samples import Sample, read_samples

@@ -35,7 +35,7 @@ from v1lit.data.sampling.grouping import Grouping
 from v1lit.data.sampling.remaining import MicroBatchState
 from v1lit.data.sources.registry import prepare_source
 from v1lit.data.streams.examples import StreamExamples, StreamFiles
-from v1lit.data.streams.reader_state import Begin, RankState, ReaderState
+from v1lit.data.streams.reader_state import FileStart, RankState, ReaderState
 from v1lit.data.streams.state import StreamLayout, StreamProgress, stream_from_dict, stream_to_dict
 
 pytestmark = pytest.mark.dependencies
@@ -86,7 +86,7 @@ def test_a_reader_goes_on_from_its_state_as_if_it_had_not_stopped(
     folder: Path, kind: str, shuffle: int
 ) -> None:
     files = StreamFiles([str(folder / f"s{n}.tar") for n in range(6)], None, DEFAULT_RETRY, shuffle, 3)
-    part = [Begin(4, 1), Begin(0), Begin(2), Begin(5)]
+    part = [FileStart(4, 1), FileStart(0), FileStart(2), FileStart(5)]
 
     def rows(state: ReaderState) -> list[tuple[list[str | None], int, ReaderState]]:
         examples = StreamExamples(files, part, state, epoch=2)
@@ -114,7 +114,7 @@ def test_windows_are_permuted_by_seed_and_epoch(folder: Path) -> None:
         files = StreamFiles(
             [str(folder / "s0.tar"), str(folder / "s2.tar")], None, DEFAULT_RETRY, shuffle, seed
         )
-        examples = StreamExamples(files, [Begin(0), Begin(1)], ReaderState(), epoch)
+        examples = StreamExamples(files, [FileStart(0), FileStart(1)], ReaderState(), epoch)
         return [str(examples.key(place)) for place in examples.find(list(range(9))) if place is not None]
 
     assert order(0, 0, 0) == sorted(order(0, 0))
@@ -184,7 +184,7 @@ def test_with_other_workers_nothing_is_left_out(
 def test_progress_survives_its_dictionary() -> None:
     reader = ReaderState(1, 2, 3, 9, (4, 7))
     progress = StreamProgress(
-        2, 5, StreamLayout(2, 2, "x"), (Begin(3), Begin(1, 4)),
+        2, 5, StreamLayout(2, 2, "x"), (FileStart(3), FileStart(1, 4)),
         (RankState(1, (reader, ReaderState())), RankState(0, (ReaderState(2), reader))), 8,
     )  # fmt: skip
     assert stream_from_dict(stream_to_dict(progress)) == progress
@@ -196,11 +196,15 @@ def test_what_is_left_is_divided_anew_in_its_order() -> None:
     """Two readers of five files, of which one is amid its second and the other has ended."""
     first, second = ReaderState(1, 7, 20, 25, (21,)), ReaderState(2, 0, 9, 9)
     before = StreamProgress(
-        0, 3, StreamLayout(1, 2, "x"), tuple(map(Begin, [4, 2, 0, 3, 1])), (RankState(0, (first, second)),)
+        0,
+        3,
+        StreamLayout(1, 2, "x"),
+        tuple(map(FileStart, [4, 2, 0, 3, 1])),
+        (RankState(0, (first, second)),),
     )
     after = before.divided(StreamLayout(1, 3, "x"))
-    assert after.files == (Begin(0, 7), Begin(1))
-    assert [after.part(reader) for reader in range(3)] == [(Begin(0, 7),), (Begin(1),), ()]
+    assert after.files == (FileStart(0, 7), FileStart(1))
+    assert [after.part(reader) for reader in range(3)] == [(FileStart(0, 7),), (FileStart(1),), ()]
     assert (after.steps, after.examples_read, after.ranks) == (3, 24 + 9, ())
     again = replace(after, ranks=(RankState(0, (ReaderState(), ReaderState(), ReaderState())),))
     assert again.divided(StreamLayout(2, 1, "x")).files == after.files, "not from the beginning of the file"

@@ -19,7 +19,7 @@ from v1lit.data.example.images import ImageError
 from v1lit.data.loading.micro_batch import Failure, MicroBatch
 from v1lit.data.loading.time_limit import TookTooLongError, time_limit
 from v1lit.data.sampling.rows import MicroBatchPlan
-from v1lit.data.shards.examples import Opened, Readable
+from v1lit.data.shards.examples import OpenShard, Readable
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class MicroBatchReader(Dataset[MicroBatch]):
             limit = self.encoder.stream.max_seconds
             return self._failure(ref, "slow", f"took longer than data.stream.max_seconds={limit:g}")
 
-    def _read(self, ref: ExampleRef, shard: Opened) -> Encoded | None:
+    def _read(self, ref: ExampleRef, shard: OpenShard) -> Encoded | None:
         with time_limit(self.encoder.stream.max_seconds):
             example: Example | None = shard.example(ref.index)
             if example is not None and self.encoder.map is not None:

@@ -25,7 +25,7 @@ class Examples:
         """One example. Raises ShardError."""
         return self.use(ref, lambda shard: shard.example(ref.index))
 
-    def use(self, ref: ExampleRef, action: Callable[[Opened], T]) -> T:
+    def use(self, ref: ExampleRef, action: Callable[[OpenShard], T]) -> T:
         """Do something with the open shard of a place; once more where a new copy of it may help.
 
         Raises:
@@ -54,27 +54,24 @@ class Examples:
         """Location of the shard that an example is in."""
         return self.catalogs[ref.source].files[ref.shard]
 
-    def __getstate__(self) -> list[Catalog]:
-        return self.catalogs
-
-    def __setstate__(self, catalogs: list[Catalog]) -> None:
-        self.__init__(catalogs)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[type[Examples], tuple[list[Catalog]]]:
+        return type(self), (self.catalogs,)
 
 
-class Opened(Protocol):
+class OpenShard(Protocol):
     """A shard as far as reading examples needs it."""
 
     @property
     def name(self) -> str: ...
 
-    def example(self, number: int) -> Example:
+    def example(self, index: int, /) -> Example:
         """One example. Raises ShardError."""
 
 
 class Readable(Protocol):
     """Examples that can be read by their place."""
 
-    def use(self, ref: ExampleRef, action: Callable[[Opened], T]) -> T:
+    def use(self, ref: ExampleRef, action: Callable[[OpenShard], T]) -> T:
         """Do something with the open shard of a place. Raises ShardError."""
 
     def read(self, ref: ExampleRef) -> Example:

@@ -18,7 +18,7 @@ from v1lit.data.loading.val_loader import val_batches
 from v1lit.data.sampling.grouping import Grouping
 from v1lit.data.streams.examples import Readers, StreamFiles
 from v1lit.data.streams.reader import StreamMicroBatch, StreamReader
-from v1lit.data.streams.reader_state import Begin, RankState, ReaderState
+from v1lit.data.streams.reader_state import FileStart, RankState, ReaderState
 from v1lit.data.streams.source import StreamSource
 from v1lit.data.streams.state import StreamLayout, StreamProgress, StreamReading
 
@@ -145,7 +145,7 @@ class StreamValLoader:
 
     def _micro_batches(self) -> Iterator[MicroBatch]:
         ranks = self.context.ranks
-        everything = tuple(map(Begin, range(len(self.stream.files))))
+        everything = tuple(map(FileStart, range(len(self.stream.files))))
         readers = Readers(self.stream, [everything], [ReaderState()], 0, ranks.own, ranks.size, self.limit)
         reader = StreamReader(readers, self.encoder, Grouping(self.size))
         for _, micro_batch in self.context.workers.run(reader, repeat(0)):

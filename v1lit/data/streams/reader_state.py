@@ -5,26 +5,28 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class Begin(NamedTuple):
-    """A file to read: its number, and the sample from which on."""
+class FileStart(NamedTuple):
+    """A file of a stream, and where reading it begins."""
 
     file: int
+    """Index of the file in the stream, or among those of one reader."""
     sample: int = 0
+    """Index in the file of the first sample to read."""
 
 
 class ReaderState(NamedTuple):
-    """How far a reader has come. Its examples are numbered in the order in which it gives them to rows."""
+    """How far a reader has come. Its examples are counted in the order in which it puts them into rows."""
 
     file: int = 0
-    """Which of its files to open to go on,"""
+    """Which of its files to open to resume."""
     sample: int = 0
-    """the sample in it from which on to read,"""
+    """Index in that file of the first sample to read."""
     first: int = 0
-    """and the number of the first example that this gives."""
+    """Index that the example of this sample has for the reader."""
     read: int = 0
-    """Examples up to this number have been looked at,"""
+    """Examples that have been looked at, from the first of the epoch on."""
     waiting: tuple[int, ...] = ()
-    """of which these are in no row yet."""
+    """Indices of those of them that are in no row yet."""
 
 
 class RankState(NamedTuple):

@@ -13,8 +13,8 @@ from v1lit.data.example import Example, ExampleError
 from v1lit.data.example.images import ImageError
 from v1lit.data.remote import Retry
 from v1lit.data.shards.member import size_limit
-from v1lit.data.streams.bytes import TarBytes, name_of, open_tar
 from v1lit.data.streams.members import MemberError, Members
+from v1lit.data.streams.tar_bytes import TarBytes, name_of, open_tar
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Sample:
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """Bytes of all members."""
         return sum(map(len, self.members.values()))
 
     def example(self, mapping: Members | None) -> Example:
-        """The example: as the mapping says, or as v1lit writes them. Raises ShardError."""
+        """The example, as the mapping says, or as v1lit writes them. Raises ShardError."""
         if self.problem is not None:
             raise ShardError(self.shard, self.key, self.problem, "member")
         for kind, data in self.members.items():
@@ -53,11 +53,10 @@ class Sample:
 
 
 def read_samples(location: str, retry: Retry) -> Iterator[Sample | ShardError]:
-    """All samples of a tar file. Damage is the last thing that is given: what follows it is lost.
+    """All samples of a tar file. Damage is the last thing that is yielded: what follows it is lost.
 
-    Raises:
-        ShardError: the file cannot be opened or fetched, gives nothing, or the command that writes it fails
-            (kind "unreachable").
+    Raises ShardError of the kind "unreachable" where the file cannot be opened or fetched or has no bytes,
+    and where the command that writes it fails.
     """
     shard, damage = name_of(location), None
     with open_tar(location, retry) as stream:
@@ -69,8 +68,8 @@ def read_samples(location: str, retry: Retry) -> Iterator[Sample | ShardError]:
         except DamageError as problem:
             damage = problem
         except ShardError as error:
-            kind, given = error.__reduce__()
-            raise kind(*given) from error  # webdataset has appended to its text
+            kind, arguments = error.__reduce__()
+            raise kind(*arguments) from error  # webdataset has appended to its text
         except OSError as error:
             raise ShardError(shard, None, f"cannot be read ({error.strerror})", "unreachable") from error
         except (tarfile.TarError, ValueError, EOFError, zlib.error) as error:
@@ -84,27 +83,27 @@ def _samples(shard: str, stream: TarBytes) -> Iterator[Sample]:
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
     def another(name: str) -> bool:
-        stream.member()
+        stream.begin_member()
         return True
 
     problems: list[str] = []
 
     def note(error: Exception) -> bool:
-        """The sample that is being read goes on without this member, and is then refused."""
+        """Read the rest of the sample without this member; it is then refused."""
         problems.append(str(error.args[0]).partition(" {")[0].partition(" dict_keys")[0])
         return True
 
     def files() -> Iterator[dict[str, Any]]:
-        """Damage ends them, so that the sample before it is given; it is raised behind that one."""
+        """The members up to damage, so that the sample before it is yielded; then it is raised."""
         try:
             yield from tar_file_expander([{"url": shard, "stream": stream}], select_files=another)
         except Exception as error:
             damage.append(error)
 
     damage: list[Exception] = []
-    for found in group_by_keys(files(), handler=note):
-        key = found["__key__"]
-        members = {kind: data for kind, data in found.items() if not kind.startswith("__")}
+    for group in group_by_keys(files(), handler=note):
+        key = group["__key__"]
+        members = {kind: data for kind, data in group.items() if not kind.startswith("__")}
         yield Sample(shard, key, members, problems[0] if problems else None)
         problems.clear()
     if damage:

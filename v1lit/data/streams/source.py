@@ -20,7 +20,7 @@ from v1lit.data.streams.samples import Sample, read_samples
 
 PROMISES = (
     "a stream: the length of an epoch is not known, so trainer.max_steps must say when to end, and a run "
-    "goes on exactly with as many ranks and workers only; `v1lit data index`, or an import, gives both"
+    "resumes exactly with as many ranks and workers only; `v1lit data index`, or an import, gives both"
 )
 
 
@@ -49,7 +49,7 @@ class StreamSource:
         return replace(self.train, files=files, shuffle=0)
 
     def order(self, epoch: int) -> list[int]:
-        """The numbers of the training files in the order of an epoch."""
+        """Indices of the training files, in the order of an epoch."""
         files = len(self.train.files)
         if not self.options.shuffle:
             return list(range(files))
@@ -58,7 +58,7 @@ class StreamSource:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What decides which examples a reader gives: see `OpenedSequence.identity`."""
+        """What decides which examples a reader reads, as of `OpenedSequence.identity`."""
         return {
             "data.seed": self.seed,
             "data.source.options.shuffle": self.options.shuffle,

@@ -10,7 +10,7 @@ import torch
 
 from v1lit.data.encode.batch import ReadPosition
 from v1lit.data.loading.ranks import Ranks
-from v1lit.data.streams.reader_state import Begin, RankState, ReaderState
+from v1lit.data.streams.reader_state import FileStart, RankState, ReaderState
 
 
 class StreamLayout(NamedTuple):
@@ -34,14 +34,14 @@ class StreamProgress:
     epoch: int = 0
     steps: int = 0
     layout: StreamLayout | None = None
-    files: tuple[Begin, ...] = ()
+    files: tuple[FileStart, ...] = ()
     """What was left of the epoch when it was divided so, in its order."""
     ranks: tuple[RankState, ...] = ()
     """One per rank; none before the first step of the layout."""
     before: int = 0
     """Examples that were read before it was divided so."""
 
-    def part(self, reader: int) -> tuple[Begin, ...]:
+    def part(self, reader: int) -> tuple[FileStart, ...]:
         """The files of one reader."""
         assert self.layout is not None
         return self.files[reader :: self.layout.readers]
@@ -71,7 +71,7 @@ class StreamProgress:
             for reader in range(self.layout.readers):
                 state = self.ranks[reader % self.layout.ranks].readers[reader // self.layout.ranks]
                 files = self.part(reader)[state.file :]
-                rest += [Begin(one.file, max(one.sample, state.sample)) for one in files[:1]] + [*files[1:]]
+                rest += [FileStart(one.file, max(one.sample, state.sample)) for one in files[:1]] + [*files[1:]]
             place = {one.file: number for number, one in enumerate(self.files)}
             left = tuple(sorted(rest, key=lambda one: place[one.file]))
         return replace(self, layout=layout, files=left, ranks=(), before=self.examples_read)
@@ -88,7 +88,7 @@ class StreamReading:
         self._own: RankState | None = None
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Begin where a checkpoint's state was saved, at the next `begin`."""
+        """FileStart where a checkpoint's state was saved, at the next `begin`."""
         self._resumed, self._progress = stream_progress_of(state), None
 
     def begin(
@@ -100,7 +100,7 @@ class StreamReading:
             progress = resumed.divided(layout)
         else:
             epoch = current_epoch if resumed is None else max(current_epoch, resumed.epoch)
-            progress = StreamProgress(epoch, layout=layout, files=tuple(map(Begin, order(epoch))))
+            progress = StreamProgress(epoch, layout=layout, files=tuple(map(FileStart, order(epoch))))
         self._progress = progress
         self._own = progress.of_rank(rank)
         return progress
@@ -176,7 +176,7 @@ def stream_from_dict(state: Mapping[str, Any]) -> StreamProgress:
         epoch=int(state["epoch"]),
         steps=int(state["steps"]),
         layout=layout,
-        files=tuple(Begin(*one) for one in state["files"].tolist()),
+        files=tuple(FileStart(*one) for one in state["files"].tolist()),
         ranks=tuple(ranks),
         before=int(state["before"]),
     )

@@ -26,15 +26,14 @@ _PACKED = {_GZIP: "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd
 def open_tar(location: str, retry: Retry) -> Iterator[TarBytes]:
     """Open one file or command for reading from front to back. gzip is unpacked, told by its first bytes.
 
-    Raises:
-        ShardError: it cannot be opened or fetched, or the command fails (kind "unreachable"); also where
-            that shows while the body of the `with` reads, whatever else goes wrong there.
+    Raises ShardError of the kind "unreachable" where it cannot be opened or fetched, or the command fails;
+    also where that shows while the body of the `with` reads, whatever else goes wrong there.
     """
     if location.startswith(PIPE):
         with _command(location) as stream:
             yield TarBytes(stream)
     elif is_remote(location):
-        yield TarBytes(_Chunks(remote_chunks(location, retry)))
+        yield TarBytes(_ChunkStream(remote_chunks(location, retry)))
     else:
         try:
             file = open(location, "rb")  # noqa: SIM115
@@ -46,20 +45,20 @@ def open_tar(location: str, retry: Retry) -> Iterator[TarBytes]:
 
 
 def name_of(location: str) -> str:
-    """What messages call a file or command: without passwords and signatures."""
+    """What messages call a file or command, without passwords and signatures."""
     return location if location.startswith(PIPE) else shown(location)
 
 
 class TarBytes(io.RawIOBase):
-    """The bytes of a tar file, block by block, so that nobody reads further than he looks.
+    """The bytes of a tar file, block by block, so that nobody reads further than they look.
 
-    Between two calls of `member` it gives no more than an example may have.
+    Between two calls of `begin_member` it reads no more bytes than an example may have.
     """
 
     def __init__(self, stream: IO[bytes] | io.RawIOBase) -> None:
         begin = stream.read(BLOCK) or b""
         self.empty = not begin
-        self._stream: Any = _Joined(begin, stream)
+        self._stream: Any = _PrefixedStream(begin, stream)
         if begin.startswith(_GZIP):
             self._stream = gzip.GzipFile(fileobj=self._stream)
         self._buffer, self._at = b"", 0
@@ -69,10 +68,9 @@ class TarBytes(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
-        """The next block, or what is left of it; nothing at the end.
+        """The next block, or what is left of it; nothing at the end. `size` is not looked at.
 
-        Raises:
-            DamageError: more than the limit, a compression that is not unpacked here, or damaged gzip.
+        Raises DamageError for more than the limit, a compression that is not unpacked here, and damaged gzip.
         """
         if self._at == len(self._buffer):
             self._fill()
@@ -91,7 +89,7 @@ class TarBytes(io.RawIOBase):
         return block
 
     def _fill(self) -> None:
-        """Get more, until there is a whole block or no more."""
+        """Get more, until there is a whole block or the end."""
         kept = [self._buffer[self._at :]]
         have = len(kept[0])
         try:
@@ -102,20 +100,19 @@ class TarBytes(io.RawIOBase):
             raise DamageError(f"damaged or cut off: {error}") from error
         self._buffer, self._at = b"".join(kept), 0
 
-    def member(self) -> None:
-        """The content of another member follows."""
+    def begin_member(self) -> None:
+        """Say that the content of another member follows."""
         self._since = 0
 
     def finish(self) -> None:
         """Read what follows the end of the archive, as a command needs it to end well.
 
-        Raises:
-            DamageError: the archive has no end, or something follows it.
+        Raises DamageError where the archive has no end, and where something follows it.
         """
         if any(self._block):
             raise DamageError("damaged or cut off: neither a tar header nor the end where one should be")
         while block := self.read():
-            self.member()
+            self.begin_member()
             if any(block):
                 raise DamageError("more data follow the end of the tar file; of several, name each by itself")
 
@@ -127,7 +124,7 @@ def _refuse_packed(block: bytes) -> None:
             raise DamageError(f"is compressed with {name}{how}")
 
 
-class _Joined(io.RawIOBase):
+class _PrefixedStream(io.RawIOBase):
     """Some bytes, then a stream."""
 
     def __init__(self, begin: bytes, stream: Any) -> None:
@@ -144,7 +141,7 @@ class _Joined(io.RawIOBase):
         return self._stream.read(size) or b""
 
 
-class _Chunks(io.RawIOBase):
+class _ChunkStream(io.RawIOBase):
     """Pieces of any size as a stream."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
@@ -165,30 +162,30 @@ class _Chunks(io.RawIOBase):
 def _command(location: str) -> Iterator[IO[bytes]]:
     """What a shell command of the recipe writes. It has failed where it ends with another code than 0.
 
-    In a session of its own: Ctrl-C is meant for the training, which still needs its data, and where nobody
-    reads on, all of its processes are ended.
+    It runs in a session of its own: Ctrl-C is meant for the training, which still needs its data. Where
+    nobody reads to its end, all of its processes are ended.
     """
     from webdataset.gopen import Pipe
 
     command = location.removeprefix(PIPE)
     pipe = Pipe(command, mode="r", shell=True, bufsize=_CHUNK, ignore_errors=True, start_new_session=True)
-    watched = _Watched(pipe.stream)
+    output = _PipeStream(pipe.stream)
     try:
-        yield watched  # type: ignore[misc]
+        yield output  # type: ignore[misc]
     except Exception as error:
-        if watched.ended and pipe.proc.wait():
+        if output.ended and pipe.proc.wait():
             raise _failed(location, pipe.proc.returncode) from error
         raise
     else:
-        if watched.ended and pipe.proc.wait():
+        if output.ended and pipe.proc.wait():
             raise _failed(location, pipe.proc.returncode)
     finally:
-        if not watched.ended and pipe.proc.poll() is None:
+        if not output.ended and pipe.proc.poll() is None:
             os.killpg(pipe.proc.pid, signal.SIGKILL)
         pipe.close()
 
 
-class _Watched(io.RawIOBase):
+class _PipeStream(io.RawIOBase):
     """What comes through a pipe, as soon as it comes, and whether that was all."""
 
     def __init__(self, stream: io.BufferedReader) -> None:
