@@ -31,7 +31,7 @@ class MemberError(ValueError):
 
 
 @dataclass(frozen=True)
-class Reference:
+class MemberPath:
     """Where something stands in a sample: `jpg`, `png;jpg` (the first one there), `json:objects.*.bbox`."""
 
     kinds: tuple[str, ...]
@@ -39,17 +39,17 @@ class Reference:
     """Names inside of a JSON member, `*` for each of a list."""
 
     @classmethod
-    def read(cls, text: object, option: str) -> Reference:
-        """Parse one. Raises ValueError naming the option."""
+    def read(cls, text: object, option: str) -> MemberPath:
+        """Parse a path of a recipe. Raises ValueError naming the option."""
         kinds, colon, keys = str(text).partition(":")
-        found = cls(tuple(kinds.lower().split(";")), tuple(keys.split(".")) if colon else ())
-        if not isinstance(text, str) or not all(map(_KIND.fullmatch, found.kinds)) or "" in found.keys:
+        path = cls(tuple(kinds.lower().split(";")), tuple(keys.split(".")) if colon else ())
+        if not isinstance(text, str) or not all(map(_KIND.fullmatch, path.kinds)) or "" in path.keys:
             why = (
                 "give the extension of a member (jpg, or png;jpg for the first one there), or json:key for a "
                 "key of a JSON member"
             )
             raise OptionError(option, text, why)
-        return found
+        return path
 
     def __str__(self) -> str:
         return " or ".join(self.kinds) + (f", key {'.'.join(self.keys)}" if self.keys else "")
@@ -63,7 +63,7 @@ class Reference:
         raise MemberError(f"there is no member {' or '.join(self.kinds)}; there are: {there}")
 
     def value(self, members: Mapping[str, bytes]) -> Any:
-        """What stands there: of a JSON member what it holds, else the text. Raises ValueError."""
+        """What stands there: a part of a JSON member, or a member's text. Raises ValueError."""
         kind, data = self.content(members)
         if len(data) > MAX_JSON_BYTES:
             raise MemberError(f"the member {kind} has {len(data)} bytes, the limit is {MAX_JSON_BYTES}")
@@ -75,7 +75,7 @@ class Reference:
             raise ValueError(f"the member {kind} is not UTF-8 text") from error
 
     def text(self, members: Mapping[str, bytes]) -> str:
-        """The same, which must be a text or a number."""
+        """What stands there as text; ValueError where it is neither text nor a number."""
         value = self.value(members)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return str(value)
@@ -85,12 +85,12 @@ class Reference:
 
 
 def _inside(value: Any, keys: Sequence[str], where: str) -> Any:
-    for number, key in enumerate(keys):
+    for depth, key in enumerate(keys):
         if key == "*":
             if not isinstance(value, list):
                 raise ValueError(f"{where} is {type(value).__name__} instead of a list")
-            rest = keys[number + 1 :]
-            return [_inside(item, rest, f"{where}.{place}") for place, item in enumerate(value)]
+            deeper = keys[depth + 1 :]
+            return [_inside(item, deeper, f"{where}.{index}") for index, item in enumerate(value)]
         if not isinstance(value, dict) or key not in value:
             raise ValueError(f"{where} has no key {key!r}")
         value, where = value[key], f"{where}.{key}"
@@ -101,69 +101,68 @@ def _inside(value: Any, keys: Sequence[str], where: str) -> Any:
 class Members:
     """Which member of a sample is what. A conversation, or a reply with or without a question."""
 
-    image: tuple[Reference, ...] = (Reference(tuple(EXTENSIONS)),)
+    image: tuple[MemberPath, ...] = (MemberPath(tuple(EXTENSIONS)),)
     """One per image, in their order."""
-    conversation: Reference | None = None
+    conversation: MemberPath | None = None
     """A list of messages with `role` and `content`, or with `from` and `value`."""
-    question: Reference | None = None
-    """What the user says,"""
+    question: MemberPath | None = None
+    """What the user says."""
     prompt: str = "Describe the image."
-    """where there is no member for it."""
-    reply: Reference | None = None
+    """What the user says where there is no member for it."""
+    reply: MemberPath | None = None
     """What the assistant says: an answer or a caption."""
-    answer: Reference | None = None
+    answer: MemberPath | None = None
     """The short final answer."""
-    boxes: Reference | None = None
+    boxes: MemberPath | None = None
     """A box, a list of boxes, or boxes by name; the n-th of a list is `<|region_n|>`."""
     box_format: BoxFormat = "xyxy"
     box_units: Units = "pixels"
-    query: Reference | None = None
+    query: MemberPath | None = None
     """What the boxes show: the reply then begins with a call that detects them all."""
 
     @classmethod
-    def read(cls, given: object, option: str = "data.source.options.members") -> Members:
-        """From a mapping of a recipe. Raises ValueError naming the option."""
-        if not isinstance(given, Mapping):
-            raise OptionError(option, given, "give a mapping, such as {image: jpg, reply: txt}")
+    def read(cls, mapping: object, option: str = "data.source.options.members") -> Members:
+        """The members that a mapping of a recipe names. Raises ValueError naming the option."""
+        if not isinstance(mapping, Mapping):
+            raise OptionError(option, mapping, "give a mapping, such as {image: jpg, reply: txt}")
         hints = get_type_hints(cls)
-        if unknown := [name for name in given if name not in hints]:
-            name = unknown[0]
-            raise OptionError(f"{option}.{name}", given[name], f"no such option; {name_allowed(name, hints)}")
+        if unknown := [name for name in mapping if name not in hints]:
+            name, why = unknown[0], f"no such option; {name_allowed(unknown[0], hints)}"
+            raise OptionError(f"{option}.{name}", mapping[name], why)
         values: dict[str, Any] = {}
-        for name, value in given.items():
+        for name, value in mapping.items():
             if value is None:
                 continue
             key, allowed = f"{option}.{name}", get_args(hints[name])
             if name == "image":
                 several = value if isinstance(value, (list, tuple)) else [value] if value else []
-                values[name] = tuple(Reference.read(one, key) for one in several)
+                values[name] = tuple(MemberPath.read(image, key) for image in several)
             elif name == "prompt" or name.startswith("box_"):
                 if not isinstance(value, str) or (allowed and value not in allowed):
                     raise OptionError(key, value, name_allowed(value, allowed or ["a text"]))
                 values[name] = value
             else:
-                values[name] = Reference.read(value, key)
+                values[name] = MemberPath.read(value, key)
         members = cls(**values)
         if (members.conversation is None) == (members.reply is None):
             why = (
                 "it must name either a conversation (such as json:conversations), or a reply (such as txt) "
                 "and perhaps a question"
             )
-            raise OptionError(option, dict(given), why)
+            raise OptionError(option, dict(mapping), why)
         for name in ("question", "query"):
             if members.conversation is not None and getattr(members, name) is not None:
                 why = "it goes with a reply, not with a conversation"
-                raise OptionError(f"{option}.{name}", given[name], why)
+                raise OptionError(f"{option}.{name}", mapping[name], why)
         if members.query is not None and members.boxes is None:
             why = "it says what the boxes show; name the boxes as well"
-            raise OptionError(f"{option}.query", given["query"], why)
+            raise OptionError(f"{option}.query", mapping["query"], why)
         return members
 
     def example(self, key: str, members: Mapping[str, bytes]) -> Example:
         """The example of a sample.
 
-        Raises:
-            ExampleError: naming what is missing, of another form than said, or breaks a rule of `Example`.
+        Raises ExampleError naming what is missing, of another form than said, or breaks a rule of `Example`.
         """
         try:
             images = tuple(self._images(members))
@@ -182,11 +181,11 @@ class Members:
 
     def _images(self, members: Mapping[str, bytes]) -> list[EncodedImage]:
         images = []
-        for number, reference in enumerate(self.image):
+        for index, path in enumerate(self.image):
             try:
-                images.append(read_header(reference.content(members)[1]))
+                images.append(read_header(path.content(members)[1]))
             except ImageError as error:
-                raise ValueError(f"image {number}: {error}") from error
+                raise ValueError(f"image {index}: {error}") from error
         return images
 
     def _messages(self, members: Mapping[str, bytes], images: int, regions: list[str]) -> list[Message]:
@@ -200,7 +199,7 @@ class Members:
                 reply = f"{_call(self.query.text(members), regions)}\n{reply}"
             messages = [Message("user", question), Message("assistant", reply)]
         if not any(IMAGE_MARKER in message.content for message in messages):
-            first = next((n for n, message in enumerate(messages) if message.role == "user"), None)
+            first = next((turn for turn, message in enumerate(messages) if message.role == "user"), None)
             if first is not None:
                 marks = f"{IMAGE_MARKER}\n" * images
                 messages[first] = Message("user", marks + messages[first].content)
@@ -233,8 +232,8 @@ def to_pixels(
 ) -> tuple[float, float, float, float]:
     """A box as `(x1, y1, x2, y2)` in pixels of an image of `size` (width, height).
 
-    form: corners, corner and size, or centre and size. units: pixels, shares of the sides, or thousandths of
-    them. What reaches up to one pixel outside is cut.
+    `form` is corners, corner and size, or centre and size; `units` are pixels, shares of the sides, or
+    thousandths of them. What reaches up to one pixel outside is cut.
     """
     a, b, c, d = (float(number) for number in box)
     if form == "xywh":
@@ -256,7 +255,7 @@ def _is_box(value: object) -> bool:
     return (
         isinstance(value, (list, tuple))
         and len(value) == 4
-        and all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in value)
+        and all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in value)
     )
 
 
@@ -266,24 +265,21 @@ def _region_name(name: str) -> str:
 
 
 def _call(query: str, regions: Sequence[str]) -> str:
-    found = (DetectedObject(f"<obj{number}>", region) for number, region in enumerate(regions, start=1))
-    return format_trace(Trace((Detect(query, tuple(found)),)))
+    objects = (DetectedObject(f"<obj{number}>", region) for number, region in enumerate(regions, start=1))
+    return format_trace(Trace((Detect(query, tuple(objects)),)))
 
 
 def _conversation(value: object) -> list[Message]:
     if not isinstance(value, list):
         raise ValueError(f"the conversation is {type(value).__name__} instead of a list of messages")
     messages = []
-    for number, one in enumerate(value, start=1):
-        role, content = (
-            (one.get("role", one.get("from")), one.get("content", one.get("value")))
-            if isinstance(one, dict)
-            else (None, None)
-        )
+    for number, message in enumerate(value, start=1):
+        fields = message if isinstance(message, dict) else {}
+        role, content = fields.get("role", fields.get("from")), fields.get("content", fields.get("value"))
         if role not in ROLES or not isinstance(content, str):
             raise ValueError(
-                f"message {number} is {one!r:.80}; it needs role and content, or from and value, and a role "
-                f"of {', '.join(ROLES)}"
+                f"message {number} is {message!r:.80}; it needs role and content, or from and value, and a "
+                f"role of {', '.join(ROLES)}"
             )
         messages.append(Message(ROLES[role], content))
     return messages

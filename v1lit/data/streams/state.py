@@ -14,7 +14,7 @@ from v1lit.data.streams.reader_state import FileStart, RankState, ReaderState
 
 
 class StreamLayout(NamedTuple):
-    """How an epoch is divided: only the same one goes on exactly."""
+    """How an epoch is divided: a run resumes exactly with the same layout only."""
 
     ranks: int
     workers: int
@@ -23,7 +23,7 @@ class StreamLayout(NamedTuple):
 
     @property
     def readers(self) -> int:
-        """Workers of all ranks: reader `rank + ranks * worker` has every so-manieth file."""
+        """Workers of all ranks; of R of them, reader `rank + ranks * worker` has every R-th file."""
         return self.ranks * self.workers
 
 
@@ -35,11 +35,11 @@ class StreamProgress:
     steps: int = 0
     layout: StreamLayout | None = None
     files: tuple[FileStart, ...] = ()
-    """What was left of the epoch when it was divided so, in its order."""
+    """What was left of the epoch when it was divided as it is now, in its order."""
     ranks: tuple[RankState, ...] = ()
-    """One per rank; none before the first step of the layout."""
+    """State of every rank; none before the first step of the layout."""
     before: int = 0
-    """Examples that were read before it was divided so."""
+    """Examples that were read before it was divided as it is now."""
 
     def part(self, reader: int) -> tuple[FileStart, ...]:
         """The files of one reader."""
@@ -53,7 +53,7 @@ class StreamProgress:
 
     @property
     def examples_read(self) -> int:
-        """Examples of the epoch that have been given to rows."""
+        """Examples of the epoch that have been put into rows."""
         readers = [reader for rank in self.ranks for reader in rank.readers]
         return self.before + sum(reader.read - len(reader.waiting) for reader in readers)
 
@@ -67,13 +67,14 @@ class StreamProgress:
             return self
         left = self.files
         if self.layout is not None and self.ranks:
-            rest = []
+            unread: list[FileStart] = []
             for reader in range(self.layout.readers):
                 state = self.ranks[reader % self.layout.ranks].readers[reader // self.layout.ranks]
                 files = self.part(reader)[state.file :]
-                rest += [FileStart(one.file, max(one.sample, state.sample)) for one in files[:1]] + [*files[1:]]
-            place = {one.file: number for number, one in enumerate(self.files)}
-            left = tuple(sorted(rest, key=lambda one: place[one.file]))
+                unread += [FileStart(start.file, max(start.sample, state.sample)) for start in files[:1]]
+                unread += files[1:]
+            place = {start.file: place for place, start in enumerate(self.files)}
+            left = tuple(sorted(unread, key=lambda start: place[start.file]))
         return replace(self, layout=layout, files=left, ranks=(), before=self.examples_read)
 
 
@@ -88,13 +89,13 @@ class StreamReading:
         self._own: RankState | None = None
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """FileStart where a checkpoint's state was saved, at the next `begin`."""
+        """Resume where a checkpoint's state was saved, at the next `begin`."""
         self._resumed, self._progress = stream_progress_of(state), None
 
     def begin(
         self, current_epoch: int, layout: StreamLayout, order: Callable[[int], Sequence[int]], rank: int
     ) -> StreamProgress:
-        """Where the next epoch is begun; `order`: of its files. See `ReadingState.begin`."""
+        """Where the next epoch begins; `order` is that of its files. See `ReadingState.begin`."""
         resumed, self._resumed, self.begun = self._resumed, None, True
         if resumed is not None and resumed.epoch >= current_epoch and resumed.layout is not None:
             progress = resumed.divided(layout)
@@ -106,7 +107,7 @@ class StreamReading:
         return progress
 
     def used(self, read: ReadPosition, epoch_ends: bool) -> None:
-        """Training has used a batch."""
+        """Note that training has used a batch."""
         assert self._progress is not None
         if epoch_ends:
             self._progress, self._own = StreamProgress(read.epoch + 1), None
@@ -136,19 +137,16 @@ def stream_progress_of(state: Mapping[str, Any]) -> StreamProgress:
 
 
 def stream_to_dict(progress: StreamProgress) -> dict[str, Any]:
-    """Plain numbers, texts and tensors.
+    """A progress as plain numbers, texts and tensors.
 
     `readers` int64: of every rank which of its readers is next; of each of them file, sample, first, read,
     how many wait, and those. `files` int64 `[files, 2]`.
     """
-    readers = [
-        number
-        for rank in progress.ranks
-        for number in (
-            rank.next,
-            *(n for one in rank.readers for n in (*one[:4], len(one.waiting), *one.waiting)),
-        )
-    ]
+    readers: list[int] = []
+    for rank in progress.ranks:
+        readers.append(rank.next)
+        for reader in rank.readers:
+            readers += [*reader[:4], len(reader.waiting), *reader.waiting]
     return {
         "epoch": progress.epoch,
         "steps": progress.steps,
@@ -176,7 +174,7 @@ def stream_from_dict(state: Mapping[str, Any]) -> StreamProgress:
         epoch=int(state["epoch"]),
         steps=int(state["steps"]),
         layout=layout,
-        files=tuple(FileStart(*one) for one in state["files"].tolist()),
+        files=tuple(FileStart(*start) for start in state["files"].tolist()),
         ranks=tuple(ranks),
         before=int(state["before"]),
     )
