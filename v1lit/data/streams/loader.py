@@ -93,25 +93,25 @@ class StreamLoader(StepLoader):
         """The rank's batches, its readers in turn."""
         rank, layout, size = self.context.ranks.own, self.layout, self.layout.workers
         state = progress.of_rank(rank)
-        states, ended = list(state.readers), set[int]()
+        states, at_end = list(state.readers), set[int]()
         parts = [progress.part(rank + layout.ranks * worker) for worker in range(size)]
         readers = Readers(self.source.train, parts, state.readers, self.context.order_of(progress.epoch))
         reader = StreamReader(readers, self.encoder, self.grouping)
         turns = ((state.next + turn) % size for turn in count())
-        for number, micro_batch in self.context.workers.run(reader, turns):
+        for turn, micro_batch in self.context.workers.run(reader, turns):
             assert isinstance(micro_batch, StreamMicroBatch)
             if micro_batch.error is not None:
                 raise micro_batch.error
             if micro_batch.ended:
-                ended.add(number)
-                if len(ended) == size:
+                at_end.add(turn)
+                if len(at_end) == size:
                     return
                 continue
-            states[number] = micro_batch.after
-            yield replace(micro_batch, rank=RankState((number + 1) % size, tuple(states)))
+            states[turn] = micro_batch.after
+            yield replace(micro_batch, rank=RankState((turn + 1) % size, tuple(states)))
 
     def _refuse_nothing(self) -> NoReturn:
-        """An epoch without examples would never end."""
+        """Say why an epoch has no example; it would never end."""
         if self.context.skips.count:
             raise BadDataError(f"{self.context.skips.summary()}: no example of the epoch could be used")
         if self.left_out:
@@ -120,14 +120,15 @@ class StreamLoader(StepLoader):
 
 
 class StreamValLoader:
-    """The first validation examples of a stream, in order. Every rank reads all and uses its share, so that
-    all have equally many batches.
+    """The first validation examples of a stream, in order.
+
+    Every rank reads all and uses its share, so that all have equally many batches.
 
     Args:
         stream: the files.
         encoder: makes the batches of their examples.
         size: examples per batch.
-        limit: how many examples; None for all.
+        limit: examples of all ranks together; None for all.
         context: the run that it serves.
     """
 
@@ -145,8 +146,8 @@ class StreamValLoader:
 
     def _micro_batches(self) -> Iterator[MicroBatch]:
         ranks = self.context.ranks
-        everything = tuple(map(FileStart, range(len(self.stream.files))))
-        readers = Readers(self.stream, [everything], [ReaderState()], 0, ranks.own, ranks.size, self.limit)
+        files = tuple(map(FileStart, range(len(self.stream.files))))
+        readers = Readers(self.stream, [files], [ReaderState()], 0, ranks.own, ranks.size, self.limit)
         reader = StreamReader(readers, self.encoder, Grouping(self.size))
         for _, micro_batch in self.context.workers.run(reader, repeat(0)):
             assert isinstance(micro_batch, StreamMicroBatch)

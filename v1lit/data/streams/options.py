@@ -21,7 +21,7 @@ class StreamOptions:
     """What a recipe says of a stream."""
 
     path: str
-    """Of the training shards: a folder, or files, URLs or `pipe:` commands with braces."""
+    """The training shards: a folder, or files, URLs or `pipe:` commands with braces."""
     members: Members | None = None
     """Which member is what; None for examples as v1lit writes them."""
     shuffle: int = 1000
@@ -31,7 +31,7 @@ class StreamOptions:
 
     @classmethod
     def read(cls, config: SourceConfig) -> StreamOptions:
-        """From the source of a recipe. Raises ValueError naming the key."""
+        """The options in the source of a recipe. Raises ValueError naming the key."""
         if not config.path:
             why = (
                 "it needs data.source.path: files, URLs or pipe: commands, such as "
@@ -43,42 +43,41 @@ class StreamOptions:
                 "it cannot be drawn from streams, whose examples are not counted: set it to [], or make an "
                 "index of the shards with `v1lit data index` and use data.source.name=shards"
             )
-            raise OptionError("mixture", [one.shards for one in config.mixture], why, config.GROUP)
-        given = dict(config.options)
-        names = [one.name for one in fields(cls) if one.name != "path"]
-        if unknown := [name for name in given if name not in names]:
+            raise OptionError("mixture", [source.shards for source in config.mixture], why, config.GROUP)
+        options = dict(config.options)
+        names = [option.name for option in fields(cls) if option.name != "path"]
+        if unknown := [name for name in options if name not in names]:
             name = unknown[0]
             why = f"a stream has no such option; {name_allowed(name, names)}"
-            raise OptionError(name, given[name], why, OPTION)
-        shuffle = given.get("shuffle", cls.shuffle)
+            raise OptionError(name, options[name], why, OPTION)
+        shuffle = options.get("shuffle", cls.shuffle)
         if not isinstance(shuffle, int) or isinstance(shuffle, bool) or shuffle < 0:
             raise OptionError("shuffle", shuffle, "give a number of examples, or 0 for none", OPTION)
-        val = given.get("val_path")
+        val = options.get("val_path")
         if val is not None and (not isinstance(val, str) or config.val is not None):
             why = "give a stream, or shards in data.source.val, not both"
             raise OptionError("val_path", val, why, OPTION)
-        members = None if given.get("members") is None else Members.read(given["members"])
+        members = None if options.get("members") is None else Members.read(options["members"])
         return cls(config.path, members, shuffle, val)
 
 
 def files_of(path: str, retry: Retry) -> list[str]:
     """The single files and commands that a path stands for, in order.
 
-    Raises:
-        ValueError: nothing matches, or braces do not match.
+    Raises ValueError where nothing matches, and for braces that do not match.
     """
     if path.startswith(PIPE):
-        found = unbrace(path)
+        files = unbrace(path)
     elif not is_remote(path) and Path(path).is_dir():
-        found = sorted(str(file) for file in Path(path).iterdir() if file.name.endswith(ARCHIVES))
-        if not found:
+        files = sorted(str(file) for file in Path(path).iterdir() if file.name.endswith(ARCHIVES))
+        if not files:
             raise ValueError(f"{path} holds no .tar, .tar.gz or .tgz files")
     else:
-        found = expand(path, retry)
-    name, times = Counter(found).most_common(1)[0]
+        files = expand(path, retry)
+    name, times = Counter(files).most_common(1)[0]
     if times > 1:
         raise ValueError(f"{path} names {name} {times} times; give each file once")
-    return found
+    return files
 
 
 def check_stream(config: SourceConfig) -> None:

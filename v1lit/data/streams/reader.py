@@ -1,4 +1,4 @@
-"""`StreamReader`: the batches of a rank's readers; in the workers, of which each is one reader."""
+"""`StreamReader`: the batches of a rank's readers, each of which is a worker."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class StreamMicroBatch(MicroBatch):
     """A batch of one reader."""
 
     after: ReaderState = field(default_factory=ReaderState)
-    """How far it has come with it."""
+    """How far the reader has come with it."""
     ended: bool = False
-    """Whether it had no more."""
+    """Whether the reader had no more."""
     error: ShardError | None = None
-    """Why it cannot go on."""
+    """Why the reader cannot read further."""
     rank: RankState | None = None
-    """How far its rank has come with it."""
+    """How far the reader's rank has come with it."""
 
 
 class StreamReader(Dataset[MicroBatch]):
-    """Asked for a reader by its number, it makes the next batch of that reader.
+    """The next batch of each reader, by the index of the reader in its rank.
 
     Args:
         readers: what each of them reads, and how far it has come.
@@ -49,18 +49,18 @@ class StreamReader(Dataset[MicroBatch]):
 
     def __getitem__(self, reader: int) -> MicroBatch:
         if reader not in self._open:
-            self._open[reader] = self._opened(reader)
-        examples, row_reader, rows = self._open[reader]
+            self._open[reader] = self._begin(reader)
+        examples, batches, rows = self._open[reader]
         try:
             row = next(rows, None)
         except ShardError as error:
             return StreamMicroBatch(self.encoder.blank(), (), error=error)
         if row is None:
             return StreamMicroBatch(self.encoder.blank(), (), ended=True)
-        made = row_reader[row]
-        return StreamMicroBatch(made.batch, made.failures, made.left_out, row, examples.after(row.after))
+        read = batches[row]
+        return StreamMicroBatch(read.batch, read.failures, read.left_out, row, examples.after(row.after))
 
-    def _opened(self, reader: int) -> tuple[StreamExamples, MicroBatchReader, Iterator[MicroBatchPlan]]:
+    def _begin(self, reader: int) -> tuple[StreamExamples, MicroBatchReader, Iterator[MicroBatchPlan]]:
         examples, state = self.readers.examples(reader), self.readers.states[reader]
         measure = partial(
             measure_at,
