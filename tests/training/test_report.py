@@ -18,7 +18,7 @@ from v1lit.grounding.patch_map import PatchMap, region_tokens
 from v1lit.grounding.trace import parse_trace
 from v1lit.inference.predictor import Prediction
 from v1lit.training.config import RunConfig
-from v1lit.training.report import Held, draw_pictures, overlap, score
+from v1lit.training.report import HeldOutAnswer, draw_pictures, overlap, score
 from v1lit.training.results import print_report, write_json
 from v1lit.training.run import run_training, trainer_defaults
 
@@ -38,13 +38,15 @@ KEYS = {
 
 def held(
     example: Example, pointers: tuple[tuple[int, ...], ...], answer: str | None, truth: set[int]
-) -> Held:
+) -> HeldOutAnswer:
     text = "<think> I look. </think>"
     prediction = Prediction(
         text, answer, parse_trace(text).trace, pointers, (PatchMap.grid(example.images[0].size, 4, 4),)
     )
     name = next(iter(example.regions), None)
-    return Held(example, example.messages[:1], prediction, frozenset(truth) or None, name, example.answer)
+    return HeldOutAnswer(
+        example, example.messages[:1], prediction, frozenset(truth) or None, name, example.answer
+    )
 
 
 @pytest.fixture

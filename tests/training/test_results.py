@@ -16,12 +16,12 @@ from v1lit.inference.predictor import Predictor
 from v1lit.training import results
 from v1lit.training.config import RunConfig
 from v1lit.training.module import V1Module
-from v1lit.training.results import ResultsIncompleteError, Weights, load_weights, make_results
+from v1lit.training.results import ChosenWeights, ResultsIncompleteError, load_weights, make_results
 
 RUN = RunConfig(report_examples=3, report_batch_size=2, report_max_new_tokens=3, pictures=1)
 CPU = torch.device("cpu")
 KEPT = Path("x/last.ckpt")
-LAST = Weights(None, KEPT, 0.5)
+LAST = ChosenWeights(None, KEPT, 0.5)
 FILES = {
     "export": "model/model.safetensors",
     "pictures": "pictures/00.png",
@@ -44,7 +44,7 @@ def module() -> V1Module:
 
 @pytest.fixture
 def make(module: V1Module, make_data: Any, tmp_path: Path) -> Callable[..., dict[str, float]]:
-    def make(weights: Weights = LAST, **options: Any) -> dict[str, float]:
+    def make(weights: ChosenWeights = LAST, **options: Any) -> dict[str, float]:
         data = make_data(**options)
         return make_results(module, data, RUN, tmp_path, {"train/steps": 3.0}, weights, CPU)
 
@@ -102,7 +102,7 @@ def test_without_a_model_only_the_numbers_of_training_are_written(make: Any, tmp
     cut = tmp_path / "best.ckpt"
     cut.write_bytes(b"PK\x03\x04 cut")
     with pytest.raises(ResultsIncompleteError, match="this failed: opening the model"):
-        make(Weights(cut, cut, 0.5))
+        make(ChosenWeights(cut, cut, 0.5))
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"train/steps": 3.0, "val/loss": 0.5}
 
 

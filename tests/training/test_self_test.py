@@ -18,7 +18,7 @@ from v1lit.pointer import model as pointer_model
 from v1lit.pointer.joint_loss import LossMismatchError
 from v1lit.training import self_test as module
 from v1lit.training.held_back import HeldBack
-from v1lit.training.self_test import EXAMPLES, Family, SelfTestError, choose_device, self_test
+from v1lit.training.self_test import SCENES, Family, SelfTestError, choose_device, self_test
 
 pytestmark = [pytest.mark.dependencies, pytest.mark.dependencies]
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ CHECKS = ["train", "save", "cache", "beams", "packing", "loss"]
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("self-test") / "scenes"
-    synthesize(folder / "train", examples=EXAMPLES, image_size=(112, 112), workers=1, progress=False)
+    synthesize(folder / "train", examples=SCENES, image_size=(112, 112), workers=1, progress=False)
     return folder
 
 

@@ -26,7 +26,7 @@ from v1lit.data.loading.ranks import Ranks
 from v1lit.data.loading.reading import Encoder, MicroBatchReader
 from v1lit.data.loading.sequence import OpenedSequence, open_sequence
 from v1lit.data.loading.shards import epoch_steps, length_tables, say_what_is_unknown
-from v1lit.data.loading.skips import FILE, SkipList
+from v1lit.data.loading.skips import SKIPPED_FILE, SkipList
 from v1lit.data.loading.state import ReadingState, progress_of
 from v1lit.data.loading.trainer_limits import check_limits, refuse_changing_accumulation
 from v1lit.data.loading.val_loader import ValLoader
@@ -236,7 +236,7 @@ class V1DataModule(LightningDataModule):
             self._skips = SkipList(self.stream)
             return
         refuse_changing_accumulation(self.trainer)
-        path = Path(self.trainer.default_root_dir) / FILE if self.trainer.global_rank == 0 else None
+        path = Path(self.trainer.default_root_dir) / SKIPPED_FILE if self.trainer.global_rank == 0 else None
         self._skips = SkipList(self.stream, path)
         if self.has_train:
             self.check_limits(self.trainer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Literal, get_args
 
 import numpy as np
@@ -207,13 +208,19 @@ class PatchMap:
         return preferred if preferred.any() else hit
 
 
+def token_ranges(maps: Sequence[PatchMap]) -> list[range]:
+    """Of each image the tokens that are its own, counted through all images of an example."""
+    ends = list(accumulate(map(len, maps), initial=0))
+    return [range(start, end) for start, end in pairwise(ends)]
+
+
 def region_tokens(maps: Sequence[PatchMap], region: Region) -> list[int]:
     """The tokens of an example that see `region`, counted through all its images: those of image k come after
     those of images 0 to k-1. ValueError if the region's image is not there.
     """
     if region.image >= len(maps):
         raise ValueError(f"the region lies in image {region.image}, but the example has {len(maps)} image(s)")
-    start = sum(len(patch_map) for patch_map in maps[: region.image])
+    start = token_ranges(maps)[region.image].start
     return [start + token for token in maps[region.image].tokens(region)]
 
 
@@ -223,12 +230,12 @@ def token_regions(maps: Sequence[PatchMap], tokens: Iterable[int]) -> list[Regio
     Tokens that see no place are passed over. ValueError for a token that no image has.
     """
     chosen = np.array(sorted(set(tokens)), dtype=np.int64)
-    starts = np.cumsum([0, *(len(patch_map) for patch_map in maps)])
-    if len(chosen) and not (chosen[0] >= 0 and chosen[-1] < starts[-1]):
-        raise ValueError(f"the example has {starts[-1]} image tokens, got tokens {chosen[0]} to {chosen[-1]}")
+    total = sum(map(len, maps))
+    if len(chosen) and not (chosen[0] >= 0 and chosen[-1] < total):
+        raise ValueError(f"the example has {total} image tokens, got tokens {chosen[0]} to {chosen[-1]}")
     regions = []
-    for image, patch_map in enumerate(maps):
-        own = chosen[(chosen >= starts[image]) & (chosen < starts[image + 1])] - starts[image]
+    for image, (patch_map, span) in enumerate(zip(maps, token_ranges(maps), strict=True)):
+        own = chosen[(chosen >= span.start) & (chosen < span.stop)] - span.start
         own = own[patch_map.spatial[own]]
         if len(own):
             regions.append(patch_map.region(own.tolist()).at(image))

@@ -92,25 +92,24 @@ class LossMeans(Metric):
     """The parts of the loss as means over all positions of all batches and ranks, by name."""
 
     full_state_update = False
-    NAMES = LOSS_PARTS
     sums: Tensor
     counts: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         for name in ("sums", "counts"):
-            self.add_state(name, torch.zeros(len(self.NAMES), dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state(name, torch.zeros(len(LOSS_PARTS), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, sums: Mapping[str, Tensor], counts: Mapping[str, Tensor]) -> None:
         """Weighted sums over positions and the sums of the weights, as in `PointerLoss`."""
         for name, value in sums.items():
-            self.sums[self.NAMES.index(name)] += value.detach()
-            self.counts[self.NAMES.index(name)] += counts[name]
+            self.sums[LOSS_PARTS.index(name)] += value.detach()
+            self.counts[LOSS_PARTS.index(name)] += counts[name]
 
     def compute(self) -> dict[str, Tensor]:
         """The means of the parts that had a position on any rank, so that all ranks give the same names."""
         means = (self.sums / self.counts).float()
-        return {name: means[i] for i, name in enumerate(self.NAMES) if self.counts[i] > 0}
+        return {name: means[i] for i, name in enumerate(LOSS_PARTS) if self.counts[i] > 0}
 
 
 def _overlap(run: Tensor, true: Tensor, predicted: Tensor, runs: int) -> Tensor:

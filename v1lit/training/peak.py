@@ -14,7 +14,7 @@ TERA = 1e12
 
 # Dense peaks in TFLOP/s from the maker's data sheets (figures "with sparsity" are twice these), by the name
 # that torch gives the device, without "NVIDIA" in front. Slices of a card (MIG) do not match: measured.
-PUBLISHED: tuple[tuple[str, dict[str, float]], ...] = (
+PUBLISHED_TFLOPS: tuple[tuple[str, dict[str, float]], ...] = (
     # NVIDIA V100 data sheet, 2020 (SXM2). No bfloat16, no TF32.
     (r"(Tesla )?V100-SXM2-.*", {"float16": 125, "float32": 15.7}),
     # NVIDIA T4 data sheet, 2019.
@@ -71,7 +71,7 @@ def find_peak(device: torch.device, kind: str, given_tflops: float | None = None
 def published_tflops(name: str, kind: str) -> float | None:
     """The published peak of a device by the name torch gives it, TFLOP/s; None for an unknown one."""
     name = name.removeprefix("NVIDIA ")
-    return next((peaks.get(kind) for pattern, peaks in PUBLISHED if re.fullmatch(pattern, name)), None)
+    return next((peaks.get(kind) for pattern, peaks in PUBLISHED_TFLOPS if re.fullmatch(pattern, name)), None)
 
 
 def product_kind(precision: str, weights: torch.dtype, device: torch.device) -> str:

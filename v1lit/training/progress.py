@@ -15,7 +15,7 @@ from rich.text import Text
 from v1lit.console import screen, text_column
 from v1lit.training.steps import total_steps
 
-FORMATS = {
+MEASUREMENTS = {
     "loss": "loss {:.3f}",
     "pointing": "pointing {:.0%}",
     "examples/s": "{:.0f}/s",
@@ -147,8 +147,11 @@ class _Times(ProgressColumn):
 
 def in_short(metrics: dict[str, Any]) -> str:
     """Measurements as they stand at the end of the line."""
-    ordered = [*(name for name in FORMATS if name in metrics), *(m for m in metrics if m not in FORMATS)]
-    return " ".join(FORMATS.get(name, name + " {:.3g}").format(float(metrics[name])) for name in ordered)
+    ordered = [
+        *(name for name in MEASUREMENTS if name in metrics),
+        *(m for m in metrics if m not in MEASUREMENTS),
+    ]
+    return " ".join(MEASUREMENTS.get(name, name + " {:.3g}").format(float(metrics[name])) for name in ordered)
 
 
 def what_is_trained(trainer: Trainer, module: LightningModule) -> str:

@@ -12,13 +12,13 @@ from v1lit.data.example import Example, Message
 from v1lit.data.example.images import decode_image
 from v1lit.data.example.marks import REGION_NAME, words_of
 from v1lit.grounding.draw import panel
-from v1lit.grounding.patch_map import region_tokens
+from v1lit.grounding.patch_map import region_tokens, token_ranges
 from v1lit.inference.predictor import Prediction, Predictor
 
 
 @dataclass(frozen=True)
-class Held:
-    """A held-out question with what the model said and where it should have pointed first."""
+class HeldOutAnswer:
+    """What the model answered to a held-out question, and where it should have pointed first."""
 
     example: Example
     question: tuple[Message, ...]
@@ -59,7 +59,7 @@ def answer_held_out(
     batch_size: int,
     max_new_tokens: int,
     left_out: Callable[[str], object],
-) -> Iterator[Held]:
+) -> Iterator[HeldOutAnswer]:
     """Generate for the first `count` of some examples.
 
     One that cannot be asked, with a damaged image for instance, is left out and told to `left_out`.
@@ -76,14 +76,14 @@ def answer_held_out(
                     left_out(f"{example.id}: {error}")
 
 
-def _ask(predictor: Predictor, chunk: Sequence[Example], max_new_tokens: int) -> list[Held]:
+def _ask(predictor: Predictor, chunk: Sequence[Example], max_new_tokens: int) -> list[HeldOutAnswer]:
     questions = [_question(example) for example in chunk]
     asked = [([image.data for image in e.images], q) for e, q in zip(chunk, questions, strict=True)]
     predictions = predictor.batch(asked, max_new_tokens=max_new_tokens)
-    return [_held(*one) for one in zip(chunk, questions, predictions, strict=True)]
+    return [_answer(*parts) for parts in zip(chunk, questions, predictions, strict=True)]
 
 
-def score(held: Sequence[Held], seed: int = 0) -> dict[str, float]:
+def score(answers: Sequence[HeldOutAnswer], seed: int = 0) -> dict[str, float]:
     """Means over the held-out examples whose first answer has a region, and chance levels beside them.
 
     - `val/pointer_first_in_region`: share in which the first generated pointer lies in the true region
@@ -93,41 +93,41 @@ def score(held: Sequence[Held], seed: int = 0) -> dict[str, float]:
       shifted into the image where it has fewer tokens
     - `val/answer_accuracy`: share of all examples whose generated answer is the true one, letter case aside
     """
-    pointed = [one for one in held if one.truth]
-    answered = [one for one in held if one.answer is not None]
-    scores = {"val/examples": float(len(held)), "val/examples_with_region": float(len(pointed))}
+    pointed = [answer for answer in answers if answer.truth]
+    answered = [answer for answer in answers if answer.answer is not None]
+    scores = {"val/examples": float(len(answers)), "val/examples_with_region": float(len(pointed))}
     if pointed:
         scores |= {
-            "val/pointer_first_in_region": _mean(float(one.first_in_region) for one in pointed),
-            "val/region_iou": _mean(one.region_iou for one in pointed),
-            "chance/pointer_first_in_region": _mean(len(one.truth or ()) / one.tokens for one in pointed),
+            "val/pointer_first_in_region": _mean(float(answer.first_in_region) for answer in pointed),
+            "val/region_iou": _mean(answer.region_iou for answer in pointed),
+            "chance/pointer_first_in_region": _mean(len(a.truth or ()) / a.tokens for a in pointed),
             "chance/region_iou": _chance_iou(pointed, random.Random(seed)),
         }
     if answered:
         scores["val/answer_accuracy"] = _mean(
-            float((one.prediction.answer or "").lower() == (one.answer or "").lower()) for one in answered
+            float((a.prediction.answer or "").lower() == (a.answer or "").lower()) for a in answered
         )
     return scores
 
 
-def draw_pictures(held: Sequence[Held], folder: Path) -> list[Path]:
+def draw_pictures(answers: Sequence[HeldOutAnswer], folder: Path) -> list[Path]:
     """One PNG per example: image, question, generated trace, pointed patches and true region."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for number, one in enumerate(one for one in held if one.example.images):
-        truth = one.example.regions.get(one.truth_name or "")
-        shown = truth.image if truth is not None else 0
-        start = sum(map(len, one.prediction.patch_maps[:shown]))
-        patch_map = one.prediction.patch_maps[shown]
+    for index, answer in enumerate(answer for answer in answers if answer.example.images):
+        truth = answer.example.regions.get(answer.truth_name or "")
+        image = truth.image if truth is not None else 0
+        patch_maps = answer.prediction.patch_maps
+        span = token_ranges(patch_maps)[image]
         picture = panel(
-            decode_image(one.example.images[shown]),
-            words_of(one.question[-1].content),
-            one.prediction.text,
-            patch_map=patch_map,
-            tokens=[t - start for t in one.first_run if start <= t < start + len(patch_map)],
+            decode_image(answer.example.images[image]),
+            words_of(answer.question[-1].content),
+            answer.prediction.text,
+            patch_map=patch_maps[image],
+            tokens=[token - span.start for token in answer.first_run if token in span],
             truth=[] if truth is None else [truth],
         )
-        path = folder / f"{number:02d}.png"
+        path = folder / f"{index:02d}.png"
         picture.save(path)
         paths.append(path)
     return paths
@@ -138,14 +138,14 @@ def _question(example: Example) -> tuple[Message, ...]:
     return tuple(example.messages[:first])
 
 
-def _held(example: Example, question: tuple[Message, ...], prediction: Prediction) -> Held:
+def _answer(example: Example, question: tuple[Message, ...], prediction: Prediction) -> HeldOutAnswer:
     reply = example.messages[len(question)].content
     names = REGION_NAME.findall(reply)
     truth = (
         frozenset(region_tokens(prediction.patch_maps, example.regions[names[0]])) if names else frozenset()
     )
     single = sum(message.role == "assistant" for message in example.messages) == 1
-    return Held(
+    return HeldOutAnswer(
         example=example,
         question=question,
         prediction=prediction,
@@ -155,12 +155,12 @@ def _held(example: Example, question: tuple[Message, ...], prediction: Predictio
     )
 
 
-def _chance_iou(held: Sequence[Held], rng: random.Random) -> float:
-    others = list(held)
+def _chance_iou(answers: Sequence[HeldOutAnswer], rng: random.Random) -> float:
+    others = list(answers)
     rng.shuffle(others)
     return _mean(
-        overlap(one.truth or frozenset(), frozenset(t % one.tokens for t in other.truth or ()))
-        for one, other in zip(held, others[1:] + others[:1], strict=True)
+        overlap(answer.truth or frozenset(), frozenset(t % answer.tokens for t in other.truth or ()))
+        for answer, other in zip(answers, others[1:] + others[:1], strict=True)
     )
 
 

@@ -23,7 +23,7 @@ from v1lit.training.config import RunConfig
 from v1lit.training.lightning_internals import weights_of
 from v1lit.training.module import V1Module
 from v1lit.training.quiet import no_weights_bar
-from v1lit.training.report import Held, answer_held_out, draw_pictures, score
+from v1lit.training.report import HeldOutAnswer, answer_held_out, draw_pictures, score
 from v1lit.training.resuming import read_checkpoint, refuse_other_model
 
 
@@ -32,7 +32,7 @@ class ResultsIncompleteError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Weights:
+class ChosenWeights:
     """Which weights are exported and reported on."""
 
     load: Path | None
@@ -43,7 +43,7 @@ class Weights:
     """Theirs, where validation chose them."""
 
 
-class Parts:
+class ResultParts:
     """Does one part after another; what one raises does not keep the others from being made."""
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ def make_results(
     run: RunConfig,
     folder: Path,
     metrics: dict[str, float],
-    weights: Weights,
+    weights: ChosenWeights,
     device: torch.device,
 ) -> dict[str, float]:
     """Export the model, report on held-out examples, draw pictures, write `metrics.json`.
@@ -101,7 +101,7 @@ def make_results(
     Raises:
         ResultsIncompleteError: after all other parts, if one failed.
     """
-    parts, predictor, held = Parts(), None, list[Held]()
+    parts, predictor, answers = ResultParts(), None, list[HeldOutAnswer]()
     if weights.val_loss is not None:
         metrics = {**metrics, "val/loss": weights.val_loss}
     with parts.part("opening the model"):
@@ -114,11 +114,11 @@ def make_results(
     if predictor is not None and run.report_examples:
         with parts.part("report"):
             if data.has_val:
-                held = _answers(predictor, data, run)
-                metrics = {**_of_training(metrics), **score(held)}
+                answers = _answers(predictor, data, run)
+                metrics = {**_of_training(metrics), **score(answers)}
         with parts.part("pictures"):
-            if held:
-                draw_pictures(held[: run.pictures], folder / "pictures")
+            if answers:
+                draw_pictures(answers[: run.pictures], folder / "pictures")
     with parts.part("metrics.json"):
         write_json(folder / "metrics.json", metrics)
     print_report(metrics, folder, screen())
@@ -141,14 +141,14 @@ def _of_training(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if name.startswith("train/") or name == "val/loss"}
 
 
-def _answers(predictor: Predictor, data: V1DataModule, run: RunConfig) -> list[Held]:
+def _answers(predictor: Predictor, data: V1DataModule, run: RunConfig) -> list[HeldOutAnswer]:
     bad: list[str] = []
     limits = (run.report_examples, run.report_batch_size, run.report_max_new_tokens)
     with torch.inference_mode():
-        held = list(answer_held_out(predictor, data.examples("val"), *limits, bad.append))
+        answers = list(answer_held_out(predictor, data.examples("val"), *limits, bad.append))
     if bad:
         sys.stderr.write(f"left out of the report, {len(bad)} examples; the first: {bad[0]}\n")
-    return held
+    return answers
 
 
 def export(predictor: Predictor, folder: Path) -> None:

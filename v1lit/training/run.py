@@ -16,7 +16,7 @@ from v1lit.training.checkpoints import FOLDER, LastCheckpoint, checkpoint_to_res
 from v1lit.training.config import RunConfig
 from v1lit.training.module import V1Module
 from v1lit.training.progress import RunProgress
-from v1lit.training.results import Weights, make_results
+from v1lit.training.results import ChosenWeights, make_results
 from v1lit.training.stopping import StopRequests
 from v1lit.training.throughput import Throughput
 from v1lit.training.validate_at_end import ValidateAtEnd
@@ -86,15 +86,15 @@ def run_training(
     return metrics
 
 
-def _weights(trainer: Trainer, folder: Path) -> Weights:
+def _weights(trainer: Trainer, folder: Path) -> ChosenWeights:
     """What validation chose, else what the module holds after the last step."""
     callback = trainer.checkpoint_callback
     best = Path(getattr(callback, "best_model_path", ""))
     if getattr(callback, "monitor", None) is None or not best.is_file():
         trainer.print("no validation chose a best checkpoint: the last weights are taken")
-        return Weights(None, newest_checkpoint(folder))
+        return ChosenWeights(None, newest_checkpoint(folder))
     score = getattr(callback, "best_model_score", None)
-    return Weights(best, best, None if score is None else float(score))
+    return ChosenWeights(best, best, None if score is None else float(score))
 
 
 def _free_name(folder: Path, name: str) -> str:

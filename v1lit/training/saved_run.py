@@ -11,11 +11,11 @@ from typing import Any
 
 from v1lit.training.checkpoints import FOLDER, newest_checkpoint
 from v1lit.training.lightning_internals import callback_states, steps_of
-from v1lit.training.results import Weights
+from v1lit.training.results import ChosenWeights
 from v1lit.training.resuming import read_checkpoint
 
 
-def saved_weights(folder: Path) -> tuple[Weights, int]:
+def saved_weights(folder: Path) -> tuple[ChosenWeights, int]:
     """The best checkpoint of a run, else its newest, and the steps that the run has made.
 
     Raises ValueError where there is no complete checkpoint.
@@ -32,8 +32,8 @@ def saved_weights(folder: Path) -> tuple[Weights, int]:
             found = [place for place in (folder / FOLDER / best.name, best) if place.is_file()]
             if found:
                 score = callback.get("best_model_score")
-                return Weights(found[0], found[0], None if score is None else float(score)), steps
-    return Weights(newest, newest), steps
+                return ChosenWeights(found[0], found[0], None if score is None else float(score)), steps
+    return ChosenWeights(newest, newest), steps
 
 
 def measured(folder: Path, steps: int) -> dict[str, float]:

@@ -43,8 +43,8 @@ from v1lit.training.quiet import no_weights_bar, quiet
 from v1lit.training.results import export
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-EXAMPLES = 4
-STEPS = 3
+SCENES = 4
+TRAINED_STEPS = 3
 NEW_TOKENS = 12
 POINT_AT = range(3, 7)
 """Generated tokens that are made to be pointers: a model of three steps need not point by itself."""
@@ -104,7 +104,7 @@ def self_test(
     ):
         scenes = Path(folder) / "scenes"
         with held_back.here():
-            synthesize(scenes / "train", examples=EXAMPLES, image_size=(112, 112), workers=1, progress=False)
+            synthesize(scenes / "train", examples=SCENES, image_size=(112, 112), workers=1, progress=False)
         for name in families:
             family = Family(name, scenes, device)
             for check in family.checks:
@@ -148,7 +148,7 @@ class Family:
             self.backbone,
             source=SourceConfig("shards", str(scenes)),
             encoding=ENCODING,
-            batch_size=EXAMPLES,
+            batch_size=SCENES,
             stream=StreamConfig(cache=str(scenes.parent / "cache")),
         )
 
@@ -165,7 +165,7 @@ class Family:
         trainer = Trainer(
             accelerator=self.device.type,
             devices=1,
-            max_steps=STEPS,
+            max_steps=TRAINED_STEPS,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -176,10 +176,9 @@ class Family:
         self.module.train()
         trainer.fit(self.module, datamodule=self.data)
         after = self._losses(self.model, self.examples).mean().item()
-        told = (
-            f"loss of {EXAMPLES} examples {before:.3f}, after {trainer.global_step} steps on them {after:.3f}"
-        )
-        if trainer.global_step != STEPS or not after < before:
+        steps = trainer.global_step
+        told = f"loss of {SCENES} examples {before:.3f}, after {steps} steps on them {after:.3f}"
+        if steps != TRAINED_STEPS or not after < before:
             raise SelfTestError(told)
         return told, None
 
@@ -234,7 +233,7 @@ class Family:
                     f"{check.tolerance:.0e}; {leak:.1e} leaks from other examples, allowed 0"
                 )
             worst = max(worst, *differences) if dtype == torch.float32 else worst
-        return f"losses and gradients, {EXAMPLES} examples packed and alone; no leak", worst
+        return f"losses and gradients, {SCENES} examples packed and alone; no leak", worst
 
     def loss(self) -> tuple[str, float]:
         """The loss and its gradients as a run computes them, and as the readable reference does."""
@@ -264,7 +263,7 @@ class Family:
 
     def _stored(self) -> list[Example]:
         readable = ShardDataset(self.scenes / "train", shuffle=False, rank=0, world_size=1)
-        return list(islice(readable, EXAMPLES))
+        return list(islice(readable, SCENES))
 
     def _forward(self, model: PointAndCopyModel, batch: Batch, reduction: Any) -> Any:
         batch = batch.to(self.device)

@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-NAMES = {signal.SIGINT: "Ctrl-C"}
+SPOKEN_NAMES = {signal.SIGINT: "Ctrl-C"}
 EXIT_CODES = {signal.SIGINT: 130}
 """All other signals end the run with the exit code of SIGTERM."""
 
@@ -30,7 +30,7 @@ class RunStopped(Exception):  # noqa: N818  # nothing went wrong
 
     def __str__(self) -> str:
         number = signal.Signals(self.signum)
-        return f"stopped by {NAMES.get(number, number.name)} {self.when}"
+        return f"stopped by {SPOKEN_NAMES.get(number, number.name)} {self.when}"
 
 
 class StopRequests:

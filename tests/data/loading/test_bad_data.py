@@ -38,7 +38,7 @@ from v1lit.data.errors import BadDataError
 from v1lit.data.example import Example
 from v1lit.data.example.images import read_header
 from v1lit.data.loading.dataset import ShardDataset
-from v1lit.data.loading.skips import FILE
+from v1lit.data.loading.skips import SKIPPED_FILE
 from v1lit.data.shards import index_shards, list_shards, read_sidecar
 from v1lit.data.shards.catalog import Catalog
 
@@ -175,7 +175,9 @@ def test_a_bad_example_alone_is_left_out_and_listed(
     flat = [id for batch in healthy for id in batch]
     assert flat[one["position"]] == key
     assert key in healthy[one["step"]]
-    assert f"skipped 1 of {COUNT} examples (1 {kind}); listed in {folder.parent / FILE}" in caplog.text
+    assert (
+        f"skipped 1 of {COUNT} examples (1 {kind}); listed in {folder.parent / SKIPPED_FILE}" in caplog.text
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -345,7 +347,7 @@ def test_nothing_but_damage_is_an_error_that_says_so(folder: Path) -> None:
     with pytest.raises(BadDataError, match=r"skipped 12 of 12 examples .*: more than data.stream.max_bad_"):
         fit(make_data(folder.parent, folder), folder.parent)
     without_index(folder)
-    (folder.parent / FILE).unlink()
+    (folder.parent / SKIPPED_FILE).unlink()
     with pytest.raises(
         BadDataError, match=r"skipped 3 of 3 examples \(3 shard\).*no example .* could be used: 3 x "
     ):
@@ -466,7 +468,7 @@ def test_the_command_line_ends_with_1(
     assert code == 1, err
     assert "skipped 1 of" in err
     assert "data.stream.max_bad_fraction=0" in err
-    (file,) = folder.parent.rglob(FILE)
+    (file,) = folder.parent.rglob(SKIPPED_FILE)
     assert json.loads(file.read_text())["key"] == "e007"
 
 
@@ -487,7 +489,7 @@ def test_a_resumed_run_keeps_the_list_and_lists_nothing_twice(
     path, part = tmp_path / "x.ckpt", tmp_path / "part"
     save = SaveAfter(stop, path)
     fit(make_data(folder.parent, folder, stream=stream), part, save, max_epochs=2)
-    with (part / FILE).open("a") as file:
+    with (part / SKIPPED_FILE).open("a") as file:
         file.write('{"split": "train", "epo')  # killed while it wrote
     caplog.clear()
     fit(make_data(folder.parent, folder, stream=stream), part, resume=path, max_epochs=2)
@@ -502,7 +504,7 @@ def test_limits_count_what_was_skipped_before_the_checkpoint(folder: Path, tmp_p
         damage(folder, number, 900)
     path = tmp_path / "x.ckpt"
     fit(make_data(folder.parent, folder), tmp_path, SaveAfter(4, path, stop=True))
-    (tmp_path / FILE).unlink()
+    (tmp_path / SKIPPED_FILE).unlink()
     strict = make_data(folder.parent, folder, stream={"max_bad_fraction": 0.0075})
     with pytest.raises(BadDataError, match="skipped 8 of"):
         fit(strict, tmp_path, resume=path)

@@ -13,7 +13,7 @@ from v1lit.data.config import StreamConfig
 from v1lit.data.errors import BadDataError
 from v1lit.files import write_atomically
 
-FILE = "skipped.jsonl"
+SKIPPED_FILE = "skipped.jsonl"
 AT_FIRST = 1_000
 """Examples for which `max_bad_fraction` is granted from the beginning."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from itertools import islice
 
 import torch
@@ -14,8 +15,14 @@ from v1lit.data.encode.batch import Batch
 from v1lit.data.loading.micro_batch import MicroBatch
 from v1lit.data.loading.ranks import Ranks
 
-ROWS, FAILURES, EXAMPLES, LEFT_OUT, COUNTS = 0, 1, 2, 3, slice(4, 7)
-"""Columns of the table that ranks add up: one row per micro-batch of the step."""
+
+class Column(IntEnum):
+    """Columns of the table that ranks add up: one row per micro-batch of the step; label counts follow."""
+
+    ROWS = 0
+    FAILURES = 1
+    EXAMPLES = 2
+    LEFT_OUT = 3
 
 
 @dataclass(frozen=True)
@@ -55,37 +62,46 @@ def iter_steps(
     """Put `size` batches into one step and tell each of them the label counts of the whole step.
 
     All ranks have the same steps, and all steps are whole: where a rank has no batch left, a blank one
-    stands. Without a known number of `steps` they go on until no rank has any; with `drop` until one has not
-    enough. Batches from number `limit` on, counted from `first`, are not read: the last step may be small.
-    Where the map has left out more examples behind the last one, a step without batches says how many.
+    stands. Where the map has left out more examples behind the last step, a step without batches says so.
+
+    Args:
+        micro_batches: of this rank.
+        size: batches of a rank that make a step.
+        ranks: all of which iterate together.
+        blank: makes a batch without examples.
+        steps: how many; None for until no rank has a batch left.
+        drop: where `steps` is None, end when not every rank has a whole step left.
+        first: batches of the epoch that were used before; these count for `limit`.
+        limit: batches of the epoch that are read: the last step may be smaller for it.
     """
     source, step = iter(micro_batches), 0
     while steps is None or step < steps:
         wanted = int(min(size, limit - first))
-        here = list(islice(source, max(0, wanted)))
-        table = ranks.add_up(_table(here, size))
-        rows = int(table[:, ROWS].sum())
-        left_out = int(table[:, LEFT_OUT].sum())
+        own = list(islice(source, max(0, wanted)))
+        table = ranks.add_up(_table(own, size))
+        rows = int(table[:, Column.ROWS].sum())
+        left_out = int(table[:, Column.LEFT_OUT].sum())
         if wanted <= 0 or (steps is None and (rows == 0 or (drop and rows < wanted * ranks.size))):
             if left_out and not rows:
                 yield StepBatches([], [], 0, 0, left_out)
             return
-        here += [MicroBatch(blank(), ()) for _ in range(wanted - len(here))]
-        sums = table[:, COUNTS].sum(0)
-        batches = [
-            replace(one.batch, step_sums=sums, micro_batches_per_step=size * ranks.size) for one in here
-        ]
-        used, failed = int(table[:, EXAMPLES].sum()), int(table[:, FAILURES].sum())
-        yield StepBatches(here, batches, used, failed, left_out)
+        own += [MicroBatch(blank(), ()) for _ in range(wanted - len(own))]
+        sums = table[:, len(Column) :].sum(0)
+        per_step = size * ranks.size
+        batches = [replace(m.batch, step_sums=sums, micro_batches_per_step=per_step) for m in own]
+        used, failed = int(table[:, Column.EXAMPLES].sum()), int(table[:, Column.FAILURES].sum())
+        yield StepBatches(own, batches, used, failed, left_out)
         step, first = step + 1, first + wanted
 
 
 def _table(micro_batches: Sequence[MicroBatch], size: int) -> Tensor:
-    """int64 `[size, 7]`, a row per batch: 1, failures, examples, those that the map leaves out, label counts;
-    zeros for a blank one."""
+    """What the ranks add up: int64 `[size, 7]`, a row per batch, zeros for one that is missing or blank."""
     table = torch.zeros(size, 7, dtype=torch.int64)
-    for row, one in enumerate(micro_batches):
-        assert one.batch.counts is not None, "the training loader counts labels"
-        failed = sum(failure is not None for failure in one.failures)
-        table[row] = torch.tensor([one.filled, failed, len(one.batch), one.left_out, *one.batch.counts])
+    for row, micro_batch in enumerate(micro_batches):
+        batch, failures = micro_batch.batch, micro_batch.failures
+        assert batch.counts is not None, "the training loader counts labels"
+        failed = sum(failure is not None for failure in failures)
+        table[row] = torch.tensor(
+            [micro_batch.filled, failed, len(batch), micro_batch.left_out, *batch.counts]
+        )
     return table
