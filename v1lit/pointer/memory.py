@@ -33,7 +33,7 @@ def embed_with_copies(text: Tensor, values: Tensor, layout: TokenLayout) -> Tens
     return text.flatten(0, 1).index_copy(0, layout.visual, visual).view_as(text)
 
 
-def embed_next(text: Tensor, pointed: Tensor, memory: PointerMemory) -> Tensor:
+def copy_values(text: Tensor, pointed: Tensor, memory: PointerMemory) -> Tensor:
     """Input embeddings of tokens that follow those of a cache, `[batch, tokens, hidden]`.
 
     `text` holds the embeddings of the text tokens, `pointed` `[batch, tokens]` the index of the image token

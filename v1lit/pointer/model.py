@@ -25,7 +25,7 @@ from v1lit.pointer.joint_loss import (
     verify_pointer_loss,
 )
 from v1lit.pointer.layout import Targets, TokenLayout
-from v1lit.pointer.memory import PointerMemory, embed_next, embed_with_copies
+from v1lit.pointer.memory import PointerMemory, copy_values, embed_with_copies
 from v1lit.pointer.model_config import PointAndCopyConfig
 from v1lit.pointer.output import PointAndCopyOutput
 
@@ -105,7 +105,7 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
     ) -> PointAndCopyOutput:
         """The same for tokens that follow those of a cache."""
         text = self.get_input_embeddings()(self._without_pointers(input_ids))
-        embeds = embed_next(text, input_ids - self.config.pointer_start, memory)
+        embeds = copy_values(text, input_ids - self.config.pointer_start, memory)
         decoded = self.backbone.get_decoder()(inputs_embeds=embeds, **decoding)
         return self._point(decoded, memory, logits_to_keep)
 
