@@ -120,8 +120,7 @@ def test_what_killed_processes_leave_is_removed_by_name_or_all(tmp_path: Path) -
 RENAMES = {
     "files.py": "the one way to write aside and rename",
     "data/remote/download.py": "a download is resumed, so what is there stays after a failure",
-    "data/sources/import_job.py": "finished shards move to their places",
-    "data/tools/reshard.py": "finished shards move to their places",
+    "data/shards/staging.py": "finished shards move to their places",
 }
 """Modules that may give a file another name, and why."""
 

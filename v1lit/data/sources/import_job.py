@@ -1,20 +1,16 @@
 """Import units of rows into a folder of shards: parallel, resumable, with the same bytes however it went.
 
-A unit is a run of rows that one process reads, checks and writes to shards of its own in a hidden folder
-inside of OUT. A finished unit has its final name, so a killed import goes on with the units that are missing.
-When all are there, ids that come again are taken out, the shards move to their places, and index.json makes
-the folder complete:
+A unit is a run of rows that one process reads, checks and writes to shards of its own (`StagedFolder`). When
+all are there, ids that come again are taken out, and the shards move to their places:
 
-    OUT/.import/plan.json            what is imported; another source or other options are refused
     OUT/.import/unit-000000/         record.json and shards
-    OUT/.import/final.json           which shard goes where; from here on files only move
-    OUT/shard-000000.tar  OUT/shard-000000.index.safetensors ...  OUT/rejected.jsonl  OUT/index.json
+    OUT/.import/final.json           which shard goes where
+    OUT/shard-000000.tar ...  OUT/rejected.jsonl  OUT/index.json
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -32,11 +28,10 @@ from v1lit.data.shards import (
     ShardWriter,
     list_shards,
     read_index,
-    sidecar_name,
     verify_shard,
-    write_index,
 )
-from v1lit.files import aside, remove_leftovers, write_atomically
+from v1lit.data.shards.staging import RECORD_NAME, StagedFolder
+from v1lit.files import write_atomically
 from v1lit.processes import count_workers, ordered
 
 STAGING = ".import"
@@ -87,8 +82,9 @@ class Job:
     taken: Mapping[str, str]
 
     @property
-    def staging(self) -> Path:
-        return self.out / STAGING
+    def staged(self) -> StagedFolder:
+        """The folder under way."""
+        return StagedFolder(self.out, STAGING, verify_shard)
 
 
 def is_finished(job: Job, *, overwrite: bool) -> bool:
@@ -102,44 +98,43 @@ def is_finished(job: Job, *, overwrite: bool) -> bool:
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file, not a folder")
     content = list(out.iterdir()) if out.is_dir() else []
-    finished, begun = (out / INDEX_NAME).is_file(), (job.staging / "plan.json").is_file()
-    if overwrite and (finished or begun or all(_OWN_NAME.fullmatch(path.name) for path in content)):
+    finished, begun = (out / INDEX_NAME).is_file(), job.staged.plan
+    if overwrite and (
+        finished or begun is not None or all(_OWN_NAME.fullmatch(path.name) for path in content)
+    ):
         _clear(out)
     elif finished:
         if read_index(out).get("import") != job.plan:
             raise ValueError(
                 f"{out} holds a finished import of another source or by other options or rules: {advice}"
             )
-        shutil.rmtree(job.staging, ignore_errors=True)
+        job.staged.discard()
         return True
-    elif begun:
-        if json.loads((job.staging / "plan.json").read_text(encoding="utf-8")) != job.plan:
+    elif begun is not None:
+        if begun != job.plan:
             raise ValueError(
                 f"{out} holds an unfinished import of another source or by other options or rules: {advice}"
             )
     elif any(path.name != STAGING for path in content):
         raise ValueError(f"{out} is not empty and holds no import: choose another folder")
-    job.staging.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(job.staging)
-    write_atomically(job.staging / "plan.json", json.dumps(job.plan, ensure_ascii=False))
+    job.staged.begin(json.dumps(job.plan, ensure_ascii=False))
     return False
 
 
 def run(job: Job, workers: int, advance: Callable[[int], None]) -> None:
     """Import what is missing and complete the folder. `advance` is called with numbers of rows."""
-    if not (job.staging / "final.json").is_file():
-        todo = []
-        for unit in job.units:
-            if _is_done(job, unit):
-                advance(unit.rows)
-            else:
-                todo.append(unit)
+    staged = job.staged
+    if staged.final is None:
+        todo = [unit for unit in job.units if not staged.is_done(unit.name)]
+        advance(sum(unit.rows for unit in job.units) - sum(unit.rows for unit in todo))
         count = count_workers(workers, len(todo))
-        with closing(ordered(_run_unit, todo, count, str(job.staging), job.read, job.max_examples)) as units:
+        with closing(ordered(_run_unit, todo, count, staged, job.read, job.max_examples)) as units:
             for unit, _ in zip(todo, units, strict=True):
                 advance(unit.rows)
         _decide(job)
-    _publish(job)
+    shards = [(move["from"], ShardInfo(**move["shard"])) for move in staged.final["moves"]]
+    staged.publish(shards, rejected=staged.final["rejected"], **{"import": job.plan})
+    staged.discard()
 
 
 def ids_of(folder: Path) -> Iterator[str]:
@@ -160,11 +155,10 @@ def _clear(out: Path) -> None:
 # --- units ---
 
 
-def _run_unit(unit: Unit, staging: str, read: Reader, max_examples: int) -> None:
-    final = Path(staging, unit.name)
+def _run_unit(unit: Unit, staged: StagedFolder, read: Reader, max_examples: int) -> None:
     accepted: dict[str, int] = {}
     rejected: list[dict[str, Any]] = []
-    with aside(final) as unfinished:
+    with staged.unit(unit.name) as unfinished:
         with ShardWriter(unfinished, max_examples=max_examples) as writer:
             for result in read(unit):
                 reason = result.reason
@@ -174,8 +168,7 @@ def _run_unit(unit: Unit, staging: str, read: Reader, max_examples: int) -> None
                     rejected.append(_rejection(unit, result.row, result.id, reason))
         shards = [asdict(shard) for shard in writer.shards]
         record = {"accepted": accepted, "rejected": rejected, "shards": shards}
-        write_atomically(unfinished / "record.json", json.dumps(record, ensure_ascii=False))
-        shutil.rmtree(final, ignore_errors=True)
+        write_atomically(unfinished / RECORD_NAME, json.dumps(record, ensure_ascii=False))
 
 
 def _rejection(unit: Unit, row: int, id: str | None, reason: str) -> dict[str, Any]:
@@ -200,18 +193,6 @@ def _used_by(id: str, where: str) -> str:
     return f"the id {id!r} is already used by {where}"
 
 
-def _record(job: Job, unit: Unit) -> dict[str, Any]:
-    return json.loads((job.staging / unit.name / "record.json").read_text(encoding="utf-8"))
-
-
-def _is_done(job: Job, unit: Unit) -> bool:
-    folder = job.staging / unit.name
-    try:
-        return all(verify_shard(folder, ShardInfo(**shard)) for shard in _record(job, unit)["shards"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return False
-
-
 # --- completing ---
 
 
@@ -221,11 +202,11 @@ def _decide(job: Job) -> None:
     rejected: list[dict[str, Any]] = []
     moves: list[dict[str, Any]] = []
     for unit in job.units:
-        record = _record(job, unit)
+        record = job.staged.record(unit.name)
         again = {id: taken[id] for id in record["accepted"] if id in taken}
         rows = {id: row for id, row in record["accepted"].items() if id not in again}
         taken |= {id: f"row {row} of {unit.file}" for id, row in rows.items()}
-        folder, shards = unit.name, [ShardInfo(**shard) for shard in record["shards"]]
+        folder, shards = unit.name, record["shards"]
         if again:
             folder = f"{unit.name}-unique"
             shards = _without(job, shards, unit.name, folder, set(again))
@@ -238,34 +219,17 @@ def _decide(job: Job) -> None:
             moves.append({"from": f"{folder}/{shard.file}", "shard": asdict(place)})
     lines = [json.dumps(rejection, ensure_ascii=False) + "\n" for rejection in rejected]
     write_atomically(job.out / REJECTED_NAME, "".join(lines))
-    write_atomically(job.staging / "final.json", json.dumps({"moves": moves, "rejected": len(rejected)}))
+    job.staged.finish({"moves": moves, "rejected": len(rejected)})
 
 
 def _without(job: Job, shards: list[ShardInfo], source: str, target: str, ids: set[str]) -> list[ShardInfo]:
     """Write the shards of a unit again without some ids."""
-    shutil.rmtree(job.staging / target, ignore_errors=True)
-    with ShardWriter(job.staging / target, max_examples=job.max_examples) as writer:
+    staging = job.staged.path
+    shutil.rmtree(staging / target, ignore_errors=True)
+    with ShardWriter(staging / target, max_examples=job.max_examples) as writer:
         for info in shards:
-            with Shard(job.staging / source / info.file) as shard:
+            with Shard(staging / source / info.file) as shard:
                 for number, key in enumerate(shard.keys):
                     if unquote(key) not in ids:
                         writer.write(shard.example(number))
     return writer.shards
-
-
-def _publish(job: Job) -> None:
-    final = json.loads((job.staging / "final.json").read_text(encoding="utf-8"))
-    shards = [ShardInfo(**move["shard"]) for move in final["moves"]]
-    for move, shard in zip(final["moves"], shards, strict=True):
-        source = job.staging / move["from"]
-        sidecar = source.with_name(sidecar_name(source.name))
-        if sidecar.is_file():  # Before the shard: one that has its place has its sidecar.
-            os.replace(sidecar, job.out / sidecar_name(shard.file))
-        if source.is_file():
-            os.replace(source, job.out / shard.file)
-        elif not verify_shard(job.out, shard):
-            raise ValueError(
-                f"{job.out / shard.file} is missing or damaged: import again with overwrite=True"
-            )
-    write_index(job.out, shards, rejected=final["rejected"], **{"import": job.plan})
-    shutil.rmtree(job.staging, ignore_errors=True)

@@ -26,8 +26,7 @@ ids, 500 bytes per input shard and 100 per output shard. Nothing else grows with
 
     OUT/.reshard/plan.json           inputs and options; with others the work starts again from nothing
     OUT/.reshard/table.bin, .json    all examples
-    OUT/.reshard/shards/000000/      one finished output shard and its record
-    OUT/.reshard/final.json          from here on files only move
+    OUT/.reshard/shards/000000/      one finished output shard and its record: a unit of a `StagedFolder`
     OUT/shard-000000.tar ...  OUT/skipped.jsonl  OUT/index.json
 """
 
@@ -35,7 +34,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -46,19 +44,21 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from v1lit.data.remote import is_remote
-from v1lit.data.shards import ShardInfo, sidecar_name, write_index
+from v1lit.data.shards import ShardInfo
+from v1lit.data.shards.staging import StagedFolder
 from v1lit.data.tools.find import Finding, Found, find_shards
 from v1lit.data.tools.reshard_shards import (
     CACHE_BYTES,
+    UNITS,
     WriteTask,
     cut,
     forget_inputs,
-    is_written,
-    read_record,
+    has_size,
+    unit_name,
     write_shard,
 )
 from v1lit.data.tools.reshard_table import RepeatedIdError, Table, make_table
-from v1lit.files import remove_leftovers, write_atomically
+from v1lit.files import aside, remove, remove_leftovers
 from v1lit.paths import expand_path
 from v1lit.processes import count_workers, ordered, progress_bar
 
@@ -134,46 +134,46 @@ def reshard(
     found = find_shards(locations)
     if options.on_bad == "stop" and found.findings:
         raise found.findings[0].as_error()
-    _check_free(out)
-    with _locked(out) as staging:
-        _begin(out, staging, {"version": VERSION, **asdict(options), "inputs": _inputs(found)})
-        if not (staging / "final.json").is_file():
-            _write_shards(staging, found, options, workers, progress)
-        report = _publish(out, staging, options, found.findings)
-    (staging / "final.json").unlink()  # First: what is left of the folder is of no use to another call.
-    shutil.rmtree(staging)
+    staged = StagedFolder(out, STAGING, has_size)
+    _check_free(staged)
+    with _locked(staged):
+        _begin(staged, {"version": VERSION, **asdict(options), "inputs": _inputs(found)})
+        if staged.final is None:
+            _write_shards(staged, found, options, workers, progress)
+        report = _publish(staged, options, found.findings)
+    staged.discard()
     report.seconds = time.monotonic() - started
     return report
 
 
-def _check_free(out: Path) -> None:
+def _check_free(staged: StagedFolder) -> None:
+    out = staged.out
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; give a folder that is empty or does not exist")
     content = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
-    begun = (out / STAGING / "final.json").is_file()  # Shards may have their places already.
-    if (others := [name for name in content if name != STAGING]) and not begun:
+    others = [name for name in content if name != STAGING]
+    if others and staged.final is None:  # Else shards may have their places already.
         raise ValueError(
             f"{out} is not empty (it holds {others[0]}); give a folder that is empty or does not exist"
         )
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[Path]:
-    """The staging folder, for this process alone; without anything done in it, it does not stay behind."""
+def _locked(staged: StagedFolder) -> Iterator[None]:
+    """The staging folder is for this process alone; without anything done in it, it does not stay behind."""
     from filelock import FileLock, Timeout
 
-    staging = out / STAGING
-    made = not out.exists()
-    staging.mkdir(parents=True, exist_ok=True)
+    made = not staged.out.exists()
+    staged.path.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(staging / "lock", timeout=0):
-            yield staging
+        with FileLock(staged.path / "lock", timeout=0):
+            yield
     except Timeout:
-        raise ValueError(f"{out}: another process is writing to this folder") from None
+        raise ValueError(f"{staged.out}: another process is writing to this folder") from None
     except RepeatedIdError:  # Nothing to go on with: other inputs are needed.
-        shutil.rmtree(staging)
+        staged.discard()
         if made:
-            out.rmdir()
+            staged.out.rmdir()
         raise
 
 
@@ -191,38 +191,36 @@ def _inputs(found: Found) -> list[list[Any]]:
     return inputs
 
 
-def _begin(out: Path, staging: Path, plan: dict[str, Any]) -> None:
-    """Make the staging folder ready for this plan: go on with what is there, if it was made for it."""
-    path, text = staging / "plan.json", json.dumps(plan)
-    if path.is_file() and path.read_text(encoding="utf-8") == text:
-        remove_leftovers(staging)
-        remove_leftovers(staging / "shards")
-        return
-    if (staging / "final.json").is_file():
-        raise ValueError(
-            f"{out} holds an almost finished reshard of other inputs or options: give another folder"
-        )
-    for left in staging.iterdir():
-        if left.is_dir():
-            shutil.rmtree(left)
-        elif left.name != "lock":
-            left.unlink()
-    (staging / "shards").mkdir()
-    write_atomically(path, text)
+def _begin(staged: StagedFolder, plan: dict[str, Any]) -> None:
+    """Make the staging folder ready for this plan: resume with what is there, if it was made for it."""
+    text = json.dumps(plan)
+    if staged.plan != json.loads(text):
+        if staged.final is not None:
+            raise ValueError(
+                f"{staged.out} holds an almost finished reshard of other inputs or options: "
+                "give another folder"
+            )
+        for left in staged.path.iterdir():
+            if left.name != "lock":
+                remove(left)
+    remove_leftovers(staged.path / UNITS)
+    staged.begin(text)
 
 
-def _write_shards(staging: Path, found: Found, options: ReshardOptions, workers: int, progress: bool) -> None:
+def _write_shards(
+    staged: StagedFolder, found: Found, options: ReshardOptions, workers: int, progress: bool
+) -> None:
     """Both passes, as far as they are not done yet."""
     skip = options.on_bad == "skip"
+    staging = staged.path
     cache = (str(staging / "inputs"), CACHE_BYTES)
     make_table(staging, found.shards, cache, skip, min(workers, len(found.shards)), progress)
     table, made = Table.load(staging), (staging / "table.bin").stat().st_mtime_ns
     cuts = cut(table, options.shuffle, options.examples_per_shard, options.max_shard_mb * 2**20)
     tasks = [
-        WriteTask(str(staging), made, number, start, stop)
-        for number, (start, stop) in enumerate(pairwise(cuts))
+        WriteTask(staged, made, number, start, stop) for number, (start, stop) in enumerate(pairwise(cuts))
     ]
-    todo = [task for task in tasks if not is_written(task)]
+    todo = [task for task in tasks if not staged.is_done(task.unit)]
     written = ordered(write_shard, todo, min(workers, max(len(todo), 1)))
     try:
         with closing(written), progress_bar("writing", len(todo), progress) as advance:
@@ -230,45 +228,33 @@ def _write_shards(staging: Path, found: Found, options: ReshardOptions, workers:
                 advance(examples)
     finally:
         forget_inputs()
-    write_atomically(staging / "final.json", json.dumps({"shards": len(tasks)}))
+    staged.finish({"shards": len(tasks)})
 
 
-def _publish(out: Path, staging: Path, options: ReshardOptions, skipped: Sequence[Finding]) -> ReshardReport:
+def _publish(staged: StagedFolder, options: ReshardOptions, skipped: Sequence[Finding]) -> ReshardReport:
     """Give the shards their names, leaving out empty ones, and write the index last."""
-    count = json.loads((staging / "final.json").read_text(encoding="utf-8"))["shards"]
-    shards: list[ShardInfo] = []
-    report = ReshardReport(out)
-    remove_leftovers(out)  # An index that was being written when this was killed.
-    with open(staging / SKIPPED_NAME, "w", encoding="utf-8") as file:
-        for finding in (*skipped, *Table.load(staging).findings):
+    shards: list[tuple[str, ShardInfo]] = []
+    report = ReshardReport(staged.out)
+    remove_leftovers(staged.out)  # An index that was being written when this was killed.
+    with aside(staged.out / SKIPPED_NAME) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
+        for finding in (*skipped, *Table.load(staged.path).findings):
             _note(report, finding, file)
-        for number in range(count):
-            folder = staging / "shards" / f"{number:06d}"
-            shard, left_out = read_record(folder)
-            for finding in left_out:
-                _note(report, finding, file)
-            if shard is not None:
-                shards.append(_move(folder, out, shard, len(shards)))
-    if report.skipped:
-        os.replace(staging / SKIPPED_NAME, out / SKIPPED_NAME)
+        for number in range(staged.final["shards"]):
+            record = staged.record(unit := unit_name(number))
+            for finding in record["skipped"]:
+                _note(report, Finding(**finding), file)
+            for shard in record["shards"]:
+                place = f"shard-{len(shards):06d}.tar"
+                shards.append((f"{unit}/{shard.file}", replace(shard, file=place)))
+    if not report.skipped:
+        (staged.out / SKIPPED_NAME).unlink()
     origin = {**asdict(options), "skipped": report.skipped.total()}
-    index = write_index(out, shards, reshard=origin)
+    index = staged.publish(shards, reshard=origin)
     report.shards, report.examples = len(shards), index["examples"]
-    report.bytes = sum(shard.bytes for shard in shards)
+    report.bytes = sum(shard.bytes for _, shard in shards)
     return report
 
 
 def _note(report: ReshardReport, finding: Finding, file: TextIO) -> None:
     report.skipped[finding.kind] += 1
     file.write(json.dumps(asdict(finding)) + "\n")
-
-
-def _move(folder: Path, out: Path, shard: ShardInfo, number: int) -> ShardInfo:
-    """Give a shard its place, the index beside it first; both may be there from an earlier try."""
-    place = replace(shard, file=f"shard-{number:06d}.tar")
-    for old, new in ((sidecar_name(shard.file), sidecar_name(place.file)), (shard.file, place.file)):
-        if (folder / old).is_file():
-            os.replace(folder / old, out / new)
-        elif not (out / new).is_file():
-            raise ValueError(f"{out / new} has vanished: delete {out} and start again")
-    return place

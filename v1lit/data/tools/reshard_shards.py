@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from v1lit.data.errors import ShardError
-from v1lit.data.shards import Shard, ShardInfo, ShardWriter
+from v1lit.data.shards import Shard, ShardInfo, ShardWriter, sidecar_name
+from v1lit.data.shards.staging import RECORD_NAME, StagedFolder
 from v1lit.data.tools.content import fetch
 from v1lit.data.tools.find import Finding, ShardFile
 from v1lit.data.tools.permutation import Permutation
 from v1lit.data.tools.reshard_table import Table
-from v1lit.files import aside, write_atomically
+from v1lit.files import write_atomically
 
 BUFFER_BYTES = 64 * 2**20
 """Examples that a process reads before it writes them, in the order in which they lie on the disk."""
 MAX_OPEN_SHARDS = 32
 CACHE_BYTES = 2**62
 """Remote inputs are kept until the end: in a shuffle every output needs all of them."""
+UNITS = "shards"
+"""Folder of the output shards, until all are there."""
 _CHUNK = 2**18
 _RECORD = 10240
 """A tar file is a whole number of these, and at least 1024 bytes longer than its content."""
@@ -107,24 +108,36 @@ class Inputs:
 class WriteTask:
     """One output shard: `number`, and which positions of the output it holds. `made`: when the table was."""
 
-    staging: str
+    staged: StagedFolder
     made: int
     number: int
     start: int
     stop: int
 
     @property
-    def folder(self) -> Path:
-        """Where the shard is kept until all are there."""
-        return Path(self.staging, "shards", f"{self.number:06d}")
+    def unit(self) -> str:
+        """Name of the unit that the shard is."""
+        return unit_name(self.number)
+
+
+def unit_name(number: int) -> str:
+    """Name of the unit of one output shard."""
+    return f"{UNITS}/{number:06d}"
+
+
+def has_size(folder: Path, shard: ShardInfo) -> bool:
+    """Whether a shard and its sidecar are there, by their size: hashing 10 TB again would take hours."""
+    path = folder / shard.file
+    sized = path.is_file() and path.stat().st_size == shard.bytes
+    return sized and (folder / sidecar_name(shard.file)).is_file()
 
 
 @lru_cache(maxsize=1)
-def _open_inputs(staging: str, made: int) -> Inputs:
-    plan = json.loads(Path(staging, "plan.json").read_text(encoding="utf-8"))
+def _open_inputs(staged: StagedFolder, made: int) -> Inputs:
+    plan = staged.plan
     shards = [location for location, *_ in plan["inputs"]]
-    cache = (str(Path(staging, "inputs")), CACHE_BYTES)
-    table = Table.load(Path(staging))
+    cache = (str(staged.path / "inputs"), CACHE_BYTES)
+    table = Table.load(staged.path)
     return Inputs(table, shards, plan["shuffle"], plan["on_bad"] == "skip", cache, OrderedDict())
 
 
@@ -135,10 +148,10 @@ def forget_inputs() -> None:
 
 def write_shard(task: WriteTask) -> int:
     """Write one output shard, and its record; returns its number of examples. Raises ShardError."""
-    inputs = _open_inputs(task.staging, task.made)
+    inputs = _open_inputs(task.staged, task.made)
     skipped: list[Finding] = []
     size = task.stop - task.start
-    with aside(task.folder) as unfinished:
+    with task.staged.unit(task.unit) as unfinished:
         with ShardWriter(unfinished, max_examples=size, max_bytes=2**62, unique="shard") as writer:
             for one in inputs.read(order(inputs.table, inputs.seed, task.start, task.stop)):
                 if isinstance(one, Finding):
@@ -149,22 +162,5 @@ def write_shard(task: WriteTask) -> int:
             "shards": [asdict(one) for one in writer.shards],
             "skipped": [asdict(one) for one in skipped],
         }
-        write_atomically(unfinished / "record.json", json.dumps(record))
-        shutil.rmtree(task.folder, ignore_errors=True)
+        write_atomically(unfinished / RECORD_NAME, json.dumps(record))
     return size - len(skipped)
-
-
-def read_record(folder: Path) -> tuple[ShardInfo | None, list[Finding]]:
-    """What `write_shard` wrote: the shard, None where all of its examples were left out, and those."""
-    record: dict[str, Any] = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-    shard = ShardInfo(**record["shards"][0]) if record["shards"] else None
-    return shard, [Finding(**finding) for finding in record["skipped"]]
-
-
-def is_written(task: WriteTask) -> bool:
-    """Whether the shard is there, whole."""
-    try:
-        shard, _ = read_record(task.folder)
-        return shard is None or (task.folder / shard.file).stat().st_size == shard.bytes
-    except (OSError, ValueError, TypeError, LookupError):
-        return False
