@@ -49,16 +49,16 @@ CASES: list[tuple[str, tuple[int, int], dict[str, Any]]] = [
 
 
 def free_edges(
-    lower: np.ndarray, upper: np.ndarray, levels: np.ndarray, cell: int, length: int, extra: float
+    lower: np.ndarray, upper: np.ndarray, views: np.ndarray, cell: int, length: int, extra: float
 ) -> list[int]:
     """Whole pixels that keep the filter's distance from every border of every view; the image's ends too."""
     pixels = np.arange(1, length)
     free = np.ones(len(pixels), dtype=bool)
-    for level in np.unique(levels[levels >= 0]):
-        of_level = levels == level
-        borders = np.unique(np.concatenate([lower[of_level], upper[of_level]]))
+    for view in np.unique(views[views >= 0]):
+        of_view = views == view
+        borders = np.unique(np.concatenate([lower[of_view], upper[of_view]]))
         borders = borders[(borders > 1e-6) & (borders < length - 1e-6)]
-        scale = (upper[of_level] - lower[of_level]).max() / cell
+        scale = (upper[of_view] - lower[of_view]).max() / cell
         reach = REACH * max(1.0, scale) + extra
         free &= (np.abs(pixels[:, None] - borders[None]) >= reach).all(1)
     return [0, *pixels[free].tolist(), length]
@@ -68,8 +68,8 @@ def rectangles(patch_map: PatchMap, cell: int, max_side: int | None) -> list[Box
     width, height = patch_map.image_size
     x1, y1, x2, y2 = patch_map.boxes.T
     extra = REACH * max(1.0, max(width, height) / max_side) if max_side else 0.0
-    xs = free_edges(x1, x2, patch_map.levels, cell, width, extra)
-    ys = free_edges(y1, y2, patch_map.levels, cell, height, extra)
+    xs = free_edges(x1, x2, patch_map.token_views, cell, width, extra)
+    ys = free_edges(y1, y2, patch_map.token_views, cell, height, extra)
     rng = np.random.default_rng(0)
     found: list[Box] = []
     while len(found) < RECTANGLES:
@@ -113,8 +113,10 @@ def transposed(name: str, patch_map: PatchMap) -> PatchMap:
     if name == "llava":
         order = np.arange(len(patch_map)).reshape(2 * [round(len(patch_map) ** 0.5)]).T.ravel()
     else:
-        order = np.lexsort((patch_map.boxes[:, 1], patch_map.boxes[:, 0], patch_map.levels))
-    return PatchMap(patch_map.image_size, patch_map.boxes[order], patch_map.levels[order], patch_map.views)
+        order = np.lexsort((patch_map.boxes[:, 1], patch_map.boxes[:, 0], patch_map.token_views))
+    return PatchMap(
+        patch_map.image_size, patch_map.boxes[order], patch_map.token_views[order], patch_map.views
+    )
 
 
 @pytest.mark.parametrize(("name", "size", "options"), CASES)

@@ -97,8 +97,8 @@ def test_internvl_tiles_come_before_the_thumbnail_and_the_rule_chooses() -> None
     size, corner = (896, 448), (0, 0, 10, 10)
     backbone = get_backbone("internvl")
     patch_map = backbone.patch_map(size)
-    assert (patch_map.levels[:-256] == TILE).all()
-    assert (patch_map.levels[-256:] == OVERVIEW).all()
+    assert (patch_map.token_views[:-256] == TILE).all()
+    assert (patch_map.token_views[-256:] == OVERVIEW).all()
     thumbnail = len(patch_map) - 256
     assert backbone.patch_map(size, views="all").tokens(corner) == [0, thumbnail]
     assert backbone.patch_map(size, views="tiles").tokens(corner) == [0]
@@ -108,7 +108,7 @@ def test_internvl_tiles_come_before_the_thumbnail_and_the_rule_chooses() -> None
 def test_internvl_without_tiles_is_one_view() -> None:
     patch_map = get_backbone("internvl").patch_map((896, 448), crop_to_patches=False)
     assert len(patch_map) == 256
-    assert (patch_map.levels == TILE).all()
+    assert (patch_map.token_views == TILE).all()
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -137,7 +137,7 @@ def test_tokens_see_parts_of_the_image_and_a_grid_covers_it_once(name: str, widt
     boxes = patch_map.boxes[patch_map.spatial]
     assert (boxes >= 0).all()
     assert (boxes <= (width, height, width, height)).all()
-    tiles = patch_map.boxes[patch_map.levels == TILE]
+    tiles = patch_map.boxes[patch_map.token_views == TILE]
     area = ((tiles[:, 2] - tiles[:, 0]) * (tiles[:, 3] - tiles[:, 1])).sum()
     if name == "llava":
         assert area <= width * height * (1 + 1e-9)

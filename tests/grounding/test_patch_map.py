@@ -191,7 +191,7 @@ def test_a_grid_on_a_padded_or_cropped_canvas_is_cut_at_the_image(
     x1, x2 = sorted((shares[0] * width, shares[1] * width))
     y1, y2 = sorted((shares[2] * height, shares[3] * height))
     assume(x2 - x1 > 1e-3 and y2 - y1 > 1e-3)
-    patch_map = PatchMap.grid((width, height), rows, cols, box=(x1, y1, x2, y2), level=OVERVIEW)
+    patch_map = PatchMap.grid((width, height), rows, cols, box=(x1, y1, x2, y2), view=OVERVIEW)
     assert len(patch_map) == rows * cols
     boxes = patch_map.boxes.reshape(rows, cols, 4)
     for (row, col), seen in np.ndenumerate(patch_map.spatial.reshape(rows, cols)):
@@ -222,7 +222,7 @@ def tiles_and_overview(views: Views) -> PatchMap:
         PatchMap.blank(size, 1),
         PatchMap.grid(size, 2, 2, box=(15, 0, 30, 20)),
         PatchMap.blank(size, 1),
-        PatchMap.grid(size, 1, 2, level=OVERVIEW),
+        PatchMap.grid(size, 1, 2, view=OVERVIEW),
     ]
     return PatchMap.join(parts, views=views)
 
@@ -244,14 +244,14 @@ def test_the_views_rule_chooses_between_tiles_and_overview(
 
 
 def test_the_views_rule_means_nothing_where_there_is_one_view() -> None:
-    for level in (TILE, OVERVIEW):
+    for view in (TILE, OVERVIEW):
         for views in ("all", "tiles", "overview"):
-            assert PatchMap.grid((40, 20), 1, 2, level=level, views=views).tokens((0, 0, 5, 5)) == [0]
+            assert PatchMap.grid((40, 20), 1, 2, view=view, views=views).tokens((0, 0, 5, 5)) == [0]
 
 
 def test_separators_see_nothing() -> None:
     patch_map = tiles_and_overview("all")
-    assert np.flatnonzero(patch_map.levels == NOT_SPATIAL).tolist() == [4, 9]
+    assert np.flatnonzero(patch_map.token_views == NOT_SPATIAL).tolist() == [4, 9]
     assert not {4, 9} & set(patch_map.tokens((0, 0, 40, 20)))
     assert not {4, 9} & set(patch_map.tokens(np.ones((20, 40), bool)))
     assert patch_map.region([0, 4]) == patch_map.region([0])
@@ -295,9 +295,9 @@ def test_a_map_is_a_value() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"levels": [0]}, "one level"),
-        ({"levels": [0, 2]}, "a level is"),
-        ({"levels": [0, -1]}, "NaN for a box"),
+        ({"token_views": [0]}, "one view"),
+        ({"token_views": [0, 2]}, "a view is"),
+        ({"token_views": [0, -1]}, "NaN for a box"),
         ({"boxes": [[0, 0, 5, 5], [5, 0, 5, 5]]}, "token 1 is empty"),
         ({"boxes": [[0, 0, 5, 5], [math.nan] * 4]}, "token 1 is empty or not a number"),
         ({"boxes": [[0, 0, 5, 5], [0, 0, math.inf, 5]]}, "token 1 is empty or not a number"),
@@ -305,7 +305,7 @@ def test_a_map_is_a_value() -> None:
     ],
 )
 def test_a_table_that_makes_no_sense_is_refused(change: dict, message: str) -> None:
-    values = {"image_size": (10, 5), "boxes": [[0, 0, 5, 5], [5, 0, 10, 5]], "levels": [0, 0], **change}
+    values = {"image_size": (10, 5), "boxes": [[0, 0, 5, 5], [5, 0, 10, 5]], "token_views": [0, 0], **change}
     with pytest.raises(ValueError, match=message):
         PatchMap(**values)
 

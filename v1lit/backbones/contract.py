@@ -174,7 +174,7 @@ class Backbone(ABC):
             return patch_map
         # Multiplied before divided: the image's own edges stay exact.
         boxes = patch_map.boxes * (image_size + image_size) / (seen + seen)
-        return PatchMap(image_size, boxes, patch_map.levels, patch_map.views)
+        return PatchMap(image_size, boxes, patch_map.token_views, patch_map.views)
 
     @abstractmethod
     def canonical(self, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -108,7 +108,7 @@ class InternVL(Backbone):
             for c in range(cols)
         ]
         if len(maps) > 1:
-            maps.append(PatchMap.grid(image_size, level=OVERVIEW, **tokens))
+            maps.append(PatchMap.grid(image_size, view=OVERVIEW, **tokens))
         return PatchMap.join(maps, views=views)
 
     def processor_arguments(self, options: Mapping[str, Any]) -> dict[str, Any]:

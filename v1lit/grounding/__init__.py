@@ -1,7 +1,6 @@
-"""Regions of images, the image tokens that see them, the trace text that names them, and pictures of all
-three.
+"""Regions of images, the image tokens that see them, the trace text that names them, and pictures of these.
 
-No neural network in here: numpy and Pillow only.
+There is no neural network in here: numpy and Pillow only.
 """
 
 from v1lit.grounding.draw import draw_regions, draw_tokens, panel

@@ -42,7 +42,7 @@ def draw_regions(
 ) -> Image.Image:
     """A copy of `image` with every region outlined, each in a colour of its own, and tagged with its label.
 
-    ValueError if there are labels, but not one for every region. Colours are used in turn.
+    Colours are used in turn. Raises ValueError if there are labels, but not one for every region.
     """
     if labels is not None and len(labels) != len(regions):
         raise ValueError(f"there are {len(regions)} regions, but {len(labels)} labels")
@@ -61,8 +61,8 @@ def draw_tokens(
 ) -> Image.Image:
     """A copy of `image` with the patches that `tokens` see shaded and outlined.
 
-    `image` may be larger or smaller than the image that the map is for. Tokens that see nothing are left out.
-    ValueError if the map is for the image's size before it was turned.
+    `image` may be larger or smaller than the image that the map is for. Tokens that see no part of it are
+    left out. Raises ValueError if the map is for the image's size before it was turned.
     """
     picture = _seen_by(patch_map, image).copy()
     nowhere = set(np.flatnonzero(~patch_map.spatial).tolist())
@@ -100,7 +100,7 @@ def panel(
         tokens: the tokens pointed at.
         truth: the true region or regions.
         caption: one line below the trace, such as the scores.
-        side: pixels.
+        side: of the image shown, in pixels.
     """
     truths = [truth] if isinstance(truth, Region) else list(truth)
     pointed = sorted(set(tokens)) if patch_map is not None else []
@@ -125,7 +125,7 @@ def panel(
 
 
 def _seen_by(patch_map: PatchMap, image: Image.Image) -> Image.Image:
-    """The image as a person sees it, if the map can be for that."""
+    """The image as a person sees it. Raises ValueError if the map is for its size before it was turned."""
     seen = as_seen(image)
     if patch_map.image_size == image.size != seen.size:
         raise ValueError(
@@ -142,7 +142,7 @@ def _resize(image: Image.Image, side: int) -> Image.Image:
 
 
 def _mask(region: Region, image_size: Size, shown_size: Size) -> raster.Mask:
-    """The region's pixels in the picture shown, whatever its size: bool [height, width]."""
+    """`[height, width]`: the region's pixels in the picture shown, whatever its size."""
     if region.kind == "mask":
         shown = Image.fromarray(region.mask(image_size)).resize(shown_size, Image.Resampling.NEAREST)
         return np.asarray(shown)
@@ -230,7 +230,7 @@ def _text_column(question: str, trace_text: str, caption: str) -> Image.Image:
 
 
 def _spans(text: str) -> list[tuple[str, Color]]:
-    """Pieces of a trace with their colours: text, calls, pointers (of long runs the ends and the number)."""
+    """Parts of a trace with their colours: text, calls, pointers (of long runs the ends and their count)."""
     spans = []
     for piece in _CALLS.split(text):
         for number, part in enumerate(_POINTERS.split(piece)):
@@ -245,7 +245,7 @@ def _shorten(pointers: str) -> str:
 
 
 def _wrap(spans: list[tuple[str, Color]], font: Font, width: int) -> list[list[tuple[str, Color]]]:
-    """Lines of coloured pieces, none wider than `width`, broken at spaces where possible, at most so many."""
+    """Lines of coloured words, none wider than `width`, broken at spaces where possible, and not too many."""
     lines: list[list[tuple[str, Color]]] = [[]]
     used = 0.0
     for text, color in spans:
@@ -277,7 +277,7 @@ def _font(size: int) -> Font:
 
 
 def _clean(text: str) -> str:
-    """Text that any font can draw: short enough, no control characters, no halves of characters."""
+    """Text that any font can draw: short enough, no control characters, no halves of surrogate pairs."""
     text = text[:_MAX_CHARACTERS].replace("\r\n", "\n").replace("\r", "\n").replace("\t", "    ")
     return "".join(map(_drawable, _UNDRAWABLE.sub("\ufffd", text)))
 

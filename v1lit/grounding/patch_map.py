@@ -1,4 +1,4 @@
-"""Which part of the original image every image token sees, and from there regions to tokens and back."""
+"""Which part of the original image every image token sees: from regions to tokens and back."""
 
 from __future__ import annotations
 
@@ -14,52 +14,55 @@ from v1lit.grounding import raster
 from v1lit.grounding.region import Box, Region, Size
 
 TILE, OVERVIEW, NOT_SPATIAL = 0, 1, -1
-"""Levels of a token: sees a patch in full detail, a patch of a shrunk whole image, or no place at all."""
+"""The view of a token: a patch in full detail, a patch of the whole image shrunk, or no part of it."""
 
 Views = Literal["all", "tiles", "overview"]
 
 EDGE_TOLERANCE = 1e-9
-"""Share of a token's width (or height) by which a box must reach into it to count: edges that are equal but
-for the rounding of floats never catch a neighbour, and no overlap that means anything is missed."""
+"""Share of a token's width or height by which a box must reach into it to count.
+
+Edges that are equal but for the rounding of floats never catch a neighbour, and no real overlap is missed.
+"""
 
 Floats = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
 class PatchMap:
-    """The image tokens of one image, in their order: where each looks and at which level.
-
-    Attributes:
-        image_size: (width, height) of the original image.
-        boxes: float64 [tokens, 4], x1, y1, x2, y2 in pixels of the original image; NaN where not spatial.
-        levels: int8 [tokens]: TILE, OVERVIEW or NOT_SPATIAL (separators, newlines).
-        views: which tokens count where views of different level show the same place. "all": every one.
-            "tiles": those of tiles, or of the overview for a region that no tile shows. "overview": the other
-            way round. Without effect where there is a single view.
+    """For every image token of one image, in order: the box that it sees, and its view.
 
     Both arrays are copies and read-only.
     """
 
     image_size: Size
+    """`(width, height)` of the original image, in pixels."""
     boxes: Floats
-    levels: npt.NDArray[np.int8]
+    """`[tokens, 4]`: x1, y1, x2, y2 in pixels of the original image; NaN where not spatial."""
+    token_views: npt.NDArray[np.int8]
+    """`[tokens]`: TILE, OVERVIEW or NOT_SPATIAL (separators, newlines)."""
     views: Views = "all"
+    """Which tokens count where tiles and overview show the same part of the image.
+
+    "all": every one. "tiles": those of tiles, or of the overview for a region that no tile shows. "overview":
+    the other way round. Without effect where there is a single view.
+    """
     _inner: Floats = field(init=False, repr=False)
     _two_views: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         boxes = np.array(self.boxes, dtype=np.float64).reshape(-1, 4)
-        levels = np.array(self.levels, dtype=np.int8)
-        _check_table(boxes, levels)
-        # [4, tokens], one row per edge, each drawn in by the tolerance: what a box must pass to count.
+        token_views = np.array(self.token_views, dtype=np.int8)
+        _check_table(boxes, token_views)
+        # `[4, tokens]`: the edges, each moved inward by the tolerance; a box must pass them to count.
         inward = EDGE_TOLERANCE * np.stack([boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]])
         values = {
             "image_size": (int(self.image_size[0]), int(self.image_size[1])),
             "boxes": boxes,
-            "levels": levels,
+            "token_views": token_views,
             "views": _check_views(self.views),
             "_inner": np.ascontiguousarray(boxes.T) + np.concatenate([inward, -inward]),
-            "_two_views": bool((levels == TILE).any() and (levels == OVERVIEW).any()),
+            "_two_views": bool((token_views == TILE).any() and (token_views == OVERVIEW).any()),
         }
         for name, value in values.items():
             if isinstance(value, np.ndarray):
@@ -73,13 +76,13 @@ class PatchMap:
         rows: int,
         cols: int,
         box: Box | None = None,
-        level: int = TILE,
+        view: int = TILE,
         views: Views = "all",
     ) -> PatchMap:
-        """An even grid over `box` (default: the whole image), tokens row by row.
+        """An even grid over `box`, by default the whole image, with tokens row by row.
 
         `box` may reach beyond the image, as a padded canvas does: tokens are cut at the image's edge, and
-        those left with nothing are not spatial. ValueError for a grid without rows or columns.
+        those left with nothing are not spatial. Raises ValueError for a grid without rows or columns.
         """
         if rows < 1 or cols < 1:
             raise ValueError(f"a grid has at least one row and one column, got {rows} x {cols}")
@@ -95,17 +98,20 @@ class PatchMap:
         wide = np.diff(xs) > EDGE_TOLERANCE * (x2 - x1) / cols
         high = np.diff(ys) > EDGE_TOLERANCE * (y2 - y1) / rows
         seen = (high[:, None] & wide).ravel()
-        levels = np.where(seen, level, NOT_SPATIAL)
-        return cls(image_size, np.where(seen[:, None], boxes.reshape(-1, 4), np.nan), levels, views)
+        token_views = np.where(seen, view, NOT_SPATIAL)
+        return cls(image_size, np.where(seen[:, None], boxes.reshape(-1, 4), np.nan), token_views, views)
 
     @classmethod
     def blank(cls, image_size: Size, tokens: int, views: Views = "all") -> PatchMap:
-        """Tokens that see no place, such as separators: material for `join`."""
+        """A map of tokens that see no part of the image, such as separators: material for `join`."""
         return cls(image_size, np.full((tokens, 4), np.nan), np.full(tokens, NOT_SPATIAL), views)
 
     @classmethod
     def join(cls, parts: Iterable[PatchMap], views: Views | None = None) -> PatchMap:
-        """The tokens of maps of one image, one after the other; `views` defaults to the first map's."""
+        """The tokens of several maps of one image, one map after the other.
+
+        `views` is by default the first map's. Raises ValueError for maps of different images.
+        """
         maps = list(parts)
         sizes = sorted({part.image_size for part in maps})
         if len(sizes) != 1:
@@ -113,18 +119,18 @@ class PatchMap:
         return cls(
             maps[0].image_size,
             np.concatenate([part.boxes for part in maps]),
-            np.concatenate([part.levels for part in maps]),
+            np.concatenate([part.token_views for part in maps]),
             maps[0].views if views is None else views,
         )
 
     def __len__(self) -> int:
-        return len(self.levels)
+        return len(self.token_views)
 
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, PatchMap)
             and (self.image_size, self.views) == (other.image_size, other.views)
-            and np.array_equal(self.levels, other.levels)
+            and np.array_equal(self.token_views, other.token_views)
             and np.array_equal(self.boxes, other.boxes, equal_nan=True)
         )
 
@@ -132,25 +138,26 @@ class PatchMap:
 
     @property
     def spatial(self) -> npt.NDArray[np.bool_]:
-        """Which tokens see a place, bool [tokens]."""
-        return self.levels != NOT_SPATIAL
+        """`[tokens]`: whether a token sees a part of the image."""
+        return self.token_views != NOT_SPATIAL
 
     def tokens(
         self, region: Region | Sequence[float] | npt.ArrayLike, views: Views | None = None
     ) -> list[int]:
-        """The tokens that see some of `region`, ascending; none where the region lies in no token's view.
+        """Indices of the tokens that see some of `region`, ascending; none where no token sees it.
 
         A box (or one of several) counts for a token if the two overlap with a positive area: on a grid, lower
         edges are floored and upper edges ceiled to whole tokens. A polygon or mask counts where it leaves a
         value above zero when it is resampled to the tokens with an antialiased bilinear filter, which looks
         one token's width beyond the token's centre to every side.
+        Source: jun297/v1, v1/processor.py, lines 141-178 (boxes) and 180-201 (masks).
 
         Args:
-            region: a Region, a box (x1, y1, x2, y2), or a bool mask [height, width] of the whole image.
-            views: instead of the map's own `views`.
+            region: a Region, a box `(x1, y1, x2, y2)`, or a bool mask `[height, width]` of the whole image.
+            views: in place of the map's own `views`.
         """
         if isinstance(region, np.ndarray) and region.ndim == 2 and not region.any():
-            return []  # which is no Region, but a mask that people have
+            return []  # A mask with nothing inside is no Region, but there are such masks.
         region = Region.of(region)
         if region.kind == "box":
             hit = self._overlaps(region.data)
@@ -165,8 +172,8 @@ class PatchMap:
     def region(self, tokens: Iterable[int]) -> Region:
         """The union of what `tokens` see: a box where they fill one, else several boxes.
 
-        On a map with a single view `tokens` of it gives the same tokens again. Tokens that see no place are
-        passed over; ValueError if there is no other, or for a token that the map does not have.
+        On a map with a single view `self.tokens` of it returns the same tokens. Tokens that are not spatial
+        are passed over. Raises ValueError if there are no others, and for tokens that the map does not have.
         """
         chosen = sorted({int(token) for token in tokens})
         if chosen and not (chosen[0] >= 0 and chosen[-1] < len(self)):
@@ -174,7 +181,7 @@ class PatchMap:
         boxes = self.boxes[chosen] if chosen else self.boxes[:0]
         boxes = boxes[~np.isnan(boxes[:, 0])]
         if len(boxes) == 0:
-            raise ValueError(f"none of the tokens {chosen[:10]} sees a place in the image")
+            raise ValueError(f"none of the tokens {chosen[:10]} sees a part of the image")
         union = Region.from_boxes(boxes.tolist())
         x1, y1, x2, y2 = union.box
         full = raster.union_area(boxes) >= (1 - EDGE_TOLERANCE) * (x2 - x1) * (y2 - y1)
@@ -185,18 +192,20 @@ class PatchMap:
         return (x1 < box[2]) & (x2 > box[0]) & (y1 < box[3]) & (y2 > box[1])
 
     def _sampled(self, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-        """Which tokens a mask of the whole image reaches when it is resampled to them; bool [tokens]."""
+        """`[tokens]`: whether a mask of the whole image leaves anything when resampled to the token."""
         if not mask.any():
             return np.zeros(len(self), dtype=bool)
         left, upper, right, lower = raster.mask_bounds(mask)
-        # Pixels of the mask above and left of every corner; the empty margin is left out.
+        # How many pixels of the mask lie above and left of every corner, without its empty margin.
         sums = np.zeros((lower - upper + 1, right - left + 1), dtype=np.int64)
         inside = mask[upper:lower, left:right]
         np.cumsum(np.cumsum(inside, axis=0, dtype=np.int64), axis=1, out=sums[1:, 1:])
         spatial = self.spatial
         boxes = self.boxes[spatial]
-        x1, x2 = (np.clip(x, left, right) - left for x in _support(boxes[:, 0], boxes[:, 2], mask.shape[1]))
-        y1, y2 = (np.clip(y, upper, lower) - upper for y in _support(boxes[:, 1], boxes[:, 3], mask.shape[0]))
+        x1, x2 = (np.clip(x, left, right) - left for x in _filtered(boxes[:, 0], boxes[:, 2], mask.shape[1]))
+        y1, y2 = (
+            np.clip(y, upper, lower) - upper for y in _filtered(boxes[:, 1], boxes[:, 3], mask.shape[0])
+        )
         hit = np.zeros(len(self), dtype=bool)
         hit[spatial] = sums[y2, x2] - sums[y1, x2] - sums[y2, x1] + sums[y1, x1] > 0
         return hit
@@ -204,7 +213,7 @@ class PatchMap:
     def _choose(self, hit: npt.NDArray[np.bool_], views: Views) -> npt.NDArray[np.bool_]:
         if views == "all":
             return hit
-        preferred = hit & (self.levels == (TILE if views == "tiles" else OVERVIEW))
+        preferred = hit & (self.token_views == (TILE if views == "tiles" else OVERVIEW))
         return preferred if preferred.any() else hit
 
 
@@ -215,8 +224,10 @@ def token_ranges(maps: Sequence[PatchMap]) -> list[range]:
 
 
 def region_tokens(maps: Sequence[PatchMap], region: Region) -> list[int]:
-    """The tokens of an example that see `region`, counted through all its images: those of image k come after
-    those of images 0 to k-1. ValueError if the region's image is not there.
+    """The tokens of an example that see `region`, counted through all its images.
+
+    Those of image k come after those of images 0 to k - 1. Raises ValueError if the example does not have the
+    region's image.
     """
     if region.image >= len(maps):
         raise ValueError(f"the region lies in image {region.image}, but the example has {len(maps)} image(s)")
@@ -227,7 +238,7 @@ def region_tokens(maps: Sequence[PatchMap], region: Region) -> list[int]:
 def token_regions(maps: Sequence[PatchMap], tokens: Iterable[int]) -> list[Region]:
     """What `tokens`, counted through all images of an example, see: one region for each image they touch.
 
-    Tokens that see no place are passed over. ValueError for a token that no image has.
+    Tokens that are not spatial are passed over. Raises ValueError for a token that no image has.
     """
     chosen = np.array(sorted(set(tokens)), dtype=np.int64)
     total = sum(map(len, maps))
@@ -242,41 +253,39 @@ def token_regions(maps: Sequence[PatchMap], tokens: Iterable[int]) -> list[Regio
     return regions
 
 
-def _support(
-    lower: Floats, upper: Floats, length: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Pixels `first` to `last - 1`: what an antialiased bilinear filter looks at for tokens with these edges.
+def _filtered(lower: Floats, upper: Floats, length: int) -> tuple[Indices, Indices]:
+    """Pixels `first` to `stop - 1` of a line of `length` that resampling to tokens with these edges reads.
 
-    The weight falls from 1 at the token's centre to 0 at one token's width (at least a pixel) from it.
-    Whether a pixel exactly there counts is decided by rounding in the single precision of the published
-    implementation, which is therefore followed step by step: the width is rounded, and the centre is a number
-    of rounded widths.
+    The weight of a pixel is a triangle, from 1 at the token's centre to 0 at `reach`: one token's width, but
+    at least a pixel. Whether a pixel right where it ends counts is decided by rounding in single precision,
+    so every step is that of torch, whose token i has its centre at `width * (i + 0.5)`.
+    Source: torch, aten/src/ATen/native/cpu/UpSampleKernel.cpp, `_compute_indices_min_size_weights_aa`.
     """
     width = (upper - lower).astype(np.float32)
-    steps = (lower + upper) / (2 * (upper - lower))
-    halves = np.rint(2 * steps) / 2
-    steps = np.where(np.abs(steps - halves) < 1e-6, halves, steps)
-    centre = (width * steps).astype(np.float32)
-    support = np.maximum(width, np.float32(1))
-    first = np.maximum(((centre - support).astype(np.float64) + 0.5).astype(np.int64), 0)
-    last = np.minimum(((centre + support).astype(np.float64) + 0.5).astype(np.int64), length)
+    widths = (lower + upper) / (2 * (upper - lower))  # from the line's start to the centre
+    halves = np.rint(2 * widths) / 2
+    on_grid = np.abs(widths - halves) < 1e-6
+    centre = (width * np.where(on_grid, halves, widths)).astype(np.float32)
+    reach = np.maximum(width, np.float32(1))
 
-    def weighs(pixel: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        offset = (pixel.astype(np.float32) - centre).astype(np.float64) + 0.5
-        return np.abs((offset * (np.float32(1) / support)).astype(np.float32)) < 1
+    def has_weight(pixel: Indices) -> npt.NDArray[np.bool_]:
+        distance = (pixel.astype(np.float32) - centre).astype(np.float64) + 0.5
+        return np.abs((distance * (np.float32(1) / reach)).astype(np.float32)) < 1
 
-    first = first + ~weighs(first)
-    return first, np.maximum(last - ~weighs(last - 1), first)
+    first = np.maximum(((centre - reach).astype(np.float64) + 0.5).astype(np.int64), 0)
+    stop = np.minimum(((centre + reach).astype(np.float64) + 0.5).astype(np.int64), length)
+    first = first + ~has_weight(first)
+    return first, np.maximum(stop - ~has_weight(stop - 1), first)
 
 
-def _check_table(boxes: Floats, levels: npt.NDArray[np.int8]) -> None:
-    if levels.shape != (len(boxes),):
-        raise ValueError(f"every token has one level: {len(boxes)} boxes, levels of shape {levels.shape}")
-    if not np.isin(levels, (TILE, OVERVIEW, NOT_SPATIAL)).all():
+def _check_table(boxes: Floats, token_views: npt.NDArray[np.int8]) -> None:
+    if token_views.shape != (len(boxes),):
+        raise ValueError(f"every token has one view: {len(boxes)} boxes, views of shape {token_views.shape}")
+    if not np.isin(token_views, (TILE, OVERVIEW, NOT_SPATIAL)).all():
         raise ValueError(
-            f"a level is {TILE} (tile), {OVERVIEW} (overview) or {NOT_SPATIAL} (not spatial), got {levels}"
+            f"a view is {TILE} (tile), {OVERVIEW} (overview) or {NOT_SPATIAL} (not spatial): {token_views}"
         )
-    spatial = levels != NOT_SPATIAL
+    spatial = token_views != NOT_SPATIAL
     if not np.isnan(boxes[~spatial]).all():
         raise ValueError("a token that is not spatial has NaN for a box")
     sound = np.isfinite(boxes).all(axis=1) & (boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])

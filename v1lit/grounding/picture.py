@@ -1,4 +1,4 @@
-"""A picture as a person sees it: the one place that decides which pixels an image has.
+"""A picture as a person sees it: here alone is decided which pixels an image has.
 
 Files, bytes, shards and Pillow images all come through `as_seen`, models and drawings alike, so that a region
 means the same place for all of them.
@@ -24,7 +24,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _PNG_STEPS = {"L;2": 85, "L;4": 17}
-"""Pillow's name of grey with few bits -> by what it multiplies values when it decodes them."""
+"""Pillow's name of grey with few bits -> the factor by which it multiplies values when decoding."""
 
 
 class ImageError(ValueError):
@@ -32,16 +32,15 @@ class ImageError(ValueError):
 
 
 def as_seen(image: Image.Image, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The pixels that a viewer shows, as RGB and without metadata; `image` stays as it is.
+    """The pixels that a viewer shows, as RGB and without metadata; `image` stays unchanged.
 
     The EXIF orientation is applied, transparent parts stand on white, CMYK and palettes become RGB, and
     16-bit grey (modes `I;16` and `I`) is scaled to 8 bits (Pillow alone would clip nearly all of it to
-    white). Of an animation this is the current frame, the first one where nobody has moved on. Doing it
-    twice changes nothing. Plain RGB is given back itself: copy it before drawing on it.
+    white). Of an animation this is the current frame, which is the first at the start. Doing it twice
+    changes nothing. Plain RGB is returned itself: copy it before drawing on it.
 
-    Raises:
-        ImageError: no pixels, more than `max_pixels`, damaged or cut-off data, or floating-point pixels,
-            whose range nothing states.
+    Raises ImageError for no pixels, more than `max_pixels`, damaged or cut-off data, and floating-point
+    pixels, whose range nothing states.
     """
     check_size(image.size, max_pixels)
     if image.mode == "F":
@@ -77,7 +76,7 @@ def check_size(size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> None:
 def orientation(image: Image.Image, *, header_only: bool = False) -> int:
     """The EXIF orientation, 1 to 8; 1 where there is none or it is unreadable (viewers do the same).
 
-    header_only: of a PNG, leave out what stands behind the pixels, which asks for decoding them.
+    With `header_only`, what a PNG holds after its pixels is not looked at: that would take decoding them.
     """
     try:
         exif = Image.Image.getexif(image) if header_only else image.getexif()
@@ -102,7 +101,7 @@ def one_line(error: BaseException) -> str:
 def _transparent(image: Image.Image) -> object:
     """What a file calls transparent, in the values that Pillow decodes its pixels to; None for nothing.
 
-    To be asked before the pixels are decoded: afterwards nobody knows how many bits the file had.
+    To be called before the pixels are decoded: afterwards nothing says how many bits the file had.
     """
     value = image.info.get("transparency")
     tile = getattr(image, "tile", None) if image.format == "PNG" else None

@@ -29,22 +29,22 @@ MASK_PIXEL_LIMIT = 100_000_000
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Region:
-    """Part of one image. Made by `from_box`, `from_boxes`, `from_polygon`, `from_mask`, `from_json` or `of`.
-
-    Attributes:
-        kind: what `data` is.
-        data: of a box its four numbers; of boxes (their union counts) a tuple of them; of a polygon (even-odd
-            rule) a tuple of `(x, y)` corners; of a mask a read-only bool array [height, width].
-        image: which of the example's images the region lies in.
-    """
+    """A part of one image, made by one of the `from_...` class methods or by `of`."""
 
     kind: Kind
+    """What `data` is."""
     data: Any
+    """Pixels of the original image.
+
+    Of a box its four numbers; of boxes, whose union counts, a tuple of them; of a polygon (even-odd rule) a
+    tuple of `(x, y)` corners; of a mask a read-only bool array `[height, width]`.
+    """
     image: int = 0
+    """Index of the image, among those of the example, in which the region lies."""
 
     @classmethod
     def from_box(cls, box: Sequence[float], image: int = 0) -> Region:
-        """A box `(x1, y1, x2, y2)`; ValueError unless it is four finite numbers with x1 < x2 and y1 < y2."""
+        """A box `(x1, y1, x2, y2)`. Raises ValueError unless it is finite with x1 < x2 and y1 < y2."""
         return cls("box", _check_box(box), _check_image(image))
 
     @classmethod
@@ -61,14 +61,14 @@ class Region:
 
     @classmethod
     def from_mask(cls, mask: npt.ArrayLike, image: int = 0) -> Region:
-        """A mask [height, width] of the whole image: bool, or integers where anything but 0 is inside."""
+        """A mask `[height, width]` of the whole image: bool, or integers where anything but 0 is inside."""
         array = np.asarray(mask)
         if array.ndim != 2 or array.dtype.kind not in "biu":
             raise ValueError(
                 f"a mask is a boolean array [height, width], got shape {array.shape} of {array.dtype}; "
                 "compare probabilities with a threshold first"
             )
-        inside = array.astype(bool)  # a copy: nobody else can change it
+        inside = array.astype(bool)  # A copy, which nobody else can change.
         if not inside.any():
             raise ValueError(f"the mask {inside.shape} has no pixel inside; a region cannot be empty")
         inside.setflags(write=False)
@@ -76,7 +76,7 @@ class Region:
 
     @classmethod
     def of(cls, thing: Region | Sequence[float] | npt.ArrayLike) -> Region:
-        """A region as it is, a box of four numbers, or a mask [height, width]."""
+        """A region unchanged, or that of a box of four numbers or of a mask `[height, width]`."""
         if isinstance(thing, Region):
             return thing
         if isinstance(thing, tuple | list) and len(thing) == 4:
@@ -91,7 +91,7 @@ class Region:
 
     @property
     def box(self) -> Box:
-        """Smallest box around the region; of a mask, around its pixels."""
+        """The smallest box around the region; of a mask, around its pixels."""
         if self.kind == "box":
             return self.data
         if self.kind == "mask":
@@ -102,15 +102,15 @@ class Region:
         return x1, y1, x2, y2
 
     def boxes(self) -> npt.NDArray[np.float64] | None:
-        """[boxes, 4] where the region is exactly a union of boxes, None for polygons and masks."""
+        """`[boxes, 4]` where the region is exactly a union of boxes; None for polygons and masks."""
         return np.asarray(self.data).reshape(-1, 4) if self.kind in ("box", "boxes") else None
 
     def mask(self, image_size: Size) -> npt.NDArray[np.bool_]:
-        """Pixels inside, bool [height, width].
+        """`[height, width]`: the pixels inside.
 
         A pixel is inside if its centre is; a shape so thin that it holds no centre takes all pixels that its
-        bounds touch. Parts outside the image are cut off. ValueError if a mask is asked for at another size
-        than its own.
+        bounds touch. Parts outside the image are cut off. Raises ValueError for a mask at another size than
+        its own.
         """
         if self.kind == "mask":
             if self.data.shape != (image_size[1], image_size[0]):
@@ -133,7 +133,7 @@ class Region:
     def clamped(self, image_size: Size, tolerance: float) -> Region:
         """The region, moved onto the image's edge where it reaches out by no more than `tolerance` pixels.
 
-        It stays as it is where it reaches out further, where nothing would be left, and if it is a mask.
+        It stays unchanged where it reaches out further, where nothing would be left, and if it is a mask.
         """
         if self.kind == "mask" or self.within(image_size):
             return self
@@ -181,12 +181,12 @@ class Region:
 
     @classmethod
     def from_json(cls, value: Any, image: int = 0) -> Region:
-        """A region from plain JSON; `image` holds where the JSON itself names none.
+        """A region from plain JSON; `image` counts where the JSON itself names none.
 
         Understood are `[x1, y1, x2, y2]`, `{"box": [x1, y1, x2, y2]}`, `{"boxes": [[x1, y1, x2, y2], ...]}`,
         `{"polygon": [[x, y], ...]}` and `{"mask": {"size": [width, height], "runs": [...]}}` (lengths of
-        runs, row by row, outside first), each object with an optional `"image"`. Anything else is a
-        ValueError.
+        runs, row by row, outside first), each object with an optional `"image"`. Raises ValueError for
+        anything else.
         """
         if isinstance(value, list):
             return cls.from_box(value, image)
@@ -260,7 +260,7 @@ def _check_polygon(points: Any) -> tuple[tuple[float, float], ...]:
 
 def _numbers(values: Any) -> list[float]:
     for value in values:
-        kind = type(value)  # Looked at first, here and below: asking for a Real takes ten times as long.
+        kind = type(value)  # First, here and below: asking whether it is a Real takes ten times as long.
         number = kind is float or kind is int or (isinstance(value, Real) and kind is not bool)
         if not number or not abs(value) <= COORDINATE_LIMIT:
             raise ValueError(

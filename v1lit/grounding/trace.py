@@ -11,7 +11,7 @@ A call and the ways to write an object in it:
 In the query a backslash before a quote, before another backslash or before `detect(` makes that stand for
 itself; a backslash before anything else is one, so that formulas such as `\\theta` need no care. A `detect(`
 without it always begins a call: wherever one goes wrong the next is still found, and reading takes time
-proportional to the length.
+proportional to the length. Source of the format: jun297/v1, v1/processor.py, lines 239-262 and 398-424.
 """
 
 from __future__ import annotations
@@ -43,19 +43,16 @@ POINTER_LIMIT = 10**9
 
 @dataclass(frozen=True)
 class DetectedObject:
-    """One object of a call: a name, a region, or both.
-
-    Attributes:
-        name: `<obj1>`, or "" where the object has none.
-        region: name of a region such as `<|region_1|>`; then there is neither a box nor are there tokens.
-        box: four finite numbers as written, fractions of the image's width and height.
-        tokens: pointer indices in the order in which they were written.
-    """
+    """One object of a call: a name, a region, or both."""
 
     name: str = ""
+    """`<obj1>`, or "" where the object has none."""
     region: str | None = None
+    """The name of a region such as `<|region_1|>`; then there is neither a box nor are there tokens."""
     box: tuple[float, float, float, float] | None = None
+    """Four finite numbers as written: fractions of the image's width and height."""
     tokens: tuple[int, ...] = ()
+    """Pointer indices in the order in which they were written."""
 
     def __post_init__(self) -> None:
         if self.name and not _NAME.fullmatch(self.name):
@@ -80,7 +77,7 @@ class DetectedObject:
 
 @dataclass(frozen=True)
 class Detect:
-    """One call: what was looked for and what was found, which may be nothing."""
+    """One call: what was looked for and the objects, perhaps none, that it returned."""
 
     query: str
     objects: tuple[DetectedObject, ...] = ()
@@ -91,7 +88,7 @@ class Detect:
 
 @dataclass(frozen=True)
 class Trace:
-    """Texts and calls in their order. Neighbouring texts are joined and empty ones left out."""
+    """Texts and calls in their order; neighbouring texts are joined and empty ones left out."""
 
     parts: tuple[str | Detect, ...] = ()
 
@@ -111,16 +108,16 @@ class Trace:
 
     @property
     def text(self) -> str:
-        """The text alone, without the calls. (`format_trace` writes both.)"""
+        """The text alone, without the calls; `format_trace` writes both."""
         return "".join(part for part in self.parts if isinstance(part, str))
 
     @property
     def objects(self) -> dict[str, DetectedObject]:
-        """Objects by name. Where a name comes again the later object holds, unless it is a mere mention."""
+        """Objects by name; of several with one name the last counts that says where it is."""
         named: dict[str, DetectedObject] = {}
-        for found in (found for call in self.calls for found in call.objects if found.name):
-            if found.placed or found.name not in named:
-                named[found.name] = found
+        for thing in (thing for call in self.calls for thing in call.objects if thing.name):
+            if thing.placed or thing.name not in named:
+                named[thing.name] = thing
         return named
 
 
@@ -154,8 +151,7 @@ def parse_trace(text: str) -> ParsedTrace:
 def format_trace(trace: Trace) -> str:
     """Write a trace, so that `parse_trace(format_trace(trace)).trace == trace`.
 
-    Raises:
-        ValueError: a text part would be read as a call, or begins one that would swallow the next.
+    Raises ValueError where a text part would be read as a call, or begins one that would swallow the next.
     """
     text = "".join(part if isinstance(part, str) else _format_call(part) for part in trace.parts)
     suspicious = any("detect(" in part for part in trace.parts if isinstance(part, str))
@@ -164,19 +160,19 @@ def format_trace(trace: Trace) -> str:
     return text
 
 
-def format_object(found: DetectedObject) -> str:
+def format_object(thing: DetectedObject) -> str:
     """One object as it stands between the quotes of a call's list."""
-    if found.region is not None:
-        return found.name + found.region
-    if found.box is None and not found.tokens:
-        return found.name
-    box = "" if found.box is None else f"[{', '.join(_format_number(v) for v in found.box)}]"
-    return f"{found.name}<region>{box}{''.join(f'<|copy_{token}|>' for token in found.tokens)}</region>"
+    if thing.region is not None:
+        return thing.name + thing.region
+    if thing.box is None and not thing.tokens:
+        return thing.name
+    box = "" if thing.box is None else f"[{', '.join(_format_number(v) for v in thing.box)}]"
+    return f"{thing.name}<region>{box}{''.join(f'<|copy_{token}|>' for token in thing.tokens)}</region>"
 
 
 def _format_call(call: Detect) -> str:
     query = _ESCAPED.sub(r"\\\g<0>", call.query)
-    objects = ", ".join(f'"{format_object(found)}"' for found in call.objects)
+    objects = ", ".join(f'"{format_object(thing)}"' for thing in call.objects)
     return f'detect(query="{query}", objects=[{objects}])'
 
 
@@ -193,7 +189,7 @@ def _check_numbers(values: Sequence[Any]) -> tuple[float, float, float, float]:
     return x1, y1, x2, y2
 
 
-class _Broken(Exception):  # noqa: N818 (never leaves this file)
+class _CallError(Exception):
     """The call cannot be read beyond the parser's position."""
 
 
@@ -227,8 +223,8 @@ class _Parser:
             self._expect(_OBJECTS, "expected objects=[ after the query")
             query = words
             self._list(objects)
-        except _Broken as broken:
-            self.problems.append(Problem(start, self.at, str(broken)))
+        except _CallError as error:
+            self.problems.append(Problem(start, self.at, str(error)))
         return None if query is None else Detect(query, tuple(objects))
 
     def _query(self) -> str:
@@ -238,7 +234,7 @@ class _Parser:
             pieces.append(self.text[self.at : stop.start() if stop else len(self.text)])
             self.at = stop.start() if stop else len(self.text)
             if stop is None or stop[0] == "detect(":
-                raise _Broken("the quote of the query is never closed")
+                raise _CallError("the quote of the query is never closed")
             self.at = stop.end()
             if stop[0] == '"':
                 return "".join(pieces)
@@ -247,20 +243,20 @@ class _Parser:
     def _list(self, objects: list[DetectedObject]) -> None:
         """Strings up to the closing brackets. Where one does not fit, the position stays before it."""
         while True:
-            here = self.at
+            before = self.at
             self._skip(_SEPARATOR)
             if self._take('"'):
                 self._string(objects)
             elif self._take("]"):
                 break
             else:
-                self.at = here
-                raise _Broken('expected an object in quotes or the end of the list, "]"')
-        here = self.at
+                self.at = before
+                raise _CallError('expected an object in quotes or the end of the list, "]"')
+        before = self.at
         self._skip(_SPACE)
         if not self._take(")"):
-            self.at = here
-            raise _Broken('expected ")" after the list of objects')
+            self.at = before
+            raise _CallError('expected ")" after the list of objects')
 
     def _string(self, objects: list[DetectedObject]) -> None:
         """Objects up to the closing quote; what cannot be read among them is reported and passed over."""
@@ -271,11 +267,11 @@ class _Parser:
                 return
             if self.at >= len(self.text) or self.text.startswith("detect(", self.at):
                 self.at = good  # what follows is text; it holds no call, so nothing is read a third time
-                raise _Broken("the quote of an object is never closed")
+                raise _CallError("the quote of an object is never closed")
             start = self.at
-            found = self._object()
-            if found is not None:
-                objects.append(found)
+            thing = self._object()
+            if thing is not None:
+                objects.append(thing)
                 good = self.at
             if self.at == start:
                 end = _GARBAGE_END.search(self.text, start + 1)
@@ -353,4 +349,4 @@ class _Parser:
 
     def _expect(self, pattern: re.Pattern[str], reason: str) -> None:
         if self._match(pattern) is None:
-            raise _Broken(reason)
+            raise _CallError(reason)
