@@ -70,9 +70,9 @@ def test_no_operator_waits_for_the_device() -> None:
 
 
 def test_a_good_number_of_positions_per_chunk_is_alike_in_all() -> None:
-    from v1lit.pointer.joint_loss.chunked import BUFFER, Plan
+    from v1lit.pointer.joint_loss.chunked import BUFFER, SweepPlan
 
-    plan = Plan((152_064), (4096,), (1000,), 1.0, LossOptions(), torch_rows, torch.float32, (True,) * 4)
+    plan = SweepPlan((152_064), (4096,), (1000,), 1.0, LossOptions(), torch_rows, torch.float32, (True,) * 4)
     chunk = plan.rows_per_chunk(CPU)
     assert chunk % 16 == 0
     assert BUFFER["cpu"] // 2 < chunk * plan.width(CPU) * 4 <= BUFFER["cpu"] * 1.1

@@ -29,7 +29,12 @@ Model = TypeVar("Model", bound="PointAndCopyBase")
 
 
 class PointAndCopyBase(PreTrainedModel):
-    """A stock backbone with a pointer head beside it; `PointAndCopyModel` says how the two work together."""
+    """A stock backbone with a pointer head beside it; `PointAndCopyModel` says how the two work together.
+
+    Args:
+        config: of the backbone and of the pointer.
+        backbone: a model of `config.backbone_config`; a random one when not given.
+    """
 
     config_class = PointAndCopyConfig
     base_model_prefix = "backbone"
@@ -90,7 +95,10 @@ class PointAndCopyBase(PreTrainedModel):
             self.config._attn_implementation_internal = stock_attention(kernel)  # `generate` asks this one
 
     def init_pointer(self) -> None:
-        """Start the head as in `PointerHead.init_weights`; with a gate, double `lm_head` to undo g = 1/2."""
+        """Start the head as in `PointerHead.init_weights`; with a gate, double `lm_head` to undo g = 1/2.
+
+        Source: jun297/v1, v1/modeling_v1.py, lines 74-80. Raises ValueError for a gate on a tied `lm_head`.
+        """
         self.pointer_head.init_weights(getattr(self.config.get_text_config(), "initializer_range", 0.02))
         if self.pointer_options.gate:
             head = self.get_output_embeddings()
@@ -126,7 +134,7 @@ class PointAndCopyBase(PreTrainedModel):
     def from_published(
         cls: type[Model], folder: str | Path, dtype: torch.dtype | None = None, attention: str = "sdpa"
     ) -> Model:
-        """Open a checkpoint in the layout of the published v1-7B. See `v1lit.pointer.published`."""
+        """Open a checkpoint in the layout of the published v1-7B; see `v1lit.pointer.published`."""
         return load_published(folder, cls, dtype, attention)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Asking a model something in the middle of its training, which then goes on as if nobody had asked."""
+"""A model in training may be asked something, and its training continues as if nobody had asked."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import nn
 
 @contextmanager
 def borrowed(model: nn.Module) -> Iterator[None]:
-    """Inside, every part of `model` is in evaluation mode; afterwards each has the mode that it had.
+    """Put every part of `model` in evaluation mode; afterwards each has the mode that it had.
 
-    Where a part was in training mode, torch's random state is put back as well, or dropout would be another
-    than in a run in which nothing was asked. Both hold after an error too.
+    Where a part was in training mode, torch's random state is put back as well, or dropout would differ from
+    that of a run in which nothing was asked. Both hold after an error too.
     """
     training = [part for part in model.modules() if part.training]
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}

@@ -10,7 +10,10 @@ from v1lit.errors import OptionError, check_choices, check_fields, check_least
 
 @dataclass(frozen=True)
 class PointerConfig:
-    """Every option of the mechanism; the defaults are the published v1 settings without its top-k z-loss."""
+    """Every option of the mechanism; the defaults are those of the published v1 but for the top-k z-loss.
+
+    Source: jun297/v1, v1/configuration_v1.py, `V1Config.__init__`.
+    """
 
     tie_heads: bool = False
     """Use one projection for queries and keys."""
@@ -31,11 +34,11 @@ class PointerConfig:
     z_top_k: int | None = None
     """Take the z-loss over the k largest logits only, as the published run did (40). Joint loss only."""
     label_smoothing: float = 0.0
-    """Share of the probability spread evenly over all allowed classes."""
+    """Share of the probability that is spread evenly over all allowed classes."""
     first_pointer_weight: float = 1.0
     """Weight in the loss of a region's first pointer, which decides where to look; other positions have 1."""
     loss_implementation: Literal["auto", "reference", "chunked", "triton"] = "auto"
-    """How the loss is computed; all give the same. `auto` takes the fastest that runs on the device."""
+    """How the loss is computed, with one result; `auto` takes the fastest that runs on the device."""
     loss_chunk: int | None = None
     """Supervised positions per chunk of the loss: memory is chunk x vocabulary. Null for a good number."""
 

@@ -11,9 +11,10 @@ from v1lit.pointer.config import PointerConfig
 
 
 class PointerHead(nn.Module):
-    """Scores image tokens from the last hidden state: `(W_q h + b_q) . (W_k k + b_k) / sqrt(hidden size)`.
+    """Scores image tokens from the last hidden state: `(W_q h + b_q) . (W_k k + b_k) / sqrt(hidden)`.
 
-    The published scale uses the backbone's hidden size whatever the width of the projections.
+    The scale uses the backbone's hidden size whatever the width of the projections.
+    Source: jun297/v1, v1/modeling_v1.py, lines 50-69 and 318-375.
     """
 
     def __init__(self, hidden_size: int, config: PointerConfig) -> None:
@@ -27,7 +28,10 @@ class PointerHead(nn.Module):
         self.identity_init = config.identity_init
 
     def init_weights(self, std: float) -> None:
-        """Normal weights of deviation `std` or the scaled identity; the gate starts at w = 0, so g = 1/2."""
+        """Normal weights of deviation `std` or the scaled identity; the gate starts at w = 0, so g = 1/2.
+
+        Source: jun297/v1, v1/modeling_v1.py, lines 19-31 and 74-96.
+        """
         for projection in (self.query, self.key):
             if projection is None:
                 continue
@@ -49,16 +53,15 @@ class PointerHead(nn.Module):
         return (self.query if self.key is None else self.key)(self._normalized(states))
 
     def scores(self, queries: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
-        """Pointer logits in float32, lowest float where masked.
+        """`[batch, tokens, pointers]`: pointer logits in float32, the lowest float where masked.
 
-        queries `[batch, tokens, width]`, keys `[batch, pointers, width]`, mask `[batch, pointers]` ->
-        `[batch, tokens, pointers]`.
+        Of queries `[batch, tokens, width]`, keys `[batch, pointers, width]` and mask `[batch, pointers]`.
         """
         scores = (queries @ keys.transpose(1, 2)).float() * self.scale
         return scores.masked_fill(~mask[:, None, :], torch.finfo(scores.dtype).min)
 
     def gate_values(self, states: Tensor) -> Tensor | None:
-        """g in float32, `[..., hidden]` -> `[..., 1]`; None without a gate."""
+        """`[..., hidden]` -> `[..., 1]`: g in float32; None without a gate."""
         return None if self.gate is None else torch.sigmoid(self.gate(states).float())
 
     def _normalized(self, states: Tensor) -> Tensor:

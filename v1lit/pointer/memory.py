@@ -12,29 +12,32 @@ from v1lit.pointer.layout import TokenLayout
 
 @dataclass
 class PointerMemory:
-    """Keys, values and mask of the image tokens of every row, kept beside the KV cache while decoding."""
+    """Keys, values and mask of the image tokens of every row, kept beside the KV cache while decoding.
+
+    Source: jun297/v1, v1/modeling_v1.py, lines 250-258 and 326-355, as two further layers of the cache.
+    """
 
     keys: Tensor
-    """Projected keys, `[batch, pointers, width]`."""
+    """`[batch, pointers, width]`: projected keys."""
     values: Tensor
-    """Input embeddings of the image tokens, `[batch, pointers, hidden]`."""
+    """`[batch, pointers, hidden]`: input embeddings of the image tokens."""
     mask: Tensor
-    """True where a row has that image token, `[batch, pointers]`."""
+    """`[batch, pointers]`: whether a row has that image token."""
 
 
 def embed_with_copies(text: Tensor, values: Tensor, layout: TokenLayout) -> Tensor:
-    """Input embeddings of mixed sequences, `[rows, tokens, hidden]`.
+    """`[batch, tokens, hidden]`: input embeddings of sequences of text, image tokens and pointers.
 
     `text` holds the embeddings of the text tokens, `values` `[image_tokens, hidden]` those of the image
     tokens of all sequences in order. Image tokens get their own value, pointers a copy of the one that they
-    point at.
+    point at. Source: jun297/v1, v1/modeling_v1.py, lines 98-121 and 207-220.
     """
     visual = values.index_select(0, layout.sources)
     return text.flatten(0, 1).index_copy(0, layout.visual, visual).view_as(text)
 
 
 def copy_values(text: Tensor, pointed: Tensor, memory: PointerMemory) -> Tensor:
-    """Input embeddings of tokens that follow those of a cache, `[batch, tokens, hidden]`.
+    """`[batch, tokens, hidden]`: input embeddings of tokens that follow those of a cache.
 
     `text` holds the embeddings of the text tokens, `pointed` `[batch, tokens]` the index of the image token
     that each token points at, below 0 where it is text.

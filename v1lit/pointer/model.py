@@ -103,7 +103,7 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
     def _decode_next(
         self, input_ids: Tensor, memory: PointerMemory, logits_to_keep: int, decoding: dict[str, Any]
     ) -> PointAndCopyOutput:
-        """The same for tokens that follow those of a cache."""
+        """The joint logits of tokens that follow those of a cache."""
         text = self.get_input_embeddings()(self._without_pointers(input_ids))
         embeds = copy_values(text, input_ids - self.config.pointer_start, memory)
         decoded = self.backbone.get_decoder()(inputs_embeds=embeds, **decoding)
@@ -165,13 +165,13 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
         )
 
     def _keys(self, states: Tensor, values: Tensor, layout: TokenLayout) -> Tensor:
-        """Keys of the image tokens of all sequences in order, `[image_tokens, width]`."""
+        """`[image_tokens, width]`: keys of the image tokens of all sequences in order."""
         if self.pointer_options.key_source == "hidden":
             values = states.flatten(0, 1).index_select(0, layout.images)
         return self.pointer_head.project_keys(values)
 
     def _encode(self, image_inputs: dict[str, Tensor]) -> Tensor:
-        """Input embeddings of the image tokens, `[image_tokens, hidden]`."""
+        """`[image_tokens, hidden]`: input embeddings of the image tokens."""
         weight = self.get_input_embeddings().weight
         pixels = image_inputs.get(self.family.image_inputs[0])
         if pixels is not None and pixels.shape[0]:
@@ -187,19 +187,19 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
         return TokenLayout.of(input_ids, self.config.image_token_id, self.config.pointer_start, segments)
 
     def _without_pointers(self, input_ids: Tensor) -> Tensor:
-        """Pointers count as text for positions and never reach the embedding table, `[batch, tokens]`."""
+        """`[batch, tokens]`: ids with text in place of pointers, which count as one text token for positions.
+
+        Source: jun297/v1, v1/modeling_v1.py, lines 200-204.
+        """
         return input_ids.masked_fill(input_ids >= self.config.pointer_start, 0)
 
     def _positions(
-        self,
-        safe_ids: Tensor,
-        mask: Tensor | None,
-        segments: Segments | None,
-        image_inputs: dict[str, Tensor],
+        self, ids: Tensor, mask: Tensor | None, segments: Segments | None, image_inputs: dict[str, Tensor]
     ) -> Tensor:
+        """Rotary positions as the family counts them, from ids without pointers `[batch, tokens]`."""
         if segments is None:
-            return self.family.positions(self.backbone, safe_ids, mask, **image_inputs)
-        return packed_positions(self.family, self.backbone, safe_ids, segments, **image_inputs)
+            return self.family.positions(self.backbone, ids, mask, **image_inputs)
+        return packed_positions(self.family, self.backbone, ids, segments, **image_inputs)
 
     def _check_image_inputs(self, image_inputs: dict[str, Any]) -> None:
         unknown = [name for name in image_inputs if name not in self.family.image_inputs]
@@ -236,14 +236,14 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
         """As in transformers: greedy, sampling, beams. Left-pad batches and pass their `attention_mask`.
 
-        Images are encoded once, here, into one row of values per sequence, so that expanding rows into beams
-        keeps every row with its own images. The image placeholder itself is never generated.
+        Images are encoded once, here, into one row of embeddings per sequence, so that expanding rows into
+        beams keeps every row with its own images. The image placeholder itself is never generated. Raises
+        what `forward` raises.
         """
         image_inputs = {name: kwargs.pop(name) for name in self.family.image_inputs if name in kwargs}
         if "segment_lengths" in kwargs:
             raise ValueError("generate takes one example per row, padded on the left, not segments of a row")
         layout = self._layout(input_ids)
-        safe_ids = self._without_pointers(input_ids)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         for name in CACHE_NAMES:
@@ -255,9 +255,8 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
         if kwargs.get("image_embeds") is None:
             kwargs["image_embeds"] = layout.pad(layout.check(self._encode(image_inputs)))
         if kwargs.get("position_ids") is None:
-            kwargs["position_ids"] = self.family.positions(
-                self.backbone, safe_ids, attention_mask, **image_inputs
-            )
+            text_ids = self._without_pointers(input_ids)
+            kwargs["position_ids"] = self._positions(text_ids, attention_mask, None, image_inputs)
         return super().generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
     def _update_model_kwargs_for_generation(

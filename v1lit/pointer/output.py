@@ -15,23 +15,24 @@ from v1lit.pointer.memory import PointerMemory
 
 @dataclass
 class PointAndCopyOutput(ModelOutput):
-    """What `PointAndCopyModel.forward` gives."""
+    """What `PointAndCopyModel.forward` returns."""
 
     loss: Tensor | None = None
-    """Mean over supervised positions, `[]`; with labels only."""
+    """`[]`: the mean over supervised positions; with labels only."""
     logits: Tensor | None = None
-    """float32 `[batch, tokens, V + pointers]`, lowest float for absent pointers; None with labels."""
+    """`[batch, tokens, V + pointers]`, float32, the lowest float for absent pointers; None with labels."""
     losses: dict[str, Tensor] | None = None
     """Parts of the loss; their sum is `loss`."""
     terms: PointerLoss | None = None
-    """The same as sums and counts, for exact averages over several batches; and predictions."""
+    """The losses as sums and counts, for exact averages over several batches; and predictions."""
     targets: Tensor | None = None
-    """Labels of the supervised positions, in row-major order, `[positions]`."""
+    """`[positions]`: labels of the supervised positions, in row-major order."""
     verified: float | None = None
     """Largest relative error of the loss or a gradient, where it was compared with the reference."""
     cache: Cache | None = None
-    """Keys and values of all tokens so far, whatever transformers calls it."""
+    """Keys and values of all tokens so far, whatever transformers calls the cache."""
     if CACHE == "past_key_values":
         past_key_values: Cache | None = None
-        """The same, where the `generate` of an earlier transformers looks for it."""
+        """The cache, where the `generate` of an earlier transformers looks for it."""
     pointer_memory: PointerMemory | None = None
+    """What pointers of later tokens are scored against and copied from."""

@@ -43,35 +43,18 @@ _PREFIXES = (
     ("_copy_head.", "pointer_head.query."),
     ("gate.", "pointer_head.gate."),
 )
-"""(published prefix, ours); the first that fits counts."""
+"""Published prefix and ours; the first that fits counts."""
 _NEEDED = ("hidden_size", "vocab_size", "vision_config", "copy_token_start")
 _PINNED = {"copy_extraction_layer": -1, "do_copy": True, "use_cfg": False, "tf_legacy_loss": False}
-"""Options of the published implementation that v1lit knows with one value only."""
-_OPTIONS = [
-    "copy_extraction_layer",
-    "copy_hidden_size",
-    "copy_scaler",
-    "copy_token_num",
-    "copy_token_start",
-    "do_copy",
-    "label_smoothing",
-    "normalize_copy_states",
-    "region_token_id",
-    "separate_copy_loss",
-    "tie_copy_heads",
-    "tf_legacy_loss",
-    "use_cfg",
-    "use_embeddings_as_keys",
-    "use_gate",
-    "z_loss_top_k",
-    "z_loss_weight",
-    "architectures",
-    "model_type",
-    "transformers_version",
-    "_attn_implementation_autoset",
-    "_name_or_path",
-    "torch_dtype",
-]
+"""Options of the published implementation of which v1lit knows one value only."""
+_OPTIONS = (
+    *("copy_extraction_layer", "copy_hidden_size", "copy_scaler", "copy_token_num", "copy_token_start"),
+    *("do_copy", "label_smoothing", "normalize_copy_states", "region_token_id", "separate_copy_loss"),
+    *("tie_copy_heads", "tf_legacy_loss", "use_cfg", "use_embeddings_as_keys", "use_gate", "z_loss_top_k"),
+    *("z_loss_weight", "architectures", "model_type", "transformers_version", "_attn_implementation_autoset"),
+    *("_name_or_path", "torch_dtype"),
+)
+"""Keys of the published config that are none of the backbone's."""
 
 
 def load_published(

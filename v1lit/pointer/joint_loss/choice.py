@@ -14,13 +14,15 @@ from v1lit.pointer.joint_loss.reference import reference_terms
 from v1lit.pointer.joint_loss.rows import torch_rows
 from v1lit.pointer.joint_loss.terms import JointRows, LossOptions, Terms
 
-NAMES = ("auto", "reference", "chunked", "triton")
+IMPLEMENTATIONS = ("auto", "reference", "chunked", "triton")
 
 
 class LossChoice(NamedTuple):
+    """The implementation that computes the loss, and why."""
+
     name: str
     line: str
-    """What was chosen and why, for the log."""
+    """What was chosen and why, as the log says it."""
 
 
 def choose_loss(
@@ -31,8 +33,10 @@ def choose_loss(
     "auto" is `triton` where it works, which is tried once, and gains something: half precision on a GPU; else
     `chunked`. Raises ValueError for an unknown name, and for `triton` where that does not work.
     """
-    if wanted not in NAMES:
-        raise ValueError(f"model.pointer.loss_implementation is {wanted!r}; allowed: {', '.join(NAMES)}")
+    if wanted not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"model.pointer.loss_implementation is {wanted!r}; allowed: {', '.join(IMPLEMENTATIONS)}"
+        )
     if wanted in ("reference", "chunked"):
         return LossChoice(wanted, f"loss: {wanted}, as asked for")
     obstacle = _why_not_triton(device, dtype, z_top_k)
@@ -63,7 +67,7 @@ def compute(rows: JointRows, options: LossOptions, reduce: bool) -> Terms:
 
 
 def _why_not_triton(device: torch.device, dtype: torch.dtype, z_top_k: int | None) -> str | None:
-    """The first thing in its way, or None."""
+    """The first thing in the way of `triton`, or None."""
     if find_spec("triton") is None:
         return "triton is not installed"
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
@@ -77,7 +81,7 @@ def _why_not_triton(device: torch.device, dtype: torch.dtype, z_top_k: int | Non
 
 @lru_cache(maxsize=8)
 def _trial(device: torch.device, dtype: torch.dtype) -> str | None:
-    """What is wrong with its kernel here, where two rows are compared with plain torch; None if nothing."""
+    """What is wrong with the kernel on `device`, where two rows are compared with plain torch, or None."""
     vocabulary, width, tokens = 50, 64, (14, 5)
     try:
         from v1lit.pointer.joint_loss.triton_rows import triton_rows
@@ -88,9 +92,8 @@ def _trial(device: torch.device, dtype: torch.dtype) -> str | None:
         labels = torch.tensor([7, vocabulary + 2], device=device)
         weights = torch.tensor([0.5, 2.0], device=device)
         rest = (labels, classes, weights, vocabulary, LossOptions(z_weight=0.01))
-        ours, right = logits.clone(), logits.clone()
-        found, expected = triton_rows(ours, *rest), torch_rows(right, *rest)
-        pairs = zip((ours, *found), (right, *expected), strict=True)
+        ours, expected = logits.clone(), logits.clone()
+        pairs = zip((*triton_rows(ours, *rest), ours), (*torch_rows(expected, *rest), expected), strict=True)
         relative = 2 * torch.finfo(dtype).eps
         close = all(torch.allclose(a.float(), b.float(), rtol=relative, atol=1e-5) for a, b in pairs)
     except Exception as error:  # of the compiler, the driver, the build: each has its own

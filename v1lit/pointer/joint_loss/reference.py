@@ -10,7 +10,11 @@ from v1lit.pointer.joint_loss.terms import JointRows, LossOptions, Pointers, Ter
 
 
 def reference_terms(rows: JointRows, options: LossOptions, reduce: bool) -> Terms:
-    """The terms of `rows`. Gradients are autograd's."""
+    """The terms of `rows`, with autograd's gradients.
+
+    Source: jun297/v1, v1/modeling_v1.py, lines 476-510; the smoothing is that of arXiv 1512.00567, section 7,
+    the z-loss that of arXiv 2204.02311, section 5.
+    """
     text = F.linear(rows.hidden, rows.head.to(rows.hidden.dtype))
     logits = joint_logits(text, _pointer_logits(rows.pointers, text), rows.gate, rows.vocabulary)
     allowed = logits > torch.finfo(logits.dtype).min
@@ -30,6 +34,7 @@ def joint_logits(vocabulary: Tensor, pointers: Tensor, gate: Tensor | None, poin
     """`[vocabulary logits[:V] ; pointer logits]` in float32, each side scaled by the gate, if any.
 
     Absent pointers hold the lowest float, before and after.
+    Source: jun297/v1, v1/modeling_v1.py, lines 367-378.
     """
     text = vocabulary[..., :pointer_start].to(pointers.dtype)
     if gate is None:
@@ -40,7 +45,7 @@ def joint_logits(vocabulary: Tensor, pointers: Tensor, gate: Tensor | None, poin
 
 
 def _pointer_logits(pointers: Pointers | None, text: Tensor) -> Tensor:
-    """`[positions, image tokens of the longest sequence]`, the lowest float where a sequence has fewer."""
+    """`[positions, pointers]`: logits of the pointers, the lowest float where a sequence has fewer."""
     dtype = wide(text.dtype)
     if pointers is None:
         return text.new_zeros(len(text), 0, dtype=dtype)

@@ -1,4 +1,4 @@
-"""The loss of a chunk of joint rows, and its gradient written over the logits: in plain torch.
+"""The loss of a chunk of joint rows, and its gradient written over the logits, in plain torch.
 
 For one row with logits z, classes K, target y, weight w, smoothing e and z-loss weight c:
 
@@ -23,7 +23,7 @@ SCRATCH = {"cpu": 2**23, "cuda": 2**27}
 
 
 class RowTerms(NamedTuple):
-    """Of every row, `[rows]`."""
+    """The terms of every row, each `[rows]`."""
 
     cross_entropy: Tensor
     z: Tensor
@@ -31,12 +31,12 @@ class RowTerms(NamedTuple):
 
     @staticmethod
     def empty(rows: int, like: Tensor) -> RowTerms:
-        numbers = like.new_empty(2, rows, dtype=wide(like.dtype))
-        return RowTerms(numbers[0], numbers[1], like.new_empty(rows, dtype=torch.long))
+        cross_entropy, z = like.new_empty(2, rows, dtype=wide(like.dtype))
+        return RowTerms(cross_entropy, z, like.new_empty(rows, dtype=torch.long))
 
 
 class RowFunction(Protocol):
-    """One implementation of the above."""
+    """One implementation of the formulas of this module."""
 
     def __call__(
         self,
@@ -47,9 +47,11 @@ class RowFunction(Protocol):
         vocabulary: int,
         options: LossOptions,
     ) -> RowTerms:
-        """logits `[rows, width]`, overwritten with the gradient where there are weights `[rows]`; labels
-        `[rows]`; classes `[rows]`: how many of a row's columns are there, the others hold the lowest float;
-        vocabulary: how many columns every row has."""
+        """The terms of `logits` `[rows, width]`, which with `weights` `[rows]` become their gradient.
+
+        `labels` and `classes` are `[rows]`: the first `classes` columns of a row count, of which the first
+        `vocabulary` are in every row; the others hold the lowest float.
+        """
 
 
 def torch_rows(
@@ -60,24 +62,24 @@ def torch_rows(
     vocabulary: int,
     options: LossOptions,
 ) -> RowTerms:
-    """See `RowFunction`; a few rows at a time, so that one pass finds in the cache what the last one left."""
+    """A `RowFunction` that takes a few rows at a time: one pass finds in the cache what the last one left."""
     dtype = wide(logits.dtype)
     count = max(1, SCRATCH.get(logits.device.type, 2**27) // (dtype.itemsize * logits.shape[1]))
     scratch = logits.new_empty(min(count, len(logits)), logits.shape[1], dtype=dtype)
     terms = RowTerms.empty(len(logits), logits)
     for start in range(0, len(logits), count):
-        part = slice(start, min(start + count, len(logits)))
-        found = _few_rows(
-            logits[part],
-            scratch[: part.stop - start],
-            labels[part, None],
-            classes[part],
-            None if weights is None else weights[part],
+        few = slice(start, min(start + count, len(logits)))
+        terms_of_few = _few_rows(
+            logits[few],
+            scratch[: few.stop - start],
+            labels[few, None],
+            classes[few],
+            None if weights is None else weights[few],
             vocabulary,
             options,
         )
-        for whole, piece in zip(terms, found, strict=True):
-            whole[part] = piece
+        for of_all, of_few in zip(terms, terms_of_few, strict=True):
+            of_all[few] = of_few
     return terms
 
 
@@ -90,7 +92,7 @@ def _few_rows(
     vocabulary: int,
     options: LossOptions,
 ) -> RowTerms:
-    """`labels` is `[rows, 1]`; `scratch` has the shape of `logits`, in the type of the softmax."""
+    """The same for few rows: `labels` `[rows, 1]`, `scratch` as `logits`, in the type of the softmax."""
     smoothing = options.label_smoothing
     peak, predictions = logits.max(dim=1)
     target = logits.gather(1, labels)[:, 0].to(scratch.dtype)
@@ -118,7 +120,7 @@ def _few_rows(
 
 
 def _mean(logits: Tensor, classes: Tensor, vocabulary: int, dtype: torch.dtype) -> Tensor:
-    """Of the logits that are there, `[rows]`."""
+    """`[rows]`: the mean of the logits that count."""
     pointers = logits[:, vocabulary:].to(dtype)
     column = torch.arange(vocabulary, logits.shape[1], device=logits.device)
     pointers = pointers.masked_fill(column >= classes[:, None], 0.0)

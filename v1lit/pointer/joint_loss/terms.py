@@ -13,15 +13,15 @@ Reduction = Literal["mean", "sum", "none"]
 
 @dataclass(frozen=True)
 class Pointers:
-    """The pointer side of the softmax. A position may point at the image tokens of its own sequence only.
+    """The pointer side of the softmax; a position may point at the image tokens of its own sequence only.
 
-    The counts are of the host, so that no device is waited for.
+    The counts are on the host, so that no device is waited for.
     """
 
     queries: Tensor
-    """Of every position, `[positions, width]`."""
+    """`[positions, width]`"""
     keys: Tensor
-    """Of the image tokens of all sequences, one behind another, `[image_tokens, width]`."""
+    """`[image_tokens, width]`: of all sequences, one behind another."""
     positions: tuple[int, ...]
     """How many of the positions belong to sequence 0, 1, ...; they stand in this order."""
     image_tokens: tuple[int, ...]
@@ -31,7 +31,7 @@ class Pointers:
 
     @property
     def longest(self) -> int:
-        """Image tokens of the sequence that has most."""
+        """The number of image tokens of the sequence that has most."""
         return max(self.image_tokens, default=0)
 
 
@@ -42,22 +42,22 @@ class PointerLoss:
     loss: Tensor
     """What to minimise: `[]`, or `[positions]` with reduction "none"."""
     sums: dict[str, Tensor]
-    """Weighted sums over positions, detached, each `[]`: `joint`, or separately `text` and `pointer`, of the
+    """Weighted sums over positions, each `[]`, detached: `joint`, or separately `text` and `pointer`, of the
     cross-entropy; `z` of logsumexp^2, where it has a weight."""
     counts: dict[str, Tensor]
     """Sum of the weights behind each of `sums`, `[]`."""
     predictions: Tensor
-    """Most likely class of the joint softmax at every position, `[positions]`; detached."""
+    """`[positions]`, detached: the most likely class of the joint softmax."""
 
     def means(self, z_weight: float) -> dict[str, Tensor]:
-        """The parts as means over the positions at hand, z with its weight; 0 where nothing was counted."""
+        """The parts as means over the positions, z with its weight; 0 where nothing was counted."""
         parts = {name: value / or_one(self.counts[name]) for name, value in self.sums.items()}
         return {name: z_weight * value if name == "z" else value for name, value in parts.items()}
 
 
 @dataclass(frozen=True)
 class LossOptions:
-    """What is computed, and how: a position's loss is `CE + z_weight * logsumexp^2`.
+    """What is computed, and how: the loss of a position is `CE + z_weight * logsumexp^2`.
 
     Raises ValueError for values out of range and options that exclude each other.
     """
@@ -84,37 +84,37 @@ class LossOptions:
             raise ValueError(f"chunk is {self.chunk}; give a positive number of positions, or None")
 
     def combine(self, cross_entropy: Tensor, z: Tensor) -> Tensor:
-        """A new tensor. Without a weight z may be infinite, as it is of a row without classes."""
+        """The loss as a new tensor. Without a weight z may be infinite, as it is of a row without classes."""
         return cross_entropy + self.z_weight * z if self.z_weight else cross_entropy.clone()
 
 
 @dataclass(frozen=True)
 class JointRows:
-    """The rows of one softmax: the first `vocabulary` rows of the head, then the pointers."""
+    """The rows of one softmax, each over the first `vocabulary` rows of the head, then the pointers."""
 
     hidden: Tensor
     """`[positions, hidden]`"""
     head: Tensor
     """`[at least vocabulary, hidden]`"""
     labels: Tensor
-    """Column of the true class, `[positions]`."""
+    """`[positions]`: column of the true class."""
     weights: Tensor
-    """`[positions]`, of the type in which losses are computed."""
+    """`[positions]`, in the type in which losses are computed."""
     vocabulary: int
     pointers: Pointers | None = None
     gate: Tensor | None = None
-    """g, `[positions, 1]`: vocabulary logits times 1 - g, pointer logits times g."""
+    """`[positions, 1]`: g; vocabulary logits times 1 - g, pointer logits times g."""
 
 
 class Terms(NamedTuple):
-    """What an implementation makes of rows."""
+    """What an implementation makes of `JointRows`."""
 
     value: Tensor
     """Differentiable: the weighted sum, `[]`, or every position's weighted loss, `[positions]`."""
     cross_entropy: Tensor
     """`[positions]`, unweighted, detached; as are the others."""
     z: Tensor
-    """logsumexp^2"""
+    """`logsumexp^2`"""
     predictions: Tensor
 
 
@@ -124,5 +124,5 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def or_one(count: Tensor) -> Tensor:
-    """The count to divide by: 1 for 0, so that nothing over nothing is 0. Waits for no device."""
+    """The count to divide by, 1 for 0, so that nothing over nothing is 0; waits for no device."""
     return torch.where(count == 0, 1.0, count)

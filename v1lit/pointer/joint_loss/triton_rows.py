@@ -1,7 +1,8 @@
-"""The loss of a chunk of joint rows, and its gradient written over the logits: one Triton kernel.
+"""The loss of a chunk of joint rows, and its gradient written over the logits, by one Triton kernel.
 
 The formulas are those of `rows.py`. A program takes one row and reads it twice: for maximum, sum of
-exponentials, most likely class and, with label smoothing, mean; and to write the gradient. All in float32.
+exponentials (arXiv 1805.02867), most likely class and, with label smoothing, mean; and to write the gradient.
+All in float32.
 
 Masks are against the width of the buffer, a multiple of 16 on a GPU, so that loads and stores stay wide;
 absent pointers need none, since they hold the lowest float.
@@ -30,7 +31,7 @@ def triton_rows(
     vocabulary: int,
     options: LossOptions,
 ) -> RowTerms:
-    """See `RowFunction` in `rows.py`."""
+    """The kernel as a `RowFunction`; see `rows.py`."""
     assert options.z_top_k is None, "choose_loss refuses this"
     terms = RowTerms.empty(len(logits), logits)
     labels = labels.contiguous()
@@ -113,5 +114,5 @@ def _row(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _load(pointers, there):  # type: ignore[no-untyped-def]
-    """Logits in float32; the lowest only then, which a shorter type would make infinite."""
+    """Logits in float32; the lowest float is put in only then, as a shorter type would make it infinite."""
     return tl.where(there, tl.load(pointers, mask=there, other=0.0).to(tl.float32), LOWEST)

@@ -1,4 +1,4 @@
-"""Compares the loss that a run uses with the reference, on a live batch and in the run's own precision."""
+"""Compares the loss of a run with the reference, on a live batch and in the run's own precision."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from v1lit.pointer.joint_loss.cross_entropy import pointer_cross_entropy
 from v1lit.pointer.joint_loss.terms import LossOptions, Pointers, Reduction, wide
 
 SLACK = 2.0
-"""Times the error of the reference itself that an implementation may have; and one rounding of its type."""
+"""How many times the error of the reference an implementation may have, beside one rounding of its type."""
 ROUNDINGS = 30
-"""What it may have beyond that: errors of sums, which are in float32, or in float64 with such products."""
+"""Roundings of sums that it may have beyond that, in float32, or in float64 with such products."""
 
 
 class LossMismatchError(RuntimeError):
@@ -96,7 +96,7 @@ class _Case:
         return pointer_cross_entropy(*rows, gate=self.gate, weights=self.weights, reduction=reduction).loss
 
     def to(self, dtype: torch.dtype) -> _Case:
-        """Leaves of their own in `dtype`, with gradients."""
+        """The same tensors as leaves of their own in `dtype`, with gradients."""
 
         def leaf(tensor: Tensor) -> Tensor:
             return tensor.detach().to(dtype, copy=True).requires_grad_()
@@ -116,19 +116,19 @@ def _quantities(case: _Case, options: LossOptions) -> dict[str, Tensor]:
     with torch.no_grad():
         losses = case.loss(options, "none")
     with torch.enable_grad():
-        found = torch.autograd.grad(case.loss(options, "sum"), list(leaves.values()), allow_unused=True)
+        own = torch.autograd.grad(case.loss(options, "sum"), list(leaves.values()), allow_unused=True)
     gradients = {
         f"the gradient of {name}": torch.zeros_like(leaf) if gradient is None else gradient
-        for (name, leaf), gradient in zip(leaves.items(), found, strict=True)
+        for (name, leaf), gradient in zip(leaves.items(), own, strict=True)
     }
     return {"the loss": losses.detach(), **gradients}
 
 
-def _errors(found: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, float]:
-    """|found - truth| / |truth| of each; a loss of nothing counts as 0.001 a position."""
+def _errors(values: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, float]:
+    """The norm of each difference over that of the truth; a loss of nothing counts as 0.001 a position."""
     errors = {}
     for name, true in truth.items():
         least = 1e-3 * max(1, len(true)) ** 0.5 if name == "the loss" else torch.finfo(torch.float32).tiny
         size = max(float(true.norm()), least)
-        errors[name] = float((found[name].to(true.dtype) - true).norm()) / size
+        errors[name] = float((values[name].to(true.dtype) - true).norm()) / size
     return errors
