@@ -13,7 +13,7 @@ PACKAGE = ROOT / "v1lit"
 
 LIMITS = {
     # package: rooms, floors, arrows
-    "v1lit": (12, 7, 38),  # all packages may use files, paths, console and processes
+    "v1lit": (14, 7, 46),  # all packages may use the single files of the two lowest floors
     "v1lit.backbones": (28, 8, 75),
     "v1lit.cli": (36, 10, 80),
     "v1lit.data": (18, 10, 70),
@@ -23,12 +23,11 @@ LIMITS = {
     "v1lit.training": (26, 5, 42),
 }
 """How many rooms a package may have, on how many floors, and how many arrows may lead from room to room."""
-LONGEST_FILE = 554
-LONGEST_FUNCTION = 78
+LONGEST_FILE = 412
+LONGEST_FUNCTION = 60
 CODE_LINES = 29_900
 """Of `v1lit/` without `v1lit/testing/`, which authors of backbones use and no run does."""
 ALL_LINES = 31_500
-CIRCLES = 2
 
 MODULES = tool.read_modules(PACKAGE)
 GRAPH = tool.import_graph(MODULES)
@@ -39,13 +38,12 @@ PACKAGES = sorted(name for name, path in MODULES.items() if path.name == "__init
 
 
 def test_no_modules_import_each_other() -> None:
-    assert len(tool.circles(GRAPH)) <= CIRCLES, tool.circles(GRAPH)
+    assert tool.circles(GRAPH) == []
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_rooms_of_a_package_import_each_other(package: str) -> None:
-    circles = tool.circles(tool.rooms(GRAPH, package))
-    assert len(circles) <= CIRCLES, circles
+    assert tool.circles(tool.rooms(GRAPH, package)) == []
 
 
 def test_every_package_has_its_limits() -> None:
