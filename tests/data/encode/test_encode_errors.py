@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from types import ModuleType
 
+import numpy as np
 import pytest
 from helpers.shard_cases import make
 
@@ -13,7 +16,8 @@ from v1lit.data.config import EncodingConfig
 from v1lit.data.encode import encoding
 from v1lit.data.encode.batch import collate
 from v1lit.data.encode.encoding import EncodingError, encode, encode_prompt
-from v1lit.data.example import Message
+from v1lit.data.encode.mapping import ExampleMap
+from v1lit.data.example import Example, Message
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +62,17 @@ def test_an_image_that_the_backbone_refuses_is_named(
     monkeypatch.setattr(Processor, "patch_map", refuse)
     with pytest.raises(EncodingError, match="image 0 of example 'b': too thin"):
         encoding.encode(replace(make("a"), id="b"), processor, EncodingConfig())
+
+
+def draw(example: Example, rng: np.random.Generator) -> Example:
+    """A map that draws."""
+    return example
+
+
+def test_a_map_that_draws_needs_to_know_which_example_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "drawing", ModuleType("drawing"))
+    monkeypatch.setattr(sys.modules["drawing"], "draw", draw, raising=False)
+    mapping = ExampleMap("drawing.draw", 0)
+    assert mapping.random
+    with pytest.raises(ValueError, match=r"drawing\.draw is random"):
+        mapping(make("a"), "shard", None)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import pytest
 
 from v1lit.data.remote import CacheError
+from v1lit.data.remote.cache import ShardCache, _touch
 from v1lit.data.remote.download import Part, write_json
 
 
@@ -59,3 +61,24 @@ def test_a_name_that_cannot_be_given_is_said(part: Part, tmp_path: Path) -> None
 def test_a_note_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="missing"):
         write_json(tmp_path / "missing/a.json", {})
+
+
+def test_a_copy_that_cannot_be_looked_at_cannot_be_discarded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = ShardCache(tmp_path / "cache", 10**6)
+    entry = cache._entry("https://host/a.tar")
+    entry.file.mkdir(parents=True)  # a folder cannot be read as a file
+    with pytest.raises(CacheError, match="Is a directory"):
+        cache.discard("https://host/a.tar", "0" * 64)
+
+
+def test_a_file_of_another_user_keeps_its_time_and_counts_as_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    assert not _touch(tmp_path / "gone")
+    monkeypatch.setattr(os, "utime", refuse)
+    assert _touch(tmp_path)

@@ -62,8 +62,9 @@ class ExampleMap:
             MapError: it failed, or gave something else.
             ImageError: it decoded an image that is damaged.
         """
+        drawn = [self._generator(ref)] if self.random else []
         try:
-            mapped = self._call(example, self._generator(ref)) if self.random else self._call(example)
+            mapped = self._call(example, *drawn)
         except (ImageError, MemoryError):
             raise
         except Exception as error:
