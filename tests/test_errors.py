@@ -13,8 +13,7 @@ from v1lit.backbones.config import BackboneConfig
 from v1lit.data import config as of_data
 from v1lit.errors import OptionError, check_choices, check_least, did_you_mean, name_allowed, named
 from v1lit.pointer.config import PointerConfig
-from v1lit.training.config import RunConfig
-from v1lit.training.optimizer import OptimizerConfig
+from v1lit.training.config import OptimizerConfig, RunConfig
 
 OPTIONS: list[Any] = [
     BackboneConfig,

@@ -38,8 +38,8 @@ from v1lit.data.datamodule import V1DataModule
 from v1lit.data.synthetic import synthesize
 from v1lit.files import aside, remove_leftovers
 from v1lit.training.checkpoints import FOLDER, checkpoint_to_resume
+from v1lit.training.config import OptimizerConfig
 from v1lit.training.module import V1Module
-from v1lit.training.optimizer import OptimizerConfig
 from v1lit.training.progress import RunProgress
 from v1lit.training.quiet import quiet
 from v1lit.training.run import trainer_defaults

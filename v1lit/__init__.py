@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     from v1lit.inference.predictor import load as load
     from v1lit.pointer.config import PointerConfig as PointerConfig
     from v1lit.pointer.model import PointAndCopyModel as PointAndCopyModel
+    from v1lit.training.config import OptimizerConfig as OptimizerConfig
     from v1lit.training.module import V1Module as V1Module
-    from v1lit.training.optimizer import OptimizerConfig as OptimizerConfig
 
 _PLACES = {
     "BackboneConfig": "v1lit.backbones.config",
     "EncodingConfig": "v1lit.data.config",
     "Example": "v1lit.data.example",
     "Message": "v1lit.data.example",
-    "OptimizerConfig": "v1lit.training.optimizer",
+    "OptimizerConfig": "v1lit.training.config",
     "PatchMap": "v1lit.grounding.patch_map",
     "PointAndCopyModel": "v1lit.pointer.model",
     "PointerConfig": "v1lit.pointer.config",

@@ -21,8 +21,8 @@ from v1lit.data.encode.batch import blank_batch
 from v1lit.data.example.images import ImageError
 from v1lit.data.loading import reading
 from v1lit.pointer.config import PointerConfig
+from v1lit.training.config import OptimizerConfig
 from v1lit.training.module import V1Module
-from v1lit.training.optimizer import OptimizerConfig
 from v1lit.training.throughput import Throughput
 
 pytestmark = pytest.mark.slow

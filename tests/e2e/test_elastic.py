@@ -24,8 +24,8 @@ from v1lit.data.config import MixtureConfig, PackingConfig, SourceConfig, Stream
 from v1lit.data.example import Example
 from v1lit.data.shards import Shard
 from v1lit.data.shards.catalog import Catalog
+from v1lit.training.config import OptimizerConfig
 from v1lit.training.module import V1Module
-from v1lit.training.optimizer import OptimizerConfig
 
 pytestmark = [needs_fork, pytest.mark.timeout(600), pytest.mark.slow]
 COUNT = 37

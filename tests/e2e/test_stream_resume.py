@@ -11,8 +11,8 @@ from helpers.tiny_runs import BACKBONE, SaveAfter, make_data, tokens
 from lightning import Trainer
 
 from v1lit.data.config import PackingConfig
+from v1lit.training.config import OptimizerConfig
 from v1lit.training.module import V1Module
-from v1lit.training.optimizer import OptimizerConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.dependencies]
 

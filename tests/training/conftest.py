@@ -14,8 +14,8 @@ from v1lit.data.config import EncodingConfig, SourceConfig
 from v1lit.data.datamodule import V1DataModule
 from v1lit.data.synthetic import synthesize
 from v1lit.pointer.output import PointAndCopyOutput
+from v1lit.training.config import OptimizerConfig
 from v1lit.training.module import V1Module
-from v1lit.training.optimizer import OptimizerConfig
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,9 @@ from v1lit.backbones.config import BackboneConfig
 from v1lit.data.config import EncodingConfig, PackingConfig
 from v1lit.data.encode.batch import Batch
 from v1lit.pointer.config import PointerConfig
+from v1lit.training.config import OptimizerConfig
 from v1lit.training.logged import names_in_training, names_in_validation
 from v1lit.training.module import NonFiniteLossError, V1Module
-from v1lit.training.optimizer import OptimizerConfig
 from v1lit.training.run import trainer_defaults
 from v1lit.training.steps import total_steps
 

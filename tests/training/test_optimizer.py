@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from v1lit.training.optimizer import OptimizerConfig, Together, build_optimizer, learning_rate_factor
+from v1lit.training.config import OptimizerConfig
+from v1lit.training.optimizer import Together, build_optimizer, learning_rate_factor
 
 pytestmark = pytest.mark.dependencies
 

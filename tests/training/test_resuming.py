@@ -17,8 +17,9 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 import v1lit
 from v1lit.backbones.config import BackboneConfig
 from v1lit.pointer.config import PointerConfig
+from v1lit.training.config import OptimizerConfig
 from v1lit.training.module import V1Module
-from v1lit.training.optimizer import OptimizerConfig, build_optimizer, learning_rate_factor
+from v1lit.training.optimizer import build_optimizer, learning_rate_factor
 from v1lit.training.resuming import (
     CHANGES,
     RECIPE,

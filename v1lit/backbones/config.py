@@ -1,4 +1,4 @@
-"""Which backbone, which weights, how loaded: the part of a recipe under ``model.backbone``."""
+"""Which backbone, which weights, how loaded: the part of a recipe under `model.backbone`."""
 
 from __future__ import annotations
 
@@ -32,37 +32,33 @@ def as_options(kind: type[Options], value: Options | Mapping[str, Any] | None) -
 
 @dataclass
 class BackboneConfig:
-    """A backbone as a recipe names it. Raises ``ValueError`` for values that no backbone could take.
-
-    Args:
-        name: Registered backbone, such as ``qwen2_5_vl``, ``qwen2_vl``, ``llava`` or ``internvl``.
-        weights: ``tiny`` (small, randomly initialised, no download), a hub id or a local folder.
-        tiny: Sizes of the tiny version that differ from its defaults, such as ``{hidden_size: 128}``; without
-            meaning for other weights.
-        dtype: Type of the loaded weights; ``auto`` takes the checkpoint's own.
-        attention: How tokens attend inside a segment of a packed row: ``auto`` (the fastest that runs here),
-            ``sdpa``, ``flash_attention_2``, ``varlen``, ``xformers``, ``flex_attention`` or ``eager``. The
-            vision tower and generation follow with ``flash_attention_2`` and ``eager``; else they use sdpa.
-        freeze: Parts that are not trained: ``vision``, ``projector``, ``language``, ``pointer``.
-        gradient_checkpointing: Parts (``language``, ``vision``) whose layers are computed again in the
-            backward pass and keep only their inputs: a third more work for much less memory.
-        compile: Parts (``language``, ``vision``) whose layers go through ``torch.compile``, in training only.
-        image: Options of the image processor, such as ``min_pixels``, ``max_pixels`` or ``crop_to_patches``,
-            and ``max_side``, the cap of an image's longer side in pixels, applied before the processor.
-        views: Where several image tokens see the same pixel (tiles and thumbnail), the ones that stand
-            for a region: ``all``, ``tiles`` or ``overview``.
-    """
+    """A backbone as a recipe names it; raises OptionError for values that no backbone could take."""
 
     name: str = "qwen2_5_vl"
+    """Registered backbone: `qwen2_5_vl`, `qwen2_vl`, `llava`, `internvl`, or one of a package of yours."""
     weights: str = "tiny"
+    """`tiny` (small, randomly initialised, no download), a hub id or a local folder."""
     tiny: dict[str, Any] = field(default_factory=dict)
+    """Sizes of the tiny version that differ from its defaults, such as `{hidden_size: 128}`; without meaning
+    for other weights."""
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    """Type of the loaded weights; `auto` takes the checkpoint's own."""
     attention: Attention = "auto"
+    """How tokens attend inside a segment of a packed row; `auto` is the fastest that runs here. The vision
+    tower and generation follow with `flash_attention_2` and `eager`; else they use sdpa."""
     freeze: list[Part] = field(default_factory=list)
+    """Parts that are not trained."""
     gradient_checkpointing: list[Layered] = field(default_factory=list)
+    """Parts whose layers are computed again in the backward pass and keep only their inputs: a third more
+    work for much less memory."""
     compile: list[Layered] = field(default_factory=list)
+    """Parts whose layers go through `torch.compile`, in training only."""
     image: dict[str, Any] = field(default_factory=dict)
+    """Options of the image processor, such as `min_pixels`, `max_pixels` or `crop_to_patches`, and
+    `max_side`, the cap of an image's longer side in pixels, applied before the processor."""
     views: Views = "all"
+    """Image tokens that stand for a region where several see the same pixel: all, those of tiles, or those of
+    the overview."""
 
     GROUP: ClassVar = "backbone"
     PATHS: ClassVar[tuple[str, ...]] = ("weights",)

@@ -21,7 +21,7 @@ class MixtureConfig:
     weight: float | None = None
     """Its share of the examples, relative to the other weights; without weights, all that each has."""
     limit: int | None = None
-    """Examples of it per epoch at most; the next epoch goes on with others."""
+    """Examples of it per epoch at most; the next epoch takes the ones behind them."""
     GROUP: ClassVar = "data.source.mixture"
     PATHS: ClassVar[tuple[str, ...]] = ("shards",)
 

@@ -38,9 +38,9 @@ class PointerConfig:
     first_pointer_weight: float = 1.0
     """Weight in the loss of a region's first pointer, which decides where to look; other positions have 1."""
     loss_implementation: Literal["auto", "reference", "chunked", "triton"] = "auto"
-    """How the loss is computed, with one result; `auto` takes the fastest that runs on the device."""
+    """How the loss is computed, with the same results; `auto` takes the fastest that runs on the device."""
     loss_chunk: int | None = None
-    """Supervised positions per chunk of the loss: memory is chunk x vocabulary. Null for a good number."""
+    """Supervised positions per chunk of the loss, whose memory is chunk x vocabulary; null chooses one."""
 
     GROUP: ClassVar = "pointer"
 

@@ -1,13 +1,49 @@
-"""Options of a run: its folder and what is done when training has ended."""
+"""Options of training: the optimizer, the folder of a run, and what is done when training has ended."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from v1lit.errors import OptionError, check_fields, check_least
+from v1lit.errors import OptionError, check_choices, check_fields, check_least
 from v1lit.paths import expand_fields
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Optimizer with a warm-up and a schedule; the defaults are the published v1 settings."""
+
+    name: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    """`adamw8bit` keeps the two moments of large tensors in 8 bits (arXiv 2110.02861; the extra `adamw8bit`).
+    `muon` orthogonalises the updates of hidden matrices, scaled as in arXiv 2502.16982 so that AdamW's
+    learning rates fit, and leaves everything else to AdamW."""
+    lr: float = 3e-5
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates of the two moments."""
+    eps: float = 1e-8
+    """AdamW's addend below the fraction."""
+    weight_decay: float = 0.0
+    """Applied to matrices only, never to biases, norms and other vectors."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """Shape after the warm-up, down to `final` times the peak at the last step."""
+    warmup: float = 0.03
+    """Share of all steps spent rising linearly from zero to the peak."""
+    final: float = 0.0
+    """Learning rate at the last step, as a share of the peak."""
+
+    GROUP: ClassVar = "optimizer"
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_fields(self, ["lr"], lambda rate: rate > 0, "it must be positive")
+        check_fields(self, ["warmup"], _is_share, "it is a share of all steps, from 0 to 1")
+        check_fields(self, ["final"], _is_share, "it is a share of the peak, from 0 to 1")
+
+
+def _is_share(number: float) -> bool:
+    return 0 <= number <= 1
 
 
 @dataclass(frozen=True)
@@ -19,18 +55,19 @@ class RunConfig:
     name: str | None = None
     """Name of the run's folder; recipe name and time when not given."""
     resume: str | None = None
-    """Checkpoint file to go on from; `last`: the newest of the run's folder; `auto`: that, or begin."""
+    """Checkpoint file to resume from; `last`: the newest of the run's folder; `auto`: that, or begin."""
     checkpoint_every: int | None = None
     """Optimizer steps between two `last.ckpt`; when not given, every ten minutes, rarer if saving is slow."""
     report_examples: int = 256
     """Held-out examples to generate for in the report; 0 leaves the report out."""
     report_batch_size: int = 32
+    """Examples that generate together in the report."""
     report_max_new_tokens: int = 96
     """Longest trace to generate in the report, tokens."""
     pictures: int = 8
     """PNG files of generated traces to draw."""
     peak_tflops: float | None = None
-    """What one device can do at most, TFLOP/s, for the MFU; else published for the device, else measured."""
+    """What one device can do at most, TFLOP/s, for the MFU; by default as published, else measured."""
     export: bool = True
     """Write the best model as a folder that `PointAndCopyModel.from_pretrained` opens."""
 

@@ -22,6 +22,7 @@ from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.joint_loss import choose_loss
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.pointer.output import PointAndCopyOutput
+from v1lit.training.config import OptimizerConfig
 from v1lit.training.lightning_internals import align, trainer_of, use_group_options
 from v1lit.training.logged import (
     GRADIENT_NORM,
@@ -35,7 +36,7 @@ from v1lit.training.logged import (
     loss_part,
 )
 from v1lit.training.metrics import LossMeans, PointingMetrics
-from v1lit.training.optimizer import OptimizerConfig, build_optimizer, learning_rate_factor
+from v1lit.training.optimizer import build_optimizer, learning_rate_factor
 from v1lit.training.resuming import Resumed, carry_over, refuse_changes, refuse_other_model
 from v1lit.training.steps import steps_of_epochs, total_steps
 

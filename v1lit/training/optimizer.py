@@ -4,54 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
-from v1lit.errors import OptionError, check_choices, check_fields
+from v1lit.errors import OptionError
+from v1lit.training.config import OptimizerConfig
 from v1lit.training.lightning_internals import unscale_before_step
 
 FUSED_DEVICES = ("cpu", "cuda")
 """Devices on which one kernel does AdamW's whole step: on a CPU in a quarter of the time."""
 EMBEDDINGS = ("embed", "lm_head")
 """Marks in the names of matrices whose rows are tokens or patches: not for Muon."""
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """Optimizer with a warm-up and a schedule; the defaults are the published v1 settings."""
-
-    name: Literal["adamw", "adamw8bit", "muon"] = "adamw"
-    """`adamw8bit` keeps the two moments of large tensors in 8 bits (arXiv 2110.02861; the extra `adamw8bit`).
-    `muon` orthogonalises the updates of hidden matrices, scaled as in arXiv 2502.16982 so that AdamW's
-    learning rates fit, and leaves everything else to AdamW."""
-    lr: float = 3e-5
-    """Peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    """Applied to matrices only, never to biases, norms and other vectors."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """Shape after the warm-up, down to `final` times the peak at the last step."""
-    warmup: float = 0.03
-    """Share of all steps spent rising linearly from zero to the peak."""
-    final: float = 0.0
-    """Learning rate at the last step, as a share of the peak."""
-
-    GROUP: ClassVar = "optimizer"
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        check_fields(self, ["lr"], lambda rate: rate > 0, "it must be positive")
-        check_fields(self, ["warmup"], _is_share, "it is a share of all steps, from 0 to 1")
-        check_fields(self, ["final"], _is_share, "it is a share of the peak, from 0 to 1")
-
-
-def _is_share(number: float) -> bool:
-    return 0 <= number <= 1
 
 
 class Together(Optimizer):

@@ -35,9 +35,9 @@ from v1lit.data.loading.dataset import ShardDataset
 from v1lit.data.synthetic import synthesize
 from v1lit.inference.predictor import Predictor, load
 from v1lit.pointer.model import PointAndCopyModel
+from v1lit.training.config import OptimizerConfig
 from v1lit.training.held_back import HeldBack
 from v1lit.training.module import V1Module
-from v1lit.training.optimizer import OptimizerConfig
 from v1lit.training.packing_check import check_packing
 from v1lit.training.quiet import no_weights_bar, quiet
 from v1lit.training.results import export
