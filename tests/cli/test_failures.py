@@ -14,9 +14,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from safetensors import SafetensorError
 
-from v1lit.cli.errors import LONGEST, UserError, guard, two_lines
-from v1lit.cli.failures import FAILURE, MISTAKE, Told, explain
+from v1lit.backbones.weight_files import WeightsUnavailable
+from v1lit.cli.errors import LONGEST, RunFailed, UserError, guard, two_lines
+from v1lit.cli.failures import Told, explain
 from v1lit.data.errors import ShardError
+from v1lit.data.remote.error import RemoteError
+from v1lit.errors import FAILURE, MISTAKE, OptionError
 from v1lit.training.module import NonFiniteLossError
 
 
@@ -138,7 +141,11 @@ def test_a_package_that_is_missing_is_a_mistake_and_named() -> None:
 
 def test_our_own_exceptions_keep_their_code() -> None:
     assert told(UserError("a")).code == MISTAKE
+    assert told(OptionError("width", 0, "give 1 or more", "pointer")).code == MISTAKE
+    assert told(WeightsUnavailable("no connection")).code == MISTAKE
     assert told(ShardError("checksum", "x.tar", "e1", "")).code == FAILURE
+    assert told(RemoteError("s3://a/x.tar", 1, "gone")).code == FAILURE  # a ShardError
+    assert told(RunFailed(MISTAKE, "late")) == (MISTAKE, "late")
     assert told(NonFiniteLossError("the loss is nan")) == (FAILURE, "the loss is nan")
 
 
