@@ -147,5 +147,5 @@ def test_limits_below_one_are_refused_by_name(value: int, name: str) -> None:
 
 
 def test_caps_without_a_length_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"data.packing.max_images is 4, but without data.packing.length"):
+    with pytest.raises(ValueError, match=r"data.packing.max_images is 4; without data.packing.length"):
         PackingConfig(max_images=4)
