@@ -27,9 +27,9 @@ from v1lit.data.config import EncodingConfig, PackingConfig, SourceConfig
 from v1lit.data.datamodule import V1DataModule
 from v1lit.data.example import Example, ExampleRef, Message
 from v1lit.data.example.images import read_header
-from v1lit.data.lengths import measuring, store
 from v1lit.data.lengths.fingerprint import fingerprint
-from v1lit.data.lengths.length import Length
+from v1lit.data.lengths.length import Length, LengthOptions
+from v1lit.data.lengths.store import write_lengths
 from v1lit.data.loading.state import progress_to_dict
 from v1lit.data.sampling.epoch import MakeRows, Progress, StepLayout, rank_rows
 from v1lit.data.sampling.mixture import GlobalSequence, draws_per_epoch
@@ -139,10 +139,9 @@ def test_shards_that_were_shuffled_anew(shards: Path, tmp_path: Path) -> None:
 
 def test_a_table_of_lengths_by_name_and_by_content(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a fingerprint that no library has a part in."""
-    for module in (measuring, store):
-        monkeypatch.setattr(module, "fingerprint", lambda *_: "0123456789abcdef" * 2)
-    processor = load_processor(BackboneConfig("llava"))
-    path = store.write_lengths(shards, processor, EncodingConfig(max_tokens=300), workers=1)
+    monkeypatch.setattr(LengthOptions, "fingerprint", "0123456789abcdef" * 2)
+    options = LengthOptions(load_processor(BackboneConfig("llava")), EncodingConfig(max_tokens=300))
+    path = write_lengths(shards, options, workers=1)
     assert path.name == "lengths-5e497263b0d409ed-0123456789abcdef.safetensors"
     assert load_file(path)["tokens"].tolist() == [50, 108, 171, 74, 110, 146, 82, 112, 147, 90, 131, 147]
     assert digest(path.read_bytes()) == "2680e8edffff0268"

@@ -13,9 +13,7 @@ from v1lit.data.reasons import in_words, most_frequent
 from v1lit.data.shards import index_shards
 
 if TYPE_CHECKING:
-    from v1lit.backbones.processor import Processor
-    from v1lit.data.config import EncodingConfig
-    from v1lit.data.encode.mapping import ExampleMap
+    from v1lit.data.lengths.length import LengthOptions
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,7 +39,8 @@ def _index(argv: Sequence[str]) -> int:
     parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")
     overrides = _overrides(argv, parser) if any(word.startswith("--lengths") for word in argv) else []
     given = parser.read([word for word in argv if word not in overrides])
-    tools = _tools_of(given.lengths, overrides) if given.lengths else None  # A mistake in it is told at once.
+    # A mistake in it is told at once.
+    options = _options_of(given.lengths, overrides) if given.lengths else None
     started = time.monotonic()
     index = index_shards(given.location, given.out, workers=given.workers, progress=given.progress)
     folder = given.out or (
@@ -52,10 +51,10 @@ def _index(argv: Sequence[str]) -> int:
         why = two_lines(in_words(most_frequent(one["reason"] for one in index["bad"])))
         sys.stderr.write(f"error: not one of the {index['examples']:,} examples can be used: {why}\n")
         return 1
-    if tools is not None:
+    if options is not None:
         from v1lit.data.lengths.store import write_lengths
 
-        path = write_lengths(folder or ".", *tools, workers=given.workers, progress=given.progress)
+        path = write_lengths(folder or ".", options, workers=given.workers, progress=given.progress)
         print(f"{path}: their lengths in tokens")
     return 0
 
@@ -66,13 +65,14 @@ def _overrides(argv: Sequence[str], parser: Parser) -> list[str]:
     return [word for word in argv if word.startswith("--") and "=" in word and word.split("=")[0] not in ours]
 
 
-def _tools_of(recipe: str, overrides: list[str]) -> tuple[Processor, EncodingConfig, ExampleMap | None]:
-    """Processor, encoding and map of a recipe."""
+def _options_of(recipe: str, overrides: list[str]) -> LengthOptions:
+    """What decides lengths in a recipe."""
     from v1lit.cli.recipe import compose
     from v1lit.cli.recipe_cli import RecipeCLI
+    from v1lit.data.lengths.length import LengthOptions
 
     _, data = RecipeCLI(compose(recipe, overrides), parse_only=True).model_and_data()
-    return data.processor, data.encoding, data.map
+    return LengthOptions(data.processor, data.encoding, data.map)
 
 
 def _print(folder: str, index: dict[str, Any], seconds: float) -> None:

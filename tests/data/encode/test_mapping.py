@@ -30,7 +30,7 @@ from v1lit.data.errors import BadDataError
 from v1lit.data.example import Example, ExampleRef, Message
 from v1lit.data.example.images import ImageError
 from v1lit.data.lengths.fingerprint import fingerprint
-from v1lit.data.lengths.length import LEFT_OUT, Length
+from v1lit.data.lengths.length import LEFT_OUT, Length, LengthOptions
 from v1lit.data.lengths.store import write_lengths
 from v1lit.data.lengths.table import LengthTable
 from v1lit.data.sampling.epoch import Progress
@@ -299,12 +299,14 @@ def test_lengths_are_those_of_mapped_examples(tmp_path: Path) -> None:
     longer_map = ExampleMap({"class_path": name(Longer), "init_args": {"words": 3}})
     tables = []
     for one in (longer_map, ExampleMap(name(odd))):
-        path = write_lengths(tmp_path / "d", processor(), ENCODING, one, workers=1)
+        path = write_lengths(tmp_path / "d", LengthOptions(processor(), ENCODING, one), workers=1)
         tables.append(LengthTable.load(path, fingerprint(processor(), ENCODING, one)).tokens.tolist())
     assert tables[0] == [tokens() + len(processor().encode_text(" please" * 3))] * 4
     assert tables[1] == [LEFT_OUT, tokens()] * 2
     with pytest.raises(ValueError, match="is random, so an example has another length each time"):
-        write_lengths(tmp_path / "d", processor(), ENCODING, ExampleMap(name(noisy)), workers=1)
+        write_lengths(
+            tmp_path / "d", LengthOptions(processor(), ENCODING, ExampleMap(name(noisy))), workers=1
+        )
 
 
 def test_a_map_that_leaves_out_everything_is_an_error(

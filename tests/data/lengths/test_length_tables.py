@@ -12,8 +12,8 @@ from helpers.tiny_runs import ENCODING, fit, make_data, names, processor, tokens
 
 from v1lit.backbones.qwen import Qwen25VL
 from v1lit.data.config import EncodingConfig, PackingConfig, StreamConfig
-from v1lit.data.lengths import lookup
 from v1lit.data.lengths import store as length_tables
+from v1lit.data.lengths.length import LengthOptions
 from v1lit.data.lengths.store import known_table, measured_table, write_lengths
 from v1lit.data.lengths.table import LengthTable
 from v1lit.data.sampling.epoch import Progress
@@ -33,11 +33,11 @@ def catalog_of(folder: Path | str, tmp_path: Path) -> Catalog:
 
 
 def known(folder: Path, tmp_path: Path, encoding: EncodingConfig = ENCODING) -> LengthTable | None:
-    return known_table(catalog_of(folder, tmp_path), processor(), encoding)
+    return known_table(catalog_of(folder, tmp_path), LengthOptions(processor(), encoding))
 
 
 def measured(folder: Path | str, tmp_path: Path) -> LengthTable | None:
-    return measured_table(catalog_of(folder, tmp_path), processor(), ENCODING)
+    return measured_table(catalog_of(folder, tmp_path), LengthOptions(processor(), ENCODING))
 
 
 def forbid(monkeypatch: pytest.MonkeyPatch, *places: tuple[Any, str]) -> None:
@@ -60,7 +60,7 @@ def test_a_packed_run_measures_once(
     (path,) = (tmp_path / "cache").rglob("lengths-*")
     left = [one for one in path.parent.iterdir() if one.suffix != ".lock"]
     assert left == [path]  # Nothing half-made.
-    forbid(monkeypatch, (length_tables, "measure_lengths"), (lookup, "measure_mapped"))
+    forbid(monkeypatch, (length_tables, "measure_lengths"), (LengthOptions, "measure"))
     assert fit(make_data(folder, tmp_path, packing=PACKED), tmp_path).batches == whole
     assert caplog.text.count("measuring the lengths") == 1
 
@@ -69,7 +69,7 @@ def test_only_runs_that_need_lengths_measure_them(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        forbid(patch, (length_tables, "measure_lengths"), (lookup, "measure_mapped"))
+        forbid(patch, (length_tables, "measure_lengths"), (LengthOptions, "measure"))
         fit(make_data(folder, tmp_path), tmp_path)
         fit(make_data(folder, tmp_path, group_by_length=4), tmp_path)  # Flat batches have no padding.
     assert not (tmp_path / "cache").exists()
@@ -81,7 +81,7 @@ def test_only_runs_that_need_lengths_measure_them(
 def test_a_table_beside_the_index_is_found_first(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write_lengths(folder, processor(), ENCODING, workers=1)
+    path = write_lengths(folder, LengthOptions(processor(), ENCODING), workers=1)
     assert path.parent == folder
     forbid(monkeypatch, (length_tables, "measure_lengths"))
     for here in (folder, Path(shutil.copytree(folder, tmp_path / "copy"))):  # It goes with the shards.
@@ -91,12 +91,12 @@ def test_a_table_beside_the_index_is_found_first(
         assert table._file[0].parent == here
     assert not (tmp_path / "cache").exists()
     # For the same shards by a pattern, there is no folder to look into.
-    assert known_table(catalog_of(f"{folder}/*.tar", tmp_path), processor(), ENCODING) is None
+    assert known_table(catalog_of(f"{folder}/*.tar", tmp_path), LengthOptions(processor(), ENCODING)) is None
 
 
 def test_an_index_elsewhere_keeps_its_table_beside_it(folder: Path, tmp_path: Path) -> None:
     index_shards(str(without_index(folder)), str(tmp_path / "index"), workers=1)
-    path = write_lengths(tmp_path / "index", processor(), ENCODING, workers=1)
+    path = write_lengths(tmp_path / "index", LengthOptions(processor(), ENCODING), workers=1)
     assert path.parent == tmp_path / "index"
     assert known(tmp_path / "index", tmp_path) is not None
 
@@ -105,7 +105,7 @@ def test_an_index_elsewhere_keeps_its_table_beside_it(folder: Path, tmp_path: Pa
 def test_a_table_of_other_shards_is_not_used(folder: Path, tmp_path: Path, beside: bool) -> None:
     """Also where they have the same names and as many examples."""
     if beside:
-        write_lengths(folder, processor(), ENCODING, workers=1)
+        write_lengths(folder, LengthOptions(processor(), ENCODING), workers=1)
     else:
         measured(folder, tmp_path)
     assert known(folder, tmp_path) is not None
@@ -117,13 +117,13 @@ def test_a_table_of_other_shards_is_not_used(folder: Path, tmp_path: Path, besid
 
 
 def test_a_table_for_another_encoding_is_not_used(folder: Path, tmp_path: Path) -> None:
-    write_lengths(folder, processor(), ENCODING, workers=1)
+    write_lengths(folder, LengthOptions(processor(), ENCODING), workers=1)
     for other in (EncodingConfig(max_tokens=100, coordinates=False), EncodingConfig(max_tokens=120)):
         assert known(folder, tmp_path, other) is None
 
 
 def test_a_damaged_table_is_told(folder: Path, tmp_path: Path) -> None:
-    path = write_lengths(folder, processor(), ENCODING, workers=1)
+    path = write_lengths(folder, LengthOptions(processor(), ENCODING), workers=1)
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(ValueError, match=r"not a usable table of lengths.*measure the lengths again"):
         known(folder, tmp_path)
@@ -132,7 +132,7 @@ def test_a_damaged_table_is_told(folder: Path, tmp_path: Path) -> None:
 def test_with_a_table_planning_reads_no_shard(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_lengths(folder, processor(), ENCODING, workers=1)
+    write_lengths(folder, LengthOptions(processor(), ENCODING), workers=1)
     loader = make_data(folder, tmp_path, packing=PACKED).train_dataloader()
     forbid(monkeypatch, (Catalog, "open"), (Catalog, "fetch"), (Catalog, "index"))
     rows = loader.steps.rows(Progress(0, layout=loader.steps.layout))
@@ -163,7 +163,7 @@ def test_remote_shards_are_not_fetched_to_be_measured(folder: Path, tmp_path: Pa
 def test_shards_without_an_index_are_not_measured(folder: Path, tmp_path: Path) -> None:
     assert measured(without_index(folder), tmp_path) is None
     with pytest.raises(ValueError, match="no local folder with an index"):
-        write_lengths(folder, processor(), ENCODING)
+        write_lengths(folder, LengthOptions(processor(), ENCODING))
 
 
 def test_a_shard_that_cannot_be_opened_leaves_the_lengths_to_reading(

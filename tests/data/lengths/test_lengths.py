@@ -35,7 +35,7 @@ from v1lit.data.example.images import EncodedImage, ImageError, read_header
 from v1lit.data.lengths import fingerprint as marks
 from v1lit.data.lengths import length as lengths
 from v1lit.data.lengths.fingerprint import fingerprint
-from v1lit.data.lengths.length import Length, measure
+from v1lit.data.lengths.length import Length, LengthOptions, measure
 from v1lit.data.lengths.measuring import measure_lengths
 from v1lit.data.lengths.table import COLUMNS, LengthTable
 from v1lit.data.shards import Shard, ShardWriter, index_shards
@@ -384,6 +384,10 @@ def write_shards(folder: Path, examples: int = 12) -> Path:
     return folder
 
 
+def options_of(family: str, **encoding: Any) -> LengthOptions:
+    return LengthOptions(processor(family), EncodingConfig(**encoding))
+
+
 class LoudCatalog(Catalog):
     """Notes which shards are opened, and cannot open those that are `missing`."""
 
@@ -407,7 +411,7 @@ class DeadlyCatalog(Catalog):
 def test_a_source_is_measured_in_place_order_and_what_cannot_be_used_has_no_length(tmp_path: Path) -> None:
     catalog = Catalog(write_shards(tmp_path))
     of, encoding = processor("qwen2_5_vl"), EncodingConfig(max_tokens=45)
-    table = measure_lengths(catalog, of, encoding, workers=1)
+    table = measure_lengths(catalog, LengthOptions(of, encoding), workers=1)
     assert len(table) == 12
     assert table.fingerprint == fingerprint(of, encoding)
     kinds = set()
@@ -424,18 +428,18 @@ def test_a_source_is_measured_in_place_order_and_what_cannot_be_used_has_no_leng
 
 
 def test_with_an_index_even_a_cut_off_shard_keeps_its_places(tmp_path: Path) -> None:
-    of, bare = processor("llava"), Catalog(write_shards(tmp_path / "shards"))
+    options, bare = options_of("llava"), Catalog(write_shards(tmp_path / "shards"))
     index_shards(bare.location, str(tmp_path / "index"), workers=1)
     indexed = Catalog(tmp_path / "index")
-    whole = measure_lengths(bare, of, EncodingConfig(), workers=1)
-    assert same(whole, measure_lengths(indexed, of, EncodingConfig(), workers=1))
+    whole = measure_lengths(bare, options, workers=1)
+    assert same(whole, measure_lengths(indexed, options, workers=1))
     index = indexed.index(1)
     assert index is not None
     os.truncate(indexed.files[1], int(index.offsets[2]) + 100)
-    cut = measure_lengths(indexed, of, EncodingConfig(), workers=1)
+    cut = measure_lengths(indexed, options, workers=1)
     assert cut.tokens.tolist() == [*whole.tokens[:6].tolist(), 0, 0, *whole.tokens[8:].tolist()]
     with pytest.raises(ShardError, match="cut off"):
-        measure_lengths(bare, of, EncodingConfig(), workers=1)
+        measure_lengths(bare, options, workers=1)
 
 
 def test_what_cannot_be_reached_is_never_taken_for_unusable(tmp_path: Path, monkeypatch: Any) -> None:
@@ -445,31 +449,31 @@ def test_what_cannot_be_reached_is_never_taken_for_unusable(tmp_path: Path, monk
     catalog, partial = Catalog(write_shards(tmp_path)), tmp_path / "partial"
     monkeypatch.setattr(Shard, "example", vanish)
     with pytest.raises(ShardError, match="cannot be read"):
-        measure_lengths(catalog, processor("llava"), EncodingConfig(), workers=1, partial=partial)
+        measure_lengths(catalog, options_of("llava"), workers=1, partial=partial)
     assert not list(partial.iterdir())
 
 
 def test_more_images_than_a_table_can_count_have_no_length(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(lengths, "measure", lambda *_: Length(2**17, 2**17, 2**16))
     catalog = Catalog(write_shards(tmp_path))
-    assert not measure_lengths(catalog, processor("llava"), EncodingConfig(), workers=1).tokens.any()
+    assert not measure_lengths(catalog, options_of("llava"), workers=1).tokens.any()
 
 
 @pytest.mark.slow
 def test_many_processes_give_what_one_gives(tmp_path: Path) -> None:
-    catalog, of = Catalog(write_shards(tmp_path)), processor("internvl")
-    serial = measure_lengths(catalog, of, EncodingConfig(), workers=1)
-    parallel = measure_lengths(catalog, of, EncodingConfig(), workers=2, partial=tmp_path / "partial")
+    catalog, options = Catalog(write_shards(tmp_path)), options_of("internvl")
+    serial = measure_lengths(catalog, options, workers=1)
+    parallel = measure_lengths(catalog, options, workers=2, partial=tmp_path / "partial")
     assert same(serial, parallel)
 
 
 def test_a_run_that_was_stopped_resumes_with_what_is_missing(tmp_path: Path) -> None:
-    catalog, of, partial = LoudCatalog(write_shards(tmp_path)), processor("llava"), tmp_path / "partial"
-    whole = measure_lengths(Catalog(tmp_path), of, EncodingConfig(), workers=1)
+    catalog, partial = LoudCatalog(write_shards(tmp_path)), tmp_path / "partial"
+    whole = measure_lengths(Catalog(tmp_path), options_of("llava"), workers=1)
 
-    def resumed(**options: Any) -> LengthTable:
+    def resumed(**encoding: Any) -> LengthTable:
         catalog.opened.clear()
-        return measure_lengths(catalog, of, EncodingConfig(**options), workers=1, partial=partial)
+        return measure_lengths(catalog, options_of("llava", **encoding), workers=1, partial=partial)
 
     catalog.missing = {1}
     with pytest.raises(ShardError, match="cannot be fetched"):
@@ -495,11 +499,11 @@ def test_a_run_that_was_stopped_resumes_with_what_is_missing(tmp_path: Path) -> 
 
 def test_what_an_earlier_version_left_of_a_table_is_measured_anew(tmp_path: Path) -> None:
     """It named the tables of single shards by digests of their numbers."""
-    catalog, of, partial = LoudCatalog(write_shards(tmp_path)), processor("llava"), tmp_path / "partial"
-    whole = measure_lengths(catalog, of, EncodingConfig(), workers=1, partial=partial)
+    catalog, options, partial = LoudCatalog(write_shards(tmp_path)), options_of("llava"), tmp_path / "partial"
+    whole = measure_lengths(catalog, options, workers=1, partial=partial)
     for shard, path in enumerate(sorted(partial.iterdir())):
         path.rename(partial / f"{hashlib.sha256(str(shard).encode()).hexdigest()[:32]}.safetensors")
-    assert same(measure_lengths(catalog, of, EncodingConfig(), workers=1, partial=partial), whole)
+    assert same(measure_lengths(catalog, options, workers=1, partial=partial), whole)
     assert catalog.opened == [0, 1, 2] * 2
 
 
@@ -507,7 +511,7 @@ def test_what_an_earlier_version_left_of_a_table_is_measured_anew(tmp_path: Path
 def test_a_worker_that_is_killed_is_reported(tmp_path: Path) -> None:
     catalog = DeadlyCatalog(write_shards(tmp_path))
     with pytest.raises(RuntimeError, match="killed for memory"):
-        measure_lengths(catalog, processor("llava"), EncodingConfig(), workers=2)
+        measure_lengths(catalog, options_of("llava"), workers=2)
 
 
 SCRIPT = """
@@ -516,6 +520,7 @@ SCRIPT = """
     from v1lit.backbones.config import BackboneConfig
     from v1lit.backbones.processor import load_processor
     from v1lit.data.config import EncodingConfig
+    from v1lit.data.lengths.length import LengthOptions
     from v1lit.data.lengths.measuring import measure_lengths
     from v1lit.data.shards.catalog import Catalog
 
@@ -529,7 +534,7 @@ SCRIPT = """
     if __name__ == "__main__":
         processor, partial = load_processor(BackboneConfig("llava")), Path(sys.argv[2])
         options = {"workers": 2, "partial": partial, "progress": True}
-        measure_lengths(SlowCatalog(sys.argv[1]), processor, EncodingConfig(), **options)
+        measure_lengths(SlowCatalog(sys.argv[1]), LengthOptions(processor, EncodingConfig()), **options)
 """
 
 

@@ -14,12 +14,13 @@ from v1lit.data.config import EncodingConfig
 from v1lit.data.encode.mapping import ExampleMap
 
 VERSION = 2
-"""Of what decides lengths here and in `encoding` and the backbones' patch maps: raise it when a length may
-come out differently, and every table is measured again."""
+"""Version of what decides lengths here, in `encode/` and in the backbones' patch maps.
+
+Raise it when a length may come out differently: every table is measured again."""
 
 
 def fingerprint(processor: Processor, encoding: EncodingConfig, map: ExampleMap | None = None) -> str:
-    """32 hexadecimal digits that change whenever the length of some example could.
+    """Changes whenever the length of some example could: 32 hexadecimal digits.
 
     They depend on the content of tokenizer, image options, chat format, encoding and the map's file alone:
     the same in every process and on every machine.
@@ -39,7 +40,7 @@ def fingerprint(processor: Processor, encoding: EncodingConfig, map: ExampleMap 
 
 
 def _tokenizer_content(tokenizer: Any) -> dict[str, Any]:
-    """All that decides which ids a text gets, as plain JSON."""
+    """All that decides which ids a text has, as plain JSON."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         content: dict[str, Any] = json.loads(backend.to_str())
@@ -50,5 +51,5 @@ def _tokenizer_content(tokenizer: Any) -> dict[str, Any]:
         tokenizer.save_vocabulary(folder)
         files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in Path(folder).iterdir()}
     flags = {key: value for key, value in tokenizer.init_kwargs.items() if isinstance(value, bool | int)}
-    added = {str(number): repr(token) for number, token in tokenizer.added_tokens_decoder.items()}
+    added = {str(id): repr(token) for id, token in tokenizer.added_tokens_decoder.items()}
     return {"class": type(tokenizer).__name__, "files": files, "flags": flags, "added": added}

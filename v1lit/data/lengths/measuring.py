@@ -5,31 +5,23 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from v1lit.data.config import EncodingConfig
 from v1lit.data.encode.encoding import EncodingError
 from v1lit.data.errors import ShardError
 from v1lit.data.example.images import ImageError
-from v1lit.data.lengths.fingerprint import fingerprint
-from v1lit.data.lengths.length import LEFT_OUT, MAX_IMAGES, measure_mapped
+from v1lit.data.lengths.length import LEFT_OUT, MAX_IMAGES, LengthOptions
 from v1lit.data.lengths.table import COLUMNS, LengthTable
+from v1lit.data.shards.catalog import Catalog
 from v1lit.processes import count_workers, ordered, progress_bar
-
-if TYPE_CHECKING:
-    from v1lit.backbones.processor import Processor
-    from v1lit.data.encode.mapping import ExampleMap
-    from v1lit.data.shards.catalog import Catalog
 
 
 def measure_lengths(
     catalog: Catalog,
-    processor: Processor,
-    encoding: EncodingConfig,
+    options: LengthOptions,
     *,
-    map: ExampleMap | None = None,
     workers: int | None = None,
     progress: bool = False,
     partial: Path | None = None,
@@ -38,7 +30,7 @@ def measure_lengths(
 
     Args:
         catalog: the shards; one without an index is scanned.
-        map: changes examples before they are measured; it must not be random.
+        options: decide the lengths; their map must not be random.
         workers: processes, each with one shard at a time; None for one per available core. They are spawned,
             which takes seconds: for less than some thousand examples 1, this process alone, is faster.
         progress: show a progress bar on stderr.
@@ -49,11 +41,9 @@ def measure_lengths(
     Raises ShardError for a shard that cannot be opened or fetched (what was measured stays in `partial`),
     WorkerDiedError where a worker was killed, and ValueError for fewer than one worker.
     """
-    mark = fingerprint(processor, encoding, map)
-    tables = {} if partial is None else _load_partial(catalog, partial, mark)
+    tables = {} if partial is None else _load_partial(catalog, partial, options.fingerprint)
     missing = [shard for shard in range(len(catalog.files)) if shard not in tables]
-    num_workers = count_workers(workers, len(missing))
-    measured = ordered(_measure_shard, missing, num_workers, catalog, processor, encoding, map, mark)
+    measured = ordered(_measure_shard, missing, count_workers(workers, len(missing)), catalog, options)
     # Closed at once when Ctrl-C ends the loop, which stops the workers.
     with closing(measured), progress_bar("measuring lengths", len(missing), progress) as advance:
         for shard, table in zip(missing, measured, strict=True):
@@ -61,7 +51,7 @@ def measure_lengths(
             if partial is not None:
                 table.save(_partial_file(partial, shard))
             advance(len(table))
-    return LengthTable.join([tables[shard] for shard in range(len(catalog.files))], mark)
+    return LengthTable.join([tables[shard] for shard in range(len(catalog.files))], options.fingerprint)
 
 
 def _partial_file(partial: Path, shard: int) -> Path:
@@ -81,19 +71,12 @@ def _load_partial(catalog: Catalog, partial: Path, fingerprint: str) -> dict[int
     return tables
 
 
-def _measure_shard(
-    shard: int,
-    catalog: Catalog,
-    processor: Processor,
-    encoding: EncodingConfig,
-    map: ExampleMap | None,
-    fingerprint: str,
-) -> LengthTable:
+def _measure_shard(shard: int, catalog: Catalog, options: LengthOptions) -> LengthTable:
     with catalog.open(shard) as opened:
         columns: dict[str, Any] = {name: np.zeros(len(opened), dtype) for name, dtype in COLUMNS.items()}
         for index in range(len(opened)):
             try:
-                length = measure_mapped(opened.example(index), opened.name, processor, encoding, map)
+                length = options.measure(opened.example(index), opened.name)
             except (EncodingError, ImageError):
                 continue
             except ShardError as error:
@@ -105,4 +88,4 @@ def _measure_shard(
             elif length.images <= MAX_IMAGES:
                 for name, value in asdict(length).items():
                     columns[name][index] = value
-    return LengthTable(**columns, fingerprint=fingerprint)
+    return LengthTable(**columns, fingerprint=options.fingerprint)

@@ -1,4 +1,4 @@
-"""Token lengths of the examples that fill rows: found beside the index, in the cache, or measured."""
+"""Token lengths of the examples that fill rows: read from beside the index or the cache, or measured."""
 
 from __future__ import annotations
 
@@ -9,14 +9,10 @@ from pathlib import Path
 from filelock import FileLock
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from v1lit.backbones.processor import Processor
-from v1lit.data.config import EncodingConfig
 from v1lit.data.encode.encoding import EncodingError
-from v1lit.data.encode.mapping import ExampleMap
 from v1lit.data.errors import BadDataError, ShardError
 from v1lit.data.example.images import ImageError
-from v1lit.data.lengths.fingerprint import fingerprint
-from v1lit.data.lengths.length import measure_mapped
+from v1lit.data.lengths.length import LengthOptions
 from v1lit.data.lengths.measuring import measure_lengths
 from v1lit.data.lengths.table import LengthTable
 from v1lit.data.reasons import in_words, most_frequent
@@ -27,130 +23,106 @@ MANY = 5_000
 """Examples for which it pays to start processes that measure them."""
 
 
-def known_table(
-    catalog: Catalog, processor: Processor, encoding: EncodingConfig, map: ExampleMap | None = None
-) -> LengthTable | None:
+def known_table(catalog: Catalog, options: LengthOptions) -> LengthTable | None:
     """The table of a source that is there already; None without one, or without an index."""
     if not catalog.indexed:
         return None
-    mark = fingerprint(processor, encoding, map)
-    for path in _places(catalog, mark):
+    for path in _places(catalog, options):
         if path.is_file():
-            return LengthTable.load(path, mark, catalog.examples)
+            return LengthTable.load(path, options.fingerprint, catalog.examples)
     return None
 
 
 def measured_table(
-    catalog: Catalog,
-    processor: Processor,
-    encoding: EncodingConfig,
-    map: ExampleMap | None = None,
-    workers: int | None = None,
+    catalog: Catalog, options: LengthOptions, workers: int | None = None
 ) -> LengthTable | None:
-    """The table of a source, measured and kept where there is none yet; in parallel, and going on where an
-    earlier attempt was stopped.
+    """The table of a source, measured and kept where there is none yet.
 
-    None without an index, and for remote shards, which are not fetched for it: their lengths are measured
-    while they are read, or by `v1lit data index --lengths`. Also None where a shard cannot be opened, whose
-    examples will be skipped.
+    It is measured in parallel, and resumed where an earlier attempt was stopped. None without an index, and
+    for remote shards, which are not fetched for it: their lengths are measured while they are read, or by
+    `v1lit data index --lengths`. Also None where a shard cannot be opened, whose examples will be skipped.
     """
-    table, examples = known_table(catalog, processor, encoding, map), catalog.examples
+    table, examples = known_table(catalog, options), catalog.examples
     if table is not None or examples is None or catalog.remote:
         return table
     rank_zero_info(f"measuring the lengths of {examples} examples in {catalog.location}, once")
-    path = _places(catalog, fingerprint(processor, encoding, map))[-1]
-    many = examples >= MANY
+    path, many = _places(catalog, options)[-1], examples >= MANY
     try:
-        return _write(catalog, processor, encoding, map, path, workers if many else 1, progress=many)
+        return _write(catalog, options, path, workers if many else 1, progress=many)
     except ShardError as error:
         rank_zero_info(f"lengths are measured while examples are read: {error}")
         return None
 
 
 def write_lengths(
-    location: str | Path,
-    processor: Processor,
-    encoding: EncodingConfig,
-    map: ExampleMap | None = None,
-    *,
-    workers: int | None = None,
-    progress: bool = False,
+    location: str | Path, options: LengthOptions, *, workers: int | None = None, progress: bool = False
 ) -> Path:
-    """Measure the examples of an index and keep the table beside it, where training finds it; gives its path.
+    """Measure the examples of an index and keep the table beside it, where training finds it.
 
-    Raises ValueError for a location that is no local folder with an index and for a random map, ShardError
-    for a shard that cannot be opened, and BadDataError, with the reasons, where not one example can be
-    measured.
+    Returns its path. Raises ValueError for a location that is no local folder with an index and for a random
+    map, ShardError for a shard that cannot be opened, and BadDataError, with the reasons, where not one
+    example can be measured.
     """
-    if map is not None and map.random:
+    if options.map is not None and options.map.random:
         raise ValueError(
-            f"data.map {map.name} is random, so an example has another length each time, and none is kept"
+            f"data.map {options.map.name} is random, so an example has another length each time, and none "
+            "is kept"
         )
     catalog = Catalog(location)
-    path = table_beside(catalog, fingerprint(processor, encoding, map))
+    path = table_beside(catalog, options)
     if path is None or not catalog.indexed:
         raise ValueError(
             f"{location} is no local folder with an index, so lengths cannot be kept beside it; make an "
             "index with `v1lit data index --out FOLDER`, and measure that folder"
         )
-    table = _write(catalog, processor, encoding, map, path, workers, progress)
+    table = _write(catalog, options, path, workers, progress)
     if not table.tokens.any():
-        why = in_words(most_frequent(_reasons(catalog, processor, encoding, map)))
+        why = in_words(most_frequent(_reasons(catalog, options)))
         raise BadDataError(
             f"{location}: not one of {len(table)} examples can be used; of the first ones {why}"
         )
     return path
 
 
-def _reasons(
-    catalog: Catalog, processor: Processor, encoding: EncodingConfig, map: ExampleMap | None
-) -> Iterator[str]:
+def _reasons(catalog: Catalog, options: LengthOptions) -> Iterator[str]:
     """Why the first examples cannot be measured: a table says only that they cannot."""
     with catalog.open(int(catalog.counts.argmax())) as shard:
-        for number in range(min(len(shard), 100)):
+        for index in range(min(len(shard), 100)):
             try:
-                measure_mapped(shard.example(number), shard.name, processor, encoding, map)
+                options.measure(shard.example(index), shard.name)
             except (ShardError, EncodingError, ImageError) as error:
                 yield str(error)
 
 
 def _write(
-    catalog: Catalog,
-    processor: Processor,
-    encoding: EncodingConfig,
-    map: ExampleMap | None,
-    path: Path,
-    workers: int | None,
-    progress: bool,
+    catalog: Catalog, options: LengthOptions, path: Path, workers: int | None, progress: bool
 ) -> LengthTable:
-    """One process at a time measures; what it has made the others then find."""
+    """Measure in one process of the machine at a time; the others then find its table."""
     partial = path.with_name(f".{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
-        if (table := known_table(catalog, processor, encoding, map)) is not None:
+        if (table := known_table(catalog, options)) is not None:
             return table
-        table = measure_lengths(
-            catalog, processor, encoding, map=map, workers=workers, progress=progress, partial=partial
-        )
+        table = measure_lengths(catalog, options, workers=workers, progress=progress, partial=partial)
         table.save(path)
         shutil.rmtree(partial, ignore_errors=True)
     return table
 
 
-def table_beside(catalog: Catalog, mark: str) -> Path | None:
+def table_beside(catalog: Catalog, options: LengthOptions) -> Path | None:
     """Where the table of a local index lies; None for a remote one, or a source that is no folder."""
     if is_remote(catalog.location) or not Path(catalog.location).is_dir():
         return None
-    return Path(catalog.location) / _name(catalog, mark)
+    return Path(catalog.location) / _name(catalog, options)
 
 
-def _places(catalog: Catalog, mark: str) -> list[Path]:
+def _places(catalog: Catalog, options: LengthOptions) -> list[Path]:
     """Where a table may be, the place for a new one last."""
-    beside = table_beside(catalog, mark)
-    cached = catalog.config.cache_folder / "lengths" / _name(catalog, mark)
+    beside = table_beside(catalog, options)
+    cached = catalog.config.cache_folder / "lengths" / _name(catalog, options)
     return [cached] if beside is None else [beside, cached]
 
 
-def _name(catalog: Catalog, mark: str) -> str:
-    """Of a table's file: another one where the shards, or what decides lengths, have changed."""
-    return f"lengths-{catalog.content[:16]}-{mark[:16]}.safetensors"
+def _name(catalog: Catalog, options: LengthOptions) -> str:
+    """Name of a table's file: another one where the shards, or what decides lengths, have changed."""
+    return f"lengths-{catalog.content[:16]}-{options.fingerprint[:16]}.safetensors"

@@ -16,36 +16,29 @@ import numpy.typing as npt
 from v1lit.files import aside
 
 COLUMNS = {"tokens": "<u4", "image_tokens": "<u4", "images": "<u2"}
-"""Columns of a table and their types in numpy's words."""
-
-
+"""Columns of a table, and their types in the words of numpy."""
 _METADATA = "v1lit_lengths"
-
-
 _IN_FILE = {"<u4": "U32", "<u2": "U16"}
-"""The same in those of safetensors."""
+"""Types of numpy, and their names in a safetensors file."""
 
 
 @dataclass(frozen=True, eq=False)
 class LengthTable:
-    """Lengths of the examples of one source, in place order: its shards as listed, each from its beginning.
+    """Lengths of the examples of one source: its shards as listed, each from its beginning.
 
     A loaded table is mapped from its file, not read into memory: the processes of one machine share one copy,
     and memory is taken only for the parts that are used. Pickled (as for a spawned worker) it is the path,
     which the other process maps again; a table that was never saved is pickled whole.
-
-    Attributes:
-        tokens: uint32 [examples]; 0 for an example that cannot be read or encoded, `LEFT_OUT` for one that
-            the map leaves out.
-        image_tokens: uint32 [examples].
-        images: uint16 [examples].
-        fingerprint: of the processor and encoding that it was measured with.
     """
 
     tokens: npt.NDArray[np.uint32]
+    """`[examples]`; 0 for one that cannot be read or encoded, `LEFT_OUT` for one that the map leaves out."""
     image_tokens: npt.NDArray[np.uint32]
+    """`[examples]`."""
     images: npt.NDArray[np.uint16]
+    """`[examples]`."""
     fingerprint: str
+    """Names the processor, encoding and map that it was measured with."""
     _file: tuple[Path, int] | None = field(default=None, repr=False)
     """Path and CRC-32 of a mapped table."""
 
@@ -79,9 +72,8 @@ class LengthTable:
     def load(cls, path: str | Path, fingerprint: str, examples: int | None = None) -> LengthTable:
         """Map a saved table; its data are read through once, to check them.
 
-        Raises:
-            ValueError: naming the file: it is missing or damaged, was measured with another tokenizer or
-                other options (another fingerprint), or is not about this many `examples`.
+        Raises ValueError, naming the file, where it is missing or damaged, was measured with another
+        tokenizer or other options (another fingerprint), or is not about this many `examples`.
         """
         table = cls._map(Path(path))
         if table.fingerprint != fingerprint:

@@ -16,6 +16,7 @@ from v1lit.data.encode.mapping import ExampleMap
 from v1lit.data.errors import ShardError
 from v1lit.data.example import Example, ExampleRef
 from v1lit.data.example.images import ImageError
+from v1lit.data.lengths.length import LengthOptions
 from v1lit.data.loading.micro_batch import Failure, MicroBatch
 from v1lit.data.loading.time_limit import TookTooLongError, time_limit
 from v1lit.data.sampling.rows import MicroBatchPlan
@@ -34,6 +35,11 @@ class Encoder:
     """Whether batches are flat, or else padded."""
     map: ExampleMap | None = None
     """Changes examples before they are encoded, or leaves them out."""
+
+    @property
+    def length_options(self) -> LengthOptions:
+        """What decides how long the examples are."""
+        return LengthOptions(self.processor, self.encoding, self.map)
 
     def batch(self, examples: Sequence[Encoded]) -> Batch:
         """A flat or a padded batch, labels counted."""

@@ -24,8 +24,8 @@ def length_tables(
     needed = grouping.packs or grouping.by_length > 1
     if not needed or (encoder.map is not None and encoder.map.random):
         return [None] * len(opened.catalogs)
-    make = measured_table if measure else known_table
-    return [make(catalog, encoder.processor, encoder.encoding, encoder.map) for catalog in opened.catalogs]
+    make, options = measured_table if measure else known_table, encoder.length_options
+    return [make(catalog, options) for catalog in opened.catalogs]
 
 
 def epoch_steps(
@@ -33,7 +33,7 @@ def epoch_steps(
 ) -> EpochSteps:
     """The rows of an epoch of shards, and how many steps they make."""
     tables = length_tables(opened, grouping, encoder)
-    lengths = LengthLookup(opened.examples, tables, encoder.processor, encoder.encoding, encoder.map)
+    lengths = LengthLookup(opened.examples, tables, encoder.length_options)
     return EpochSteps(opened, grouping, lengths, context)
 
 

@@ -62,13 +62,7 @@ class StreamReader(Dataset[MicroBatch]):
 
     def _begin(self, reader: int) -> tuple[StreamExamples, MicroBatchReader, Iterator[MicroBatchPlan]]:
         examples, state = self.readers.examples(reader), self.readers.states[reader]
-        measure = partial(
-            measure_at,
-            examples=examples,
-            processor=self.encoder.processor,
-            encoding=self.encoder.encoding,
-            map=self.encoder.map,
-        )
+        measure = partial(measure_at, examples=examples, options=self.encoder.length_options)
         rows = self.grouping.make_rows(measure)(examples, MicroBatchState(state.read, state.waiting))
         return examples, MicroBatchReader(examples, self.encoder), rows
 
