@@ -17,7 +17,7 @@ FILES = [str(path.relative_to(PACKAGE)) for path in sorted(PACKAGE.rglob("*.py")
 
 NOT_YET: tuple[str, ...] = (
     *("__init__.py", "backbones/", "cli/", "data/", "grounding/", "inference/", "paths.py", "pointer/"),
-    *("processes.py", "training/"),
+    *("processes.py", "training/flops.py"),
 )
 """Rooms, as the beginnings of their paths, that do not follow the convention yet; empty at the end."""
 

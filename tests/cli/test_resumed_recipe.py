@@ -52,5 +52,5 @@ def test_what_cannot_be_changed_is_refused_before_data_and_weights_and_leaves_th
     first, second = capsys.readouterr().err.splitlines()
     assert "model.pointer.gate was false and is true" in first
     assert "(command line" in first
-    assert second.startswith("take the old value to go on")
+    assert second.startswith("take the old value to resume")
     assert sorted(tmp_path.rglob("*")) == before

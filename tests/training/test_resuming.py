@@ -110,7 +110,7 @@ def test_what_a_resumed_run_cannot_change_is_refused_with_what_was_and_what_is(
     with pytest.raises(RecipeChangedError) as refused:
         refuse(written(plain), now, make_trainer(max_steps=9))
     first, second = str(refused.value).splitlines()
-    assert f"x.ckpt cannot be gone on with: {key} was " in first
+    assert f"x.ckpt cannot be resumed: {key} was " in first
     assert "begin a new run" in second
     assert refused.value.keys == [key]
 
@@ -189,7 +189,7 @@ def test_a_folder_of_weights_may_move_but_not_hold_others(
     assert (key, rest) == ("model.backbone.weights", [])
     assert was.startswith(f"{tmp_path}/old (")
     assert now.startswith(f"{tmp_path}/tuned (")
-    with pytest.raises(RecipeChangedError, match="cannot be gone on with"):
+    with pytest.raises(RecipeChangedError, match="cannot be resumed"):
         refuse_changes(checkpoint, {key: (was, now)}, runs["tuned"], "x.ckpt")
 
 

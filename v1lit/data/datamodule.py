@@ -172,7 +172,7 @@ class V1DataModule(LightningDataModule):
 
     @property
     def val_content(self) -> str | None:
-        """Changes when the validation shards do; None where there are none."""
+        """Digits that change with the validation shards; None where there are none."""
         if self._val_content is None and self.has_val:
             if self.streams is not None and self.streams.val is not None:
                 self._val_content = self.streams.val.names
@@ -230,7 +230,7 @@ class V1DataModule(LightningDataModule):
         self._prepared = True
 
     def setup(self, stage: str) -> None:
-        """Begin a run: forget where an earlier one on this data module has come."""
+        """Begin a run: forget how far an earlier one on this data module has read."""
         self._forget()
         if self.trainer is None:
             self._skips = SkipList(self.stream)
@@ -261,8 +261,10 @@ class V1DataModule(LightningDataModule):
         check_limits(trainer, train_batches, val_batches)
 
     def train_dataloader(self) -> TrainLoader | StreamLoader:
-        """Flat or padded batches; how many (`len`) is not known where rows are filled, without an index, or
-        of a stream."""
+        """Flat or padded batches.
+
+        How many (`len`) is not known where rows are filled, without an index, and of a stream.
+        """
         check_packs(self.packing, self.backbone, self.flat)
         encoder, context = self._encoder("train"), self._context
         if isinstance(self._reading, StreamReading):

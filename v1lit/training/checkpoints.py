@@ -1,4 +1,4 @@
-"""Checkpoints to go on from: written whole or not at all, at the end of a step, and found again."""
+"""Checkpoints to resume from: written whole or not at all, at the end of a step, and found again."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FOLDER = "checkpoints"
 LAST = "last.ckpt"
 SECONDS_BETWEEN = 600.0
 MOST_TIME = 0.05
-"""Largest share of the time spent on checkpoints that come by the clock."""
+"""Largest share of the time that checkpoints by the clock may take."""
 
 
 class WholeFileIO(TorchCheckpointIO):
@@ -59,17 +59,17 @@ class WholeFileIO(TorchCheckpointIO):
 class LastCheckpoint(Checkpoint):
     """Keeps `last.ckpt`, the newest state of a run, and stops the run when that is asked for.
 
-    It is saved at the end of an optimizer step: every so many steps or, without a number, every ten minutes
+    It is saved at the end of an optimizer step: every `every` steps or, without a number, every ten minutes
     (less often where saving would take more than 5 % of the time); after every validation; at the end; and
     when someone stops the run. On several ranks all agree after every step whether to save and to stop.
-    """
 
-    def __init__(self, folder: Path, every: int | None = None, requests: StopRequests | None = None) -> None:
-        """Args:
+    Args:
         folder: where `last.ckpt` is written.
         every: optimizer steps between two checkpoints; None for by the clock.
         requests: who may ask to stop.
-        """
+    """
+
+    def __init__(self, folder: Path, every: int | None = None, requests: StopRequests | None = None) -> None:
         super().__init__()
         self.path = Path(folder) / LAST
         self.every = every
@@ -105,8 +105,8 @@ class LastCheckpoint(Checkpoint):
         if not is_whole_step(trainer):
             return
         self._ask_all(trainer)
-        by_number = self.every is not None and trainer.global_step % self.every == 0
-        self._due = self._due or by_number or _is_last_step(trainer)
+        by_steps = self.every is not None and trainer.global_step % self.every == 0
+        self._due = self._due or by_steps or _is_last_step(trainer)
         # What is saved before a validation has to do it again; only who must stop does that.
         if self._stop is not None or (self._due and not validates_now(trainer)):
             self.save(trainer)
@@ -184,7 +184,7 @@ def checkpoint_to_resume(resume: str | None, folder: Path) -> str | None:
     if newest is None and resume == "last":
         raise ValueError(
             f"run.resume is 'last', but there is no complete checkpoint in {folder / FOLDER}\n"
-            "begin with --run.resume=auto, or give the run.name and run.folder of the run to go on with"
+            "begin with --run.resume=auto, or give the run.name and run.folder of the run to resume"
         )
     return None if newest is None else str(newest)
 

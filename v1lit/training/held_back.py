@@ -34,7 +34,7 @@ class HeldBack:
             try:
                 yield
             finally:
-                self.warnings.update(f"{one.category.__name__}: {one.message}" for one in caught)
+                self.warnings.update(f"{w.category.__name__}: {w.message}" for w in caught)
                 _flush()
                 file.seek(0)
                 self.printed += file.read().decode("utf-8", errors="replace")
@@ -60,14 +60,14 @@ class HeldBack:
 def _descriptors(target: int) -> Iterator[None]:
     """Let the process's own stdout and stderr write to `target`."""
     _flush()
-    kept = [(number, os.dup(number)) for number in (1, 2)]
+    kept = [(descriptor, os.dup(descriptor)) for descriptor in (1, 2)]
     try:
-        for number, _ in kept:
-            os.dup2(target, number)
+        for descriptor, _ in kept:
+            os.dup2(target, descriptor)
         yield
     finally:
-        for number, copy in kept:
-            os.dup2(copy, number)
+        for descriptor, copy in kept:
+            os.dup2(copy, descriptor)
             os.close(copy)
 
 

@@ -1,4 +1,4 @@
-"""`V1Module`: a `PointAndCopyModel` in Lightning's hands. No model logic in here."""
+"""`V1Module`: a `PointAndCopyModel` in Lightning's hands, without model logic."""
 
 from __future__ import annotations
 
@@ -262,11 +262,11 @@ class V1Module(LightningModule):
     # ------------------------------------------------------------------ checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write down with which options it was trained, for `load_from_checkpoint` and for who goes on."""
+        """Write down with which options it was trained, for `load_from_checkpoint` and for resuming."""
         Resumed(self.options, self.trainer, self._data).save(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights of another model and, of a run that goes on, what it cannot change of its recipe.
+        """Refuse weights of another model and, of a resumed run, what it cannot change of its recipe.
 
         Also lets Lightning count the batches of the epoch as they are laid out now.
         """

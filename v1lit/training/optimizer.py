@@ -25,25 +25,25 @@ class Together(Optimizer):
 
     def __init__(self, optimizers: list[Optimizer]) -> None:
         self.optimizers = optimizers
-        super().__init__([group for one in optimizers for group in one.param_groups], {})
+        super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for one in self.optimizers:
-            one.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        return {"optimizers": [one.state_dict() for one in self.optimizers]}
+        return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for one, state in zip(self.optimizers, state_dict["optimizers"], strict=True):
-            one.load_state_dict(state)
+        for optimizer, state in zip(self.optimizers, state_dict["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
         # The schedule changes the groups of this optimizer: they must be the very same as the others'.
-        self.param_groups = [group for one in self.optimizers for group in one.param_groups]
+        self.param_groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
 
 def build_optimizer(

@@ -1,4 +1,4 @@
-"""Does a model give the same for packed examples as for each alone? Measured on the model itself."""
+"""Whether a model computes the same for packed examples as for each alone, measured on the model itself."""
 
 from __future__ import annotations
 
@@ -72,16 +72,14 @@ def check_packing(
     device = model.device
     packed = flatten(examples).to(device)
     with borrowed(model), _without_gradients(model):
-        alone = [_losses(model, collate([one], pad_id).to(device)) for one in examples]
+        alone = [_losses(model, collate([example], pad_id).to(device)) for example in examples]
         together = _losses(model, packed).split([len(losses) for losses in alone])
         leaks = _leaks(model, packed, together)
         gradient, parameter = _gradient_difference(model, packed, examples, pad_id)
     return PackingCheck(
         tuple(
-            PackedExample(
-                one.id, len(one.input_ids), len(one.patch_maps), a.sum().item(), t.sum().item(), leak
-            )
-            for one, a, t, leak in zip(examples, alone, together, leaks, strict=True)
+            PackedExample(e.id, len(e.input_ids), len(e.patch_maps), a.sum().item(), t.sum().item(), leak)
+            for e, a, t, leak in zip(examples, alone, together, leaks, strict=True)
         ),
         gradient,
         parameter,
@@ -91,7 +89,7 @@ def check_packing(
 
 @contextmanager
 def _without_gradients(model: PointAndCopyModel) -> Iterator[None]:
-    """Inside, no parameter has a gradient; afterwards each has the one that it had."""
+    """Inside, no parameter has a gradient; afterwards each has its own again."""
     before = [(parameter, parameter.grad) for parameter in model.parameters()]
     model.zero_grad(set_to_none=True)
     try:
@@ -128,16 +126,16 @@ def _leaks(model: PointAndCopyModel, packed: Batch, together: Sequence[Tensor]) 
     lengths = list(packed.segment_lengths)
     is_image = packed.input_ids == model.config.image_token_id
     is_text = (packed.input_ids < model.config.pointer_start) & ~is_image & ~_beside(is_image)
-    # A text token of the row itself is none that means something to the backbone, such as an image's.
+    # A text token of the row itself means nothing special to the backbone, as an image's would.
     other_text = torch.where(is_text, packed.input_ids[is_text][0], packed.input_ids)
     leaks = []
-    for number, own in enumerate(together):
+    for index, own in enumerate(together):
         kept = list(packed.input_ids.split(lengths, dim=1))
         changed = list(other_text.split(lengths, dim=1))
-        changed[number] = kept[number]
+        changed[index] = kept[index]
         # Labels stay: the losses of the others change, those of this one must not.
         losses = _losses(model, replace(packed, input_ids=torch.cat(changed, dim=1)))
-        mine = losses.split([len(one) for one in together])[number]
+        mine = losses.split(list(map(len, together)))[index]
         leaks.append((mine - own).abs().max().item() if len(own) else 0.0)
     return leaks
 
@@ -154,8 +152,8 @@ def _gradient_difference(
     _forward(model, packed, reduction="sum").backward()
     ours = {name: p.grad.clone() for name, p in trained.items() if p.grad is not None}
     model.zero_grad(set_to_none=True)
-    for one in examples:
-        _forward(model, collate([one], pad_id).to(model.device), reduction="sum").backward()
+    for example in examples:
+        _forward(model, collate([example], pad_id).to(model.device), reduction="sum").backward()
     largest = max((p.grad.abs().max().item() for p in trained.values() if p.grad is not None), default=0.0)
     worst, name = 0.0, "none"
     for key, parameter in trained.items():

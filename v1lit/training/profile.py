@@ -24,14 +24,14 @@ class Profile(Callback):
     `trace.json.gz` (for ui.perfetto.dev), `operations.txt` (the costliest by time) and the memory: on a GPU
     `memory.pickle`, which the viewer on pytorch.org/memory_viz takes, else `memory.txt`, the operations that
     allocate most.
-    """
 
-    def __init__(self, skip: int = 5, batches: int = 3, rows: int = 40) -> None:
-        """Args:
+    Args:
         skip: batches before anything is recorded; the last of them warms the profiler up.
         batches: batches to record. A trace takes a few MB for each.
         rows: longest table of operations.
-        """
+    """
+
+    def __init__(self, skip: int = 5, batches: int = 3, rows: int = 40) -> None:
         for name, value, least in (("skip", skip, 1), ("batches", batches, 1), ("rows", rows, 1)):
             if value < least:
                 raise ValueError(f"Profile: {name} is {value}; it must be at least {least}")

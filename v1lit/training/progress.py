@@ -1,4 +1,4 @@
-"""The line on the screen while a run goes on."""
+"""The line on the screen while a run trains."""
 
 from __future__ import annotations
 
@@ -102,15 +102,15 @@ class RunProgress(ProgressBar):
 
     def _add(self, name: str, total: float | None, done: int = 0) -> TaskID:
         assert self.progress is not None
-        known = None if total is None or total == math.inf else total
-        task = self.progress.add_task(name, total=known, completed=done, count="", numbers="")
+        finite = None if total == math.inf else total
+        task = self.progress.add_task(name, total=finite, completed=done, count="", numbers="")
         self._show(task, done)
         return task
 
     def _show(self, task: TaskID, done: int) -> None:
         if self.progress is None:
             return
-        total = next(one.total for one in self.progress.tasks if one.id == task)
+        total = next(shown.total for shown in self.progress.tasks if shown.id == task)
         count = f"{done}" if total is None else f"{done}/{int(total)}"
         self.progress.update(task, completed=done, count=count)
 
@@ -142,7 +142,7 @@ class _Times(ProgressColumn):
     def render(self, task: Task) -> Text:
         elapsed = task.finished_time if task.finished else task.elapsed
         times = [elapsed or 0.0] if task.time_remaining is None else [elapsed or 0.0, task.time_remaining]
-        return Text("<".join(str(timedelta(seconds=int(one))).removeprefix("0:") for one in times))
+        return Text("<".join(str(timedelta(seconds=int(seconds))).removeprefix("0:") for seconds in times))
 
 
 def in_short(metrics: dict[str, Any]) -> str:
@@ -157,8 +157,8 @@ def in_short(metrics: dict[str, Any]) -> str:
 def what_is_trained(trainer: Trainer, module: LightningModule) -> str:
     """How many parameters learn, of how many, and where."""
     parameters = list(module.parameters())
-    total = sum(one.numel() for one in parameters)
-    trained = sum(one.numel() for one in parameters if one.requires_grad)
+    total = sum(p.numel() for p in parameters)
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
     devices = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
     which = f"all {_rounded(total)}" if trained == total else f"{_rounded(trained)} of {_rounded(total)}"
     return f"training {which} parameters on {devices}"

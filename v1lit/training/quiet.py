@@ -26,13 +26,13 @@ WARNINGS = (
     r"Your `IterableDataset` has `__len__` defined\.",
     # No validation split: stated in the docs, and at the end of the run.
     r"Total length of `(list|CombinedLoader)` across ranks is zero\.",
-    # Going on in the same folder is what `run.resume` with the same name asks for.
+    # Resuming in the same folder is what `run.resume` with the same name asks for.
     r"Checkpoint directory .* exists and is not empty\.",
     # The recipe sets data.num_workers; on few cores, and for drawn scenes, none is the fastest.
     r"The '(train|val)_dataloader' does not have many workers which may be a bottleneck\.",
     # Steps are counted through all epochs, so there are logs all the same.
     r"The number of training batches \(\d+\) is smaller than the logging interval",
-    # The data module goes on with the very next batch; Lightning only looks at the loader.
+    # The data module resumes with the very next batch; Lightning only looks at the loader.
     r"You're resuming from a checkpoint that ended before the epoch ended and your dataloader is not resum",
 )
 """Beginnings of warnings that are left out."""

@@ -95,11 +95,7 @@ def make_results(
         weights: which ones.
         device: to generate on.
 
-    Returns:
-        what `metrics.json` holds.
-
-    Raises:
-        ResultsIncompleteError: after all other parts, if one failed.
+    Returns what `metrics.json` holds. Raises ResultsIncompleteError, after all other parts, if one failed.
     """
     parts, predictor, answers = ResultParts(), None, list[HeldOutAnswer]()
     if weights.val_loss is not None:
@@ -128,10 +124,10 @@ def make_results(
 
 def load_weights(module: V1Module, checkpoint: Path) -> None:
     """Put a checkpoint's weights into a module, in their type. Raises ValueError if they do not fit."""
-    found = read_checkpoint(checkpoint)
-    refuse_other_model(found, module.options, str(checkpoint))
+    content = read_checkpoint(checkpoint)
+    refuse_other_model(content, module.options, str(checkpoint))
     module.configure_model()
-    state = weights_of(found)
+    state = weights_of(content)
     module.to({value.dtype for value in state.values() if value.is_floating_point()}.pop())
     module.load_state_dict(state)
 
@@ -164,8 +160,8 @@ def export(predictor: Predictor, folder: Path) -> None:
 def write_json(path: Path, content: dict[str, float]) -> None:
     """Write sorted keys, null for what is not finite; the file appears whole or not at all."""
     # JSON has no NaN, which stands for "nothing was counted".
-    known = {name: value if math.isfinite(value) else None for name, value in sorted(content.items())}
-    write_atomically(path, json.dumps(known, indent=2, allow_nan=False) + "\n")
+    finite = {name: value if math.isfinite(value) else None for name, value in sorted(content.items())}
+    write_atomically(path, json.dumps(finite, indent=2, allow_nan=False) + "\n")
 
 
 def print_report(metrics: dict[str, float], folder: Path, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""What a run that goes on from a checkpoint may change of its recipe, key by key, and what then happens."""
+"""What a resumed run may change of its recipe, key by key, and what then happens."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Change(Enum):
 
     MODEL = "refused: the weights are those of another model"
     START = "refused: it acts once, where a run begins"
-    ORDER = "refused in the middle of an epoch, which cannot go on in another order"
+    ORDER = "refused in the middle of an epoch, which cannot continue in another order"
     CONTENT = "the content of the shards counts: as ORDER for training, as MEASURE for validation"
     MEASURE = "applied; `val/loss` measures something else now, so the best checkpoint is chosen anew"
     LIMIT = "applied; refused where the checkpoint lies behind it"
@@ -98,15 +98,16 @@ class RecipeChangedError(ValueError):
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint as data, tensors only mapped. Raises ValueError for a file that is none."""
+    """A checkpoint as data, its tensors mapped. Raises ValueError for a file that is no checkpoint."""
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"{path} is no checkpoint that can be read: {reason}") from error
-    if not is_checkpoint(found):
+    if not is_checkpoint(content):
         raise ValueError(f"{path} is no checkpoint of a training run; give one of a run's checkpoints/")
-    return found
+    checkpoint: dict[str, Any] = content
+    return checkpoint
 
 
 def differences(
@@ -130,7 +131,7 @@ def differences(
 
 @dataclass(frozen=True)
 class Resumed:
-    """A run that goes on: what a checkpoint is compared with."""
+    """A resumed run: what a checkpoint is compared with."""
 
     model: Mapping[str, Any]
     """Options of the V1Module."""
@@ -138,21 +139,22 @@ class Resumed:
     data: V1DataModule | None = None
 
     def differences(self, checkpoint: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Keys with another value than in the checkpoint, with both values."""
         options = {} if self.data is None else self.data.options
         return differences(checkpoint, self.model, options, self.surroundings)
 
     @property
     def surroundings(self) -> dict[str, Any]:
         """What is compared beside the options."""
-        found: dict[str, Any] = {"trainer.limit_val_batches": self.trainer.limit_val_batches}
+        values: dict[str, Any] = {"trainer.limit_val_batches": self.trainer.limit_val_batches}
         if (content := weights_content(self.model["backbone"]["weights"])) is not None:
-            found[CONTENT] = content
+            values[CONTENT] = content
         if self.data is not None and self.data.val_content is not None:
-            found[VALIDATION] = self.data.val_content
-        return found
+            values[VALIDATION] = self.data.val_content
+        return values
 
     def save(self, checkpoint: dict[str, Any]) -> None:
-        """Write down what a run that goes on is compared with, and what makes the module again."""
+        """Write down what a resumed run is compared with, and what makes the module again."""
         key = LightningModule.CHECKPOINT_HYPER_PARAMS_KEY
         checkpoint[key] = {**checkpoint.get(key, {}), **self.model}
         data = {} if self.data is None else self.data.options
@@ -195,13 +197,13 @@ def refuse_changes(
     Args:
         checkpoint: as read.
         changed: the `differences` to it.
-        run: the run that goes on.
+        run: the resumed run.
         name: of the checkpoint, for the message.
     """
     if RECIPE not in checkpoint:
         raise RecipeChangedError(
             f"{name} does not say how it was trained (it has no {RECIPE!r}), so it cannot be known "
-            "whether this run may go on with it\nbegin a new run"
+            "whether this run may resume from it\nbegin a new run"
         )
     kinds = {Change.MODEL, Change.START}
     if run.data is not None and data_state(checkpoint, run.data).get("steps"):
@@ -214,7 +216,7 @@ def refuse_changes(
         if limit is not None and 0 <= limit < done:
             raise RecipeChangedError(
                 f"trainer.{key} is {limit}, but {name} was written after {done}\n"
-                f"give {done} or more, or go on from an earlier checkpoint",
+                f"give {done} or more, or resume from an earlier checkpoint",
                 [f"trainer.{key}"],
             )
 
@@ -242,7 +244,7 @@ def carry_over(checkpoint: dict[str, Any], changed: Mapping[str, tuple[Any, Any]
 
 
 def check_resume(path: str, run: Resumed) -> None:
-    """Before anything is loaded: raise ValueError where the run cannot go on from this checkpoint.
+    """Raise ValueError, before anything is loaded, where the run cannot resume from this checkpoint.
 
     What other strategies and file systems have, folders and remote files, is looked at when it is loaded.
     """
@@ -260,8 +262,8 @@ def _refuse(changed: Mapping[str, tuple[Any, Any]], kinds: Collection[Change], n
     listed = _listed(changed, refused)
     amid = " in the middle of an epoch" if all(_kind(key) is Change.ORDER for key in refused) else ""
     raise RecipeChangedError(
-        f"{name} cannot be gone on with{amid}: {listed}\n"
-        "take the old value to go on, or begin a new run: another run.name, without run.resume",
+        f"{name} cannot be resumed{amid}: {listed}\n"
+        "take the old value to resume, or begin a new run: another run.name, without run.resume",
         refused,
     )
 
@@ -276,25 +278,25 @@ def _kind(key: str) -> Change:
 
 def _flat(model: Mapping[str, Any], data: Mapping[str, Any], around: Mapping[str, Any]) -> dict[str, Any]:
     """Recorded options by their keys of a recipe, spelled one way."""
-    groups, found = {"model": model, "data": data}, dict(around)
+    groups, values = {"model": model, "data": data}, dict(around)
     for key, change in CHANGES.items():
         if key.partition(".")[0] in groups and change is not Change.CONTENT:
-            found.update((key, value) for value in _at(groups, key))
-    if found.get("model.backbone.weights") != "tiny":
-        found.pop("model.backbone.tiny", None)
-    if "model.backbone.freeze" in found:
-        found["model.backbone.freeze"] = sorted(set(found["model.backbone.freeze"]))
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
+            values.update((key, value) for value in _at(groups, key))
+    if values.get("model.backbone.weights") != "tiny":
+        values.pop("model.backbone.tiny", None)
+    if "model.backbone.freeze" in values:
+        values["model.backbone.freeze"] = sorted(set(values["model.backbone.freeze"]))
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
 def _at(nested: Mapping[str, Any], key: str) -> Iterator[Any]:
     """The value under a dotted key, if there is one."""
-    found: Any = nested
+    value: Any = nested
     for name in key.split("."):
-        if not isinstance(found, Mapping) or name not in found:
+        if not isinstance(value, Mapping) or name not in value:
             return
-        found = found[name]
-    yield found
+        value = value[name]
+    yield value
 
 
 def _shown(value: object) -> str:

@@ -58,7 +58,7 @@ def trainer_defaults(
 def run_training(
     module: V1Module, data: V1DataModule, trainer: Trainer, run: RunConfig, folder: Path
 ) -> dict[str, float]:
-    """Train, then export the best model and report. Gives the numbers that `metrics.json` holds.
+    """Train, then export the best model and report. Returns what `metrics.json` holds.
 
     Everything is written to `folder`: `checkpoints/`, `csv/` (`csv-2/`, ... after resuming), `tensorboard/`,
     `model/` (the export), `pictures/` and `metrics.json`. Raises ValueError if `run.resume` finds nothing,
@@ -99,5 +99,5 @@ def _weights(trainer: Trainer, folder: Path) -> ChosenWeights:
 
 def _free_name(folder: Path, name: str) -> str:
     """`name`, or `name-2`, `name-3`, ... where that is taken."""
-    names = chain([name], (f"{name}-{number}" for number in count(2)))
-    return next(one for one in names if not (folder / one).exists())
+    names = chain([name], (f"{name}-{index}" for index in count(2)))
+    return next(name for name in names if not (folder / name).exists())

@@ -29,21 +29,21 @@ def saved_weights(folder: Path) -> tuple[ChosenWeights, int]:
         if name.startswith("ModelCheckpoint") and callback.get("monitor") is not None:
             best = Path(callback["best_model_path"])
             # The folder may have been moved or copied since; another run's best is where it was.
-            found = [place for place in (folder / FOLDER / best.name, best) if place.is_file()]
-            if found:
+            path = next((path for path in (folder / FOLDER / best.name, best) if path.is_file()), None)
+            if path is not None:
                 score = callback.get("best_model_score")
-                return ChosenWeights(found[0], found[0], None if score is None else float(score)), steps
+                return ChosenWeights(path, path, None if score is None else float(score)), steps
     return ChosenWeights(newest, newest), steps
 
 
 def measured(folder: Path, steps: int) -> dict[str, float]:
-    """What was measured in so many steps: `metrics.json` where it is of them, else the logs of training."""
-    known: dict[str, Any] = {}
+    """What was measured in that many steps: `metrics.json` where it is of them, else the logs of training."""
+    metrics: dict[str, Any] = {}
     with suppress(FileNotFoundError, ValueError):
-        known = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    if known.get("train/steps") != steps:
-        known = {**_logged(folder), "train/steps": float(steps)}
-    return {name: math.nan if value is None else float(value) for name, value in known.items()}
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    if metrics.get("train/steps") != steps:
+        metrics = {**_logged(folder), "train/steps": float(steps)}
+    return {name: math.nan if value is None else float(value) for name, value in metrics.items()}
 
 
 def _logged(folder: Path) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Does this installation train, save, generate and pack as it should? On the tiny version of every family.
+"""Whether this installation trains, saves, generates and packs as it should: tiny models of every family.
 
 Every check computes the same thing in two ways, so that a library that changed shows.
 """
@@ -47,7 +47,7 @@ SCENES = 4
 TRAINED_STEPS = 3
 NEW_TOKENS = 12
 POINT_AT = range(3, 7)
-"""Generated tokens that are made to be pointers: a model of three steps need not point by itself."""
+"""Generated tokens that are made pointers: a model of three steps need not point by itself."""
 ENCODING = EncodingConfig(coordinates=False)
 ROUNDING = 1e-4
 """Largest relative difference that another order of adding explains, in float32."""
@@ -92,7 +92,7 @@ def choose_device(wanted: str) -> torch.device:
 def self_test(
     device: torch.device, held_back: HeldBack, families: Sequence[str] = tuple(BUILTIN)
 ) -> Iterator[Check]:
-    """Every check of every family, as soon as it is done; a failed one does not keep others from being made.
+    """Every check of every family, as soon as it is done; after a failed one the others are still made.
 
     What libraries print meanwhile goes to `held_back`; files are written to a temporary folder only.
     """
@@ -109,13 +109,13 @@ def self_test(
             family = Family(name, scenes, device)
             for check in family.checks:
                 with held_back.here():
-                    done = _made(name, check)
-                yield done
+                    result = _result(name, check)
+                yield result
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Tiny models gain nothing from more, and on a busy machine threads wait for each other for minutes."""
+    """Compute on one thread: more do not help tiny models, and wait for each other on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -124,7 +124,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _made(family: str, check: Callable[[], tuple[str, float | None]]) -> Check:
+def _result(family: str, check: Callable[[], tuple[str, float | None]]) -> Check:
     name = check.__name__
     try:
         compared, difference = check()
@@ -154,13 +154,13 @@ class Family:
 
     @property
     def checks(self) -> tuple[Callable[[], tuple[str, float | None]], ...]:
-        """In the order in which they are made; each gives what was compared and the difference."""
+        """In the order in which they are made; each returns what was compared and the difference."""
         return self.train, self.save, self.cache, self.beams, self.packing, self.loss
 
     # ------------------------------------------------------------------ the checks
 
     def train(self) -> tuple[str, None]:
-        """Three steps in Lightning's hands lower the loss of the examples that they are made on."""
+        """Three steps in Lightning's hands lower the loss of the examples that they are taken on."""
         before = self._losses(self.model, self.examples).mean().item()
         trainer = Trainer(
             accelerator=self.device.type,
@@ -183,11 +183,11 @@ class Family:
         return told, None
 
     def save(self) -> tuple[str, float]:
-        """Model and processor, saved and opened again, give the same losses."""
+        """Model and processor, saved and opened again, return the same losses."""
         folder = self.scenes.parent / self.backbone.name
         export(Predictor(self.model, self.processor), folder)
         opened = load(folder, device=str(self.device))
-        again = [encode(one, opened.processor, ENCODING) for one in self._stored()]
+        again = [encode(example, opened.processor, ENCODING) for example in self._stored()]
         return self._same(
             "losses before saving and after opening",
             self._losses(self.model, self.examples),
@@ -203,11 +203,11 @@ class Family:
             for row, count in enumerate(steps)
         ]
         ours, theirs = (torch.cat([pair[side].flatten() for pair in pairs]) for side in (0, 1))
-        seen = torch.isfinite(theirs)  # pointers to images that a row does not have
-        if not torch.equal(seen, torch.isfinite(ours)):
+        possible = torch.isfinite(theirs)  # not pointers to images that a row does not have
+        if not torch.equal(possible, torch.isfinite(ours)):
             raise SelfTestError("with the cache the model may point elsewhere than without")
         what = f"logits of {NEW_TOKENS} tokens generated with and without cache"
-        return self._same(what, ours[seen], theirs[seen])
+        return self._same(what, ours[possible], theirs[possible])
 
     def beams(self) -> tuple[str, float]:
         """Beam search, in which rows are expanded and reordered."""
@@ -225,8 +225,8 @@ class Family:
             self.model.use_attention(kernel)
             with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
                 check = check_packing(self.model, self.examples, self.processor.pad_token_id, dtype)
-            differences = [check.gradient, *(one.difference for one in check.examples)]
-            leak = max(one.leak for one in check.examples)
+            differences = [check.gradient, *(example.difference for example in check.examples)]
+            leak = max(example.leak for example in check.examples)
             if not check.passed:
                 raise SelfTestError(
                     f"packed differs from alone by {max(differences):.1e} through {kernel}, allowed "
@@ -253,13 +253,14 @@ class Family:
 
     @property
     def model(self) -> PointAndCopyModel:
+        """The module's model, on the device."""
         self.module.configure_model()
         self.module.to(self.device)
         return self.module.model
 
     @cached_property
     def examples(self) -> list[Encoded]:
-        return [encode(one, self.processor, ENCODING) for one in self._stored()]
+        return [encode(example, self.processor, ENCODING) for example in self._stored()]
 
     def _stored(self) -> list[Example]:
         readable = ShardDataset(self.scenes / "train", shuffle=False, rank=0, world_size=1)
@@ -283,13 +284,13 @@ class Family:
     def _generate(self, **options: Any) -> Any:
         prompts = [
             encode_prompt(
-                one.id,
-                one.messages[:1],
-                [decode_image(image.data) for image in one.images],
+                example.id,
+                example.messages[:1],
+                [decode_image(image.data) for image in example.images],
                 self.processor,
                 ENCODING,
             )
-            for one in self._stored()[:2]
+            for example in self._stored()[:2]
         ]
         batch = collate(prompts, self.processor.pad_token_id, side="left").to(self.device)
         points = Pointing(self.processor.pointer_start, batch.input_ids.shape[1])
@@ -307,11 +308,11 @@ class Family:
             **options,
         )
 
-    def _same(self, what: str, found: Tensor, true: Tensor) -> tuple[str, float]:
-        if found.shape != true.shape:
-            raise SelfTestError(f"{what}: {tuple(found.shape)} and {tuple(true.shape)} numbers")
+    def _same(self, what: str, ours: Tensor, true: Tensor) -> tuple[str, float]:
+        if ours.shape != true.shape:
+            raise SelfTestError(f"{what}: {tuple(ours.shape)} and {tuple(true.shape)} numbers")
         size = true.abs().max().item()
-        difference = (found - true).abs().max().item() / max(size, 1e-12)
+        difference = (ours - true).abs().max().item() / max(size, 1e-12)
         if not difference <= ROUNDING or not math.isfinite(size):
             raise SelfTestError(f"{what} differ by {difference:.1e}, allowed {ROUNDING:.0e}")
         return what, difference
@@ -331,6 +332,6 @@ class Pointing(LogitsProcessor):
 
 
 def _equal_steps(ours: Tensor, theirs: Tensor) -> list[int]:
-    """Of each row the number of steps whose input was the same: behind a tie, rows go different ways."""
+    """Steps of each row whose input was the same: after a tie, rows go different ways."""
     same = (ours == theirs).cumprod(dim=1).sum(dim=1)
     return [min(int(count) + 1, ours.shape[1]) for count in same]

@@ -18,9 +18,9 @@ def total_steps(trainer: Trainer) -> int | None:
 
 
 def steps_of_epochs(trainer: Trainer) -> int | None:
-    """Optimizer steps of all epochs; None where their number or their length is not known.
+    """Optimizer steps of all epochs; None where it is not known how many or how long these are.
 
-    Where a run goes on with batches of other sizes or on other ranks, the steps that it has made already are
+    Where a run resumes with batches of other sizes or on other ranks, the steps that it has made already are
     counted as they were made. Epochs of filled rows, whose length Lightning does not know, are planned.
     """
     epochs, batches = trainer.max_epochs, trainer.num_training_batches

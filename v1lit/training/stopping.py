@@ -83,16 +83,16 @@ class StopRequests:
 
 @cache
 def _leave_children_alone() -> None:
-    """Processes forked from this one take signals as ever.
+    """Let processes forked from this one take signals as processes do.
 
     A handler of Python's would be called late or, of a process that waits for a lock, perhaps never; and who
     ends a pool of processes sends each SIGTERM once and waits.
     """
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_take_signals_as_ever)
+        os.register_at_fork(after_in_child=_take_signals_as_usual)
 
 
-def _take_signals_as_ever() -> None:
+def _take_signals_as_usual() -> None:
     for number in SIGNALS:
         if isinstance(getattr(signal.getsignal(number), "__self__", None), StopRequests):
             usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL

@@ -55,6 +55,10 @@ class Stopwatch(Profiler):
         return self.inner.summary()
 
 
+COUNTED = ("examples", "tokens", "real_tokens", "images", "supervised")
+"""Fields of an `Interval` that are added up over the ranks."""
+
+
 @dataclass
 class Interval:
     """What happened on this rank since the last time it was logged."""
@@ -70,6 +74,7 @@ class Interval:
     """Seconds spent in validation and on checkpoints."""
 
     def add(self, batch: Batch) -> None:
+        """Count one more training batch."""
         assert batch.counts is not None, "training batches count their labels"
         self.examples += len(batch)
         self.tokens += batch.tokens
@@ -83,10 +88,12 @@ class Throughput(Callback):
 
     Everything is of the interval between two logs: the time of its clock, less validation and checkpoints. No
     step waits for the GPU because of it; at the end of an interval, the ranks' sums are added up once.
+
+    Args:
+        peak_tflops: of one device, TFLOP/s; else published for it, else measured. See `find_peak`.
     """
 
     def __init__(self, peak_tflops: float | None = None) -> None:
-        """peak_tflops: of one device, TFLOP/s; else published for it, else measured. See `find_peak`."""
         self.peak_tflops = peak_tflops
         self.unseen = 0
         self.cut = 0
@@ -164,12 +171,12 @@ class Throughput(Callback):
         module.log_dict(values, batch_size=batch_size)
 
     def _values(self, trainer: Trainer, device: torch.device) -> dict[str, float]:
-        one = self._interval
+        interval = self._interval
         flops = 0.0 if self._flops is None or self._work is None else self._flops.total(self._work.sum())
         _finish_queue(device)
-        seconds = time.perf_counter() - one.start - one.away - (self._clock(SAVE) - self._saved)
-        mine = [one.examples, one.tokens, one.real_tokens, one.images, one.supervised, flops]
-        sums = _over_ranks(trainer, [*mine, seconds, self._clock(FETCH) - self._waited])
+        seconds = time.perf_counter() - interval.start - interval.away - (self._clock(SAVE) - self._saved)
+        counts = [getattr(interval, name) for name in COUNTED]
+        sums = _over_ranks(trainer, [*counts, flops, seconds, self._clock(FETCH) - self._waited])
         examples, tokens, real, images, supervised, flops, seconds, waited = sums
         seconds_each = seconds / trainer.world_size
         rates = (
@@ -177,7 +184,7 @@ class Throughput(Callback):
             tokens / seconds_each,
             real / seconds_each,
             images / seconds_each,
-            seconds_each / one.steps,
+            seconds_each / interval.steps,
             waited / seconds,
             1.0 - real / tokens,
             supervised / max(1, real),

@@ -18,15 +18,15 @@ from v1lit.data.loading.sequence import open_sequence
 
 log = logging.getLogger(__name__)
 READ_TOGETHER = 16
-"""Examples read one after another, before somebody decodes the first: that takes them out of the caches of
-the processor, and reading costs half as much in one go."""
+"""Examples that are read in one go before the first is decoded, which would empty the processor's caches:
+reading them costs half as much."""
 
 
 class ShardDataset(IterableDataset[Example]):
     """Iterate over the examples of one location.
 
-    Rank r of n takes the positions r, r + n, r + 2n, ... of an order that `seed` and epoch alone decide, and
-    its DataLoader workers take turns. So every example comes exactly once per epoch, also where there are
+    Rank r of n takes the epoch indices r, r + n, r + 2n, ... of an order that `seed` and epoch alone decide,
+    and its DataLoader workers take turns. So every example comes exactly once per epoch, also where there are
     fewer shards than readers.
 
     Args:
@@ -35,14 +35,13 @@ class ShardDataset(IterableDataset[Example]):
         seed: of the order.
         shuffle: False for the order in which the shards were written.
         epoch: which epoch's order.
-        rank, world_size: which of how many processes this is; taken from torch.distributed if not given.
+        rank, world_size: which of N processes this is; taken from torch.distributed if not given.
         on_bad: what to do with an example that cannot be read: "raise", or "skip" with a warning in the log
             and an entry in `skipped`.
-        config: window of the shuffling, cache and retries.
+        config: the shuffle window, cache and retries.
 
-    Raises:
-        ValueError: no shards, no examples, or contradictory options.
-        ShardError: a shard without an index that is damaged, where `on_bad` is "raise".
+    Raises ValueError for no shards, no examples and contradictory options, and ShardError for a damaged shard
+    without an index where `on_bad` is "raise".
     """
 
     def __init__(
@@ -87,14 +86,14 @@ class ShardDataset(IterableDataset[Example]):
     def __iter__(self) -> Iterator[Example]:
         rank, world_size = self._layout()
         worker = get_worker_info()
-        workers, number = (worker.num_workers, worker.id) if worker is not None else (1, 0)
+        workers, worker_id = (worker.num_workers, worker.id) if worker is not None else (1, 0)
         self.skipped = list(self._opened.lost)
-        positions = np.arange(rank + world_size * number, len(self), world_size * workers)
-        for start in range(0, len(positions), READ_TOGETHER):
-            here = positions[start : start + READ_TOGETHER]
-            found = self._opened.sequence.find(self.epoch, here)
-            table = zip(here, found.sources, found.shards, found.indices, strict=True)
-            for example in [self._read(ExampleRef(*map(int, one))) for one in table]:
+        own = np.arange(rank + world_size * worker_id, len(self), world_size * workers)
+        for start in range(0, len(own), READ_TOGETHER):
+            epoch_indices = own[start : start + READ_TOGETHER]
+            refs = self._opened.sequence.find(self.epoch, epoch_indices)
+            table = zip(epoch_indices, refs.sources, refs.shards, refs.indices, strict=True)
+            for example in [self._read(ExampleRef(*map(int, row))) for row in table]:
                 if not isinstance(example, ShardError):
                     yield example
                 elif self.on_bad == "raise":

@@ -40,10 +40,10 @@ class FailureLog:
         lost, self._lost[:] = list(self._lost), []
         return [Failure(NOWHERE, e.shard, e.key, e.kind, e.reason) for e in lost if self.ranks.own == 0]
 
-    def note_step(self, step: StepBatches, epoch: int, number: int) -> None:
-        """Note what an optimizer step says; `number`: of the step in its epoch. Raises BadDataError."""
+    def note_step(self, step: StepBatches, epoch: int, index: int) -> None:
+        """Note what the optimizer step `index` of an epoch says of the data. Raises BadDataError."""
         if step.failures:  # all ranks know, so all of them tell each other
-            self.note(step.micro_batches, epoch, number)
+            self.note(step.micro_batches, epoch, index)
             return
         failures = [failure for micro_batch in step.micro_batches for failure in micro_batch.failures]
         self._in_a_row, _ = run_of_failures(failures, self._in_a_row)
@@ -51,29 +51,29 @@ class FailureLog:
         self.skips.note_left_out(step.left_out)
 
     def note(
-        self, micro_batches: Sequence[MicroBatch], epoch: int, number: int, lost: Sequence[Failure] = ()
+        self, micro_batches: Sequence[MicroBatch], epoch: int, index: int, lost: Sequence[Failure] = ()
     ) -> None:
         """Note what became of batches on all ranks, each of which must call it. Raises BadDataError.
 
         Args:
             micro_batches: of this rank.
-            epoch, number: the epoch, and the step in it; in validation the batch.
+            epoch, index: the epoch, and the step in it; in validation the batch.
             lost: of `take_lost`, where they are in none of the batches.
         """
         failures = [*lost, *(failure for micro_batch in micro_batches for failure in micro_batch.failures)]
         self._in_a_row, longest = run_of_failures(failures, self._in_a_row)
-        skipped = skipped_of(failures, self.split, epoch, number)
+        skipped = skipped_of(failures, self.split, epoch, index)
         read = sum(len(micro_batch.batch) for micro_batch in micro_batches) + len(skipped)
         left_out = sum(micro_batch.left_out for micro_batch in micro_batches)
         reads, skips, longests, left_outs = zip(
             *self.ranks.gather((read, skipped, longest, left_out)), strict=True
         )
-        self.skips.note(sum(reads), [one for skipped in skips for one in skipped], max(longests))
+        self.skips.note(sum(reads), [skip for skipped in skips for skip in skipped], max(longests))
         self.skips.note_left_out(sum(left_outs))
 
 
 def run_of_failures(failures: Sequence[Failure | None], before: int) -> tuple[int, int]:
-    """How many failures in a row there are at the end, `before` those before them, and at most."""
+    """Failures in a row at the end, and at most, where there were `before` just before these examples."""
     longest = run = before
     for failure in failures:
         run = 0 if failure is None else run + 1

@@ -1,4 +1,4 @@
-"""`TrainLoader`: a plan's rows, made into batches by workers, those of an optimizer step together."""
+"""`TrainLoader`: workers make batches of a plan's rows, those of an optimizer step together."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class TrainLoader(StepLoader):
         batches, done = self._micro_batches(progress), steps.batches_done(progress)
         with self._prefetcher(progress) as prefetcher:
             for index, step in self._iter_steps(progress, batches, done, left):
-                rows = [one.row for one in step.micro_batches if one.row is not None]
+                rows = [batch.row for batch in step.micro_batches if batch.row is not None]
                 prefetcher.reached(max((ref.epoch_index for row in rows for ref in row.refs), default=-1))
                 if left is not None and index + 1 == progress.steps + left:
                     self._report(progress)  # now: nobody asks for more batches
@@ -89,7 +89,7 @@ class TrainLoader(StepLoader):
             return
         if not self.used:
             if skips.count:
-                why = in_words(most_frequent(one.reason for one in skips.skipped))
+                why = in_words(most_frequent(skip.reason for skip in skips.skipped))
                 raise BadDataError(f"{skips.summary()}: no example of the epoch could be used: {why}")
             if self.left_out:
                 raise ValueError(f"data.map leaves out all {self.left_out} training examples that were read")

@@ -44,7 +44,7 @@ class OpenedSequence:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What decides which example stands at which position: two runs that agree in it read the same."""
+        """What decides which example stands at which epoch index: two runs that agree in it read the same."""
         shuffle = self.sequence.orders[0].shuffle
         return {
             "data.seed": shuffle.seed,
@@ -68,28 +68,26 @@ def open_sequence(
 
     Args:
         sources: locations, with weights and limits.
-        config: window, lanes, cache and retries.
+        config: shuffle window, lanes, cache and retries.
         seed: of the order.
         shuffle: False for the order in which the shards were written.
         count: count the examples of shards without an index now, which reads their headers.
 
-    Raises:
-        ValueError: no shards, no examples, or a mixture or lanes that these shards cannot have.
+    Raises ValueError for no shards, no examples, and a mixture or lanes that these shards cannot have.
     """
-    examples, lost = Examples([Catalog(one.shards, config) for one in sources]), list[ShardError]()
+    examples, lost = Examples([Catalog(source.shards, config) for source in sources]), list[ShardError]()
     orders = []
-    for number, catalog in enumerate(examples.catalogs):
-        discover = partial(_discover, examples, lost, number)
-        known = (
-            [discover(n) if one < 0 else int(one) for n, one in enumerate(catalog.counts)] if count else None
-        )
-        counts = catalog.counts if known is None else np.array(known, dtype=np.int64)
+    for source_index, catalog in enumerate(examples.catalogs):
+        discover, counts = partial(_discover, examples, lost, source_index), catalog.counts
+        if count:
+            counted = [discover(shard) if size < 0 else int(size) for shard, size in enumerate(counts)]
+            counts = np.array(counted, dtype=np.int64)
         orders.append(
             SourceOrder(
                 counts,
                 Shuffle(seed, shuffle, config.shuffle_window),
                 lanes=config.lanes,
-                salt=number,
+                salt=source_index,
                 discover=discover,
             )
         )
@@ -110,8 +108,9 @@ def _draws(sources: Sequence[MixtureConfig], orders: Sequence[SourceOrder]) -> l
                 f"{what} needs; make one with `v1lit data index`"
             )
         return [None]
-    known = [size for size in sizes if size is not None]
-    return list(draws_per_epoch(known, [one.weight for one in sources], [one.limit for one in sources]))
+    counted = [size for size in sizes if size is not None]
+    weights, limits = [source.weight for source in sources], [source.limit for source in sources]
+    return list(draws_per_epoch(counted, weights, limits))
 
 
 def _discover(examples: Examples, lost: list[ShardError], source: int, shard: int) -> int:
@@ -126,5 +125,5 @@ def _discover(examples: Examples, lost: list[ShardError], source: int, shard: in
 
 
 def random_order() -> str:
-    """Digits that change where another version of NumPy permutes otherwise, and so the examples."""
+    """Digits that change where another version of NumPy permutes, and so orders the examples, otherwise."""
     return hashlib.sha256(np.random.default_rng(0).permutation(1000).tobytes()).hexdigest()[:16]

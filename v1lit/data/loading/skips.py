@@ -27,11 +27,11 @@ class Skipped:
     step: int
     """Optimizer step of the epoch, from 0; in validation the batch."""
     position: int
-    """In the epoch's global sequence."""
+    """Epoch index."""
     shard: str
     key: str | None
     number: int
-    """Of the example within its shard."""
+    """Of the example in its shard."""
     kind: str
     """One of `v1lit.data.shards.KINDS`."""
     reason: str
@@ -42,7 +42,7 @@ class Skipped:
         return self.split, self.epoch, self.position, self.shard
 
     def is_before(self, epoch: int, step: int) -> bool:
-        """Whether a run that goes on at this step of training does not come upon it again."""
+        """Whether a run that resumes at this step of training does not meet it again."""
         return self.split != "train" or (self.epoch, self.step) < (epoch, step)
 
 
@@ -60,9 +60,9 @@ class SkipList:
         self.left_out = 0
         """Examples that the map has left out; they do not count as read."""
         self.skipped: list[Skipped] = []
-        """In this process,"""
+        """Those that this process has noted."""
         self.before: Counter[str] = Counter()
-        """and of every kind in the run that it goes on from."""
+        """How many of every kind there were in the run that is resumed."""
         self._listed: set[tuple[str, int, int, str]] | None = None
 
     @property
@@ -72,30 +72,28 @@ class SkipList:
 
     def count_of(self, epoch: int) -> int:
         """Training examples that this process has seen skipped in an epoch."""
-        return sum(one.split == "train" and one.epoch == epoch for one in self.skipped)
+        return sum(skip.split == "train" and skip.epoch == epoch for skip in self.skipped)
 
     def kinds(self, epoch: int, step: int) -> Counter[str]:
         """How many of every kind were skipped before this step of training."""
-        return self.before + Counter(one.kind for one in self.skipped if one.is_before(epoch, step))
+        return self.before + Counter(skip.kind for skip in self.skipped if skip.is_before(epoch, step))
 
     def resume(self, epoch: int, step: int, read: int, kinds: Mapping[str, int], left_out: int = 0) -> None:
-        """Take up the list of a run that goes on, without what was skipped at this step or later.
+        """Take up the list of a resumed run, without what was skipped at this step or later.
 
-        read, kinds, left_out: how many examples the run had read, skipped, and left out by its map; the same
-        on every rank, as what depends on them is.
+        read, kinds, left_out: examples that the run had read, skipped, and left out by its map; the same on
+        every rank, and so is what depends on them.
         """
         self.read, self.before, self.skipped, self.left_out = read, Counter(kinds), [], left_out
         if self.path is not None and self.path.is_file():
-            kept = [one for one in _listed_in(self.path) if one.is_before(epoch, step)]
+            kept = [skip for skip in _listed_in(self.path) if skip.is_before(epoch, step)]
             write_atomically(self.path, "".join(map(_line, kept)))
-            self._listed = {one.identity for one in kept}
+            self._listed = {skip.identity for skip in kept}
 
     def note(self, read: int, skipped: Sequence[Skipped], in_a_row: int) -> None:
         """Count examples that were asked for, and those of them that were skipped.
 
-        in_a_row: the longest unbroken sequence of skipped ones, on any rank.
-
-        Raises BadDataError if these are too many.
+        in_a_row: most skipped one after another, on any rank. Raises BadDataError if these are too many.
         """
         self.read += read
         if not skipped:
@@ -124,7 +122,7 @@ class SkipList:
 
     def summary(self) -> str:
         """How many were skipped, of how many, of which kinds, and where they are listed."""
-        kinds = self.before + Counter(one.kind for one in self.skipped)
+        kinds = self.before + Counter(skip.kind for skip in self.skipped)
         which = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
         where = f"; listed in {self.path}" if self.path is not None else ""
         return f"skipped {self.count} of {self.read} examples ({which}){where}"
@@ -133,28 +131,29 @@ class SkipList:
         if self.path is None:
             return
         if self._listed is None:
-            self._listed = {one.identity for one in _listed_in(self.path)} if self.path.is_file() else set()
-        new = [one for one in skipped if one.identity not in self._listed]
+            listed = _listed_in(self.path) if self.path.is_file() else []
+            self._listed = {skip.identity for skip in listed}
+        new = [skip for skip in skipped if skip.identity not in self._listed]
         if new:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write("".join(map(_line, new)))
-        self._listed.update(one.identity for one in new)
+        self._listed.update(skip.identity for skip in new)
 
 
 def _listed_in(path: Path) -> list[Skipped]:
     """What a file lists; a line that was cut off when the run was killed is none."""
-    found = []
+    skips = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         with suppress(ValueError, TypeError):
-            found.append(Skipped(**json.loads(line)))
-    return found
+            skips.append(Skipped(**json.loads(line)))
+    return skips
 
 
-def _line(one: Skipped) -> str:
-    return json.dumps(asdict(one), ensure_ascii=False) + "\n"
+def _line(skip: Skipped) -> str:
+    return json.dumps(asdict(skip), ensure_ascii=False) + "\n"
 
 
-def _of(one: Skipped) -> str:
-    example = f"example {one.key!r}" if one.key is not None else f"example number {one.number}"
-    return f"{one.kind}: shard {one.shard}, {example}: {one.reason}"
+def _of(skip: Skipped) -> str:
+    example = f"example {skip.key!r}" if skip.key is not None else f"example number {skip.number}"
+    return f"{skip.kind}: shard {skip.shard}, {example}: {skip.reason}"

@@ -17,7 +17,7 @@ from v1lit.data.sampling.remaining import MicroBatchState, Remaining
 class ReadingState:
     """Follows the batches that training has used, not those that were made ahead.
 
-    What it says is the place behind the last whole optimizer step, or behind the epoch when that has ended:
+    What it says is where the last whole optimizer step ended, or the epoch when that has ended:
     gradients that wait for further batches are not saved, so their batches are read again.
     """
 
@@ -123,7 +123,7 @@ def progress_from_dict(state: Mapping[str, Any]) -> Progress:
 
 
 def difference(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """In words, in what a checkpoint's data differ from those of this run; None if in nothing."""
+    """How a checkpoint's data differ from those of this run, in words; None if they do not."""
     for name in now:
         if saved.get(name) != now[name]:
             return f"{name}: {_short(saved.get(name))} in the checkpoint, {_short(now[name])} now"

@@ -65,11 +65,11 @@ class EpochSteps:
         return progress.steps * accumulate if left is None or batches is None else batches - left * accumulate
 
     def planned(self, start: Progress, epochs: int) -> int | None:
-        """Optimizer steps from there to the end of that many epochs; None without an index or, where rows are
-        filled, lengths.
+        """Optimizer steps from `start` to the end of a number of epochs; None where that is not known.
 
-        Filled rows are planned for it, without reading: about a third of a millisecond for each row of 8,192
-        tokens, shared out over the ranks, which must all call it.
+        It is known with an index and, where rows are filled, lengths. Filled rows are planned for it, without
+        reading: about a third of a millisecond for each row of 8,192 tokens, shared out over the ranks, which
+        must all call it.
         """
         if not self._can_plan:
             return None

@@ -10,15 +10,15 @@ from types import FrameType
 
 
 class TookTooLongError(BaseException):
-    """What runs inside of `time_limit` has used up its time.
+    """What runs inside `time_limit` has used up its time.
 
-    No Exception: libraries that turn every failure into one of their own must not take this for theirs.
+    Not an Exception: libraries that turn every failure into one of their own must not turn this one.
     """
 
 
 @contextmanager
 def time_limit(seconds: float | None) -> Iterator[None]:
-    """Raise `TookTooLongError` inside of the block once it has run for `seconds`.
+    """Raise `TookTooLongError` inside the block once it has run for `seconds`; None for no limit.
 
     By an alarm signal, so only where the block runs in a process's main thread, as it does in the
     DataLoader's workers; elsewhere, and on systems without alarms, there is no limit. Compiled code that does

@@ -1,4 +1,4 @@
-"""Shares of an epoch and intervals within it, against the number of batches that it has."""
+"""What a Trainer asks of an epoch, checked against the batches that the epoch has."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 Count = Callable[[], int | None]
-"""Gives the batches of an epoch on one rank; None where that is not known before it is read."""
+"""Returns the batches of an epoch on one rank; None where that is not known before it is read."""
 
 
 def refuse_changing_accumulation(trainer: Trainer) -> None:
-    """What makes an optimizer step is planned for a whole run; Lightning, too, counts its batches once."""
+    """Raise ValueError for a GradientAccumulationScheduler: what makes a step is planned for a whole run."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # a connector sets it
         if isinstance(callback, GradientAccumulationScheduler):
             raise ValueError(

@@ -30,9 +30,9 @@ class Workers:
     """Batches that each of them makes ahead."""
 
     def run(self, reader: Dataset[MicroBatch], asked: Iterator[Asked]) -> Iterator[tuple[Asked, MicroBatch]]:
-        """What the reader makes of all that it is asked for, in this order, whatever the number of workers.
+        """What the reader makes of what it is asked for, in this order, with any number of workers.
 
-        Worker w of W is asked for number w, W + w, 2 W + w, ...
+        Worker w of W is asked for the items w, W + w, 2 W + w, ...
         """
         waiting: deque[Asked] = deque()
 
