@@ -76,4 +76,4 @@ def test_type_checkers_see_the_same_names() -> None:
     tree = ast.parse(Path(v1lit.__file__).read_text(encoding="utf-8"))
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
     imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
-    assert {alias.asname: node.module for node in imports for alias in node.names} == v1lit._PLACES
+    assert {alias.asname: node.module for node in imports for alias in node.names} == v1lit._MODULES

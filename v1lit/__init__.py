@@ -1,4 +1,4 @@
-"""v1lit: train vision-language models that point.
+"""Train vision-language models that point.
 
 Names are imported when first used, so `import v1lit` is quick and pulls in neither a trainer nor torch.
 """
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from v1lit.training.config import OptimizerConfig as OptimizerConfig
     from v1lit.training.module import V1Module as V1Module
 
-_PLACES = {
+_MODULES = {
     "BackboneConfig": "v1lit.backbones.config",
     "EncodingConfig": "v1lit.data.config",
     "Example": "v1lit.data.example",
@@ -51,13 +51,13 @@ _PLACES = {
     "register_backbone": "v1lit.backbones.registry",
 }
 
-__all__ = ["__version__", *_PLACES]
+__all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'v1lit' has no attribute {name!r}")
-    return getattr(import_module(_PLACES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -13,16 +13,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 def screen(*, stderr: bool = False, quiet: bool = False, width: int | None = None) -> Console:
-    """A console that shows every text as it is, also in tables and bars; colours only where asked for."""
+    """A console that shows every text unchanged, also in tables and bars; colours only where asked for."""
     return Console(stderr=stderr, quiet=quiet, width=width, markup=False, emoji=False, highlight=False)
 
 
 def text_column(text: str, justify: Literal["left", "right"] = "left") -> TextColumn:
-    """A column of a progress bar: `text` with its {fields} filled in, as it is."""
+    """A column of a progress bar: `text` with its {fields} filled in, and otherwise unchanged."""
     return TextColumn(text, markup=False, justify=justify)
 
 
 def counting_bar(after: str, shown: bool) -> Progress:
-    """A bar on stderr: description, bar, how many of how many, `after` with its {fields}, and time left."""
+    """A bar on stderr: description, bar, count and total, `after` with its {fields}, and time left."""
     columns = (text_column("{task.description}"), BarColumn(), MofNCompleteColumn(), text_column(after))
     return Progress(*columns, TimeRemainingColumn(), console=screen(stderr=True), disable=not shown)

@@ -14,7 +14,7 @@ from typing import Any
 from v1lit.errors import OptionError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|pipe:")
-"""Or a command, which a shell expands."""
+"""A URL, or a command, which a shell expands."""
 _VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
 _NAMED_AS_PATH = re.compile(r"(^|_)(dir|dirpath|path|folder|file|root)s?$")
 _WRITTEN_AS_PATH = re.compile(r"(~|\$[A-Za-z_]\w*|\$\{[A-Za-z_]\w*\})/", re.ASCII)
@@ -30,8 +30,7 @@ def expand_path(path: str | os.PathLike[str], keys: Container[str] = ()) -> str:
         path: a path, a pattern of paths, or a URL.
         keys: names in `${NAME}` that are no variables of the environment, and stay.
 
-    Raises:
-        ValueError: no such user, or a variable that is not set or empty.
+    Raises ValueError for a user that does not exist, and for a variable that is not set or empty.
     """
     text = os.fspath(path)
     if ("$" not in text and not text.startswith("~")) or is_url(text):
@@ -39,10 +38,10 @@ def expand_path(path: str | os.PathLike[str], keys: Container[str] = ()) -> str:
     if not (text == "~" or text.startswith("~/")) and os.path.lexists(text):
         return text
 
-    def value(found: re.Match[str]) -> str:
-        name = found[1] or found[2]
-        if found[2] in keys:
-            return found[0]
+    def value(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if match[2] in keys:
+            return match[0]
         if not os.environ.get(name):
             state = "empty" if name in os.environ else "not set"
             raise ValueError(f"{text!r} cannot be used: the environment variable {name} is {state}")
@@ -90,7 +89,7 @@ def expand_within(
     Args:
         value: an argument, or several by name.
         name: that of the argument.
-        change: what is done with a path of that name.
+        change: called with a name and its path, returns the path that stands instead.
     """
     if isinstance(value, dict):
         return {key: expand_within(item, str(key), change) for key, item in value.items()}

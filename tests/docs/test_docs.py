@@ -175,7 +175,7 @@ def test_the_navigation_has_every_page() -> None:
 def test_the_reference_has_every_public_name() -> None:
     listed = re.findall(r"^::: (\S+)$", text("docs/reference.md"), re.MULTILINE)
     for public in set(v1lit.__all__) - {"__version__"}:
-        home = v1lit._PLACES[public]
+        home = v1lit._MODULES[public]
         defined_in = getattr(v1lit, public).__module__
         assert {home, f"{home}.{public}", f"{defined_in}.{public}"} & set(listed), public
     for path in listed:

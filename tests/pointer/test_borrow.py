@@ -1,4 +1,4 @@
-"""A model that is asked in the middle of training goes on as it was."""
+"""A model that is asked in the middle of training is left as it was."""
 
 from __future__ import annotations
 

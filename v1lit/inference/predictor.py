@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class Prediction:
     """What a model said about its images."""
 
     text: str
-    """The trace as generated; pointers are written `<|copy_N|>`."""
+    """The trace as generated; pointers are written `<|copy_7|>`."""
     answer: str | None
     """What stands between the last `<answer>` and its `</answer>`."""
     trace: Trace
@@ -56,14 +57,16 @@ class Prediction:
 class Predictor:
     """A trained model with its processor.
 
+    ```python
     predictor = v1lit.load("runs/tiny_qwen/model")
     prediction = predictor("scene.png", "Where is the red circle?")
+    ```
 
-    A model that is still being trained can be asked too: it answers in evaluation mode and goes on as it was.
+    A model in training can be asked too: it answers in evaluation mode and is left as it was. Raises
+    ValueError where model and processor count pointers from different ids or have different image tokens.
     """
 
     def __init__(self, model: PointAndCopyModel, processor: Processor) -> None:
-        """Raises ValueError where model and processor count pointers from different ids."""
         if model.config.pointer_start != processor.pointer_start:
             raise ValueError(
                 f"the model's pointers start at id {model.config.pointer_start}, but the processor's at "
@@ -101,10 +104,10 @@ class Predictor:
         """
         config = EncodingConfig(max_tokens=self._max_tokens())
         encoded = []
-        for number, (images, question) in enumerate(questions):
+        for index, (images, question) in enumerate(questions):
             opened = [open_picture(image) for image in images]
             messages = _as_messages(question, len(opened))
-            encoded.append(encode_prompt(f"question {number}", messages, opened, self.processor, config))
+            encoded.append(encode_prompt(f"question {index}", messages, opened, self.processor, config))
         batch = collate(encoded, self.processor.pad_token_id, side="left").to(self.model.device)
         options = {"do_sample": False, "num_return_sequences": 1, **generate}
         with borrowed(self.model):
@@ -140,7 +143,7 @@ class Predictor:
 
 
 def load(folder: str | Path, dtype: str = "auto", device: str = "cpu", **kwargs: Any) -> Predictor:
-    """Open an exported model folder. `dtype` as in transformers; further options go to `from_pretrained`.
+    """Open an exported model folder; `dtype` is as in transformers, further options go to `from_pretrained`.
 
     Raises ValueError for any other folder, saying what it is, and for files that are missing or damaged.
     """
@@ -161,24 +164,15 @@ def _as_messages(question: str | Sequence[Message], images: int) -> Sequence[Mes
 
 
 def pointer_runs(ids: Sequence[int], pointer_start: int) -> tuple[tuple[int, ...], ...]:
-    """Stretches of consecutive pointers in a sequence of ids, as image token numbers."""
-    runs: list[list[int]] = []
-    before = False
-    for token in ids:
-        is_pointer = token >= pointer_start
-        if is_pointer and not before:
-            runs.append([])
-        if is_pointer:
-            runs[-1].append(token - pointer_start)
-        before = is_pointer
-    return tuple(tuple(run) for run in runs)
+    """Runs of consecutive pointers in a sequence of ids, as indices of image tokens."""
+    runs = groupby(ids, key=lambda token: token >= pointer_start)
+    return tuple(tuple(token - pointer_start for token in run) for is_pointer, run in runs if is_pointer)
 
 
 def open_picture(picture: Picture) -> Image.Image:
     """The pixels that a person sees, RGB, whichever way a picture is given: see `as_seen`.
 
-    Raises ValueError for what is no picture, for a file that is not there and for an image that cannot be
-    used.
+    Raises ValueError for what is no picture, for a missing file and for an image that cannot be used.
     """
     if isinstance(picture, Image.Image):
         return as_seen(picture)
