@@ -20,7 +20,7 @@ LIMITS = {
     "v1lit.grounding": (7, 4, 8),
     "v1lit.inference": (2, 2, 1),
     "v1lit.pointer": (12, 5, 20),
-    "v1lit.training": (26, 5, 42),
+    "v1lit.training": (26, 5, 46),
 }
 """How many rooms a package may have, on how many floors, and how many arrows may lead from room to room."""
 LONGEST_FILE = 412
