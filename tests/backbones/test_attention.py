@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from v1lit.backbones import BackboneConfig, attention, attention_kernels, get_backbone
+from v1lit.backbones import BackboneConfig, attention, attention_kernels, get_backbone, list_backbones
 from v1lit.backbones.attention import (
     choose_attention,
     packed_decoder_arguments,
@@ -25,7 +25,6 @@ from v1lit.backbones.segments import Segments
 
 pytestmark = pytest.mark.dependencies
 
-FAMILIES = ["qwen2_5_vl", "qwen2_vl", "llava", "internvl"]
 LENGTHS = (7, 1, 5, 5, 12)
 WIDTH = 64
 
@@ -189,7 +188,7 @@ def alone(model: PreTrainedModel, inputs: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("stock", ["sdpa", "eager"])
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", list_backbones())
 def test_a_packed_row_gives_what_each_example_gives_alone(name: str, kernel: str, stock: str) -> None:
     model, inputs = build(name, stock), embeddings()
     output = packed(model, inputs, kernel)
@@ -202,7 +201,7 @@ def test_a_packed_row_gives_what_each_example_gives_alone(name: str, kernel: str
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", list_backbones())
 def test_gradients_of_a_packed_row_are_those_of_the_examples(name: str, checkpointing: bool) -> None:
     model = build(name).train()
     weight = torch.randn(1, sum(LENGTHS), WIDTH, generator=torch.Generator().manual_seed(2))
@@ -222,7 +221,7 @@ def test_gradients_of_a_packed_row_are_those_of_the_examples(name: str, checkpoi
         assert error < 1e-5, path
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", list_backbones())
 def test_changing_an_example_changes_no_other_by_a_bit(name: str) -> None:
     model, inputs = build(name), embeddings()
     changed = inputs.clone()
@@ -233,7 +232,7 @@ def test_changing_an_example_changes_no_other_by_a_bit(name: str) -> None:
     assert (before[:, 8:13] != after[:, 8:13]).any()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", list_backbones())
 def test_segments_reach_every_text_layer_and_the_mask_is_the_poison(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,7 +255,7 @@ def test_segments_reach_every_text_layer_and_the_mask_is_the_poison(
 
 
 @pytest.mark.parametrize("stock", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", list_backbones())
 def test_a_layer_that_drops_the_segments_shows_at_once(name: str, stock: str) -> None:
     model = build(name, stock)
     layer = model.get_decoder().layers[-1].self_attn
@@ -270,7 +269,7 @@ def test_a_layer_that_drops_the_segments_shows_at_once(name: str, stock: str) ->
 
 
 @pytest.mark.parametrize("stock", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", list_backbones())
 def test_without_segments_nothing_has_changed(name: str, stock: str) -> None:
     ours, theirs = build(name, stock), build(name, stock, packed=False)
     assert ours.config.get_text_config()._attn_implementation == f"v1lit_{stock}"
@@ -303,7 +302,7 @@ def test_without_segments_nothing_has_changed(name: str, stock: str) -> None:
         assert all(torch.equal(*logits) for logits in zip(texts[0].logits, texts[1].logits, strict=True))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", list_backbones())
 def test_the_vision_tower_keeps_the_stock_implementation(name: str) -> None:
     model, plain = build(name), build(name, packed=False)
     for config in (model.config, model.config.vision_config):
@@ -326,7 +325,7 @@ def get_vision(model: PreTrainedModel) -> nn.Module:
     return model.get_submodule(get_backbone(model.config.model_type).parts["vision"][0])
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", list_backbones())
 def test_a_model_can_be_switched_after_loading(name: str) -> None:
     model, inputs = build(name, "eager"), embeddings()
     before = alone(model, inputs)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from v1lit.backbones import BackboneConfig
+from v1lit.backbones import BackboneConfig, list_backbones
 from v1lit.backbones.load import check_backbone_config
 from v1lit.errors import OptionError
 
@@ -58,6 +58,6 @@ def test_values_that_this_backbone_does_not_take_are_refused(
     assert error.value.key == f"model.backbone.{key}"
 
 
-@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "llava", "internvl"])
+@pytest.mark.parametrize("name", list_backbones())
 def test_the_defaults_are_accepted(name: str) -> None:
     assert check_backbone_config(BackboneConfig(name, image={"max_side": 672})).name == name

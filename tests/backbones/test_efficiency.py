@@ -23,6 +23,7 @@ from torch._dynamo.utils import counters
 from torch.nn.parallel import DistributedDataParallel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from v1lit.backbones import list_backbones
 from v1lit.backbones.attention import packed_decoder_arguments, use_segments
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.efficiency import (
@@ -38,7 +39,6 @@ from v1lit.backbones.segments import Segments
 
 pytestmark = pytest.mark.dependencies
 
-FAMILIES = ("qwen2_5_vl", "qwen2_vl", "llava", "internvl")
 LANGUAGE_BATCHES = ((10, 20, 30), (17, 9), (40,), (5, 6, 7, 8, 9, 1))
 VISION_BATCHES = (((4, 6), (8, 12)), ((16, 10),), ((4, 4), (4, 4), (20, 20)))
 
@@ -111,7 +111,7 @@ def count_calls(layers: list[Any]) -> list[int]:
 
 
 @pytest.mark.parametrize("part", ["language", "vision"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", list_backbones())
 def test_exactly_the_layers_of_the_part_are_computed_again_and_nothing_changes(name: str, part: str) -> None:
     model, backbone = tiny(name)
 
@@ -128,7 +128,7 @@ def test_exactly_the_layers_of_the_part_are_computed_again_and_nothing_changes(n
         assert set(counted) == ({2} if one == part else {1})
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", list_backbones())
 def test_a_frozen_tower_is_not_computed_again(name: str) -> None:
     model, backbone = tiny(name)
     freeze(model, backbone, ["vision"])

@@ -12,6 +12,7 @@ import torch
 from helpers.stock_folders import edit_json, stock_folder
 from safetensors.torch import load_file, save_file
 
+from v1lit.backbones import list_backbones
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.folder import check_exported
 from v1lit.backbones.load import check_backbone_config, check_weights, load_backbone
@@ -154,7 +155,7 @@ def test_each_kind_of_folder_is_named_in_two_lines(kind: str, tmp_path: Path) ->
     assert max(map(len, lines)) < 600
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen2_vl", "llava", "internvl"])
+@pytest.mark.parametrize("family", list_backbones())
 def test_a_whole_folder_passes(family: str, tmp_path: Path) -> None:
     look_at(stock_folder(tmp_path, family), family)
 

@@ -11,13 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from v1lit.backbones import get_backbone
+from v1lit.backbones import get_backbone, list_backbones
 from v1lit.backbones.image_options import capped_size
 from v1lit.backbones.image_processors import load_image_processor
 from v1lit.backbones.qwen import resized_size
 from v1lit.grounding.patch_map import OVERVIEW, TILE
 
-FAMILIES = ["qwen2_vl", "qwen2_5_vl", "llava", "internvl"]
 sides = st.integers(1, 3000)
 
 
@@ -63,7 +62,7 @@ def test_tokens_of_masks_equal_the_reference(shared: Path) -> None:
         assert same, f"case {index}"
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", list_backbones())
 @pytest.mark.parametrize("image_size", [(640, 480), (97, 1300), (28, 28)])
 def test_the_published_settings_are_the_defaults(name: str, image_size: tuple[int, int]) -> None:
     backbone = get_backbone(name)
@@ -111,7 +110,7 @@ def test_internvl_without_tiles_is_one_view() -> None:
     assert (patch_map.token_views == TILE).all()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", list_backbones())
 def test_max_side_keeps_original_pixels(name: str) -> None:
     backbone = get_backbone(name)
     capped = backbone.patch_map((2000, 1000), max_side=500)
@@ -131,7 +130,7 @@ def test_capping_keeps_the_aspect_to_a_pixel(width: int, height: int, cap: int) 
     assert abs(new[1] - height * scale) <= 1
 
 
-@given(st.sampled_from(FAMILIES), st.integers(8, 1500), st.integers(8, 1500))
+@given(st.sampled_from(list_backbones()), st.integers(8, 1500), st.integers(8, 1500))
 def test_tokens_see_parts_of_the_image_and_a_grid_covers_it_once(name: str, width: int, height: int) -> None:
     patch_map = get_backbone(name).patch_map((width, height), max_side=1000)
     boxes = patch_map.boxes[patch_map.spatial]
@@ -145,7 +144,7 @@ def test_tokens_see_parts_of_the_image_and_a_grid_covers_it_once(name: str, widt
         assert area == pytest.approx(width * height)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", list_backbones())
 def test_mistakes_are_named(name: str) -> None:
     backbone = get_backbone(name)
     with pytest.raises(ValueError, match=r"max_sied is .* has no such option; did you mean 'max_side'"):

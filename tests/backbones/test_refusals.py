@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.families import build
 from safetensors import SafetensorError
 
 from v1lit.backbones.config import BackboneConfig
@@ -18,6 +17,7 @@ from v1lit.backbones.processor import Processor, load_processor
 from v1lit.backbones.registry import get_backbone
 from v1lit.backbones.weight_files import WeightsUnavailable
 from v1lit.pointer.model_config import PointAndCopyConfig
+from v1lit.testing.models import build
 
 
 def test_a_conversation_has_three_roles() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from v1lit.backbones import BackboneConfig
+from v1lit.backbones import BackboneConfig, list_backbones
 from v1lit.backbones import segments as module
 from v1lit.backbones.load import load_backbone
 from v1lit.backbones.processor import Processor, load_processor
@@ -17,7 +17,6 @@ from v1lit.grounding.patch_map import PatchMap
 
 pytestmark = pytest.mark.dependencies
 
-FAMILIES = ["qwen2_5_vl", "qwen2_vl", "llava", "internvl"]
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=6).map(tuple)
 SIZES = [(56, 84), (112, 56), (168, 112)]
 
@@ -59,7 +58,7 @@ def row(processor: Processor, *parts: int | PatchMap) -> Tensor:
     return torch.tensor([t for p in parts for t in ([200] * p if isinstance(p, int) else [image] * len(p))])
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", list_backbones())
 def test_positions_of_a_packed_row_are_those_of_each_example_alone(name: str) -> None:
     from PIL import Image
 

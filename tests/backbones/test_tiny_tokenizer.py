@@ -11,12 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from v1lit.backbones import get_backbone
+from v1lit.backbones import get_backbone, list_backbones
 from v1lit.backbones.tiny import tiny_tokenizer, token_id
 
 pytestmark = pytest.mark.dependencies
 
-FAMILIES = ["qwen2_vl", "qwen2_5_vl", "llava", "internvl"]
 TOKENIZER = tiny_tokenizer()
 SHIPPED = files("v1lit.backbones").joinpath("tiny_tokenizer.json")
 TRACE = (
@@ -51,7 +50,7 @@ def test_traces_are_short() -> None:
     assert len(encode("How many red circles are there?")) <= 7
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", list_backbones())
 def test_every_mark_of_a_chat_format_is_one_special_token(name: str) -> None:
     chat = get_backbone(name).chat
     marks = [chat.image_token, chat.stop, chat.start, *chat.image]

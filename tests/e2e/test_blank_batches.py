@@ -10,17 +10,18 @@ from typing import Any
 import pytest
 import torch
 from helpers.elastic_runs import BACKBONE, fit, make_data, needs_fork, write_shards
-from helpers.families import FAMILIES, processor
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from safetensors.torch import load_file, save_file
 
+from v1lit.backbones import list_backbones
 from v1lit.backbones.config import BackboneConfig
 from v1lit.data.config import PackingConfig, StreamConfig
 from v1lit.data.encode.batch import blank_batch
 from v1lit.data.example.images import ImageError
 from v1lit.data.loading import reading
 from v1lit.pointer.config import PointerConfig
+from v1lit.testing.models import processor
 from v1lit.training.config import OptimizerConfig
 from v1lit.training.module import V1Module
 from v1lit.training.throughput import Throughput
@@ -70,7 +71,7 @@ class Gradients(Callback):
 @pytest.mark.parametrize("counts", [(10, 4, 2), (0, 0, 0)], ids=["others have examples", "nobody has any"])
 @pytest.mark.parametrize("loss", ["joint", "separate"])
 @pytest.mark.parametrize("flat", [True, False], ids=["flat", "padded"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", list_backbones())
 def test_loss_and_gradients_of_a_blank_batch_are_zero(
     family: str, flat: bool, loss: Any, counts: tuple[int, int, int]
 ) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from v1lit.backbones import list_backbones
 from v1lit.backbones.image_processors import load_image_processor
 from v1lit.backbones.registry import get_backbone
 from v1lit.data.example.images import decode_image, read_header
@@ -124,7 +125,7 @@ def test_all_ways_in_give_the_same_pixels(file: str) -> None:
     assert (decoded.mode, decoded.size, dict(decoded.info), decoded.tobytes()) == before
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava", "internvl"])
+@pytest.mark.parametrize("family", list_backbones())
 def test_a_model_sees_a_turned_photo_upright(family: str) -> None:
     backbone = get_backbone(family)
     processor = load_image_processor(backbone, "tiny")

@@ -1,1 +1,1 @@
-"""What several test modules share: small models and data, short runs, a server with faults."""
+"""What several test modules share: small data, short runs, a server with faults. Models: `v1lit.testing`."""

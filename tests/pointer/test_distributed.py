@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from helpers.families import build, inputs, packed_batch
 from safetensors.torch import load_file, save_file
 from torch.nn.parallel import DistributedDataParallel
+
+from v1lit.testing.models import build, inputs, packed_batch
 
 pytestmark = pytest.mark.dependencies
 

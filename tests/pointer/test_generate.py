@@ -1,4 +1,4 @@
-"""Generation on every family: the cache, padding, beams and sampling change nothing they should not."""
+"""Generation on every family, beyond what `check_backbone` compares."""
 
 from __future__ import annotations
 
@@ -6,66 +6,24 @@ import warnings
 
 import pytest
 import torch
-from helpers.families import FAMILIES, build, inputs, mixed, processor
 from transformers import DynamicCache
 
+from v1lit.backbones import list_backbones
 from v1lit.data.encode.batch import Batch, collate
-from v1lit.pointer.model import PointAndCopyModel
+from v1lit.testing.models import build, generate, inputs, mixed, prefers_pointing, processor
 
 pytestmark = pytest.mark.dependencies
-
-MODES = {
-    "greedy": {"do_sample": False},
-    "beams": {"num_beams": 3, "do_sample": False},
-    "beams, all returned": {"num_beams": 3, "num_return_sequences": 3, "do_sample": False},
-    "sampling": {"do_sample": True, "temperature": 0.7, "top_k": 20},
-    "penalty": {"do_sample": False, "repetition_penalty": 1.3},
-}
-
-
-def generate(model: PointAndCopyModel, batch: Batch, **options: object) -> torch.Tensor:
-    torch.manual_seed(0)
-    out = model.generate(
-        **inputs(batch), max_new_tokens=10, min_new_tokens=10, eos_token_id=-1, pad_token_id=0, **options
-    )
-    return out[:, batch.input_ids.shape[1] :]
 
 
 def prompts(family: str, images: tuple[int, ...] = (1, 0, 2)) -> Batch:
     return collate(mixed(family, images), processor(family).pad_token_id, side="left")
 
 
-def pointy(family: str) -> PointAndCopyModel:
-    """A model that likes to point: its pointer logits are scaled up."""
-    model = build(family)
-    model.pointer_head.query.weight.data.mul_(6.0)
-    return model
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
-def test_cached_equals_uncached(family: str, mode: dict[str, object]) -> None:
-    model, batch = pointy(family), prompts(family)
-    cached, uncached = (generate(model, batch, use_cache=cache, **mode) for cache in (True, False))
-    assert torch.equal(cached, uncached)
-    assert (cached >= model.config.pointer_start).any()
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("mode", ["greedy", "beams"])
-def test_padded_batch_equals_single_rows(family: str, mode: str) -> None:
-    model, images = pointy(family), (1, 0, 2)
-    together = generate(model, prompts(family, images), **MODES[mode])
-    for row, example in enumerate(mixed(family, images)):
-        alone = generate(model, collate([example], 0), **MODES[mode])
-        assert together[row].tolist() == alone[0].tolist()
-
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", list_backbones())
 def test_greedy_is_the_most_likely_next_token_of_a_full_forward_pass(family: str) -> None:
-    model = pointy(family)
+    model = prefers_pointing(family)
     batch = prompts(family, (1,))
-    ids, banned = batch.input_ids, model.config.image_token_id
+    ids, banned = batch.input_ids, [model.config.image_token_id, processor(family).stop_token_id]
     generated = generate(model, batch, do_sample=False)[0].tolist()
     for token in generated:
         with torch.no_grad():
@@ -75,9 +33,9 @@ def test_greedy_is_the_most_likely_next_token_of_a_full_forward_pass(family: str
         ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", list_backbones())
 def test_no_pointer_past_a_rows_own_images_and_no_placeholder(family: str) -> None:
-    model, batch = pointy(family), prompts(family)
+    model, batch = prefers_pointing(family), prompts(family)
     out = generate(model, batch, do_sample=True, temperature=3.0, num_return_sequences=8)
     counts = (batch.input_ids == model.config.image_token_id).sum(dim=1).repeat_interleave(8)
     assert (out < model.config.pointer_start + counts[:, None]).all()
@@ -86,7 +44,7 @@ def test_no_pointer_past_a_rows_own_images_and_no_placeholder(family: str) -> No
 
 def test_beams_keep_every_row_with_its_own_images() -> None:
     """The same question about two images, as one batch, in both orders."""
-    model = pointy("qwen2_5_vl")
+    model = prefers_pointing("qwen2_5_vl")
     a, b = mixed("qwen2_5_vl", (1, 1))
     pad = processor("qwen2_5_vl").pad_token_id
     forward = generate(model, collate([a, b], pad, side="left"), num_beams=3)
@@ -104,7 +62,7 @@ def test_going_on_from_a_cache_needs_the_memory(name: str) -> None:
             model(batch.input_ids[:, -1:], **{name: out.cache})
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", list_backbones())
 def test_the_decoder_fills_the_cache_it_is_given_and_nothing_warns(family: str) -> None:
     # A decoder swallows a cache under another version's name without a word, and then sees no past.
     model, batch, cache = build(family), prompts(family, (1,)), DynamicCache()
@@ -117,10 +75,10 @@ def test_the_decoder_fills_the_cache_it_is_given_and_nothing_warns(family: str) 
         generate(model, batch)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", list_backbones())
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])
 def test_a_second_turn_goes_on_from_the_first_ones_cache(family: str, name: str) -> None:
-    model, batch, cache = pointy(family), prompts(family, (1,)), DynamicCache()
+    model, batch, cache = prefers_pointing(family), prompts(family, (1,)), DynamicCache()
     start = batch.input_ids.shape[1]
     with torch.no_grad():
         memory = model(**inputs(batch)).pointer_memory
@@ -144,7 +102,7 @@ def test_a_second_turn_goes_on_from_the_first_ones_cache(family: str, name: str)
 
 
 def test_tokens_that_the_settings_suppress_stay_suppressed() -> None:
-    model, batch = pointy("qwen2_5_vl"), prompts("qwen2_5_vl")
+    model, batch = prefers_pointing("qwen2_5_vl"), prompts("qwen2_5_vl")
     unwanted = sorted(set(generate(model, batch)[0].tolist()))
     model.generation_config.suppress_tokens = unwanted
     assert not set(unwanted) & set(generate(model, batch)[0].tolist())

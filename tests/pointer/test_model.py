@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.families import FAMILIES, build, inputs, mixed, processor, training_batch, with_pointers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from v1lit.data.encode.batch import collate
+from v1lit.backbones import list_backbones
 from v1lit.labels import IGNORE, first_pointers
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.joint_loss import LossOptions, Pointers, pointer_cross_entropy
 from v1lit.pointer.model import PointAndCopyModel
+from v1lit.testing.models import build, inputs, training_batch
 
 pytestmark = pytest.mark.dependencies
 
@@ -32,34 +32,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_without_pointers_the_vocabulary_logits_are_the_backbones(family: str) -> None:
-    model = build(family)
-    batch = collate(mixed(family, (1, 2)), processor(family).pad_token_id)
-    extra = {}
-    if family.startswith("qwen"):
-        extra["mm_token_type_ids"] = (batch.input_ids == model.config.image_token_id).int()
-    with torch.no_grad():
-        ours = model(**inputs(batch)).logits
-        theirs = model.backbone(**inputs(batch), **extra).logits
-    kept = batch.attention_mask.bool()
-    torch.testing.assert_close(
-        ours[kept][:, : model.config.pointer_start], theirs[kept], rtol=1e-5, atol=1e-5
-    )
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_no_token_sees_a_later_one(family: str) -> None:
-    """A decoder whose attention implementation got lost attends in both directions, and says nothing."""
-    model = build(family)
-    batch = training_batch(family, (1,))
-    with torch.no_grad():
-        whole = model(**inputs(batch)).logits
-        cut = model(batch.input_ids[:, :-3], batch.attention_mask[:, :-3], **batch.image_inputs).logits
-    torch.testing.assert_close(whole[:, :-3], cut, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", list_backbones())
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_loss_is_the_reference_on_the_logits(family: str, options: PointerConfig) -> None:
     model = build(family, options)
@@ -97,66 +70,7 @@ def test_loss_is_the_reference_on_the_logits(family: str, options: PointerConfig
     assert torch.equal(out.targets, batch.labels[:, 1:][supervised])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_rows_of_a_mixed_batch_are_as_on_their_own(family: str) -> None:
-    model = build(family)
-    examples = [with_pointers(e, family, n) for n, e in enumerate(mixed(family, (1, 0, 2)))]
-    pad = processor(family).pad_token_id
-    with torch.no_grad():
-        together = model(**inputs(collate(examples, pad))).logits
-        for row, example in enumerate(examples):
-            alone = model(**inputs(collate([example], pad))).logits
-            tokens, classes = alone.shape[1:]
-            torch.testing.assert_close(
-                together[row : row + 1, :tokens, :classes], alone, rtol=1e-4, atol=1e-4
-            )
-            assert (together[row, :tokens, classes:] == torch.finfo(torch.float32).min).all()
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_pointer_copies_the_input_embedding_of_its_image_token(family: str) -> None:
-    """Logits after a pointer to token j equal those after a pointer to another token of the same value."""
-    model = build(family)
-    example = with_pointers(mixed(family, (1,))[0], family)
-    batch = collate([example], 0)
-    tokens = len(example.patch_maps[0])
-    values = torch.randn(1, tokens, model.config.get_text_config().hidden_size)
-    values[:, 1] = values[:, 0]
-    start = model.config.pointer_start
-    first = batch.input_ids.masked_fill(batch.input_ids >= start, start)
-    second = batch.input_ids.masked_fill(batch.input_ids >= start, start + 1)
-    other = batch.input_ids.masked_fill(batch.input_ids >= start, start + 2)
-    with torch.no_grad():
-        position_ids = model.family.positions(
-            model.backbone, first.masked_fill(first >= start, 0), batch.attention_mask, **batch.image_inputs
-        )
-        a, b, c = (
-            model(ids, batch.attention_mask, position_ids=position_ids, image_embeds=values).logits
-            for ids in (first, second, other)
-        )
-    torch.testing.assert_close(a, b)
-    assert not torch.allclose(a, c, atol=1e-3)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_gradients_flow_through_copies_and_keys(family: str) -> None:
-    model = build(family)
-    example = with_pointers(mixed(family, (1,))[0], family)
-    batch = collate([example], 0)
-    values = torch.randn(
-        1, len(example.patch_maps[0]), model.config.get_text_config().hidden_size
-    ).requires_grad_()
-    # Only the text behind the last pointer is learned: the way to the values is attention, or the copies.
-    out = model(**inputs(batch), image_embeds=values, labels=batch.labels)
-    out.loss.backward()
-    assert values.grad is not None
-    assert values.grad.abs().sum() > 0
-    for name, parameter in model.pointer_head.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.abs().sum() > 0, name
-
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", list_backbones())
 @pytest.mark.parametrize(
     "options", [PointerConfig(), PointerConfig(tie_heads=True, width=8)], ids=["default", "tied"]
 )
@@ -240,7 +154,7 @@ def test_a_frozen_part_does_not_learn(part: str) -> None:
     assert all(marks[part] in name or (part == "language" and "lm_head" in name) for name in frozen)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", list_backbones())
 def test_gradient_checkpointing_changes_no_gradient(family: str) -> None:
     batch = training_batch(family)
     found = []

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.families import build
 from helpers.stock_folders import edit_json, stock_folder
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
@@ -20,6 +19,7 @@ from v1lit.backbones.processor import load_processor
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.pointer.published import save_published
+from v1lit.testing.models import build
 
 WEIGHTS = "model.safetensors"
 

@@ -7,21 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.families import (
-    FAMILIES,
-    build,
-    inputs,
-    packed_batch,
-    processor,
-    training_batch,
-    training_examples,
-)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from v1lit.backbones import list_backbones
 from v1lit.data.encode.batch import Batch, collate, flatten
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel
+from v1lit.testing.models import build, inputs, packed_batch, processor, training_batch, training_examples
 
 pytestmark = pytest.mark.dependencies
 
@@ -52,7 +45,7 @@ def assert_alike(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
         assert (ours[name] - value).abs().max().item() <= allowed, name
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", list_backbones())
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_packed_losses_and_gradients_are_those_of_padded_rows(family: str, options: PointerConfig) -> None:
     model = build(family, options)
@@ -64,7 +57,7 @@ def test_packed_losses_and_gradients_are_those_of_padded_rows(family: str, optio
     assert_alike(gradients(model, [packed]), gradients(model, [padded]))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", list_backbones())
 def test_packed_examples_are_as_each_alone(family: str) -> None:
     model = build(family)
     examples = training_examples(family, (2, 0, 1, 1))
@@ -73,7 +66,7 @@ def test_packed_examples_are_as_each_alone(family: str) -> None:
     assert_alike(gradients(model, [packed], reduction="sum"), gradients(model, alone, reduction="sum"))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", list_backbones())
 def test_an_example_does_not_see_its_neighbours(family: str) -> None:
     """Losses stay exactly the same when the neighbours' texts and pictures become others."""
     model = build(family)
@@ -151,7 +144,7 @@ def test_segments_that_do_not_fit_the_row_are_refused(lengths: tuple[int, ...]) 
         model(**inputs(batch), labels=batch.labels)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", list_backbones())
 def test_a_batch_without_an_image_gives_every_parameter_a_gradient(family: str) -> None:
     """Ranks with and without images then agree on what they reduce; the towers' gradients are zero."""
     model = build(family).train()

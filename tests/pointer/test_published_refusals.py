@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers.families import build
 from safetensors.torch import load_file, save_file
 
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.pointer.published import save_published
+from v1lit.testing.models import build
 
 PLAIN = PointerConfig(z_weight=0.0)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.families import FAMILIES, build, processor, training_examples
 
+from v1lit.backbones import list_backbones
+from v1lit.testing.models import build, processor, training_examples
 from v1lit.training.packing_check import check_packing
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", list_backbones())
 def test_every_family_passes(family: str) -> None:
     model = build(family).train()
     bias = next(p for name, p in model.named_parameters() if name.endswith("bias"))

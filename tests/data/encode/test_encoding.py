@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from v1lit.backbones import list_backbones
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.processor import Processor, load_processor
 from v1lit.data.config import EncodingConfig
@@ -186,7 +187,7 @@ def test_collate_pads_rows_and_keeps_images_in_order(processor: Processor) -> No
         assert batch.image_inputs["image_grid_thw"].shape == (2, 3)
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava", "internvl"])
+@pytest.mark.parametrize("family", list_backbones())
 def test_real_rows_encode_on_every_family(family: str, shared: Path, tmp_path: Path) -> None:
     import_v1g(
         shared / "data/v1g_real/val-00000-of-00001.parquet", tmp_path / "out", workers=1, progress=False

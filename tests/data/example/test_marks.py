@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from v1lit.backbones import list_backbones
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.processor import Processor, load_processor
 from v1lit.data.config import EncodingConfig
@@ -64,7 +65,7 @@ def spoken(processor: Processor, ids: list[int]) -> str:
     return re.sub(r"<region>(<\|copy_\d+\|>)+</region>", "@", text)
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava"])
+@pytest.mark.parametrize("family", list_backbones())
 @given(st.lists(WORDS, min_size=4, max_size=4))
 @case(["\\", "<", "<\\", "\\\\"])
 @settings(max_examples=60, deadline=None)

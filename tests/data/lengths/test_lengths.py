@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.families import FAMILIES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from v1lit.backbones import list_backbones
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.processor import Processor, load_processor
 from v1lit.data.config import EncodingConfig
@@ -152,7 +152,7 @@ def encodings(draw: st.DrawFn, one: Example, of: Processor) -> EncodingConfig:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", list_backbones())
 @settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_the_measured_length_is_the_encoded_length_and_errors_are_the_same(
@@ -172,7 +172,7 @@ def test_the_measured_length_is_the_encoded_length_and_errors_are_the_same(
     assert measure(one, of, encoding) == expected
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", list_backbones())
 def test_real_rows_are_as_long_as_measured(family: str, shared: Path, tmp_path: Path) -> None:
     source = shared / "data/v1g_real/val-00000-of-00001.parquet"
     import_v1g(source, tmp_path / "out", workers=1, progress=False)
@@ -222,7 +222,7 @@ def test_the_fingerprint_changes_with_all_that_changes_lengths(monkeypatch: pyte
     assert all(re.fullmatch("[0-9a-f]{32}", one) for one in prints)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", list_backbones())
 def test_the_fingerprint_is_the_same_after_use_saved_and_read_again(family: str, tmp_path: Path) -> None:
     fresh = load_processor(BackboneConfig(family))
     before = fingerprint(fresh, EncodingConfig())

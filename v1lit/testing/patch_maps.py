@@ -1,0 +1,136 @@
+"""A rectangle painted into a blank image changes exactly the tokens that the patch map names.
+
+Attention in the tower gives zeros meanwhile, so every feature is computed from its token's own pixels.
+Resizing spreads an edge by the reach of its filter, so rectangles' edges keep away from borders of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AttentionInterface, PreTrainedModel
+
+from v1lit.backbones.config import BackboneConfig
+from v1lit.backbones.contract import Backbone
+from v1lit.backbones.image_processors import load_image_processor
+from v1lit.backbones.load import load_backbone
+from v1lit.backbones.registry import get_backbone
+from v1lit.grounding.patch_map import PatchMap
+from v1lit.grounding.region import Size
+
+RECTANGLES = 6
+REACH = 2.6
+"""Pixels of the coarser side by which bicubic resizing spreads an edge."""
+SHARE = 0.3
+"""Least distance of an edge from a token's border, in sides of the token; enough for 9 pixels a token."""
+BLIND = "v1lit_testing_blind"
+"""Name of the attention that gives zeros."""
+Rectangle = tuple[int, int, int, int]
+
+
+def assert_patch_map(name: str, size: Size, **options: Any) -> int:
+    """The number of painted rectangles that changed exactly their tokens, in an image of this size.
+
+    `options` are image options. Raises AssertionError for the first rectangle that changed others.
+    """
+    torch.manual_seed(0)
+    backbone, model = get_backbone(name), load_backbone(BackboneConfig(name, image=options))
+    with blind_vision(model, backbone), torch.no_grad():
+        blank, patch_map = _features(backbone, model, size, None, options)
+        assert len(blank) == len(patch_map), (
+            f"an image of {size[0]}x{size[1]} has {len(blank)} features and a map of {len(patch_map)} tokens"
+        )
+        drawn = rectangles(patch_map)
+        for box in drawn:
+            features, _ = _features(backbone, model, size, box, options)
+            found, named = _changed(blank, features), patch_map.tokens(box)
+            assert found == named, (
+                f"in an image of {size[0]}x{size[1]} the rectangle {box} changes the tokens {_some(found)}, "
+                f"but the patch map names {_some(named)}"
+            )
+    return len(drawn)
+
+
+@contextmanager
+def blind_vision(model: PreTrainedModel, backbone: Backbone) -> Iterator[None]:
+    """Keep tokens of the vision tower from seeing each other; it must ask `AttentionInterface`."""
+    AttentionInterface.register(BLIND, _blind)
+    modules = [m for path in backbone.parts["vision"] for m in model.get_submodule(path).modules()]
+    configs: list[Any] = list({id(m.config): m.config for m in modules if hasattr(m, "config")}.values())
+    before = [config._attn_implementation for config in configs]
+    for config in configs:
+        config._attn_implementation = BLIND
+    try:
+        yield
+    finally:
+        for config, implementation in zip(configs, before, strict=True):
+            config._attn_implementation = implementation
+
+
+def _blind(module: Any, query: Tensor, *args: Any, **options: Any) -> tuple[Tensor, None]:
+    """Zeros `[batch, tokens, heads, head dim]` for a query of `[batch, heads, tokens, head dim]`."""
+    return torch.zeros_like(query).transpose(1, 2).contiguous(), None
+
+
+def rectangles(patch_map: PatchMap) -> list[Rectangle]:
+    """Rectangles whose edges keep away from the borders of every view's tokens."""
+    width, height = patch_map.image_size
+    x1, y1, x2, y2 = patch_map.boxes.T
+    xs = free_edges(x1, x2, patch_map.token_views, width)
+    ys = free_edges(y1, y2, patch_map.token_views, height)
+    rng = np.random.default_rng(0)
+    found: list[Rectangle] = []
+    for _ in range(10_000):
+        left, right = sorted(rng.choice(xs, 2, replace=False).tolist())
+        top, bottom = sorted(rng.choice(ys, 2, replace=False).tolist())
+        # A sliver may vanish in the rounding to whole brightness levels.
+        if right - left > width / 20 and bottom - top > height / 20:
+            found.append((left, top, right, bottom))
+        if len(found) == RECTANGLES:
+            return found
+    raise AssertionError(f"the tokens of an image of {width}x{height} are too small to tell them apart")
+
+
+def free_edges(lower: np.ndarray, upper: np.ndarray, token_views: np.ndarray, length: int) -> list[int]:
+    """Whole pixels that keep the filter's distance from every border of every view; the image's ends too."""
+    pixels = np.arange(1, length)
+    free = np.ones(len(pixels), dtype=bool)
+    for view in np.unique(token_views[token_views >= 0]):
+        in_view = token_views == view
+        borders = np.unique(np.concatenate([lower[in_view], upper[in_view]]))
+        borders = borders[(borders > 1e-6) & (borders < length - 1e-6)]
+        reach = max(REACH, SHARE * (upper[in_view] - lower[in_view]).max())
+        free &= (np.abs(pixels[:, None] - borders[None]) >= reach).all(1)
+    return [0, *pixels[free].tolist(), length]
+
+
+def painted(size: Size, box: Rectangle | None) -> Image.Image:
+    """A grey image, with a brighter rectangle if there is one."""
+    pixels = np.full((size[1], size[0], 3), 60, dtype=np.uint8)
+    if box is not None:
+        pixels[box[1] : box[3], box[0] : box[2]] = 220
+    return Image.fromarray(pixels)
+
+
+def _features(
+    backbone: Backbone, model: PreTrainedModel, size: Size, box: Rectangle | None, options: dict[str, Any]
+) -> tuple[Tensor, PatchMap]:
+    tensors, maps = backbone.preprocess(
+        [painted(size, box)], load_image_processor(backbone, "tiny", **options)
+    )
+    return backbone.encode_images(model, **tensors), maps[0]
+
+
+def _changed(before: Tensor, after: Tensor) -> list[int]:
+    changed: list[int] = (before != after).any(1).nonzero().flatten().tolist()
+    return changed
+
+
+def _some(tokens: list[int]) -> str:
+    return str(tokens) if len(tokens) <= 12 else f"{tokens[:12]} and {len(tokens) - 12} more"
