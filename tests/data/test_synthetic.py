@@ -18,8 +18,8 @@ from PIL import Image
 from v1lit.data.example.images import decode_image
 from v1lit.data.shards import Shard, list_shards
 from v1lit.data.synthetic import (
-    KINDS,
     LOOKS,
+    QUESTION_KINDS,
     Item,
     Scene,
     generate,
@@ -274,7 +274,7 @@ RULES: list[Rule] = [
 
 
 @pytest.mark.parametrize("look", LOOKS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", QUESTION_KINDS)
 def test_every_answer_and_every_search_is_right(look: str, kind: str) -> None:
     for scene, turn in turns(look, kind, 120):
         assert turn.answer == expected(turn.question, scene), turn.question
@@ -312,7 +312,7 @@ def test_counts_vary_and_include_zero(look: str) -> None:
 
 
 @pytest.mark.parametrize("look", LOOKS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", QUESTION_KINDS)
 def test_wording_varies(look: str, kind: str) -> None:
     names = re.compile(
         r"\b(red|green|blue|yellow|purple|orange|[A-Z]\b|Mon|Tue|Wed|Thu|Fri|Jan|Feb|Mar|Apr|May|\d+)"
@@ -359,7 +359,7 @@ def test_traces_are_well_formed_and_end_with_the_answer(look: str) -> None:
 def test_kinds_are_equally_frequent_and_named_in_the_source() -> None:
     made = [make_example(random.Random(k), id=f"e{k}", size=(112, 112)) for k in range(200)]
     kinds = Counter(example.source for example in made)
-    assert set(kinds) == {f"synthetic/shapes/{kind}" for kind in KINDS}
+    assert set(kinds) == {f"synthetic/shapes/{kind}" for kind in QUESTION_KINDS}
     assert min(kinds.values()) > 30
 
 

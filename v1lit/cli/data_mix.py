@@ -30,10 +30,10 @@ def _mix(argv: list[str]) -> int:
     from v1lit.cli.recipe import compose
     from v1lit.cli.recipe_cli import RecipeCLI
     from v1lit.console import screen
-    from v1lit.data.tools.mix import draw
+    from v1lit.data.tools.mix import mixture_shares
 
     _, data = RecipeCLI(compose(argv[0], argv[1:]), parse_only=True).model_and_data()
-    drawn = draw(data.train_sources, data.stream, data.seed)
+    drawn = mixture_shares(data.train_sources, data.stream, data.seed)
     table = Table(title=f"{sum(one.per_epoch for one in drawn)} examples per epoch, seed {data.seed}")
     table.add_column("source", overflow="fold")
     for column in (

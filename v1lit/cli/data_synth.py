@@ -13,7 +13,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _synth(argv: Sequence[str]) -> int:
-    from v1lit.data.synthetic import KINDS, LOOKS, synthesize
+    from v1lit.data.synthetic import LOOKS, QUESTION_KINDS, synthesize
 
     parser = Parser(
         prog="v1lit data synth", description="Drawn scenes with exact regions and traces, as shards."
@@ -28,7 +28,10 @@ def _synth(argv: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="other seeds share no scene")
     parser.add_argument("--look", nargs="+", default=["shapes"], help=f"one or more of {', '.join(LOOKS)}")
     parser.add_argument(
-        "--kinds", nargs="+", default=list(KINDS), help=f"questions: some of {', '.join(KINDS)}"
+        "--kinds",
+        nargs="+",
+        default=list(QUESTION_KINDS),
+        help=f"questions: some of {', '.join(QUESTION_KINDS)}",
     )
     parser.add_argument("--image-size", nargs=2, type=int, default=[168, 168], metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--questions-per-scene", type=int, default=1)

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-Counted = list[tuple[str, int]]
+ReasonCounts = list[tuple[str, int]]
 """Reasons, each with how many rows or examples it is about."""
 
 _DETAILS = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|<[^<>]*>|\[[^\[\]]*\]|\d+(?:\.\d+)?""")
 
 
-def most_frequent(reasons: Iterable[str], most: int = 3) -> Counted:
+def most_frequent(reasons: Iterable[str], most: int = 3) -> ReasonCounts:
     """The first reason of each of the `most` largest kinds, and how many the kind has; largest first.
 
     Reasons that differ only in numbers, lists, names in `<...>` and words in quotes are of one kind.

@@ -61,7 +61,7 @@ class ExampleDataset(wds.WebDataset):
             self.append(wds.detshuffle(bufsize=len(catalog.files), initial=len(catalog.files), seed=seed))
         self.append(wds.split_by_node)
         self.append(wds.split_by_worker)
-        self.append(_Read(catalog, on_bad == "skip", self._skipped))
+        self.append(_ShardReader(catalog, on_bad == "skip", self._skipped))
 
     @property
     def skipped(self) -> int:
@@ -70,7 +70,7 @@ class ExampleDataset(wds.WebDataset):
         return int(self._skipped)
 
 
-class _Read:
+class _ShardReader:
     """Stage of a pipeline: shards -> their examples."""
 
     def __init__(self, catalog: Catalog, skip: bool, skipped: torch.Tensor) -> None:

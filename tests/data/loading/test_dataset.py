@@ -17,7 +17,7 @@ from v1lit.data.config import StreamConfig
 from v1lit.data.errors import ShardError
 from v1lit.data.example import Example
 from v1lit.data.loading.dataset import ShardDataset
-from v1lit.data.shards import catalog, write_index
+from v1lit.data.shards import open_shards, write_index
 
 pytestmark = pytest.mark.dependencies
 
@@ -93,10 +93,10 @@ def test_seed_and_epoch_decide_the_order(folder: Path) -> None:
 
 
 def test_few_files_are_open_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalog, "MAX_OPEN_SHARDS", 1)
+    monkeypatch.setattr(open_shards, "MAX_OPEN_SHARDS", 1)
     dataset = ShardDataset(folder)
     assert sorted(ids(dataset)) == list(range(COUNT))
-    assert len(dataset._opened.examples._open._open) == 1
+    assert len(dataset._opened.examples._open._open._shards) == 1
 
 
 def test_without_an_index_the_order_is_the_same(folder: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from v1lit.data.remote import CacheError, RemoteError, Retry, ShardCache
 from v1lit.data.remote.cache import name_of
-from v1lit.data.remote.download import Part
+from v1lit.data.remote.download import PartialFile
 
 QUICK = Retry(attempts=3, first_wait=0.001, longest_wait=0.002, timeout=5)
 SIZE = 10_000
@@ -179,19 +179,19 @@ def test_what_was_not_used_for_longest_is_deleted(server: FaultyServer, folder: 
 def test_the_limit_holds_at_every_moment(
     server: FaultyServer, folder: Path, always: faults.Fault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules[Part.__module__], "STEP", 1000)
+    monkeypatch.setattr(sys.modules[PartialFile.__module__], "STEP", 1000)
     limit = 2 * SIZE + 5000
     cache = cache_of(folder, limit)
     most = 0
 
-    write = Part.write
+    write = PartialFile.write
 
-    def watched(self: Part, chunk: bytes) -> None:
+    def watched(self: PartialFile, chunk: bytes) -> None:
         nonlocal most
         write(self, chunk)
         most = max(most, used(folder) - sum(p.stat().st_size for p in (folder / "parts").glob("*.note")))
 
-    monkeypatch.setattr(Part, "write", watched)
+    monkeypatch.setattr(PartialFile, "write", watched)
     for name in FILES:
         server.always[name] = always
         assert cache.fetch(server.url(name)).read_bytes() == FILES[name]

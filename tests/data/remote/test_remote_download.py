@@ -16,7 +16,7 @@ from helpers.faulty_server import FaultyServer
 
 from v1lit.data.errors import ShardError
 from v1lit.data.remote import CacheError, RemoteError, Retry, download
-from v1lit.data.remote.download import Part
+from v1lit.data.remote.download import PartialFile
 
 pytestmark = pytest.mark.dependencies
 
@@ -330,13 +330,13 @@ def test_strange_leftovers_do_no_harm(
 def test_a_full_disk_is_told_and_cleared(
     server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: Part, chunk: bytes) -> None:
+    def full(self: PartialFile, chunk: bytes) -> None:
         from v1lit.data.remote.download import disk_error
 
         error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         raise disk_error(self.path, error)
 
-    monkeypatch.setattr(Part, "write", full)
+    monkeypatch.setattr(PartialFile, "write", full)
     with pytest.raises(CacheError, match=r"disk of .* is full.*data\.stream\.cache"):
         download(server.url("a.tar"), tmp_path / "a.tar", retry=QUICK)
     assert list(tmp_path.iterdir()) == []
@@ -345,7 +345,7 @@ def test_a_full_disk_is_told_and_cleared(
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_a_device_without_room_is_that_error(tmp_path: Path) -> None:
-    part = Part(tmp_path / "part", tmp_path / "note")
+    part = PartialFile(tmp_path / "part", tmp_path / "note")
     part._file.close()
     part._file = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
     with pytest.raises(CacheError, match="is full"), part:

@@ -66,7 +66,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
     with FaultyServer(Hub) as server:
         server.files = {f"datasets/me/shards/resolve/main/{name}": data for name, data in FILES.items()}
         monkeypatch.setitem(conf, "hf", {"endpoint": server.url("").rstrip("/"), "token": False})
-        monkeypatch.setattr(store, "BLOCK", 30_000)
+        monkeypatch.setattr(store, "BLOCK_BYTES", 30_000)
         filesystems.forget()
         yield server
         filesystems.forget()

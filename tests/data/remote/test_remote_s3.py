@@ -64,7 +64,7 @@ def client(endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> It
 @pytest.fixture
 def blocks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Files are read in blocks of 60,000 bytes; the list says which."""
-    monkeypatch.setattr(store, "BLOCK", 60_000)
+    monkeypatch.setattr(store, "BLOCK_BYTES", 60_000)
     read: list[tuple[int, int]] = []
     original = store.call
 

@@ -18,9 +18,9 @@ from helpers.tiny_runs import names, without_index, written
 from v1lit.data.config import MixtureConfig, SourceConfig, StreamConfig
 from v1lit.data.errors import ShardError
 from v1lit.data.remote import RemoteError
-from v1lit.data.shards import Shard, index_shards, write_index
-from v1lit.data.shards import catalog as catalog_module
-from v1lit.data.shards.catalog import Catalog, OpenShards
+from v1lit.data.shards import Shard, index_shards, open_shards, write_index
+from v1lit.data.shards.catalog import Catalog
+from v1lit.data.shards.open_shards import CatalogShards
 from v1lit.data.sources.registry import has_train, has_val, prepare_source, train_sources
 
 
@@ -298,23 +298,21 @@ def test_a_folder_whose_index_is_refused_is_an_error(server: FaultyServer, tmp_p
 def test_of_many_open_shards_the_one_unused_for_longest_is_closed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catalog_module, "MAX_OPEN_SHARDS", 2)
-    shards = OpenShards([Catalog(folder)])
+    monkeypatch.setattr(open_shards, "MAX_OPEN_SHARDS", 2)
+    shards = CatalogShards([Catalog(folder)])
     first, second = shards.get(0, 0), shards.get(0, 1)
     assert shards.get(0, 0) is first
     shards.get(0, 2)
     assert shards.get(0, 0) is first
     assert shards.get(0, 1) is not second
     assert second._file._file.closed
-    shards.close()
-    assert first._file._file.closed
 
 
 def test_a_broken_shard_is_tried_once_and_its_error_does_not_grow(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "shard-000001.tar").unlink()
-    shards = OpenShards([Catalog(folder)])
+    shards = CatalogShards([Catalog(folder)])
     opened: list[int] = []
     open_one = Catalog.open
     monkeypatch.setattr(Catalog, "open", lambda self, n: opened.append(n) or open_one(self, n))

@@ -22,7 +22,7 @@ from v1lit.data.shards import Shard, index_shards, sidecar_name
 from v1lit.data.shards.scan import Scan
 from v1lit.data.tools import check as check_module
 from v1lit.data.tools import examine as examine_module
-from v1lit.data.tools.check import KINDS, CheckReport, check
+from v1lit.data.tools.check import FINDING_KINDS, CheckReport, check
 from v1lit.data.tools.find import Finding
 
 FIRST, SECOND = "shard-000000.tar", "shard-000001.tar"
@@ -290,7 +290,7 @@ def test_without_decoding_only_headers_of_images_are_read(tmp_path: Path) -> Non
 def test_every_kind_of_finding_is_known(tmp_path: Path) -> None:
     from v1lit.cli.data_check import MEANINGS
 
-    assert set(MEANINGS) | {"length", "slow"} == set(KINDS)
+    assert set(MEANINGS) | {"length", "slow"} == set(FINDING_KINDS)
 
 
 # --- ids ---

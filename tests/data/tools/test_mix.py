@@ -14,7 +14,7 @@ from v1lit.data.config import MixtureConfig, StreamConfig
 from v1lit.data.loading.sequence import open_sequence
 from v1lit.data.remote import ShardCache
 from v1lit.data.shards import Shard
-from v1lit.data.tools.mix import draw
+from v1lit.data.tools.mix import mixture_shares
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_says_what_training_draws(mixed: Path, no_reading: None) -> None:
     sources = [MixtureConfig("a", weight=1.0), MixtureConfig("b", weight=2.0)]
     for epoch in (0, 1):
-        a, b = draw(sources, StreamConfig(), seed=5, epoch=epoch)
+        a, b = mixture_shares(sources, StreamConfig(), seed=5, epoch=epoch)
         assert (a.location, a.shards, a.examples, a.weight, a.per_epoch) == ("a", 3, 12, 1.0, 6)
         assert (b.location, b.shards, b.examples, b.limit, b.per_epoch) == ("b", 2, 6, None, 12)
         assert (a.times, b.times) == (0.5, 2.0)
@@ -53,16 +53,16 @@ def test_of_a_long_epoch_the_first_thousand_are_counted(
 ) -> None:
     monkeypatch.setattr("v1lit.data.tools.mix.FIRST", 5)
     written(tmp_path / "a", 12)
-    (one,) = draw([MixtureConfig(str(tmp_path / "a"))], StreamConfig(lanes=5))
+    (one,) = mixture_shares([MixtureConfig(str(tmp_path / "a"))], StreamConfig(lanes=5))
     assert (one.first, one.per_epoch, one.times, one.share) == (5, 12, 1.0, 1.0)
 
 
 def test_without_an_index_it_cannot_be_said(mixed: Path) -> None:
     without_index(mixed / "b")
     with pytest.raises(ValueError, match=r"b has no index.*v1lit data index"):
-        draw([MixtureConfig("b")], StreamConfig())
+        mixture_shares([MixtureConfig("b")], StreamConfig())
     with pytest.raises(ValueError, match=r"b has no index.*v1lit data index"):
-        draw([MixtureConfig("a"), MixtureConfig("b")], StreamConfig())
+        mixture_shares([MixtureConfig("a"), MixtureConfig("b")], StreamConfig())
 
 
 # ------------------------------------------------------------------ the command

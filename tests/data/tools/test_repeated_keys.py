@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from v1lit.data.tools import repeated as repeated_module
-from v1lit.data.tools.repeated import Place, RepeatedKeys, hash_keys
+from v1lit.data.tools.repeated import KeyPlace, RepeatedKeys, hash_keys
 
 
-def expected(shards: list[list[str]]) -> set[tuple[Place, Place]]:
+def expected(shards: list[list[str]]) -> set[tuple[KeyPlace, KeyPlace]]:
     places = defaultdict(list)
     for shard, keys in enumerate(shards):
         for number, key in enumerate(keys):
-            places[key].append(Place(shard, number))
+            places[key].append(KeyPlace(shard, number))
     return {(found[0], later) for found in places.values() for later in found[1:]}
 
 

@@ -269,11 +269,11 @@ def test_memory_is_bounded_whatever_the_size_of_the_data(
 
 
 def test_cutting_looks_at_some_examples_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    from v1lit.data.tools.reshard_table import ROW, Table
+    from v1lit.data.tools.reshard_table import ROW, ExampleTable
 
     rows = np.zeros(50_000, dtype=ROW)
     rows["end"] = 1024 * (1 + np.arange(50_000) % 7)
-    table = Table(rows, np.array([0, 50_000]), [])
+    table = ExampleTable(rows, np.array([0, 50_000]), [])
     whole = [reshard_shards.cut(table, seed, 1000, MIB) for seed in (None, 3)]
     monkeypatch.setattr(reshard_shards, "_CHUNK", 77)
     assert [reshard_shards.cut(table, seed, 1000, MIB) for seed in (None, 3)] == whole

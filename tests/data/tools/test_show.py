@@ -21,7 +21,7 @@ from v1lit.data.example.images import read_header
 from v1lit.data.shards import ShardWriter, write_index
 from v1lit.data.synthetic import synthesize
 from v1lit.data.tools.show import PALETTE, color_names, show, token_pieces
-from v1lit.data.tools.show_page import MARKS, Card, Piece, render_png
+from v1lit.data.tools.show_page import TOKEN_STYLES, Card, TextRun, render_png
 from v1lit.grounding.region import Region
 
 CALL = 'detect(query="x", objects=["<obj1><|region_1|>"])'
@@ -206,7 +206,10 @@ def test_png_holds_every_card_whatever_the_text(tmp_path: Path) -> None:
     with Image.open(show(folder, tmp_path / "page.png")) as page:
         assert page.format == "PNG"
         assert page.height > 3 * 448
-    long = Card("long", sections=[("user", [Piece("x" * 5000), Piece("\n\x00\t\r\u202e你", mark="pointer")])])
+    long = Card(
+        "long",
+        sections=[("user", [TextRun("x" * 5000), TextRun("\n\x00\t\r\u202e你", mark="pointer")])],
+    )
     assert len(render_png("title", [long, Card("empty")])) > 1000
 
 
@@ -268,7 +271,7 @@ def test_the_page_colours_tokens_when_a_processor_is_given(
     for words in ("[image: 2 tokens]", "<|copy_3|>"):
         assert words in page.text
     used = {value.split("background:")[1] for name, value in page.attributes if "background:" in value}
-    assert used == {MARKS[mark][0] for mark in ("prompt", "learned", "pointer", "image")}
+    assert used == {TOKEN_STYLES[mark][0] for mark in ("prompt", "learned", "pointer", "image")}
 
 
 def test_an_example_that_cannot_be_encoded_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

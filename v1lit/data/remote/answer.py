@@ -26,7 +26,7 @@ class Body:
     framed: bool = True
 
 
-class Found(NamedTuple):
+class RemoteInfo(NamedTuple):
     """What is known of a remote file without reading it; `size` and `tag` as `total` and `tag` of `Body`."""
 
     size: int | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 
-from v1lit.data.remote.answer import Body, Found
+from v1lit.data.remote.answer import Body, RemoteInfo
 from v1lit.data.remote.filesystem import scheme_of
 from v1lit.data.remote.retry import Retry
 
@@ -25,7 +25,7 @@ def open_body(url: str, retry: Retry, start: int = 0, tag: str | None = None) ->
     return open_object(url, retry, start, tag)
 
 
-def look_up(url: str, retry: Retry) -> Found:
+def look_up(url: str, retry: Retry) -> RemoteInfo:
     """What is known of a remote file, in one attempt, without its content. Raises as `open_body`."""
     if scheme_of(url) in ("http", "https"):
         from v1lit.data.remote.web import look_up_web

@@ -24,7 +24,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from v1lit.data.remote.body import look_up
-from v1lit.data.remote.download import Part, disk_error, fill, read_json, write_json
+from v1lit.data.remote.download import PartialFile, disk_error, fill, read_json, write_json
 from v1lit.data.remote.error import CacheError, shown
 from v1lit.data.remote.location import is_remote
 from v1lit.data.remote.retry import DEFAULT_RETRY, Retry
@@ -162,7 +162,7 @@ class ShardCache:
     def _download(self, entry: _Entry, size: int | None, sha256: str | None) -> None:
         if size is not None:
             self._check_limit(entry.url, size)
-        with Part(entry.part, entry.part_note) as part:
+        with PartialFile(entry.part, entry.part_note) as part:
             reserve = partial(self._reserve, entry, part)
             done = fill(part, entry.url, size, sha256, self.retry, reserve)
             inode = part.path.stat().st_ino  # The file keeps it: a note of another file is told by it.
@@ -211,7 +211,7 @@ class ShardCache:
                 "raise data.stream.cache_gb"
             )
 
-    def _reserve(self, entry: _Entry, part: Part, size: int, more: int) -> int:
+    def _reserve(self, entry: _Entry, part: PartialFile, size: int, more: int) -> int:
         """Make room for a file of `size` bytes, and for `more` if the limit allows; note that it is taken."""
         from filelock import FileLock
 
@@ -246,7 +246,7 @@ class ShardCache:
                 free += item.bytes
         return free
 
-    def _scan(self, own: _Entry) -> list[_Used]:
+    def _scan(self, own: _Entry) -> list[_CachedFile]:
         """All files but our own part. Parts first: one that is finished meanwhile counts twice, not never."""
         found = []
         for folder in ("parts", "files"):
@@ -266,10 +266,10 @@ class ShardCache:
                         continue
                     reserved = read_json(entry.part_note).get("reserved")
                     size = max(size, reserved if isinstance(reserved, int) else 0)
-                found.append(_Used(entry, folder, size, stat.st_mtime_ns))
+                found.append(_CachedFile(entry, folder, size, stat.st_mtime_ns))
         return found
 
-    def _evict(self, item: _Used, own: _Entry) -> bool:
+    def _evict(self, item: _CachedFile, own: _Entry) -> bool:
         """Delete a file, unless a process is at work on it."""
         from filelock import FileLock, Timeout
 
@@ -315,7 +315,7 @@ class _Entry:
 
 
 @dataclass(frozen=True)
-class _Used:
+class _CachedFile:
     """A file that takes up room: complete ("files") or not ("parts"), in bytes, and when it was last used."""
 
     entry: _Entry

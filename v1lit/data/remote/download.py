@@ -24,7 +24,7 @@ Reserve = Callable[[int, int], int]
 
 
 @dataclass(frozen=True)
-class Downloaded:
+class DownloadResult:
     """What was downloaded: size in bytes, SHA-256 in hexadecimal, tag of the version (its ETag, say)."""
 
     bytes: int
@@ -38,7 +38,7 @@ def download(
     size: int | None = None,
     sha256: str | None = None,
     retry: Retry = DEFAULT_RETRY,
-) -> Downloaded:
+) -> DownloadResult:
     """Download a file; `path` appears when it is complete.
 
     It grows beside `path`, in `.<name>.part`. What an interrupted call has left there is gone on with, where
@@ -53,7 +53,7 @@ def download(
         ValueError: a scheme that is not known or whose package is missing.
     """
     path = Path(path)
-    part = Part(path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.note"))
+    part = PartialFile(path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.note"))
     with part:
         done = fill(part, url, size, sha256, retry)
         part.become(path)
@@ -61,11 +61,16 @@ def download(
 
 
 def fill(
-    part: Part, url: str, size: int | None, sha256: str | None, retry: Retry, reserve: Reserve | None = None
-) -> Downloaded:
+    part: PartialFile,
+    url: str,
+    size: int | None,
+    sha256: str | None,
+    retry: Retry,
+    reserve: Reserve | None = None,
+) -> DownloadResult:
     """Complete a part, verified. `reserve` is asked for room before the bytes come."""
 
-    def attempt() -> Downloaded:
+    def attempt() -> DownloadResult:
         try:
             if size is None or part.size != size:
                 _read_on(part, url, size, sha256, retry, reserve or _boundless)
@@ -79,7 +84,7 @@ def fill(
 
 
 def _read_on(
-    part: Part, url: str, size: int | None, sha256: str | None, retry: Retry, reserve: Reserve
+    part: PartialFile, url: str, size: int | None, sha256: str | None, retry: Retry, reserve: Reserve
 ) -> None:
     from v1lit.data.remote.web import can_resume
 
@@ -96,7 +101,7 @@ def _read_on(
         _append(part, body, size if size is not None else body.total, reserve)
 
 
-def _append(part: Part, body: Body, total: int | None, reserve: Reserve) -> None:
+def _append(part: PartialFile, body: Body, total: int | None, reserve: Reserve) -> None:
     room = reserve(total, 0) if total is not None else 0
     for chunk in body.chunks:
         size = part.size + len(chunk)
@@ -124,20 +129,20 @@ def _check_size(expected: int | None, total: int | None) -> None:
         raise _mismatch(f"the file has {total} bytes, {expected} were expected")
 
 
-def _verified(part: Part, size: int | None, sha256: str | None) -> Downloaded:
+def _verified(part: PartialFile, size: int | None, sha256: str | None) -> DownloadResult:
     digest = part.digest()
     if size is not None and part.size != size:
         raise _mismatch(f"the file has {part.size} bytes, {size} were expected")
     if sha256 is not None and digest != sha256.lower():
         raise _mismatch(f"the file has the SHA-256 {digest}, {sha256.lower()} was expected")
-    return Downloaded(part.size, digest, part.tag)
+    return DownloadResult(part.size, digest, part.tag)
 
 
 def _mismatch(reason: str) -> ProblemError:
     return ProblemError(reason, restart=True, kind="checksum")
 
 
-class Part:
+class PartialFile:
     """A file under way, and a note beside it of what it is a part of. Goes on with what is there.
 
     Use as a context manager: closed at its end, and removed where it holds nothing or the disk is full.
@@ -197,7 +202,7 @@ class Part:
         self.path.unlink(missing_ok=True)
         self.note_path.unlink(missing_ok=True)
 
-    def __enter__(self) -> Part:
+    def __enter__(self) -> PartialFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from v1lit.data.remote.error import shown
 from v1lit.data.remote.retry import Retry
 
-EXTRAS = {"s3": "s3", "gs": "gs", "az": "az"}
+EXTRA_OF_SCHEME = {"s3": "s3", "gs": "gs", "az": "az"}
 SCHEMES = ("http", "https", "s3", "gs", "az", "hf")
 
 _opened: dict[tuple[int, str, float], Any] = {}
@@ -72,9 +72,9 @@ def _new(url: str, scheme: str, retry: Retry) -> Any:
     try:
         filesystem = fsspec.filesystem(scheme, skip_instance_cache=True, **_options(scheme, retry))
     except ImportError as error:
-        if scheme not in EXTRAS:
+        if scheme not in EXTRA_OF_SCHEME:
             raise
-        install = f"pip install 'v1lit[{EXTRAS[scheme]}]'"
+        install = f"pip install 'v1lit[{EXTRA_OF_SCHEME[scheme]}]'"
         raise ValueError(
             f"{shown(url)}: {scheme}:// needs a package that is not installed: {install}"
         ) from error

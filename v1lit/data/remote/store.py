@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from v1lit.data.remote.answer import Body, Found
+from v1lit.data.remote.answer import Body, RemoteInfo
 from v1lit.data.remote.error import ProblemError
 from v1lit.data.remote.filesystem import call, open_filesystem
 from v1lit.data.remote.retry import Retry
 
-BLOCK = 8 * 2**20
+BLOCK_BYTES = 8 * 2**20
 TAGS = ("ETag", "etag", "generation", "blob_id", "LastModified", "last_modified", "mtime")
 
 
@@ -28,13 +28,13 @@ def open_object(url: str, retry: Retry, start: int = 0, tag: str | None = None) 
     yield Body(start, total, found, _blocks(url, retry, start, total, found))
 
 
-def look_up_object(url: str, retry: Retry) -> Found:
+def look_up_object(url: str, retry: Retry) -> RemoteInfo:
     """As `look_up`."""
     filesystem = open_filesystem(url, retry)
     path = filesystem._strip_protocol(url)
     info = _info(filesystem, path, retry)
     tag = next((str(info[name]) for name in TAGS if info.get(name)), None)
-    return Found(info.get("size"), tag, info.get("type") == "directory")
+    return RemoteInfo(info.get("size"), tag, info.get("type") == "directory")
 
 
 def _blocks(url: str, retry: Retry, start: int, total: int, tag: str | None) -> Iterator[bytes]:
@@ -42,7 +42,7 @@ def _blocks(url: str, retry: Retry, start: int, total: int, tag: str | None) -> 
     path = filesystem._strip_protocol(url)
     options = {"size": total, "cache_type": "none"} if _is_hf(filesystem) else {}  # Nothing beyond the block.
     while start < total:
-        end = min(start + BLOCK, total)
+        end = min(start + BLOCK_BYTES, total)
         place = {"start": start, "end": end}
         block: Any = call(filesystem, "cat_file", path, timeout=retry.timeout, **place, **options)
         if len(block) > end - start:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from v1lit.data.remote.answer import Body, Found
+from v1lit.data.remote.answer import Body, RemoteInfo
 from v1lit.data.remote.error import ProblemError, is_final
 from v1lit.data.remote.filesystem import open_filesystem, run
 from v1lit.data.remote.retry import Retry
@@ -29,13 +29,13 @@ def open_web(url: str, retry: Retry, start: int = 0, tag: str | None = None) -> 
         yield Body(first, total, tag_of(response.headers), chunks, framed)
 
 
-def look_up_web(url: str, retry: Retry) -> Found:
+def look_up_web(url: str, retry: Retry) -> RemoteInfo:
     """As `look_up`. Asks for one byte: what is signed or allowed for GET may not be so for HEAD."""
     headers = {"Range": "bytes=0-0", "Accept-Encoding": "identity"}
     with _request(url, retry, headers) as (_, response):
         if response.status == 416:  # Of an empty file there is no first byte.
-            return Found(0, tag_of(response.headers))
-        return Found(_place(response, 0)[1], tag_of(response.headers))
+            return RemoteInfo(0, tag_of(response.headers))
+        return RemoteInfo(_place(response, 0)[1], tag_of(response.headers))
 
 
 def tag_of(headers: Any) -> str | None:

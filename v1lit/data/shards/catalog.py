@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections import OrderedDict
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -45,7 +44,6 @@ from v1lit.paths import expand_path
 
 log = logging.getLogger(__name__)
 
-MAX_OPEN_SHARDS = 32
 OPENED_AT_LAST = 10
 """How often a shard is fetched that others delete from the cache before it is open."""
 
@@ -199,52 +197,3 @@ class Catalog:
         self.cache.discard(self.files[shard], None if info is None else info.sha256)
         if folder is not None and info is not None:
             self.cache.discard(sidecar_location(folder, info.file))
-
-
-class OpenShards:
-    """The shards in use, opened when needed; of too many, the one not used for longest is closed.
-
-    A shard that could not be opened is not tried again in this process. A remote one that is damaged is
-    fetched anew first, once.
-    """
-
-    def __init__(self, catalogs: list[Catalog]) -> None:
-        self._catalogs = catalogs
-        self._open: OrderedDict[tuple[int, int], Shard] = OrderedDict()
-        self._broken: dict[tuple[int, int], ShardError] = {}
-        self._renewed: set[tuple[int, int]] = set()
-
-    def get(self, source: int, shard: int) -> Shard:
-        """A shard of a source. Raises ShardError."""
-        key = (source, shard)
-        if key in self._broken:
-            raise self._broken[key].with_traceback(None)  # which would grow with every time
-        if key not in self._open:
-            try:
-                self._open[key] = self._catalogs[source].open(shard)
-            except ShardError as error:
-                if self.renew(source, shard, error):
-                    return self.get(source, shard)
-                self._broken[key] = error
-                raise
-            if len(self._open) > MAX_OPEN_SHARDS:
-                self._open.popitem(last=False)[1].close()
-        self._open.move_to_end(key)
-        return self._open[key]
-
-    def renew(self, source: int, shard: int, error: ShardError) -> bool:
-        """After an error of a shard: whether it is worth another try, fetched anew. Raises CacheError."""
-        key, catalog = (source, shard), self._catalogs[source]
-        if key in self._renewed or not catalog.may_mend(shard, error):
-            return False
-        self._renewed.add(key)
-        log.warning("%s; its copy in the cache may be damaged: fetching it again", error)
-        if key in self._open:
-            self._open.pop(key).close()
-        catalog.discard(shard)
-        return True
-
-    def close(self) -> None:
-        """Close all."""
-        while self._open:
-            self._open.popitem()[1].close()

@@ -8,7 +8,8 @@ from typing import Protocol, TypeVar
 from v1lit.data.errors import ShardError
 from v1lit.data.example.example import Example
 from v1lit.data.example.reference import ExampleRef
-from v1lit.data.shards.catalog import Catalog, OpenShards
+from v1lit.data.shards.catalog import Catalog
+from v1lit.data.shards.open_shards import CatalogShards
 from v1lit.data.shards.reader import Shard
 
 T = TypeVar("T")
@@ -19,7 +20,7 @@ class Examples:
 
     def __init__(self, catalogs: Sequence[Catalog]) -> None:
         self.catalogs = list(catalogs)
-        self._open = OpenShards(self.catalogs)
+        self._open = CatalogShards(self.catalogs)
 
     def read(self, ref: ExampleRef) -> Example:
         """One example. Raises ShardError."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 2
 INDEX_NAME = "index.json"
 MAX_INDEX_BYTES = 2**28
-AGAIN = "`v1lit data index` makes it again"
+REINDEX = "`v1lit data index` makes it again"
 
 
 @dataclass(frozen=True)
@@ -136,13 +136,13 @@ def read_index(location: str | Path, retry: Retry | None = None) -> dict[str, An
         shards = ShardTable(index["shards"]) if version == SCHEMA_VERSION else None
         damaged = shards is not None and index["examples"] != int(shards.examples.sum())
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); {AGAIN}") from error
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); {REINDEX}") from error
     if shards is None:
         raise ValueError(
-            f"{path} has schema version {version!r}, this version of v1lit reads {SCHEMA_VERSION}; {AGAIN}"
+            f"{path} has schema version {version!r}, this version of v1lit reads {SCHEMA_VERSION}; {REINDEX}"
         )
     if damaged:
-        raise ValueError(f"{path} is damaged: it says {index['examples']!r} examples; {AGAIN}")
+        raise ValueError(f"{path} is damaged: it says {index['examples']!r} examples; {REINDEX}")
     index["shards"] = shards
     elsewhere = "location" in index and not is_url(location)
     for file in shards.files:

@@ -21,12 +21,12 @@ from v1lit.data.shards.reader import Shard
 from v1lit.data.shards.scan import checksums, scan_headers
 from v1lit.data.shards.sidecar import MAX_SIDECAR_BYTES, ShardIndex, read_record, read_shard_index
 
-MAX_LISTED = 20
+MAX_LISTED_OF_SHARD = 20
 """So many problems of one shard are listed; all are counted."""
 
 
 @dataclass(frozen=True)
-class Task:
+class IndexTask:
     """A shard to be indexed. `file`: as index.json calls it; `scratch`: folder for a fetched one."""
 
     file: str
@@ -36,7 +36,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Found:
+class IndexedShard:
     """What is in a shard.
 
     Attributes:
@@ -53,7 +53,7 @@ class Found:
     sidecar: bytes | None = None
 
 
-def index_one(task: Task) -> Found:
+def index_one(task: IndexTask) -> IndexedShard:
     """Index one shard, unless its sidecar says that this was done. Runs in other processes."""
     stamp = _stamp(task.location)
     if (known := _known(task, stamp)) is not None:
@@ -87,7 +87,7 @@ def _stamp(location: str) -> list[Any] | None:
     return None if found.tag is None else [found.size, found.tag]
 
 
-def _known(task: Task, stamp: list[Any] | None) -> Found | None:
+def _known(task: IndexTask, stamp: list[Any] | None) -> IndexedShard | None:
     """What the sidecar that is there says, if the shard has not changed since."""
     try:
         with open(task.sidecar, "rb") as file:
@@ -101,12 +101,12 @@ def _known(task: Task, stamp: list[Any] | None) -> Found | None:
             (None if key is None else str(key), str(kind), str(reason)) for key, kind, reason in record["bad"]
         ]
         problems = {str(kind): int(n) for kind, n in record["problems"].items()}
-        return Found(info, problems, bad, int(record["unusable"]))
+        return IndexedShard(info, problems, bad, int(record["unusable"]))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
-def _read(task: Task, path: str, stamp: list[Any] | None) -> Found:
+def _read(task: IndexTask, path: str, stamp: list[Any] | None) -> IndexedShard:
     """Read a local file from its beginning to its end."""
     try:
         file = RandomAccess(path)
@@ -119,7 +119,7 @@ def _read(task: Task, path: str, stamp: list[Any] | None) -> Found:
     except DamageError as problem:
         raise ShardError(task.location, None, problem.reason, problem.kind) from problem
     index = ShardIndex(np.array(scan.offsets, dtype=np.int64), crc32)
-    odd = set(scan.odd.values())  # Found again, as examples that cannot be read.
+    odd = set(scan.odd.values())  # IndexedShard again, as examples that cannot be read.
     problems = [problem for problem in scan.problems if problem not in odd]
     bad = [(problem.key, problem.kind, problem.reason) for problem in problems]
     before = len(bad)
@@ -127,7 +127,9 @@ def _read(task: Task, path: str, stamp: list[Any] | None) -> Found:
         images, regions = _try_examples(shard, bad)
     numbers = {"examples": len(index), "images": images, "regions": regions, "bytes": file.size}
     info = ShardInfo(file=task.file, sha256=sha256, **numbers)
-    found = Found(info, dict(Counter(kind for _, kind, _ in bad)), bad[:MAX_LISTED], len(bad) - before)
+    found = IndexedShard(
+        info, dict(Counter(kind for _, kind, _ in bad)), bad[:MAX_LISTED_OF_SHARD], len(bad) - before
+    )
     record: dict[str, Any] = {"stamp": stamp, "info": {**numbers, "sha256": sha256}}
     record |= {"problems": found.problems, "bad": found.bad, "unusable": found.unusable}
     return replace(found, sidecar=index.to_bytes(record))

@@ -20,7 +20,7 @@ from v1lit.data.shards.index import (
     sidecar_name,
     write_index,
 )
-from v1lit.data.shards.index_one import Task, index_one
+from v1lit.data.shards.index_one import IndexTask, index_one
 from v1lit.files import write_atomically
 from v1lit.paths import expand_path
 from v1lit.processes import count_workers, ordered, progress_bar
@@ -60,7 +60,9 @@ def index_shards(
     more: dict[str, Any] = {} if is_plain_name(files[0]) else {"location": _full(location)}
     old = _old_index(folder, more.get("location"))
     scratch = folder / SCRATCH
-    tasks = [Task(file, shard_location(folder, file), folder / sidecar_name(file), scratch) for file in files]
+    tasks = [
+        IndexTask(file, shard_location(folder, file), folder / sidecar_name(file), scratch) for file in files
+    ]
     try:
         infos, problems, bad, unusable = _run(tasks, workers, progress)
     finally:
@@ -145,7 +147,7 @@ def _old_index(folder: Path, location: str | None) -> dict[str, Any] | None:
 
 
 def _run(
-    tasks: list[Task], workers: int | None, progress: bool
+    tasks: list[IndexTask], workers: int | None, progress: bool
 ) -> tuple[list[ShardInfo], dict[str, int], list[dict[str, str | None]], int]:
     """Index the shards: what is in them, kinds of problems, the first ones, and how many examples are lost.
 

@@ -27,7 +27,7 @@ _KNOWN = re.compile(rf"({'|'.join(sorted(SPLIT_NAMES, key=len, reverse=True))})(
 
 
 @dataclass(frozen=True)
-class Source:
+class ParquetSource:
     """Parquet files to import.
 
     Attributes:
@@ -45,7 +45,7 @@ class Source:
         return path.relative_to(self.root).as_posix()
 
 
-def find_source(source: str | Path, split: str | None = None) -> Source:
+def find_source(source: str | Path, split: str | None = None) -> ParquetSource:
     """Find the files of a source, or of one of its splits.
 
     Splits of a folder are those that the front matter of its README.md lists (`configs: data_files`), else
@@ -60,7 +60,7 @@ def find_source(source: str | Path, split: str | None = None) -> Source:
     if path.is_file():
         if split is not None:
             raise ValueError(f"{source} is one file: the option split={split!r} is for folders")
-        return Source({None: [path]}, path.parent)
+        return ParquetSource({None: [path]}, path.parent)
     folder = path if path.is_dir() else _download(str(source))
     found = _split_folder(folder)
     if not found.splits:
@@ -68,12 +68,12 @@ def find_source(source: str | Path, split: str | None = None) -> Source:
     return found if split is None else _choose(source, found, split)
 
 
-def _choose(source: str | Path, found: Source, split: str) -> Source:
+def _choose(source: str | Path, found: ParquetSource, split: str) -> ParquetSource:
     name = canonical_split(split)
     if name not in found.splits:
         existing = ", ".join(str(key) for key in found.splits if key is not None) or "no splits"
         raise ValueError(f"{source} has no split {split!r}; it has: {existing}")
-    return Source({name: found.splits[name]}, found.root, found.ignored)
+    return ParquetSource({name: found.splits[name]}, found.root, found.ignored)
 
 
 def canonical_split(name: str) -> str:
@@ -83,7 +83,7 @@ def canonical_split(name: str) -> str:
     return SPLIT_NAMES.get(name.lower(), name)
 
 
-def _split_folder(folder: Path) -> Source:
+def _split_folder(folder: Path) -> ParquetSource:
     everything = sorted(path for path in folder.rglob("*.parquet") if not _hidden(path.relative_to(folder)))
     splits = _splits_of_readme(folder)
     if splits is None:
@@ -100,7 +100,7 @@ def _split_folder(folder: Path) -> Source:
     ignored = tuple(path.relative_to(folder).as_posix() for path in everything if path not in taken)
     usual = list(dict.fromkeys(SPLIT_NAMES.values()))
     order = sorted(splits, key=lambda name: (usual.index(name) if name in usual else len(usual), name or ""))
-    return Source({name: splits[name] for name in order}, folder, ignored)
+    return ParquetSource({name: splits[name] for name in order}, folder, ignored)
 
 
 def _hidden(path: Path) -> bool:

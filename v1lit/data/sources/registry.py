@@ -18,7 +18,7 @@ from v1lit.errors import OptionError, explain_unknown, name_allowed, named
 VAL_SEED = 1_000_003
 """Added to the seed of the training scenes, so that no scene is in both sets."""
 
-Source = Callable[..., None]
+SourceFunction = Callable[..., None]
 
 
 def is_stream(config: SourceConfig) -> bool:
@@ -151,7 +151,7 @@ def webdataset_source(
     """A stream, which is read as it is."""
 
 
-SOURCES: Mapping[str, Source] = {
+SOURCES: Mapping[str, SourceFunction] = {
     "shards": shards_source,
     "synthetic": synthetic_source,
     "v1g": v1g_source,

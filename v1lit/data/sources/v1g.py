@@ -24,7 +24,7 @@ from v1lit.data.reasons import in_words, listed_in, most_frequent
 from v1lit.data.shards import MAX_IMAGE_BYTES, read_index
 from v1lit.data.sources import import_job as job
 from v1lit.data.sources.import_job import Job, RowResult, Unit
-from v1lit.data.sources.parquet_files import Source, find_source
+from v1lit.data.sources.parquet_files import ParquetSource, find_source
 from v1lit.grounding.region import Region
 from v1lit.grounding.trace import parse_trace
 from v1lit.paths import expand_path
@@ -177,7 +177,7 @@ def _total(
 # --- parquet files ---
 
 
-def _plan(source: Source, split: str | None, max_examples: int) -> tuple[dict[str, Any], list[Unit]]:
+def _plan(source: ParquetSource, split: str | None, max_examples: int) -> tuple[dict[str, Any], list[Unit]]:
     """What is imported (plain JSON, kept with the result), and the units of work."""
     files: list[dict[str, Any]] = []
     units: list[Unit] = []

@@ -15,7 +15,7 @@ from v1lit.data.example import Example, Message
 from v1lit.data.example.images import EncodedImage
 from v1lit.data.shards import ShardWriter, list_shards, read_index, write_index
 from v1lit.data.synthetic import charts, diagrams, shapes
-from v1lit.data.synthetic.questions import KINDS, Turn, write_turn
+from v1lit.data.synthetic.questions import QUESTION_KINDS, Turn, write_turn
 from v1lit.data.synthetic.scene import Scene
 from v1lit.errors import OptionError, name_allowed
 from v1lit.files import aside
@@ -26,7 +26,7 @@ from v1lit.processes import count_workers, ordered, progress_bar
 LOOKS: Mapping[str, ModuleType] = {"shapes": shapes, "bars": charts, "diagrams": diagrams}
 """A look is a module with `draw(rng, size) -> Scene` and `ask(rng, scene, kind) -> Turn | None`."""
 
-VERSION = 1
+DRAWING_VERSION = 1
 """Raised whenever the same settings give other examples than before."""
 MIN_SIDE = 112
 MAX_SIDE = 2048
@@ -49,7 +49,7 @@ def make_example(
     *,
     id: str,
     look: str = "shapes",
-    kinds: Sequence[str] = KINDS,
+    kinds: Sequence[str] = QUESTION_KINDS,
     size: tuple[int, int] = (168, 168),
     questions: int = 1,
 ) -> Example:
@@ -131,7 +131,7 @@ def synthesize(
     seed: int = 0,
     look: Sequence[str] = ("shapes",),
     image_size: Sequence[int] = (168, 168),
-    kinds: Sequence[str] = KINDS,
+    kinds: Sequence[str] = QUESTION_KINDS,
     questions_per_scene: int = 1,
     workers: int | None = None,
     shard_examples: int = 1000,
@@ -191,7 +191,7 @@ def _write(folder: Path, settings: Mapping[str, Any], workers: int | None, progr
             for example in examples:
                 writer.write(example)
             advance(len(examples))
-    write_index(folder, writer.shards, synthetic={"version": VERSION, **settings})
+    write_index(folder, writer.shards, synthetic={"version": DRAWING_VERSION, **settings})
 
 
 def _draw_chunk(chunk: range, settings: Mapping[str, Any]) -> list[Example]:
@@ -220,7 +220,7 @@ def _holds(out: Path, settings: Mapping[str, Any]) -> bool:
         raise ValueError(f"{out} holds shards of another origin; {way_out}")
     differing = [
         f"{key} is {found.get(key)!r} there, not {value!r}"
-        for key, value in {"version": VERSION, **settings}.items()
+        for key, value in {"version": DRAWING_VERSION, **settings}.items()
         if found.get(key) != value
     ]
     if differing:
@@ -239,7 +239,7 @@ def check_setting(name: str, value: Any) -> None:
             why = f"allowed: width and height, each {MIN_SIDE} to {MAX_SIDE} pixels"
             raise OptionError(name, value, why)
     elif name in ("look", "kinds"):
-        allowed = LOOKS if name == "look" else KINDS
+        allowed = LOOKS if name == "look" else QUESTION_KINDS
         wrong = [item for item in ([value] if isinstance(value, str) else value) if item not in allowed]
         if wrong or not value:
             unknown = f"no {wrong[0]!r}; " if wrong else ""

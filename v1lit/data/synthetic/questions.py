@@ -10,7 +10,7 @@ from typing import TypeVar
 from v1lit.data.synthetic.scene import Item, PixelBox
 from v1lit.grounding.trace import Detect, DetectedObject, Trace, format_trace
 
-KINDS = ("find", "count", "compare", "relate")
+QUESTION_KINDS = ("find", "count", "compare", "relate")
 
 T = TypeVar("T")
 

@@ -16,14 +16,14 @@ from typing import TextIO
 
 from v1lit.data import shards
 from v1lit.data.tools.content import fetch, scan_file
-from v1lit.data.tools.examine import Examined, Task, examine
+from v1lit.data.tools.examine import ExamineTask, ShardReport, examine
 from v1lit.data.tools.find import Finding, ShardFile, find_shards
-from v1lit.data.tools.repeated import Place, RepeatedKeys
+from v1lit.data.tools.repeated import KeyPlace, RepeatedKeys
 from v1lit.files import aside
 from v1lit.paths import expand_path
 from v1lit.processes import count_workers, ordered, progress_bar
 
-KINDS = (*shards.KINDS, "missing", "unlisted", "index", "duplicate")
+FINDING_KINDS = (*shards.KINDS, "missing", "unlisted", "index", "duplicate")
 """Kinds of findings: those of `ShardError`, and missing: a shard that the index names. unlisted: one that the
 index does not name. index: it is missing, damaged, or made for other content. duplicate: an id that occurs
 again."""
@@ -31,7 +31,7 @@ LISTED = 20
 """Findings that a report keeps; the file has all."""
 NAMED_REPEATS = 10_000
 """Repeated ids that are named; more are counted."""
-CACHE_BYTES = 16 * 2**30
+CHECK_CACHE_BYTES = 16 * 2**30
 """Disk space for remote shards under check."""
 
 
@@ -96,25 +96,25 @@ def check(
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="v1lit-check-")))
         take = _Findings(report, stack.enter_context(_written_aside(out)))
-        cache = (str(folder / "cache"), CACHE_BYTES)
+        cache = (str(folder / "cache"), CHECK_CACHE_BYTES)
         take.all(found.findings)
         repeated = RepeatedKeys(folder)
-        tasks = [Task(shard, decode, cache) for shard in found.shards]
+        tasks = [ExamineTask(shard, decode, cache) for shard in found.shards]
         results = stack.enter_context(closing(ordered(examine, tasks, min(workers, len(tasks)))))
         advance = stack.enter_context(progress_bar("checking", len(tasks), progress))
-        for number, examined in enumerate(results):
-            _add(report, examined)
-            take.all(examined.findings)
-            repeated.add(number, examined.keys)
-            advance(examined.examples)
+        for number, shard_report in enumerate(results):
+            _add(report, shard_report)
+            take.all(shard_report.findings)
+            repeated.add(number, shard_report.keys)
+            advance(shard_report.examples)
         take.all(_repeats(repeated, found.shards, cache))
     report.seconds = time.monotonic() - started
     return report
 
 
-def _add(report: CheckReport, examined: Examined) -> None:
+def _add(report: CheckReport, shard_report: ShardReport) -> None:
     for what in ("examples", "images", "regions", "bytes"):
-        setattr(report, what, getattr(report, what) + getattr(examined, what))
+        setattr(report, what, getattr(report, what) + getattr(shard_report, what))
 
 
 class _Findings:
@@ -148,7 +148,7 @@ def _written_aside(path: str | os.PathLike[str] | None) -> Iterator[TextIO | Non
 
 def _repeats(repeated: RepeatedKeys, files: Sequence[ShardFile], cache: tuple[str, int]) -> Iterator[Finding]:
     """A finding for every id that came before in another shard; in the same shard it was found already."""
-    pairs: list[tuple[Place, Place]] = []
+    pairs: list[tuple[KeyPlace, KeyPlace]] = []
     unnamed = 0
     for first, second in repeated.pairs():
         if first.shard != second.shard and len(pairs) < NAMED_REPEATS:

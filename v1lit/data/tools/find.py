@@ -11,9 +11,8 @@ from v1lit.data.errors import ShardError
 from v1lit.data.remote import exists, expand, is_open, is_pattern, is_remote, join, parent
 from v1lit.data.shards import INDEX_NAME, ShardInfo, read_index, shard_location
 from v1lit.data.shards.compressed import hint_of_names
+from v1lit.data.shards.index import REINDEX
 from v1lit.paths import expand_path
-
-AGAIN = "`v1lit data index` makes it again"
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Finding:
     Attributes:
         shard: location of the shard, or of the folder.
         key: name of the example, None where it is about the whole shard.
-        kind: see `v1lit.data.tools.check.KINDS`.
+        kind: see `v1lit.data.tools.check.FINDING_KINDS`.
         reason: what is wrong and, where there is a way, what to do.
     """
 
@@ -50,7 +49,7 @@ class ShardFile:
 
 
 @dataclass
-class Found:
+class ShardList:
     """Shards in their listed order, each once; what is wrong with the lists; locations without an index."""
 
     shards: list[ShardFile] = field(default_factory=list)
@@ -58,7 +57,7 @@ class Found:
     without_index: list[str] = field(default_factory=list)
 
 
-def find_shards(locations: Sequence[str]) -> Found:
+def find_shards(locations: Sequence[str]) -> ShardList:
     """The shards of some locations: folders, tar files or patterns, local or URLs.
 
     Raises:
@@ -66,7 +65,7 @@ def find_shards(locations: Sequence[str]) -> Found:
     """
     if not locations:
         raise ValueError("no location is given; give folders with shards, tar files or patterns")
-    found = Found()
+    found = ShardList()
     for location in map(expand_path, locations):
         if _may_be_folder(location) and exists(join(location, INDEX_NAME)):
             found.shards += _of_folder(location, found)
@@ -76,7 +75,7 @@ def find_shards(locations: Sequence[str]) -> Found:
     return found
 
 
-def _of_folder(folder: str, found: Found) -> Iterator[ShardFile]:
+def _of_folder(folder: str, found: ShardList) -> Iterator[ShardFile]:
     """The shards of a folder with an index, and those that lie beside them."""
     infos = _infos(folder, found)
     yield from infos.values()
@@ -89,7 +88,7 @@ def _of_folder(folder: str, found: Found) -> Iterator[ShardFile]:
             yield ShardFile(path)
 
 
-def _of_files(location: str, found: Found) -> Iterator[ShardFile]:
+def _of_files(location: str, found: ShardList) -> Iterator[ShardFile]:
     """The shards of a pattern, a file, or a folder without an index."""
     is_folder = _may_be_folder(location)
     paths = _tars(location) if is_folder else expand(location)
@@ -108,7 +107,7 @@ def _of_files(location: str, found: Found) -> Iterator[ShardFile]:
         yield infos[folder].get(_identity(path), ShardFile(path))
 
 
-def _infos(folder: str, found: Found) -> dict[str, ShardFile]:
+def _infos(folder: str, found: ShardList) -> dict[str, ShardFile]:
     """The shards of an index by identity; none where the index cannot be read, which is a finding."""
     try:
         table = read_index(folder)["shards"]
@@ -120,7 +119,7 @@ def _infos(folder: str, found: Found) -> dict[str, ShardFile]:
 
 
 def _unlisted(path: str) -> Finding:
-    reason = f"{INDEX_NAME} beside it does not name it, so nobody reads it; {AGAIN}, with this shard"
+    reason = f"{INDEX_NAME} beside it does not name it, so nobody reads it; {REINDEX}, with this shard"
     return Finding(path, None, "unlisted", reason)
 
 

@@ -15,7 +15,7 @@ FIRST = 1_000
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SourceShare:
     """What one source gives."""
 
     location: str
@@ -36,9 +36,9 @@ class Drawn:
         return self.per_epoch / max(1, self.examples)
 
 
-def draw(
+def mixture_shares(
     sources: Sequence[MixtureConfig], config: StreamConfig, seed: int = 0, epoch: int = 0
-) -> list[Drawn]:
+) -> list[SourceShare]:
     """What each source gives to an epoch, and to its first examples; reads indices only.
 
     Raises ValueError as `open_sequence`, and for a source without an index.
@@ -55,7 +55,7 @@ def draw(
     assert total is not None
     found = sequence.find(epoch, np.arange(min(FIRST, sequence.length or 0)))
     return [
-        Drawn(
+        SourceShare(
             location=one.shards,
             shards=len(catalog.files),
             examples=int(catalog.counts.sum()),

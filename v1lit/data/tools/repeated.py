@@ -19,7 +19,7 @@ BUFFER = 2**20
 _RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("shard", "<u4"), ("number", "<u4")])
 
 
-class Place(NamedTuple):
+class KeyPlace(NamedTuple):
     """An example: number of its shard, and its own number in it."""
 
     shard: int
@@ -57,7 +57,7 @@ class RepeatedKeys:
         if self._records >= BUFFER:
             self._spill()
 
-    def pairs(self) -> Iterator[tuple[Place, Place]]:
+    def pairs(self) -> Iterator[tuple[KeyPlace, KeyPlace]]:
         """For every example whose key came before: the place of the first one, and its own."""
         if self._spilled:
             self._spill()
@@ -79,7 +79,7 @@ class RepeatedKeys:
         self._waiting, self._records, self._spilled = [], 0, True
 
 
-def _pairs(records: npt.NDArray[np.void]) -> Iterator[tuple[Place, Place]]:
+def _pairs(records: npt.NDArray[np.void]) -> Iterator[tuple[KeyPlace, KeyPlace]]:
     records = records[np.lexsort((records["number"], records["shard"], records["low"], records["high"]))]
     same = (records["high"][1:] == records["high"][:-1]) & (records["low"][1:] == records["low"][:-1])
     first = 0
@@ -89,5 +89,5 @@ def _pairs(records: npt.NDArray[np.void]) -> Iterator[tuple[Place, Place]]:
         yield _place(records[first]), _place(records[number + 1])
 
 
-def _place(record: np.void) -> Place:
-    return Place(int(record["shard"]), int(record["number"]))
+def _place(record: np.void) -> KeyPlace:
+    return KeyPlace(int(record["shard"]), int(record["number"]))

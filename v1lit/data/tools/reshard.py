@@ -21,7 +21,7 @@ writes everything twice and takes as much disk space again. In numbers:
 - Remote inputs are downloaded once and kept until the end, so they need their size in disk space.
 
 Memory of a process: `BUFFER_BYTES`, the largest example twice (a reader's limit is 1 GiB), 12 bytes per
-example of `MAX_OPEN_SHARDS` input shards and 30 of the output shard. Of the main process: some 50 MB for
+example of `OpenShards` of the inputs and 30 of the output shard. Of the main process: some 50 MB for
 ids, 500 bytes per input shard and 100 per output shard. Nothing else grows with the data.
 
     OUT/.reshard/plan.json           inputs and options; with others the work starts again from nothing
@@ -46,9 +46,9 @@ from typing import Any, TextIO
 from v1lit.data.remote import is_remote
 from v1lit.data.shards import ShardInfo
 from v1lit.data.shards.staging import StagedFolder
-from v1lit.data.tools.find import Finding, Found, find_shards
+from v1lit.data.tools.find import Finding, ShardList, find_shards
 from v1lit.data.tools.reshard_shards import (
-    CACHE_BYTES,
+    INPUT_CACHE_BYTES,
     UNITS,
     WriteTask,
     cut,
@@ -57,14 +57,14 @@ from v1lit.data.tools.reshard_shards import (
     unit_name,
     write_shard,
 )
-from v1lit.data.tools.reshard_table import RepeatedIdError, Table, make_table
+from v1lit.data.tools.reshard_table import ExampleTable, RepeatedIdError, make_table
 from v1lit.files import aside, remove, remove_leftovers
 from v1lit.paths import expand_path
 from v1lit.processes import count_workers, ordered, progress_bar
 
 STAGING = ".reshard"
 SKIPPED_NAME = "skipped.jsonl"
-VERSION = 1
+RULES_VERSION = 1
 """Raised whenever the same inputs and options give other shards than before."""
 
 
@@ -137,7 +137,7 @@ def reshard(
     staged = StagedFolder(out, STAGING, has_size)
     _check_free(staged)
     with _locked(staged):
-        _begin(staged, {"version": VERSION, **asdict(options), "inputs": _inputs(found)})
+        _begin(staged, {"version": RULES_VERSION, **asdict(options), "inputs": _inputs(found)})
         if staged.final is None:
             _write_shards(staged, found, options, workers, progress)
         report = _publish(staged, options, found.findings)
@@ -177,7 +177,7 @@ def _locked(staged: StagedFolder) -> Iterator[None]:
         raise
 
 
-def _inputs(found: Found) -> list[list[Any]]:
+def _inputs(found: ShardList) -> list[list[Any]]:
     """Location, size in bytes and time of change of all inputs, None where they are remote."""
     inputs: list[list[Any]] = []
     for shard in found.shards:
@@ -208,14 +208,14 @@ def _begin(staged: StagedFolder, plan: dict[str, Any]) -> None:
 
 
 def _write_shards(
-    staged: StagedFolder, found: Found, options: ReshardOptions, workers: int, progress: bool
+    staged: StagedFolder, found: ShardList, options: ReshardOptions, workers: int, progress: bool
 ) -> None:
     """Both passes, as far as they are not done yet."""
     skip = options.on_bad == "skip"
     staging = staged.path
-    cache = (str(staging / "inputs"), CACHE_BYTES)
+    cache = (str(staging / "inputs"), INPUT_CACHE_BYTES)
     make_table(staging, found.shards, cache, skip, min(workers, len(found.shards)), progress)
-    table, made = Table.load(staging), (staging / "table.bin").stat().st_mtime_ns
+    table, made = ExampleTable.load(staging), (staging / "table.bin").stat().st_mtime_ns
     cuts = cut(table, options.shuffle, options.examples_per_shard, options.max_shard_mb * 2**20)
     tasks = [
         WriteTask(staged, made, number, start, stop) for number, (start, stop) in enumerate(pairwise(cuts))
@@ -237,7 +237,7 @@ def _publish(staged: StagedFolder, options: ReshardOptions, skipped: Sequence[Fi
     report = ReshardReport(staged.out)
     remove_leftovers(staged.out)  # An index that was being written when this was killed.
     with aside(staged.out / SKIPPED_NAME) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
-        for finding in (*skipped, *Table.load(staged.path).findings):
+        for finding in (*skipped, *ExampleTable.load(staged.path).findings):
             _note(report, finding, file)
         for number in range(staged.final["shards"]):
             record = staged.record(unit := unit_name(number))

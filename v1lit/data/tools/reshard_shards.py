@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -14,17 +13,17 @@ import numpy.typing as npt
 
 from v1lit.data.errors import ShardError
 from v1lit.data.shards import Shard, ShardInfo, ShardWriter, sidecar_name
+from v1lit.data.shards.open_shards import OpenShards
 from v1lit.data.shards.staging import RECORD_NAME, StagedFolder
 from v1lit.data.tools.content import fetch
 from v1lit.data.tools.find import Finding, ShardFile
 from v1lit.data.tools.permutation import Permutation
-from v1lit.data.tools.reshard_table import Table
+from v1lit.data.tools.reshard_table import ExampleTable
 from v1lit.files import write_atomically
 
 BUFFER_BYTES = 64 * 2**20
 """Examples that a process reads before it writes them, in the order in which they lie on the disk."""
-MAX_OPEN_SHARDS = 32
-CACHE_BYTES = 2**62
+INPUT_CACHE_BYTES = 2**62
 """Remote inputs are kept until the end: in a shuffle every output needs all of them."""
 UNITS = "shards"
 """Folder of the output shards, until all are there."""
@@ -33,13 +32,13 @@ _RECORD = 10240
 """A tar file is a whole number of these, and at least 1024 bytes longer than its content."""
 
 
-def order(table: Table, seed: int | None, start: int, stop: int) -> npt.NDArray[np.int64]:
+def order(table: ExampleTable, seed: int | None, start: int, stop: int) -> npt.NDArray[np.int64]:
     """Rows of the table that stand at the positions `start` to `stop` of the output."""
     positions = np.arange(start, stop)
     return positions if seed is None else Permutation(seed, len(table.rows))(positions)
 
 
-def cut(table: Table, seed: int | None, max_examples: int, max_bytes: int) -> list[int]:
+def cut(table: ExampleTable, seed: int | None, max_examples: int, max_bytes: int) -> list[int]:
     """Position where each output shard starts, and the end: `[shards + 1]`.
 
     A shard has `max_examples` examples and `max_bytes` bytes at most; only one example that is larger by
@@ -59,27 +58,22 @@ def cut(table: Table, seed: int | None, max_examples: int, max_bytes: int) -> li
     return [*cuts, len(table.rows)] if len(table.rows) else [0]
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What a process needs to write shards."""
+class InputShards:
+    """What a process needs to write shards: the table of all examples, and the shards that they are in."""
 
-    table: Table
-    shards: list[str]
-    seed: int | None
-    skip: bool
-    cache: tuple[str, int]
-    opened: OrderedDict[int, Shard]
+    def __init__(self, staged: StagedFolder) -> None:
+        plan = staged.plan
+        self.table = ExampleTable.load(staged.path)
+        self.seed: int | None = plan["shuffle"]
+        self._skip = plan["on_bad"] == "skip"
+        self._locations = [location for location, *_ in plan["inputs"]]
+        self._cache = (str(staged.path / "inputs"), INPUT_CACHE_BYTES)
+        self._shards = OpenShards(self._open)
 
-    def shard(self, number: int) -> Shard:
-        """An input shard; of too many, the one not used for longest is closed. Raises ShardError."""
-        if number not in self.opened:
-            location = self.shards[number]
-            path = fetch(ShardFile(location), self.cache)
-            self.opened[number] = Shard(path, name=location, index=self.table.index(number))
-            if len(self.opened) > MAX_OPEN_SHARDS:
-                self.opened.popitem(last=False)[1].close()
-        self.opened.move_to_end(number)
-        return self.opened[number]
+    def _open(self, shard_index: int) -> Shard:
+        location = self._locations[shard_index]
+        path = fetch(ShardFile(location), self._cache)
+        return Shard(path, name=location, index=self.table.index(shard_index))
 
     def read(self, rows: npt.NDArray[np.int64]) -> Iterator[bytes | Finding]:
         """The bytes of the examples in some rows of the table, in this order, or why they are left out."""
@@ -87,42 +81,46 @@ class Inputs:
         sizes = records["end"] - records["start"]
         batches = (np.cumsum(sizes) - sizes) // BUFFER_BYTES
         for batch in np.unique(batches):
-            here = np.flatnonzero(batches == batch)
-            as_on_disk = here[np.lexsort((records["start"][here], records["shard"][here]))]
+            places = np.flatnonzero(batches == batch)
+            as_on_disk = places[np.lexsort((records["start"][places], records["shard"][places]))]
             read = {int(n): self._read_one(int(rows[n]), int(records["shard"][n])) for n in as_on_disk}
-            for n in here:
+            for n in places:
                 yield read.pop(int(n))
 
-    def _read_one(self, row: int, number: int) -> bytes | Finding:
+    def _read_one(self, row: int, shard_index: int) -> bytes | Finding:
+        index = row - int(self.table.starts[shard_index])
         try:
-            shard = self.shard(number)
-            shard.example(row - int(self.table.starts[number]))
-            return shard.raw(row - int(self.table.starts[number]))
+            shard = self._shards.get(shard_index)
+            shard.example(index)
+            return shard.raw(index)
         except ShardError as error:
-            if not self.skip:
+            if not self._skip:
                 raise
             return Finding(error.shard, error.key, error.kind, error.reason)
 
 
 @dataclass(frozen=True)
 class WriteTask:
-    """One output shard: `number`, and which positions of the output it holds. `made`: when the table was."""
+    """One output shard to be written."""
 
     staged: StagedFolder
-    made: int
-    number: int
+    table_time: int
+    """When the table of all examples was written, in nanoseconds: another table has another time."""
+    shard_index: int
     start: int
+    """Position in the output of the shard's first example."""
     stop: int
+    """Position behind its last one."""
 
     @property
     def unit(self) -> str:
         """Name of the unit that the shard is."""
-        return unit_name(self.number)
+        return unit_name(self.shard_index)
 
 
-def unit_name(number: int) -> str:
+def unit_name(shard_index: int) -> str:
     """Name of the unit of one output shard."""
-    return f"{UNITS}/{number:06d}"
+    return f"{UNITS}/{shard_index:06d}"
 
 
 def has_size(folder: Path, shard: ShardInfo) -> bool:
@@ -133,12 +131,8 @@ def has_size(folder: Path, shard: ShardInfo) -> bool:
 
 
 @lru_cache(maxsize=1)
-def _open_inputs(staged: StagedFolder, made: int) -> Inputs:
-    plan = staged.plan
-    shards = [location for location, *_ in plan["inputs"]]
-    cache = (str(staged.path / "inputs"), CACHE_BYTES)
-    table = Table.load(staged.path)
-    return Inputs(table, shards, plan["shuffle"], plan["on_bad"] == "skip", cache, OrderedDict())
+def _open_inputs(staged: StagedFolder, table_time: int) -> InputShards:
+    return InputShards(staged)
 
 
 def forget_inputs() -> None:
@@ -148,19 +142,16 @@ def forget_inputs() -> None:
 
 def write_shard(task: WriteTask) -> int:
     """Write one output shard, and its record; returns its number of examples. Raises ShardError."""
-    inputs = _open_inputs(task.staged, task.made)
+    inputs = _open_inputs(task.staged, task.table_time)
     skipped: list[Finding] = []
     size = task.stop - task.start
     with task.staged.unit(task.unit) as unfinished:
         with ShardWriter(unfinished, max_examples=size, max_bytes=2**62, unique="shard") as writer:
-            for one in inputs.read(order(inputs.table, inputs.seed, task.start, task.stop)):
-                if isinstance(one, Finding):
-                    skipped.append(one)
+            for data in inputs.read(order(inputs.table, inputs.seed, task.start, task.stop)):
+                if isinstance(data, Finding):
+                    skipped.append(data)
                 else:
-                    writer.write_raw(one)
-        record = {
-            "shards": [asdict(one) for one in writer.shards],
-            "skipped": [asdict(one) for one in skipped],
-        }
+                    writer.write_raw(data)
+        record = {"shards": list(map(asdict, writer.shards)), "skipped": list(map(asdict, skipped))}
         write_atomically(unfinished / RECORD_NAME, json.dumps(record))
     return size - len(skipped)

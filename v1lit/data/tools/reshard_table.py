@@ -14,9 +14,10 @@ import numpy.typing as npt
 
 from v1lit.data.errors import ShardError
 from v1lit.data.shards import ShardIndex, read_sidecar
+from v1lit.data.shards.index import REINDEX
 from v1lit.data.shards.scan import Scan
 from v1lit.data.tools.content import fetch, index_of, scan_file
-from v1lit.data.tools.find import AGAIN, Finding, ShardFile
+from v1lit.data.tools.find import Finding, ShardFile
 from v1lit.data.tools.repeated import RepeatedKeys, hash_keys
 from v1lit.files import aside, write_atomically
 from v1lit.processes import ordered, progress_bar
@@ -31,7 +32,7 @@ class RepeatedIdError(ValueError):
 
 
 @dataclass(frozen=True)
-class Table:
+class ExampleTable:
     """All examples of the inputs in their order.
 
     Attributes:
@@ -45,7 +46,7 @@ class Table:
     findings: list[Finding]
 
     @classmethod
-    def load(cls, folder: Path) -> Table:
+    def load(cls, folder: Path) -> ExampleTable:
         """The table that `make_table` left in a folder."""
         record = json.loads((folder / "table.json").read_text(encoding="utf-8"))
         starts = np.cumsum([0, *record["examples"]])
@@ -101,7 +102,7 @@ def make_table(
 
 
 @dataclass
-class _Scanned:
+class _ShardRows:
     """The examples of one shard: rows [examples], and hashes [examples, 2] of their names."""
 
     rows: Rows = field(default_factory=lambda: np.empty(0, dtype=ROW))
@@ -109,17 +110,17 @@ class _Scanned:
     findings: list[Finding] = field(default_factory=list)
 
 
-def _scan_shard(shard: ShardFile, cache: tuple[str, int], skip: bool) -> _Scanned:
+def _scan_shard(shard: ShardFile, cache: tuple[str, int], skip: bool) -> _ShardRows:
     try:
         path = fetch(shard, cache)
         scan = scan_file(path)
-        scanned = _Scanned(findings=_findings(shard, scan, skip))
+        scanned = _ShardRows(findings=_findings(shard, scan, skip))
         index = index_of(path, scan)[0] if shard.index is None else _sidecar(shard, scan)
     except ShardError as error:
         finding = Finding(shard.location, error.key, error.kind, error.reason)
         if not skip:
             raise finding.as_error() from error
-        return _Scanned(findings=[finding])
+        return _ShardRows(findings=[finding])
     scanned.rows = np.zeros(len(scan.keys), dtype=ROW)
     scanned.rows["start"], scanned.rows["end"] = scan.offsets[:-1], scan.offsets[1:]
     scanned.rows["crc32"] = index.crc32[: len(scan.keys)]
@@ -152,7 +153,7 @@ def _sidecar(shard: ShardFile, scan: Scan) -> ShardIndex:
     known = len(scan.keys) if damaged else len(scan.offsets)
     fits = len(index) >= len(scan.keys) if damaged else len(index) == len(scan.keys)
     if not fits or not np.array_equal(index.offsets[:known], scan.offsets[:known]):
-        reason = f"its index puts examples at other places than the file does: {AGAIN}"
+        reason = f"its index puts examples at other places than the file does: {REINDEX}"
         raise ShardError(shard.location, None, reason, "checksum")
     return index
 

@@ -15,7 +15,7 @@ from PIL import Image
 from v1lit.data.example import Example
 from v1lit.data.example.images import decode_image
 from v1lit.data.shards import INDEX_NAME, Shard, list_shards
-from v1lit.data.tools.show_page import GREY, INK, RED, Card, Piece, render_html, render_png
+from v1lit.data.tools.show_page import GREY, INK, RED, Card, TextRun, render_html, render_png
 from v1lit.files import write_atomically
 from v1lit.grounding.draw import draw_regions
 from v1lit.grounding.region import Region
@@ -118,7 +118,7 @@ def _card(shard: Shard, number: int, processor: Processor | None, encoding: Enco
         example = shard.example(number)
         images = [decode_image(image) for image in example.images]
     except ValueError as error:
-        card.sections.append(("unreadable", [Piece(str(error), color=RED)]))
+        card.sections.append(("unreadable", [TextRun(str(error), color=RED)]))
         return card
     card.title = example.id
     colors = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(example.regions)}
@@ -163,7 +163,7 @@ def _scaled(region: Region, scale: tuple[float, float], size: tuple[int, int]) -
     return Region.from_boxes([moved(box) for box in boxes.tolist()])
 
 
-def color_names(text: str, colors: Mapping[str, str]) -> list[Piece]:
+def color_names(text: str, colors: Mapping[str, str]) -> list[TextRun]:
     """The text in pieces; region names, and the `<obj>` names that stand on them, have their colour."""
     mine = {name: color for name, color in colors.items() if name in text}
     for call in parse_trace(text).trace.calls:
@@ -171,16 +171,16 @@ def color_names(text: str, colors: Mapping[str, str]) -> list[Piece]:
             if found.name and found.region is not None and found.region in colors:
                 mine[found.name] = colors[found.region]
     if not mine:
-        return [Piece(text)]
+        return [TextRun(text)]
     cuts = re.split(
         "(" + "|".join(re.escape(name) for name in sorted(mine, key=len, reverse=True)) + ")", text
     )
-    return [Piece(cut, color=mine.get(cut, INK), bold=cut in mine) for cut in cuts if cut]
+    return [TextRun(cut, color=mine.get(cut, INK), bold=cut in mine) for cut in cuts if cut]
 
 
 def _token_pieces(
     example: Example, processor: Processor, encoding: EncodingConfig | None, colors: Mapping[str, str]
-) -> list[Piece]:
+) -> list[TextRun]:
     # Encoding needs torch; pages without tokens do not.
     from v1lit.data.config import EncodingConfig
     from v1lit.data.encode.encoding import encode
@@ -189,7 +189,7 @@ def _token_pieces(
     try:
         encoded = encode(example, processor, encoding or EncodingConfig())
     except ValueError as error:
-        return [Piece(f"cannot be encoded: {error}", color=RED)]
+        return [TextRun(f"cannot be encoded: {error}", color=RED)]
     ids = [int(token) for token in encoded.input_ids.tolist()]
     learned = [label != IGNORE for label in encoded.labels.tolist()]
     spans = {k: colors[span.name] for span in encoded.regions for k in range(span.start, span.stop)}
@@ -198,38 +198,38 @@ def _token_pieces(
     notes = [f"{encoded.cut} tokens cut from the end"] if encoded.cut else []
     notes += [f"no image token sees {', '.join(encoded.unseen)}"] if encoded.unseen else []
     return [
-        Piece(summary + "\n", color=GREY),
-        *[Piece(note + "\n", color=RED) for note in notes],
+        TextRun(summary + "\n", color=GREY),
+        *[TextRun(note + "\n", color=RED) for note in notes],
         *token_pieces(ids, learned, processor, spans),
     ]
 
 
 def token_pieces(
     ids: Sequence[int], learned: Sequence[bool], processor: Processor, colors: Mapping[int, str] | None = None
-) -> list[Piece]:
+) -> list[TextRun]:
     """One piece per token, marked `prompt`, `learned`, `pointer` or `given pointer`.
 
     A run of image tokens is one piece `[image: 36 tokens]`; so are tokens that make a character together.
     `colors` holds the text colour of pointers by their position.
     """
-    pieces: list[Piece] = []
+    pieces: list[TextRun] = []
     at = 0
     while at < len(ids):
         end = at + 1
         if ids[at] == processor.image_token_id:
             while end < len(ids) and ids[end] == ids[at]:
                 end += 1
-            pieces.append(Piece(f"[image: {end - at} tokens]", mark="image"))
+            pieces.append(TextRun(f"[image: {end - at} tokens]", mark="image"))
         elif ids[at] >= processor.pointer_start:
             mark = "pointer" if learned[at] else "given pointer"
             color = (colors or {}).get(at, INK)
-            pieces.append(Piece(processor.decode(ids[at:end]), color=color, mark=mark))
+            pieces.append(TextRun(processor.decode(ids[at:end]), color=color, mark=mark))
         else:
             # A character can be several tokens; alone, each decodes to the replacement character.
             while "\ufffd" in processor.decode(ids[at:end]) and end < min(at + 8, len(ids)):
                 if ids[end] >= processor.pointer_start or learned[end] != learned[at]:
                     break
                 end += 1
-            pieces.append(Piece(processor.decode(ids[at:end]), mark="learned" if learned[at] else "prompt"))
+            pieces.append(TextRun(processor.decode(ids[at:end]), mark="learned" if learned[at] else "prompt"))
         at = end
     return pieces

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 INK = "#1c1c22"
 RED = "#b00020"
 GREY = "#6b6b76"
-MARKS = {
+TOKEN_STYLES = {
     "prompt": ("#ececf0", "not learned"),
     "learned": ("#cdeccd", "learned"),
     "pointer": ("#ffd08a", "learned pointer"),
@@ -25,8 +25,8 @@ MARKS = {
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Text in one style. `mark` is "" or a key of `MARKS`."""
+class TextRun:
+    """Text in one style. `mark` is "" or a key of `TOKEN_STYLES`."""
 
     text: str
     color: str = INK
@@ -41,7 +41,7 @@ class Card:
     title: str
     subtitle: str = ""
     images: list[Image.Image] = field(default_factory=list)
-    sections: list[tuple[str, list[Piece]]] = field(default_factory=list)
+    sections: list[tuple[str, list[TextRun]]] = field(default_factory=list)
     """(heading, text), from top to bottom."""
 
 
@@ -66,7 +66,7 @@ img { display: block; max-width: 100%; border: 1px solid #dcdce2; margin-bottom:
 def render_html(title: str, cards: Sequence[Card]) -> bytes:
     """A page that needs no other file; all text is escaped."""
     body = "\n".join(_html_card(card) for card in cards)
-    legend = _html_text([Piece(f" {words} ", mark=m) for m, (_, words) in _legend(cards)])
+    legend = _html_text([TextRun(f" {words} ", mark=m) for m, (_, words) in _legend(cards)])
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f"<style>{STYLE}</style></head>\n<body><h1>{html.escape(title)}</h1>\n{legend}\n{body}\n</body></html>\n"
@@ -75,7 +75,7 @@ def render_html(title: str, cards: Sequence[Card]) -> bytes:
 
 def _legend(cards: Sequence[Card]) -> list[tuple[str, tuple[str, str]]]:
     used = {piece.mark for card in cards for _, pieces in card.sections for piece in pieces}
-    return [entry for entry in MARKS.items() if entry[0] in used]
+    return [entry for entry in TOKEN_STYLES.items() if entry[0] in used]
 
 
 def _html_card(card: Card) -> str:
@@ -87,14 +87,14 @@ def _html_card(card: Card) -> str:
     )
 
 
-def _html_text(pieces: Sequence[Piece]) -> str:
+def _html_text(pieces: Sequence[TextRun]) -> str:
     return f'<p dir="auto">{"".join(map(_html_piece, pieces))}</p>'
 
 
-def _html_piece(piece: Piece) -> str:
+def _html_piece(piece: TextRun) -> str:
     text = html.escape(_visible(piece))
     if piece.mark:
-        background, words = MARKS[piece.mark]
+        background, words = TOKEN_STYLES[piece.mark]
         return f'<span class="token" title="{words}" style="background:{background}">{text}</span>'
     if piece.color == INK and not piece.bold:
         return text
@@ -102,7 +102,7 @@ def _html_piece(piece: Piece) -> str:
     return f'<span style="color:{piece.color}{weight}">{text}</span>'
 
 
-def _visible(piece: Piece) -> str:
+def _visible(piece: TextRun) -> str:
     """Line ends inside tokens get a sign of their own: they are learned like any other token."""
     return piece.text.replace("\n", "↵\n") if piece.mark else piece.text
 
@@ -119,8 +119,8 @@ WIDTH, TEXT_LEFT, MARGIN, LINE, FONT = 1180, 490, 20, 22, 15
 
 def render_png(title: str, cards: Sequence[Card]) -> bytes:
     """All cards below each other in one picture."""
-    strips = [_text_strip([Piece(title, bold=True)], WIDTH - 2 * MARGIN)]
-    legend = [Piece(f" {words} ", mark=mark) for mark, (_, words) in _legend(cards)]
+    strips = [_text_strip([TextRun(title, bold=True)], WIDTH - 2 * MARGIN)]
+    legend = [TextRun(f" {words} ", mark=mark) for mark, (_, words) in _legend(cards)]
     if legend:
         strips.append(_text_strip(legend, WIDTH - 2 * MARGIN))
     strips += [_png_card(card) for card in cards]
@@ -135,9 +135,9 @@ def render_png(title: str, cards: Sequence[Card]) -> bytes:
 
 
 def _png_card(card: Card) -> Image.Image:
-    pieces = [Piece(card.title, bold=True), Piece(f"\n{card.subtitle}\n", color=GREY)]
+    pieces = [TextRun(card.title, bold=True), TextRun(f"\n{card.subtitle}\n", color=GREY)]
     for name, section in card.sections:
-        pieces += [Piece(f"\n{name.upper()}\n", color=GREY), *section, Piece("\n")]
+        pieces += [TextRun(f"\n{name.upper()}\n", color=GREY), *section, TextRun("\n")]
     text = _text_strip(pieces, WIDTH - TEXT_LEFT - 2 * MARGIN)
     height = max(text.height, sum(image.height + 8 for image in card.images)) + MARGIN
     strip = Image.new("RGB", (WIDTH - 2 * MARGIN, height), "#ffffff")
@@ -150,7 +150,7 @@ def _png_card(card: Card) -> Image.Image:
     return strip
 
 
-def _text_strip(pieces: Sequence[Piece], width: int) -> Image.Image:
+def _text_strip(pieces: Sequence[TextRun], width: int) -> Image.Image:
     """The text broken into lines of at most `width` pixels."""
     letters = ImageFont.load_default(FONT)
     placed, x, y = [], 0.0, 0
@@ -171,7 +171,7 @@ def _text_strip(pieces: Sequence[Piece], width: int) -> Image.Image:
     for x, y, part, length, piece in placed:
         if piece.mark:
             # One pixel less than the text: the gap shows where a token ends.
-            pen.rectangle((x, y + 1, x + length - 2, y + LINE - 3), fill=MARKS[piece.mark][0])
+            pen.rectangle((x, y + 1, x + length - 2, y + LINE - 3), fill=TOKEN_STYLES[piece.mark][0])
         pen.text(
             (x, y + LINE - 7),
             part,
@@ -184,7 +184,7 @@ def _text_strip(pieces: Sequence[Piece], width: int) -> Image.Image:
     return strip
 
 
-def _words(pieces: Sequence[Piece]) -> Iterator[tuple[str, Piece]]:
+def _words(pieces: Sequence[TextRun]) -> Iterator[tuple[str, TextRun]]:
     for piece in pieces:
         # The built-in font has no sign for a line end.
         text = piece.text.replace("\n", "\\n\n") if piece.mark else piece.text
