@@ -10,7 +10,7 @@ import pytest
 
 from v1lit.data.remote import CacheError
 from v1lit.data.remote.cache import ShardCache, _touch
-from v1lit.data.remote.download import Part, write_json
+from v1lit.data.remote.download import PartialFile, write_json
 
 
 class Refusing(io.BytesIO):
@@ -24,16 +24,16 @@ class Refusing(io.BytesIO):
 
 
 @pytest.fixture
-def part(tmp_path: Path) -> Part:
-    return Part(tmp_path / "a.part", tmp_path / "a.json")
+def part(tmp_path: Path) -> PartialFile:
+    return PartialFile(tmp_path / "a.part", tmp_path / "a.json")
 
 
 def test_a_folder_that_is_not_there_cannot_hold_a_part(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="missing"):
-        Part(tmp_path / "missing/a.part", tmp_path / "missing/a.json")
+        PartialFile(tmp_path / "missing/a.part", tmp_path / "missing/a.json")
 
 
-def test_a_full_disk_is_said_and_the_part_makes_room(part: Part, tmp_path: Path) -> None:
+def test_a_full_disk_is_said_and_the_part_makes_room(part: PartialFile, tmp_path: Path) -> None:
     def fill() -> None:
         with part:
             part._file = Refusing()
@@ -44,13 +44,13 @@ def test_a_full_disk_is_said_and_the_part_makes_room(part: Part, tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_cannot_begin_again_is_said(part: Part) -> None:
+def test_a_disk_that_cannot_begin_again_is_said(part: PartialFile) -> None:
     part._file = Refusing()
     with pytest.raises(CacheError, match="Read-only"):
         part.restart("tag")
 
 
-def test_a_name_that_cannot_be_given_is_said(part: Part, tmp_path: Path) -> None:
+def test_a_name_that_cannot_be_given_is_said(part: PartialFile, tmp_path: Path) -> None:
     (tmp_path / "taken/inside").mkdir(parents=True)
     part.write(b"abc")
     with pytest.raises(CacheError):

@@ -37,7 +37,7 @@ class Store:
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> Callable[[Store], bytes]:
     """Reads the object of a store in blocks of four bytes."""
-    monkeypatch.setattr(store, "BLOCK", 4)
+    monkeypatch.setattr(store, "BLOCK_BYTES", 4)
 
     def read(place: Store) -> bytes:
         monkeypatch.setattr(store, "open_filesystem", lambda url, retry: place)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +10,8 @@ from helpers.shard_cases import write
 
 from v1lit.data.errors import ShardError
 from v1lit.data.remote import RemoteError
-from v1lit.data.shards import list_shards
 from v1lit.data.tools import find
 from v1lit.data.tools.content import index_of, scan_file
-from v1lit.data.tools.reshard import _move
 
 
 @pytest.fixture
@@ -35,18 +32,6 @@ def test_a_shard_that_cannot_be_read_any_more_has_no_checksums(
     with pytest.raises(ShardError, match="Input/output error") as caught:
         index_of(path, scan)
     assert caught.value.kind == "unreachable"
-
-
-def test_a_shard_that_has_vanished_is_missed_when_shards_get_their_names(
-    folder: Path, tmp_path: Path
-) -> None:
-    (shard,) = list_shards(folder)
-    (tmp_path / "out").mkdir()
-    moved = _move(folder, tmp_path / "out", replace(shard, file=Path(shard.file).name), 7)
-    assert (tmp_path / "out" / moved.file).is_file()
-    assert _move(folder, tmp_path / "out", replace(shard, file=Path(shard.file).name), 7) == moved
-    with pytest.raises(ValueError, match=r"shard-000008.* has vanished: delete .*out"):
-        _move(folder, tmp_path / "out", replace(shard, file=Path(shard.file).name), 8)
 
 
 def test_a_remote_folder_without_tars_has_none_and_one_out_of_reach_is_an_error(
