@@ -226,6 +226,7 @@ class Backbone(ABC):
         """Position ids for the decoder's prefill, `[batch, tokens]`; padding has position 0.
 
         Pointer ids must already be replaced by a text id: a pointer counts as one text token.
+        Source: jun297/v1, v1/modeling_v1.py, lines 200-204 and 264-281.
         """
         import torch
 

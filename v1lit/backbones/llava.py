@@ -228,7 +228,10 @@ def check_canvas(image_size: Size, canvas: Size) -> None:
 
 
 def resized_size(image_size: Size, size: Mapping[str, int]) -> Size:
-    """Size after the resize: the shorter side as given and the aspect kept, or height and width as given."""
+    """Size after the resize: the shorter side as given and the aspect kept, or height and width as given.
+
+    Source: transformers, image_transforms.py, `get_resize_output_image_size`.
+    """
     if "shortest_edge" not in size:
         return size["width"], size["height"]
     width, height = image_size

@@ -280,7 +280,10 @@ def squared_pieces(side: int, window: int) -> int:
 
 
 def resized_size(image_size: Size, cell: int, min_pixels: int, max_pixels: int) -> Size:
-    """Size to which the processor resizes: whole cells, aspect nearly kept, area within the limits."""
+    """Size to which the processor resizes: whole cells, aspect nearly kept, area within the limits.
+
+    Source: transformers, models/qwen2_vl/image_processing_qwen2_vl.py, `smart_resize`.
+    """
     width, height = image_size
     if min(image_size) < 1:
         raise ValueError(f"an image of {width}x{height} has no pixels")

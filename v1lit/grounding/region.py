@@ -233,7 +233,10 @@ class Region:
 
 
 def format_box(box: Sequence[float], image_size: Size) -> str:
-    """A box as text: fractions of the image's width and height, `[0.10, 0.20, 0.50, 0.60]`."""
+    """A box as text: fractions of the image's width and height, `[0.10, 0.20, 0.50, 0.60]`.
+
+    Source: jun297/v1, v1/processor.py, lines 94-103.
+    """
     width, height = image_size
     x1, y1, x2, y2 = box
     return f"[{x1 / width:.2f}, {y1 / height:.2f}, {x2 / width:.2f}, {y2 / height:.2f}]"

@@ -12,7 +12,10 @@ from v1lit.paths import expand_fields
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Optimizer with a warm-up and a schedule; the defaults are the published v1 settings."""
+    """Optimizer with a warm-up and a schedule; the defaults are the published v1 settings.
+
+    Source: jun297/v1, train.py, `training_args`, which names no `betas`.
+    """
 
     name: Literal["adamw", "adamw8bit", "muon"] = "adamw"
     """`adamw8bit` keeps the two moments of large tensors in 8 bits (arXiv 2110.02861; the extra `adamw8bit`).

@@ -176,6 +176,7 @@ class SequenceBuilder:
         self.add_tokens(self.processor.encode_text(text, special=False), learn)
 
     def add_tokens(self, ids: list[int], learn: bool) -> None:
+        # Source of "all": jun297/v1, v1/processor.py, lines 490-507.
         learn = learn or self.config.supervise == "all"
         self.ids.extend(ids)
         self.labels.extend(ids if learn else [IGNORE] * len(ids))
@@ -194,7 +195,10 @@ class SequenceBuilder:
         self.images.append((start, len(self.ids)))
 
     def add_region(self, name: str, region: Region, learn: bool) -> None:
-        """`<region>[x1, y1, x2, y2]pointers</region>`."""
+        """Write `<region>[x1, y1, x2, y2]pointers</region>`.
+
+        Source: jun297/v1, v1/processor.py, lines 398-424.
+        """
         start = len(self.ids)
         coordinates = (
             format_box(region.box, self.patch_maps[region.image].image_size)

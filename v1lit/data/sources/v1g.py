@@ -281,6 +281,7 @@ def row_to_example(row: Mapping[str, Any], *, source: str = "v1g") -> Example:
 
     The human turn becomes the user's message, the gpt turn the assistant's; both keep their words as they
     are. The image stands where the human turn begins, so that any further `<image>` is somebody's word.
+    Source: jun297/v1, dataset.py at 5ea4620, lines 118-151.
 
     Raises:
         ExampleError: with the first defect as `.reason`.
