@@ -18,7 +18,7 @@ many pixels. invalid: breaks a rule of `Example`. length: cannot be encoded. slo
 class ShardError(ValueError):
     """A shard, or one example in it, that cannot be used; the text names both.
 
-    Attributes:
+    Args:
         shard: path or URL of the shard.
         key: name of the example; None where the whole shard is unusable or the name cannot be read.
         reason: a sentence that says what is wrong.

@@ -70,7 +70,7 @@ class Batch:
     counts: LabelCounts | None = None
     """Supervised positions of this batch; None where `pointer_start` was not given."""
     step_sums: Tensor | None = None
-    """int64 `[3]`: `LabelCounts` summed over the optimizer step, all its batches and all ranks."""
+    """`[3]`, int64: `LabelCounts` summed over the optimizer step, all its batches and all ranks."""
     micro_batches_per_step: int = 1
     """Batches that an optimizer step averages: accumulated batches x ranks."""
     read: ReadPosition | None = None
@@ -87,7 +87,7 @@ class Batch:
 
     @property
     def step_counts(self) -> Tensor | None:
-        """float32 `[3]`: label counts of the optimizer step over the number of batches that it averages.
+        """`[3]`, float32: label counts of the optimizer step over the number of batches that it averages.
 
         A sum over this batch's positions divided by it, averaged by Lightning (accumulation) and DDP (ranks),
         is the mean over all positions of the step.

@@ -176,7 +176,10 @@ class SequenceBuilder:
         self.add_tokens(self.processor.encode_text(text, special=False), learn)
 
     def add_tokens(self, ids: list[int], learn: bool) -> None:
-        # Source of "all": jun297/v1, v1/processor.py, lines 490-507.
+        """Tokens that are learned if `learn`, or if all are.
+
+        Source of "all": jun297/v1, v1/processor.py, lines 490-507.
+        """
         learn = learn or self.config.supervise == "all"
         self.ids.extend(ids)
         self.labels.extend(ids if learn else [IGNORE] * len(ids))

@@ -31,17 +31,16 @@ class ExampleMap:
     """A callable `Example -> Example | None`, found by its name; None leaves the example out.
 
     `init_args` are given to a class when it is made, to a function with every call. With a second parameter
-    (without a default) it is given a `numpy.random.Generator` that is a function of seed, epoch and place of
-    the example: the same for every number of ranks and workers, and in a run that goes on. Sent to other
+    (without a default) it is given a `numpy.random.Generator` that is a function of seed, epoch and index of
+    the example: the same for every number of ranks and workers, and in a resumed run. Sent to other
     processes, it is found again there.
 
     Args:
         given: its name, or `{"class_path": name, "init_args": {...}}`.
         seed: of its generators.
 
-    Raises:
-        ValueError: there is no such module or name, it is no callable of one or two arguments, or does not
-            take the `init_args`.
+    Raises OptionError where there is no such module or name, it is no callable of one or two arguments, or
+    does not take the `init_args`.
     """
 
     def __init__(self, given: Given, seed: int = 0) -> None:
@@ -51,16 +50,14 @@ class ExampleMap:
             self._found = _find(self.name)
             self._call = _made(self._found, self.init_args)
             self.random = _takes_generator(self._call)
+            """Whether it is given a generator: what it makes of an example then differs by epoch."""
         except ValueError as error:
             raise OptionError("map", given, str(error), "data") from error
-        """Whether it is given a generator: what it makes of an example then differs from epoch to epoch."""
 
     def __call__(self, example: Example, shard: str, ref: ExampleRef | None = None) -> Example | None:
         """What becomes of one example. `ref` is where the epoch reads it, which a random map needs.
 
-        Raises:
-            MapError: it failed, or gave something else.
-            ImageError: it decoded an image that is damaged.
+        Raises MapError where it fails or returns something else, ImageError for a damaged image in its hands.
         """
         drawn = [self._generator(ref)] if self.random else []
         try:

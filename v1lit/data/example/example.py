@@ -22,12 +22,7 @@ ROLES = ("system", "user", "assistant")
 
 
 class ExampleError(ValueError):
-    """An example that breaks a rule.
-
-    Attributes:
-        id: which example, as far as it is known.
-        reason: a sentence that says what is wrong.
-    """
+    """An example that breaks a rule: `id` says which, as far as it is known, `reason` in a sentence what."""
 
     def __init__(self, id: str, reason: str) -> None:
         super().__init__(f"example {id!r}: {reason}")
@@ -52,23 +47,20 @@ class Message:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One sample. Making one checks it, so that everything behind can rely on the rules of `validate`.
-
-    Attributes:
-        id: unique within a dataset.
-        images: the image files, in the order of their `<image>` markers.
-        messages: an optional system message, then user and assistant in turn, an assistant last.
-        regions: name such as "<|region_1|>" -> the place it stands for, in pixels of its image as displayed.
-        answer: the short final answer, where there is one.
-        source: where it comes from, for people to read.
-    """
+    """One sample. Making one checks it, so that everything behind can rely on the rules of `validate`."""
 
     id: str
+    """Unique within a dataset."""
     images: tuple[EncodedImage, ...] = ()
+    """The image files, in the order of their `<image>` markers."""
     messages: tuple[Message, ...]
+    """An optional system message, then user and assistant in turn, an assistant last."""
     regions: Mapping[str, Region] = field(default_factory=dict)
+    """A name such as `<|region_1|>` -> what it stands for, in pixels of its image as displayed."""
     answer: str | None = None
+    """The short final answer, where there is one."""
     source: str = ""
+    """Where it comes from, for people to read."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", tuple(self.images))
@@ -84,11 +76,7 @@ class Example:
         return region
 
     def validate(self) -> None:
-        """Check all rules.
-
-        Raises:
-            ExampleError: naming the first rule that is broken.
-        """
+        """Check all rules. Raises ExampleError, which names the first one that is broken."""
         for rule in (_problem_of_text, _problem_of_turns, _problem_of_images, _problem_of_regions):
             if reason := rule(self):
                 raise ExampleError(self.id if isinstance(self.id, str) else repr(self.id), reason)
@@ -117,8 +105,7 @@ class Example:
     def from_members(cls, key: str, members: Mapping[str, bytes]) -> Example:
         """The inverse of `to_members`. Nothing in `members` is trusted.
 
-        Raises:
-            ExampleError: members that are missing, superfluous, malformed or contradict each other.
+        Raises ExampleError for members that are missing, superfluous, malformed or contradict each other.
         """
         try:
             return _read_members(key, members)
@@ -129,8 +116,7 @@ class Example:
 
 
 def key_of(id: str) -> str:
-    """Name of the example in a shard: its id, with everything but letters, digits, "_", "-" and "~"
-    percent-encoded.
+    """Name of the example in a shard: its id, all but letters, digits, "_", "-" and "~" percent-encoded.
 
     A dot would end the key where WebDataset splits member names, a slash would make a folder.
     """
@@ -149,8 +135,7 @@ def _is_called(id: str, key: str) -> bool:
 def load_json(text: str | bytes, *, allow_nan: bool = False) -> Any:
     """Parse JSON strictly.
 
-    Raises:
-        ValueError: not JSON, NaN or infinity, a name given twice in one object, or nesting without end.
+    Raises ValueError for no JSON, NaN or infinity, a name given twice in one object, and nesting without end.
     """
     decoder = _WITH_NAN if allow_nan else _STRICT
     try:

@@ -28,24 +28,19 @@ _TURNING_CHUNKS = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type exif")
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """The unchanged bytes of an image file and what its header says.
-
-    Attributes:
-        data: the file.
-        format: "jpg", "png", "webp", "bmp" or "gif".
-        size: (width, height) in pixels as displayed, which is after applying the EXIF orientation.
-    """
+    """The unchanged bytes of an image file and what its header says."""
 
     data: bytes = field(repr=False)
     format: str
+    """`jpg`, `png`, `webp`, `bmp` or `gif`."""
     size: tuple[int, int]
+    """Width and height in pixels as displayed, which is after applying the EXIF orientation."""
 
 
 def read_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> EncodedImage:
     """Read kind and displayed size of an image without decoding its pixels.
 
-    Raises:
-        ImageError: no bytes, not one of the known formats, or more than `max_pixels` pixels.
+    Raises ImageError where there are no bytes, no known format, or more than `max_pixels` pixels.
     """
     size = plain_jpeg_size(data)
     if size is not None and size[0] * size[1] <= min(max_pixels, Image.MAX_IMAGE_PIXELS or max_pixels):
@@ -61,8 +56,7 @@ def read_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> EncodedImage:
 def decode_image(image: bytes | EncodedImage, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode an image to RGB as a person sees it: see `as_seen`. Of an animation this is the first frame.
 
-    Raises:
-        ImageError: as `read_header`; also damaged or cut-off pixel data, and a size other than `image.size`.
+    Raises ImageError as `read_header`, for damaged or cut-off pixels, and for another size than `image.size`.
     """
     data = image.data if isinstance(image, EncodedImage) else image
     with _open(data, max_pixels) as opened:

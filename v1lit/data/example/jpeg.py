@@ -17,7 +17,7 @@ _TABLES, _SCAN, _JFIF, _ICC, _ADOBE = 0xFFDB, 0xFFDA, 0xFFE0, 0xFFE2, 0xFFEE
 
 
 def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a JPEG that Pillow is known to open with this size and no orientation; or None.
+    """Width and height of a JPEG that Pillow is known to open with this size and no orientation, or None.
 
     None says nothing about the file: it may have Exif, bytes between its segments, or be no JPEG at all.
     """
