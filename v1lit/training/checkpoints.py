@@ -24,6 +24,7 @@ from v1lit.training.lightning_internals import (
     put_between_steps,
     validates_now,
 )
+from v1lit.training.steps import ends_run
 from v1lit.training.stopping import RunStopped, StopRequests
 
 FOLDER = "checkpoints"
@@ -106,7 +107,8 @@ class LastCheckpoint(Checkpoint):
             return
         self._ask_all(trainer)
         by_steps = self.every is not None and trainer.global_step % self.every == 0
-        self._due = self._due or by_steps or _is_last_step(trainer)
+        last = trainer.should_stop or ends_run(trainer, ends_epoch(trainer))
+        self._due = self._due or by_steps or last
         # What is saved before a validation has to do it again; only who must stop does that.
         if self._stop is not None or (self._due and not validates_now(trainer)):
             self.save(trainer)
@@ -194,9 +196,3 @@ def _written(path: Path) -> float:
         return path.stat().st_mtime
     except FileNotFoundError:
         return 0.0
-
-
-def _is_last_step(trainer: Trainer) -> bool:
-    steps = 0 <= trainer.max_steps <= trainer.global_step
-    last_epoch = trainer.max_epochs is not None and 0 < trainer.max_epochs <= trainer.current_epoch + 1
-    return trainer.should_stop or steps or (last_epoch and ends_epoch(trainer))

@@ -18,6 +18,9 @@ class PointingMetrics(Metric):
     A run is a stretch of consecutive pointers: the patches of one region. A prediction counts over all
     classes, so a text token predicted in place of a pointer is wrong.
 
+    Source of the two accuracies over all positions: jun297/v1, train.py, `mean_copy_accuracy` and
+    `mean_gen_accuracy` in `LoggerTrainer.compute_loss`.
+
     - `pointer_accuracy`: share of pointers that are exactly the true one
     - `pointer_first_accuracy`: the same for the first pointer of every run
     - `pointer_first_in_region`: share of runs whose first pointer lies anywhere in the true region

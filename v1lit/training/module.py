@@ -56,7 +56,8 @@ class V1Module(LightningModule):
         backbone: which backbone, with which weights.
         pointer: options of the pointer plug-in.
         optimizer: options of the optimizer and the learning-rate schedule.
-        on_nonfinite: a NaN or infinite loss stops the run, or its batch is skipped and counted.
+        on_nonfinite: a NaN or infinite loss stops the run, or its batch is skipped and counted, as in
+            jun297/v1, train.py, `LoggerTrainer.compute_loss`.
         max_nonfinite: skipped batches after which the run stops all the same.
         verify_loss: every N steps, compare the loss and its gradients with the readable reference on
             up to 256 positions of the batch, and stop where they differ; 0 for never.
@@ -133,15 +134,7 @@ class V1Module(LightningModule):
 
     def forward(self, batch: Batch) -> PointAndCopyOutput:
         """Loss and predictions of a batch."""
-        packed = batch.segment_lengths is not None
-        return self.model(
-            input_ids=batch.input_ids,
-            attention_mask=None if packed else batch.attention_mask,
-            segment_lengths=batch.segment_lengths,
-            labels=batch.labels,
-            normalizer=self._normalizer(batch),
-            **batch.image_inputs,
-        )
+        return self.model(**batch.model_inputs, normalizer=self._normalizer(batch))
 
     def _normalizer(self, batch: Batch) -> Tensor | None:
         """What the summed loss is divided by: the weights of the whole optimizer step, over all ranks.

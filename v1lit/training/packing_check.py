@@ -106,14 +106,7 @@ def _losses(model: PointAndCopyModel, batch: Batch) -> Tensor:
 
 
 def _forward(model: PointAndCopyModel, batch: Batch, reduction: str) -> Tensor:
-    loss: Tensor = model(
-        batch.input_ids,
-        attention_mask=batch.attention_mask if batch.segment_lengths is None else None,
-        segment_lengths=batch.segment_lengths,
-        labels=batch.labels,
-        reduction=reduction,
-        **batch.image_inputs,
-    ).loss
+    loss: Tensor = model(**batch.model_inputs, reduction=reduction).loss
     return loss
 
 

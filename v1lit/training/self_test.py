@@ -242,7 +242,7 @@ class Family:
         """The loss and its gradients as a run computes them, and as the readable reference does."""
         self.model.verify_loss = True  # raises LossMismatchError
         try:
-            verified = self._forward(self.model, self._batch(self.examples), "mean").verified
+            verified = self.model(**self._batch(self.examples).model_inputs).verified
         finally:
             self.model.verify_loss = False
         assert verified is not None
@@ -271,22 +271,12 @@ class Family:
 
     def _batch(self, examples: Sequence[Encoded]) -> Batch:
         packs = self.processor.backbone.packs
-        return flatten(examples) if packs else collate(examples, self.processor.pad_token_id)
-
-    def _forward(self, model: PointAndCopyModel, batch: Batch, reduction: Any) -> Any:
-        batch = batch.to(self.device)
-        return model(
-            batch.input_ids,
-            attention_mask=batch.attention_mask if batch.segment_lengths is None else None,
-            segment_lengths=batch.segment_lengths,
-            labels=batch.labels,
-            reduction=reduction,
-            **batch.image_inputs,
-        )
+        batch = flatten(examples) if packs else collate(examples, self.processor.pad_token_id)
+        return batch.to(self.device)
 
     def _losses(self, model: PointAndCopyModel, examples: Sequence[Encoded]) -> Tensor:
         with torch.no_grad():
-            losses: Tensor = self._forward(model.eval(), self._batch(examples), "none").loss
+            losses: Tensor = model.eval()(**self._batch(examples).model_inputs, reduction="none").loss
         return losses
 
     def _generate(self, **options: Any) -> Any:

@@ -17,6 +17,13 @@ def total_steps(trainer: Trainer) -> int | None:
     return int(steps) if 0 <= steps < float("inf") else None
 
 
+def ends_run(trainer: Trainer, epoch_ends: bool) -> bool:
+    """Whether no step is left for the run; `epoch_ends`: with the current step."""
+    steps = 0 <= trainer.max_steps <= trainer.global_step
+    last_epoch = trainer.max_epochs is not None and 0 < trainer.max_epochs <= trainer.current_epoch + 1
+    return steps or (last_epoch and epoch_ends)
+
+
 def steps_of_epochs(trainer: Trainer) -> int | None:
     """Optimizer steps of all epochs; None where it is not known how many or how long these are.
 

@@ -8,6 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from v1lit.data.encode.batch import Batch
 from v1lit.training.lightning_internals import Limits, lift_limits, set_limits, validate, validates_now
+from v1lit.training.steps import ends_run
 
 
 class ValidateAtEnd(Callback):
@@ -23,9 +24,7 @@ class ValidateAtEnd(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        steps = 0 <= trainer.max_steps <= trainer.global_step
-        last_epoch = trainer.max_epochs is not None and 0 < trainer.max_epochs <= trainer.current_epoch + 1
-        if steps or (last_epoch and trainer.is_last_batch):
+        if ends_run(trainer, trainer.is_last_batch):
             # Told to stop, Lightning validates first; but only in epochs that ask for validation.
             trainer.should_stop = True
             trainer.check_val_every_n_epoch = 1

@@ -95,6 +95,17 @@ class Batch:
         # Kept as integers: a float tensor in a batch is rounded by Lightning's bf16-true and 16-true.
         return None if self.step_sums is None else self.step_sums.float() / self.micro_batches_per_step
 
+    @property
+    def model_inputs(self) -> dict[str, Any]:
+        """What the model's `forward` takes of it."""
+        return {
+            "input_ids": self.input_ids,
+            "attention_mask": None if self.segment_lengths else self.attention_mask,
+            "segment_lengths": self.segment_lengths,
+            "labels": self.labels,
+            **self.image_inputs,
+        }
+
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         """The batch on another device; copies to a GPU do not wait where the batch is in pinned memory."""
         non_blocking = non_blocking and torch.device(device).type == "cuda"
