@@ -126,7 +126,7 @@ class V1DataModule(LightningDataModule):
         return {
             **{name: asdict(getattr(self, name)) for name in configs},
             **{name: getattr(self, name) for name in plain},
-            "map": None if self.map is None else self.map.given,
+            "map": None if self.map is None else self.map.spec,
             "map_validation": self.map_validation,
         }
 

@@ -153,7 +153,7 @@ def test_a_mistake_in_it_is_told_with_file_line_example_and_shard() -> None:
 
 
 def test_what_it_gives_must_be_an_example() -> None:
-    with pytest.raises(MapError, match=r"it gave dict instead of an Example.*'e003', shard x"):
+    with pytest.raises(MapError, match=r"it returned dict instead of an Example.*'e003', shard x"):
         ExampleMap(name(tells))(make("e003"), "x.tar")
 
 

@@ -130,7 +130,7 @@ class Batch:
 
 
 def flatten(examples: Sequence[Encoded], pointer_start: int | None = None) -> Batch:
-    """One row without padding, the examples one behind another. With `pointer_start`, labels are counted.
+    """A batch of one row without padding `[1, tokens]`; with `pointer_start`, labels are counted.
 
     Raises ValueError for no examples.
     """
@@ -151,9 +151,10 @@ def collate(
     side: Literal["left", "right"] = "right",
     pointer_start: int | None = None,
 ) -> Batch:
-    """One row per example, padded to the longest: on the left for generation, on the right for training.
+    """A batch of one row per example, `[examples, tokens]`, padded to the longest.
 
-    With `pointer_start`, labels are counted. Raises ValueError for no examples and another side.
+    It is padded on the left for generation, on the right for training. With `pointer_start`, labels are
+    counted. Raises ValueError for no examples and another side.
     """
     _check(examples)
     if side not in ("left", "right"):
@@ -201,7 +202,9 @@ def _common(examples: Sequence[Encoded], pointer_start: int | None) -> dict[str,
     return {
         "ids": tuple(example.id for example in examples),
         "image_inputs": {
-            name: torch.cat([one.image_inputs[name] for one in examples if name in one.image_inputs])
+            name: torch.cat(
+                [example.image_inputs[name] for example in examples if name in example.image_inputs]
+            )
             for name in names
         },
         "images": sum(len(example.patch_maps) for example in examples),

@@ -60,7 +60,7 @@ class Encoded:
 
 
 def encode(example: Example, processor: Processor, config: EncodingConfig) -> Encoded:
-    """The whole example, for training.
+    """The whole example as ids and labels `[tokens]`, for training.
 
     Raises ImageError for an image that cannot be decoded, and EncodingError as `tokenize`.
     """
@@ -90,11 +90,11 @@ def patch_maps_of(example: Example, processor: Processor) -> list[PatchMap]:
     Raises EncodingError, naming example and image, for a size that the backbone refuses.
     """
     patch_maps = []
-    for number, image in enumerate(example.images):
+    for index, image in enumerate(example.images):
         try:
             patch_maps.append(processor.patch_map(image.size))
         except ValueError as error:
-            raise EncodingError(f"image {number} of example {example.id!r}: {error}") from error
+            raise EncodingError(f"image {index} of example {example.id!r}: {error}") from error
     return patch_maps
 
 
@@ -123,7 +123,7 @@ def encode_prompt(
     processor: Processor,
     config: EncodingConfig,
 ) -> Encoded:
-    """For generation: a conversation that ends with the user's turn, up to where the answer begins.
+    """A conversation that ends with the user's turn, up to where the answer begins, for generation.
 
     `name` is for error messages. Raises EncodingError if it is longer than `max_tokens` or lacks an image.
     """
@@ -153,7 +153,7 @@ def encode_prompt(
 
 @dataclass
 class SequenceBuilder:
-    """Ids and labels as they grow, and the stretches that must stay whole."""
+    """Ids and labels as they grow, and the stretches that must stay whole: `(start, stop)` in tokens."""
 
     processor: Processor
     config: EncodingConfig
@@ -165,14 +165,14 @@ class SequenceBuilder:
     regions: list[RegionSpan] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)
     kept: int = 0
-    """Tokens that fit `max_tokens`: that many from the first on; set by `tokenize`."""
+    """Tokens from the first on that fit `max_tokens`; set by `tokenize`."""
 
     def add_mark(self, text: str, learn: bool = False) -> None:
-        """A mark of the conversation, such as `<|im_end|>`."""
+        """Append a mark of the conversation, such as `<|im_end|>`."""
         self.add_tokens(self.processor.encode_text(text), learn)
 
     def add_text(self, text: str, learn: bool) -> None:
-        """Somebody's words: marks in them are plain text."""
+        """Append somebody's words: marks in them are plain text."""
         self.add_tokens(self.processor.encode_text(text, special=False), learn)
 
     def add_tokens(self, ids: list[int], learn: bool) -> None:
@@ -185,12 +185,12 @@ class SequenceBuilder:
         self.labels.extend(ids if learn else [IGNORE] * len(ids))
 
     def add_image(self) -> None:
-        """The next image: its marks and tokens, never learned."""
-        number, start = len(self.images), len(self.ids)
+        """Append the next image: its marks and tokens, never learned."""
+        index, start = len(self.images), len(self.ids)
         before, after = self.processor.backbone.chat.image
         ids = [
             *self.processor.encode_text(before),
-            *[self.processor.image_token_id] * len(self.patch_maps[number]),
+            *[self.processor.image_token_id] * len(self.patch_maps[index]),
             *self.processor.encode_text(after),
         ]
         self.ids.extend(ids)
@@ -198,7 +198,7 @@ class SequenceBuilder:
         self.images.append((start, len(self.ids)))
 
     def add_region(self, name: str, region: Region, learn: bool) -> None:
-        """Write `<region>[x1, y1, x2, y2]pointers</region>`.
+        """Append `<region>[x1, y1, x2, y2]pointers</region>`.
 
         Source: jun297/v1, v1/processor.py, lines 398-424.
         """
@@ -249,25 +249,25 @@ def _add_content(
     sequence: SequenceBuilder, message: Message, regions: Mapping[str, Region], names: re.Pattern[str]
 ) -> None:
     learn = message.role == "assistant"
-    for number, piece in enumerate(message.content.split(IMAGE_MARKER)):
-        if number > 0:
+    for index, text in enumerate(message.content.split(IMAGE_MARKER)):
+        if index > 0:
             sequence.add_image()
-        position = 0
-        for match in names.finditer(piece):
-            sequence.add_text(unescape(piece[position : match.start()]), learn)
+        start = 0
+        for match in names.finditer(text):
+            sequence.add_text(unescape(text[start : match.start()]), learn)
             sequence.add_region(match.group(), regions[match.group()], learn)
-            position = match.end()
-        sequence.add_text(unescape(piece[position:]), learn)
+            start = match.end()
+        sequence.add_text(unescape(text[start:]), learn)
 
 
 def _fitting_length(example_id: str, sequence: SequenceBuilder, max_tokens: int) -> int:
     """Tokens to keep: at most `max_tokens`, moved back to the start of a stretch that must stay whole."""
     if len(sequence.ids) <= max_tokens:
         return len(sequence.ids)
-    for number, (start, stop) in enumerate(sequence.images):
+    for index, (start, stop) in enumerate(sequence.images):
         if stop > max_tokens:
             raise EncodingError(
-                f"image {number} of example {example_id!r} needs tokens {start} to {stop} of a sequence "
+                f"image {index} of example {example_id!r} needs tokens {start} to {stop} of a sequence "
                 f"that may hold {max_tokens}; raise data.encoding.max_tokens or lower model.backbone.image's "
                 "max_side or max_pixels"
             )

@@ -19,16 +19,16 @@ from v1lit.data.example import Example, ExampleRef
 from v1lit.data.example.images import ImageError
 from v1lit.errors import OptionError, did_you_mean
 
-Given = str | Mapping[str, Any]
+MapSpec = str | Mapping[str, Any]
 """`module.name`, or a mapping with `class_path` and perhaps `init_args`."""
 
 
 class MapError(RuntimeError):
-    """The user's map failed, or gave what is no example; the message names file, line and example."""
+    """The user's map failed, or returned what is no example; the message names file, line and example."""
 
 
 class ExampleMap:
-    """A callable `Example -> Example | None`, found by its name; None leaves the example out.
+    """A callable `Example -> Example | None`, named by a recipe; None leaves the example out.
 
     `init_args` are given to a class when it is made, to a function with every call. With a second parameter
     (without a default) it is given a `numpy.random.Generator` that is a function of seed, epoch and index of
@@ -36,23 +36,23 @@ class ExampleMap:
     processes, it is found again there.
 
     Args:
-        given: its name, or `{"class_path": name, "init_args": {...}}`.
-        seed: of its generators.
+        spec: its name, or `{"class_path": name, "init_args": {...}}`.
+        seed: seed of its generators.
 
     Raises OptionError where there is no such module or name, it is no callable of one or two arguments, or
     does not take the `init_args`.
     """
 
-    def __init__(self, given: Given, seed: int = 0) -> None:
-        self.given, self.seed = given, seed
+    def __init__(self, spec: MapSpec, seed: int = 0) -> None:
+        self.spec, self.seed = spec, seed
         try:
-            self.name, self.init_args = _parts(given)
-            self._found = _find(self.name)
-            self._call = _made(self._found, self.init_args)
+            self.name, self.init_args = _name_and_arguments(spec)
+            self._target = _import(self.name)
+            self._call = _with_arguments(self._target, self.init_args)
             self.random = _takes_generator(self._call)
             """Whether it is given a generator: what it makes of an example then differs by epoch."""
         except ValueError as error:
-            raise OptionError("map", given, str(error), "data") from error
+            raise OptionError("map", spec, str(error), "data") from error
 
     def __call__(self, example: Example, shard: str, ref: ExampleRef | None = None) -> Example | None:
         """What becomes of one example. `ref` is where the epoch reads it, which a random map needs.
@@ -65,10 +65,10 @@ class ExampleMap:
         except (ImageError, MemoryError):
             raise
         except Exception as error:
-            what = " ".join(f"{type(error).__name__}: {error}".split())
-            raise self._error(f"{_place_of(error, self._file)}: {what}", example, shard) from error
+            what = f"{_place_of(error, self._file)}: {_told(error)}"
+            raise self._error(what, example, shard) from error
         if mapped is not None and not isinstance(mapped, Example):
-            what = f"it gave {type(mapped).__name__} instead of an Example, or None to leave one out"
+            what = f"it returned {type(mapped).__name__} instead of an Example, or None to leave one out"
             raise self._error(what, example, shard)
         return mapped
 
@@ -85,9 +85,9 @@ class ExampleMap:
     @property
     def _file(self) -> Path | None:
         try:
-            file = inspect.getsourcefile(self._found)
+            file = inspect.getsourcefile(self._target)
         except TypeError:  # built in, or an instance
-            file = getattr(sys.modules.get(type(self._found).__module__), "__file__", None)
+            file = getattr(sys.modules.get(type(self._target).__module__), "__file__", None)
         return None if file is None else Path(file)
 
     def _generator(self, ref: ExampleRef | None) -> np.random.Generator:
@@ -99,60 +99,58 @@ class ExampleMap:
         return MapError(f"data.map {self.name}: {what} (example {example.id!r}, shard {shard})")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.given, self.seed)
+        return type(self), (self.spec, self.seed)
 
 
-def _parts(given: Given) -> tuple[str, dict[str, Any]]:
-    if isinstance(given, str):
-        return given, {}
-    unknown = set(given) - {"class_path", "init_args"}
-    name, arguments = given.get("class_path"), given.get("init_args") or {}
+def _name_and_arguments(spec: MapSpec) -> tuple[str, dict[str, Any]]:
+    if isinstance(spec, str):
+        return spec, {}
+    unknown = set(spec) - {"class_path", "init_args"}
+    name, arguments = spec.get("class_path"), spec.get("init_args") or {}
     if unknown or not isinstance(name, str) or not isinstance(arguments, Mapping):
         raise ValueError("give module.name, or a mapping with class_path and init_args")
     return name, dict(arguments)
 
 
-def _find(name: str) -> Any:
+def _import(name: str) -> Any:
     """What `module.name` names."""
-    module, dot, attribute = name.rpartition(".")
+    module_name, dot, attribute = name.rpartition(".")
     if not dot or not all(part.isidentifier() for part in name.split(".")):
         raise ValueError("give module.name, such as my_maps.only_large for my_maps.py")
     try:
-        found = import_module(module)
+        module = import_module(module_name)
     except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
             raise ValueError(
                 f"there is no module {error.name!r}, which is looked for beside the recipe, in the current "
                 "directory and among installed packages"
             ) from error
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"{module} cannot be imported: {what}") from error
-    if not hasattr(found, attribute):
-        raise ValueError(f"{found.__name__} has no {attribute!r}{did_you_mean(attribute, dir(found))}")
-    return getattr(found, attribute)
+        raise ValueError(f"{module_name} cannot be imported: {_told(error)}") from error
+    if not hasattr(module, attribute):
+        raise ValueError(f"{module.__name__} has no {attribute!r}{did_you_mean(attribute, dir(module))}")
+    return getattr(module, attribute)
 
 
-def _made(found: Any, arguments: Mapping[str, Any]) -> Callable[..., Any]:
-    """The callable, with its arguments."""
-    if not callable(found):
-        raise ValueError(f"that is no function or class but {type(found).__name__}")
+def _with_arguments(target: Any, arguments: Mapping[str, Any]) -> Callable[..., Any]:
+    """A function with its arguments, or the object that a class makes of them."""
+    if not callable(target):
+        raise ValueError(f"that is no function or class but {type(target).__name__}")
     try:
-        if isinstance(found, type):
-            inspect.signature(found).bind(**arguments)
+        if isinstance(target, type):
+            inspect.signature(target).bind(**arguments)
         else:
-            inspect.signature(found).bind_partial(**arguments)
+            inspect.signature(target).bind_partial(**arguments)
     except TypeError as error:
         raise ValueError(f"it does not take its init_args {dict(arguments)!r}: {error}") from error
-    if not isinstance(found, type):
-        return partial(found, **arguments) if arguments else found
+    if not isinstance(target, type):
+        return partial(target, **arguments) if arguments else target
     try:
-        made = found(**arguments)
+        instance = target(**arguments)
     except Exception as error:
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"it cannot be made with {dict(arguments)!r}: {what}") from error
-    if not callable(made):
+        raise ValueError(f"it cannot be made with {dict(arguments)!r}: {_told(error)}") from error
+    if not callable(instance):
         raise ValueError("it is a class without __call__(self, example)")
-    return made
+    return instance
 
 
 def _takes_generator(call: Callable[..., Any]) -> bool:
@@ -167,6 +165,10 @@ def _takes_generator(call: Callable[..., Any]) -> bool:
         f"with the parameters {signature} it must take an example, or an example and a random generator; all "
         "else comes from init_args"
     )
+
+
+def _told(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _place_of(error: Exception, file: Path | None) -> str:

@@ -83,7 +83,7 @@ class Example:
 
     @property
     def key(self) -> str:
-        """Name of the example in a shard: see `key_of`."""
+        """Name of the example in a shard, as of `key_of`."""
         return key_of(self.id)
 
     def to_members(self) -> dict[str, bytes]:
@@ -97,8 +97,8 @@ class Example:
             "images": [{"file_ext": image.format, "size": list(image.size)} for image in self.images],
         }
         members = {"json": json.dumps(record, ensure_ascii=False, allow_nan=False).encode()}
-        for number, image in enumerate(self.images):
-            members[_member_name(number, len(self.images), image.format)] = image.data
+        for index, image in enumerate(self.images):
+            members[_member_name(index, len(self.images), image.format)] = image.data
         return members
 
     @classmethod
@@ -174,18 +174,18 @@ def _problem_of_text(example: Example) -> str | None:
     texts: list[object] = [example.id, example.source, *[message.content for message in example.messages]]
     if example.answer is not None:
         texts.append(example.answer)
-    for place, text in enumerate(texts):
+    for index, text in enumerate(texts):
         if not isinstance(text, str):
-            return f"{_name_of_text(example, place)} is {text!r} instead of text"
+            return f"{_name_of_text(example, index)} is {text!r} instead of text"
         if not _is_unicode(text):
-            what = _name_of_text(example, place)
+            what = _name_of_text(example, index)
             return f"{what} holds half of a surrogate pair, which is no character"
     return None if example.id else "the id is empty"
 
 
-def _name_of_text(example: Example, place: int) -> str:
+def _name_of_text(example: Example, index: int) -> str:
     messages = [f"the text of message {number}" for number in range(1, len(example.messages) + 1)]
-    return ["the id", "the source", *messages, "the answer"][place]
+    return ["the id", "the source", *messages, "the answer"][index]
 
 
 def _is_unicode(text: str) -> bool:
@@ -257,8 +257,8 @@ def _problem_of_regions(example: Example) -> str | None:
 # --- shard members ---
 
 
-def _member_name(number: int, count: int, extension: str) -> str:
-    return extension if count == 1 else f"{number}.{extension}"
+def _member_name(index: int, count: int, extension: str) -> str:
+    return extension if count == 1 else f"{index}.{extension}"
 
 
 def _read_members(key: str, members: Mapping[str, bytes]) -> Example:
@@ -298,25 +298,23 @@ def read_region(name: str, value: object) -> Region:
 def _read_images(records: list[Any], members: Mapping[str, bytes]) -> tuple[EncodedImage, ...]:
     images = []
     expected = {"json"}
-    for number, record in enumerate(records):
-        record = _object(f"image {number}", record)
+    for index, record in enumerate(records):
+        record = _object(f"image {index}", record)
         extension = record.get("file_ext")
         extension = extension.lower() if isinstance(extension, str) else extension
         if not isinstance(extension, str) or extension not in EXTENSIONS:
-            raise ValueError(
-                f"image {number} has file_ext {extension!r}, allowed are {', '.join(EXTENSIONS)}"
-            )
-        name = _member_name(number, len(records), extension)
+            raise ValueError(f"image {index} has file_ext {extension!r}, allowed are {', '.join(EXTENSIONS)}")
+        name = _member_name(index, len(records), extension)
         if name not in members:
-            raise ValueError(f"the member {name!r} of image {number} is missing")
+            raise ValueError(f"the member {name!r} of image {index} is missing")
         expected.add(name)
         try:
             image = read_header(members[name])
         except ImageError as error:
-            raise ValueError(f"image {number}: {error}") from error
+            raise ValueError(f"image {index}: {error}") from error
         if record.get("size") != list(image.size):
             raise ValueError(
-                f"image {number} is said to be {record.get('size')!r} pixels but is {list(image.size)}"
+                f"image {index} is said to be {record.get('size')!r} pixels but is {list(image.size)}"
             )
         images.append(image)
     superfluous = sorted(set(members) - expected)

@@ -16,12 +16,10 @@ from v1lit.data.example.jpeg import plain_jpeg_size
 from v1lit.grounding.picture import MAX_PIXELS, ImageError, as_seen, by, check_size, one_line, orientation
 
 FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "GIF": "gif"}
-"""Pillow's name of a format -> ours, also the file extension. MPO: a JPEG with extras, as phones write it."""
+"""Names of formats in Pillow, and ours, the file extensions. MPO: a JPEG with extras, as of phones."""
 
 EXTENSIONS = {"jpg": "jpg", "jpeg": "jpg", "png": "png", "webp": "webp", "bmp": "bmp", "gif": "gif"}
-"""File extensions that are read from shards -> the name of the format."""
-
-
+"""File extensions that are read from shards, and our names of their formats."""
 _TURNING_CHUNKS = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type exif")
 """How the chunks of a PNG begin that can hold an orientation."""
 
@@ -54,7 +52,7 @@ def read_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> EncodedImage:
 
 
 def decode_image(image: bytes | EncodedImage, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode an image to RGB as a person sees it: see `as_seen`. Of an animation this is the first frame.
+    """The pixels of an image as a person sees it, RGB, as of `as_seen`; of an animation its first frame.
 
     Raises ImageError as `read_header`, for damaged or cut-off pixels, and for another size than `image.size`.
     """

@@ -23,7 +23,7 @@ _ESCAPED = re.compile(r"<\\(?=\\*(?:image>|\|region_\w+\|>))")
 def escape(words: str, *, keep_regions: bool = False) -> str:
     """Somebody's words as they are written in a message: nothing in them is a mark.
 
-    keep_regions: names of regions stay marks, for text in which they were meant.
+    With `keep_regions`, names of regions stay marks, for text in which they were meant.
     """
     return (_NO_REGION if keep_regions else _LIKE_A_MARK).sub(r"<\\", words)
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ExampleRef:
-    """One example: its position in the epoch, and where it lies."""
+    """One example: its index in the epoch, and where it lies."""
 
     epoch_index: int
     source: int
     shard: int
     index: int
-    """Within its shard."""
+    """Index in its shard."""
     epoch: int = 0
