@@ -20,6 +20,7 @@ LIMITS = {
     "v1lit.grounding": (7, 4, 8),
     "v1lit.inference": (2, 2, 1),
     "v1lit.pointer": (12, 5, 20),
+    "v1lit.testing": (8, 4, 12),
     "v1lit.training": (26, 5, 46),
 }
 """How many rooms a package may have, on how many floors, and how many arrows may lead from room to room."""
@@ -47,7 +48,7 @@ def test_no_rooms_of_a_package_import_each_other(package: str) -> None:
 
 
 def test_every_package_has_its_limits() -> None:
-    assert {name for name in PACKAGES if name.count(".") < 2} - {"v1lit.testing"} == set(LIMITS)
+    assert {name for name in PACKAGES if name.count(".") < 2} == set(LIMITS)
 
 
 @pytest.mark.parametrize("package", LIMITS)

@@ -64,10 +64,12 @@ def test_the_house_has_every_room_on_its_floor(package: str, block: int) -> None
 
 
 def test_the_table_of_imports_is_the_one_that_is_tested() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", section("The house"), re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)`.*? \| (.*) \|$", section("The house"), re.MULTILINE)
     may = {package: set(re.findall(r"`(\w+)`", cell)) for package, cell in rows}
-    tested = {package: {name.partition(".")[0] for name in others} for package, others in MAY_IMPORT.items()}
-    assert may == {**tested, "cli": set()}, "cli may import all"
+    assert may == {
+        package: {name.partition(".")[0] for name in others} - {"__version__", ""}
+        for package, others in MAY_IMPORT.items()
+    }
     ground = {room for room in GROUND if f" {room} " in section("The house")}
     assert ground == set(GROUND)
 
