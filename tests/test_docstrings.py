@@ -18,7 +18,7 @@ FILES = [str(path.relative_to(PACKAGE)) for path in sorted(PACKAGE.rglob("*.py")
 NOT_YET: tuple[str, ...] = (
     *("backbones/", "cli/"),
     *("data/reasons.py", "data/remote/", "data/shards/", "data/sources/", "data/synthetic/", "data/tools/"),
-    "data/webdataset.py",
+    *("data/webdataset.py", "training/flops.py"),
 )
 """Rooms, as the beginnings of their paths, that do not follow the convention yet; empty at the end."""
 
