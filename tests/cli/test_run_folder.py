@@ -61,7 +61,7 @@ def test_a_process_for_another_device_takes_the_folder_of_the_first(monkeypatch)
 
 def test_a_run_whose_checkpoint_is_not_there_makes_no_folder(tmp_path):
     with (
-        pytest.raises(UserError, match="no complete checkpoint in runs/x/checkpoints"),
+        pytest.raises(ValueError, match="no complete checkpoint in runs/x/checkpoints"),
         run_folder(RunConfig(name="x", resume="last"), "r"),
     ):
         pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from v1lit.cli.errors import Parser, a_path, guard
+from v1lit.cli.errors import Parser, a_path
 from v1lit.data.tools.check import CheckReport, check
 
 MEANINGS = {
@@ -24,10 +24,6 @@ MEANINGS = {
 
 def main(argv: Sequence[str]) -> int:
     """Run `v1lit data check` with the arguments behind it; returns the exit code."""
-    return guard(lambda: _check(argv), debug="--debug" in argv)
-
-
-def _check(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="v1lit data check",
         description="Every byte against the index, every example against its rules, every image decoded. "

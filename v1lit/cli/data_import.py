@@ -5,15 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from v1lit.cli.errors import Parser, a_path, guard, two_lines
+from v1lit.cli.errors import Parser, a_path, two_lines
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `v1lit data import` with the arguments behind it; returns the exit code."""
-    return guard(lambda: _import(argv), debug="--debug" in argv)
-
-
-def _import(argv: Sequence[str]) -> int:
     from v1lit.data.sources.registry import IMPORTERS, get_importer
 
     parser = Parser(prog="v1lit data import", description="Rows in another format to WebDataset shards.")

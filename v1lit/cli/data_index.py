@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from v1lit.cli.errors import Parser, a_path, guard, two_lines
+from v1lit.cli.errors import Parser, a_path, two_lines
 from v1lit.data.reasons import in_words, most_frequent
 from v1lit.data.shards import index_shards
 
@@ -18,10 +18,6 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> int:
     """Run `v1lit data index` with the arguments behind it; returns the exit code."""
-    return guard(lambda: _index(argv), debug="--debug" in argv)
-
-
-def _index(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="v1lit data index",
         usage="v1lit data index LOCATION [options] [--lengths RECIPE [--key=value ...]]",

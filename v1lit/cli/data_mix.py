@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from v1lit.cli.errors import UserError, guard
+from v1lit.cli.errors import UserError
 
 USAGE = """usage: v1lit data mix RECIPE [--key=value ...]
 
@@ -14,11 +14,7 @@ often each comes, and what the first thousand examples are. Reads indices only."
 
 def main(argv: Sequence[str]) -> int:
     """Run `v1lit data mix` with the arguments after `mix`; returns the exit code."""
-    debug = "--debug" in argv
-    return guard(lambda: _mix([argument for argument in argv if argument != "--debug"]), debug)
-
-
-def _mix(argv: list[str]) -> int:
+    argv = [argument for argument in argv if argument != "--debug"]
     if argv and argv[0] in ("-h", "--help"):
         print(USAGE)
         return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from v1lit.cli.errors import Parser, a_path, guard, two_lines
+from v1lit.cli.errors import Parser, a_path, two_lines
 from v1lit.data.errors import ShardError
 from v1lit.data.reasons import in_words, listed_in, most_frequent
 from v1lit.data.tools.reshard import SKIPPED_NAME, ReshardOptions, ReshardReport, reshard
@@ -13,10 +13,6 @@ from v1lit.data.tools.reshard import SKIPPED_NAME, ReshardOptions, ReshardReport
 
 def main(argv: Sequence[str]) -> int:
     """Run `v1lit data reshard` with the arguments behind it; returns the exit code."""
-    return guard(lambda: _reshard(argv), debug="--debug" in argv)
-
-
-def _reshard(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="v1lit data reshard",
         description="Examples of some shards to new shards, their bytes unchanged: merged, split or "

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from v1lit.cli.errors import Parser, a_path, guard
+from v1lit.cli.errors import Parser, a_path
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `v1lit data show` with the arguments behind it; returns the exit code."""
-    return guard(lambda: _show(argv), debug="--debug" in argv)
-
-
-def _show(argv: Sequence[str]) -> int:
     from v1lit.backbones.registry import list_backbones
 
     parser = Parser(

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from v1lit.cli.errors import Parser, a_path, guard
+from v1lit.cli.errors import Parser, a_path
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `v1lit data synth` with the arguments behind it; returns the exit code."""
-    return guard(lambda: _synth(argv), debug="--debug" in argv)
-
-
-def _synth(argv: Sequence[str]) -> int:
     from v1lit.data.synthetic import LOOKS, QUESTION_KINDS, synthesize
 
     parser = Parser(

@@ -12,7 +12,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from v1lit.cli.environment import versions
-from v1lit.cli.errors import Parser, UserError, guard
+from v1lit.cli.errors import Parser, UserError
 from v1lit.cli.tried import remarks, runs
 from v1lit.processes import available_cores
 
@@ -33,10 +33,6 @@ EXTRAS = {
 
 def main(argv: Sequence[str]) -> int:
     """Run `v1lit doctor`; returns the exit code."""
-    return guard(lambda: _doctor(argv), debug="--debug" in argv)
-
-
-def _doctor(argv: Sequence[str]) -> int:
     about = (
         "Versions, devices, which `lightning` comes first on the path, and optional extras that are missing."
     )

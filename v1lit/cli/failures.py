@@ -84,7 +84,7 @@ def explain(error: BaseException) -> Told | None:
     for one in _with_causes(error):
         if (failure := _of_machine(one)) is not None:
             return Told(FAILURE, failure)
-    if (own := _in_own_code(error)) is not None:
+    if (own := in_own_code(error)) is not None:
         return Told(FAILURE, own)
     if isinstance(error, ConnectionError) or package_of(type(error).__module__) in OF_SERVERS:
         return Told(FAILURE, f"no answer from a server, or a refusal: {_named(error)}\n{WITHOUT_SERVER}")
@@ -99,9 +99,18 @@ def explain(error: BaseException) -> Told | None:
 
 
 def in_own_code(error: BaseException) -> str | None:
-    """Of an exception that comes from the user's own file, or from one that does: that place; else None."""
-    found = (_in_own_code(one) for one in _with_causes(error))
-    return next((one for one in found if one is not None), None)
+    """File and exception, where that or what it follows from was raised in or below the user's own file.
+
+    That is a file which belongs neither to v1lit nor to a library.
+    """
+    for cause in _with_causes(error):
+        frames = traceback.extract_tb(cause.__traceback__)
+        places = [(frame.filename, frame.lineno, frame.name) for frame in frames]
+        places += re.findall(r'File "([^"]+)", line (\d+), in (\S+)', str(cause))  # from a worker
+        if own := [place for place in places if _is_own(place[0])]:
+            file, line, name = own[-1]
+            return f"{file}, line {line}, in {name}: {_named(cause)}\n--debug shows the whole traceback"
+    return None
 
 
 def package_of(module: str) -> str:
@@ -123,19 +132,6 @@ def _of_machine(error: BaseException) -> str | None:
         if re.search(pattern, text):
             return f"{what}: {said}\n{remedy}"
     return None
-
-
-def _in_own_code(error: BaseException) -> str | None:
-    """Of an exception from or below a file that is neither ours nor a library's: file and exception."""
-    places = [
-        (frame.filename, frame.lineno, frame.name) for frame in traceback.extract_tb(error.__traceback__)
-    ]
-    from_worker = re.findall(r'File "([^"]+)", line (\d+), in (\S+)', str(error))
-    own = [place for place in (*places, *from_worker) if _is_own(place[0])]
-    if not own:
-        return None
-    file, line, name = own[-1]
-    return f"{file}, line {line}, in {name}: {_named(error)}\n--debug shows the whole traceback"
 
 
 def _is_own(file: str) -> bool:

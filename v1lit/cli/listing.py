@@ -6,16 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from v1lit.backbones.registry import list_backbones
-from v1lit.cli.errors import Parser, guard
+from v1lit.cli.errors import Parser
 from v1lit.cli.recipe import shipped_recipes
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `v1lit list`; returns the exit code."""
-    return guard(lambda: _list(argv))
-
-
-def _list(argv: Sequence[str]) -> None:
     Parser(prog="v1lit list", description="The backbones and recipes there are.").read(argv)
     print("backbones (model.backbone.name)")
     for name in list_backbones():
@@ -25,6 +21,7 @@ def _list(argv: Sequence[str]) -> None:
     width = max(map(len, recipes), default=0)
     for name, path in recipes.items():
         print(f"  {name:<{width}}  {first_comment(path)}")
+    return 0
 
 
 def first_comment(path: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 
 from v1lit.cli.errors import UserError, guard
@@ -32,18 +32,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def dispatch(prog: str, commands: dict[str, str], arguments: Sequence[str]) -> int:
-    """Call `main` of the module that `commands` has for the first argument with the rest of them."""
-    name = arguments[0]
+    """Call `main` of the module that `commands` has for the first argument with the rest of them.
 
-    def unknown() -> None:
-        raise UserError(
-            f"{prog} has no command {name!r}{did_you_mean(name, commands)}\nallowed: {', '.join(commands)}"
-        )
+    Mistakes and failures end in one or two lines; returns the exit code.
+    """
+    name, *rest = arguments
 
-    if name not in commands:
-        return guard(unknown)
-    command: Callable[[Sequence[str]], int] = import_module(commands[name]).main
-    return command(arguments[1:])
+    def command() -> int:
+        if name not in commands:
+            hint = did_you_mean(name, commands)
+            raise UserError(f"{prog} has no command {name!r}{hint}\nallowed: {', '.join(commands)}")
+        code: int = import_module(commands[name]).main(rest)
+        return code
+
+    return guard(command, debug="--debug" in rest)
 
 
 def _print_version() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from v1lit.cli.errors import UserError, guard
+from v1lit.cli.errors import UserError
 from v1lit.cli.recipe import compose
 from v1lit.paths import expand_path
 
@@ -24,11 +24,7 @@ recipe says, without training: after a report that failed, or of a run that did 
 
 def main(argv: Sequence[str]) -> int:
     """Run `v1lit report` with the arguments after `report`; returns the exit code."""
-    debug = "--debug" in argv
-    return guard(lambda: _run([argument for argument in argv if argument != "--debug"]), debug)
-
-
-def _run(argv: list[str]) -> int:
+    argv = [argument for argument in argv if argument != "--debug"]
     if argv and argv[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from v1lit.cli.errors import UserError, guard
+from v1lit.cli.errors import UserError
 from v1lit.cli.recipe import compose, shipped_recipes
 
 USAGE = """usage: v1lit run RECIPE [--key=value ...] [--print_config] [--debug]
@@ -24,11 +24,7 @@ Train as RECIPE says: a YAML file, or the bare name of a shipped recipe:
 
 def main(argv: Sequence[str]) -> int:
     """Run `v1lit run` with the arguments after `run`; returns the exit code."""
-    debug = "--debug" in argv
-    return guard(lambda: _run([argument for argument in argv if argument != "--debug"]), debug)
-
-
-def _run(argv: list[str]) -> int:
+    argv = [argument for argument in argv if argument != "--debug"]
     if not argv:
         raise UserError(
             f"RECIPE is missing: v1lit run RECIPE [--key=value ...]\nshipped: {', '.join(shipped_recipes())}"

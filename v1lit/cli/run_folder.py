@@ -87,10 +87,7 @@ def _make(run: RunConfig, wanted: Path) -> tuple[Path, bool]:
                 f"run.name is {run.name!r}, but {wanted} holds a run already\n"
                 "choose another name, or go on with it: --run.resume=last"
             )
-        try:
-            checkpoint_to_resume(run.resume, wanted)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        checkpoint_to_resume(run.resume, wanted)
         made = not wanted.exists()
         wanted.mkdir(parents=True, exist_ok=True)
         return wanted, made
