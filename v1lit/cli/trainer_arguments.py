@@ -65,88 +65,49 @@ class Refusal(NamedTuple):
 
 
 REFUSED = (
-    Refusal(
-        "limit_test_batches",
-        lambda value, _: value is not None,
-        "a run trains and validates, and never tests",
-        "trainer.limit_val_batches shortens validation, run.report_examples the report",
-    ),
-    Refusal(
-        "limit_predict_batches",
-        lambda value, _: value is not None,
-        "a run does not call Trainer.predict",
-        "run.report_examples says for how many examples the report generates",
-    ),
-    Refusal(
-        "use_distributed_sampler",
-        lambda value, _: value is False,
-        "the data module itself gives every rank other examples, without a sampler",
-        "leave it out; to have all ranks read the same is not possible",
-    ),
-    Refusal(
-        "model_registry",
-        lambda value, _: value is not None,
-        "the run's own checkpoints are not uploaded",
-        "leave it out, and upload the folder model/ of the run when it has ended",
-    ),
-    Refusal(
-        "gradient_clip_algorithm",
-        lambda value, others: value is not None and not others["gradient_clip_val"],
-        "nothing is clipped without trainer.gradient_clip_val",
-        "set that, such as --trainer.gradient_clip_val=1.0",
-    ),
-    Refusal(
-        "val_check_interval",
-        lambda value, _: value == 0 and value is not False,
-        "that is no interval",
-        "give a number of batches; to leave validation out, set trainer.limit_val_batches=0",
-    ),
-    Refusal(
-        "min_steps",
-        lambda value, others: value is not None and 0 <= others["max_steps"] < value,
-        "that is more than trainer.max_steps, which ends the run before",
-        "raise trainer.max_steps, or lower trainer.min_steps",
-    ),
-    Refusal(
-        "min_epochs",
-        lambda value, others: value is not None and 0 <= (others["max_epochs"] or -1) < value,
-        "that is more than trainer.max_epochs, which ends the run before",
-        "raise trainer.max_epochs, or lower trainer.min_epochs",
-    ),
-    Refusal(
-        "profiler",
-        lambda value, _: value == "xla",
-        "v1lit has not been made for TPUs",
-        "allowed: simple, advanced, pytorch",
-    ),
-    Refusal(
-        "precision",
-        lambda value, _: str(value).startswith("transformer-engine"),
-        "it puts other layers into the model, which cannot be exported",
-        "allowed: 32-true, bf16-mixed, bf16-true, 16-mixed, 16-true, 64-true",
-    ),
-)
+    Refusal("limit_test_batches", lambda value, _: value is not None,
+            "a run trains and validates, and never tests",
+            "trainer.limit_val_batches shortens validation, run.report_examples the report"),
+    Refusal("limit_predict_batches", lambda value, _: value is not None,
+            "a run does not call Trainer.predict",
+            "run.report_examples says for how many examples the report generates"),
+    Refusal("use_distributed_sampler", lambda value, _: value is False,
+            "the data module itself gives every rank other examples, without a sampler",
+            "leave it out; to have all ranks read the same is not possible"),
+    Refusal("model_registry", lambda value, _: value is not None,
+            "the run's own checkpoints are not uploaded",
+            "leave it out, and upload the folder model/ of the run when it has ended"),
+    Refusal("gradient_clip_algorithm", lambda value, others: value and not others["gradient_clip_val"],
+            "nothing is clipped without trainer.gradient_clip_val",
+            "set that, such as --trainer.gradient_clip_val=1.0"),
+    Refusal("val_check_interval", lambda value, _: value == 0 and value is not False,
+            "that is no interval",
+            "give a number of batches; to leave validation out, set trainer.limit_val_batches=0"),
+    Refusal("min_steps", lambda value, others: value is not None and 0 <= others["max_steps"] < value,
+            "that is more than trainer.max_steps, which ends the run before",
+            "raise trainer.max_steps, or lower trainer.min_steps"),
+    Refusal("min_epochs", lambda value, others: value and 0 <= (others["max_epochs"] or -1) < value,
+            "that is more than trainer.max_epochs, which ends the run before",
+            "raise trainer.max_epochs, or lower trainer.min_epochs"),
+    Refusal("profiler", lambda value, _: value == "xla",
+            "v1lit has not been made for TPUs",
+            "allowed: simple, advanced, pytorch"),
+    Refusal("precision", lambda value, _: str(value).startswith("transformer-engine"),
+            "it puts other layers into the model, which cannot be exported",
+            "allowed: 32-true, bf16-mixed, bf16-true, 16-mixed, 16-true, 64-true"),
+)  # fmt: skip
 
 REFUSED_HERE = (
-    Refusal(
-        "precision",
-        lambda value, others: str(value) in ("16", "16-mixed") and _on_cpu(others),
-        "a CPU does not do that",
-        "use bf16-mixed or 32-true",
-    ),
-    Refusal(
-        "devices",
-        lambda value, others: _on_cpu(others) and not _is_number_of_processes(value),
-        "CPUs are not counted or numbered; for them it is the number of processes",
-        "set trainer.devices=1 or more",
-    ),
-    Refusal(
-        "num_nodes",
-        lambda value, _: value > 1 and _is_alone(),
-        "nothing says where the other nodes are, so the run would wait for them",
-        "start it on every node with srun or torchrun, or set MASTER_ADDR, MASTER_PORT and NODE_RANK",
-    ),
-)
+    Refusal("precision", lambda value, others: str(value) in ("16", "16-mixed") and _on_cpu(others),
+            "a CPU does not do that",
+            "use bf16-mixed or 32-true"),
+    Refusal("devices", lambda value, others: _on_cpu(others) and not _is_number_of_processes(value),
+            "CPUs are not counted or numbered; for them it is the number of processes",
+            "set trainer.devices=1 or more"),
+    Refusal("num_nodes", lambda value, _: value > 1 and _is_alone(),
+            "nothing says where the other nodes are, so the run would wait for them",
+            "start it on every node with srun or torchrun, or set MASTER_ADDR, MASTER_PORT and NODE_RANK"),
+)  # fmt: skip
 
 
 def refuse_arguments(values: Values) -> None:
