@@ -140,14 +140,10 @@ class Region:
         x1, y1, x2, y2 = self.box
         if max(-x1, -y1, x2 - image_size[0], y2 - image_size[1]) > tolerance:
             return self
-        inside = np.clip(np.asarray(self.data, dtype=float).reshape(-1, 2), 0, image_size)
-        makers: dict[str, Callable[[Any, int], Region]] = {
-            "box": lambda points, image: Region.from_box(points.ravel().tolist(), image),
-            "boxes": lambda points, image: Region.from_boxes(points.reshape(-1, 4).tolist(), image),
-            "polygon": lambda points, image: Region.from_polygon(points.tolist(), image),
-        }
+        corners = np.asarray(self.data, dtype=float)
+        inside = np.clip(corners.reshape(-1, 2), 0, image_size).reshape(corners.shape)
         try:
-            return makers[self.kind](inside, self.image)
+            return self.from_json({self.kind: inside.tolist()}, self.image)
         except ValueError:  # No area is left.
             return self
 

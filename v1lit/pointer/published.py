@@ -29,7 +29,6 @@ from v1lit.backbones.load import refuse_untied
 from v1lit.backbones.weight_files import read_headers, read_json, weight_files
 from v1lit.files import aside, write_atomically
 from v1lit.paths import expand_path
-from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model_config import PointAndCopyConfig
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -120,7 +119,9 @@ def save_published(model: PreTrainedModel, folder: str | Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with aside(folder) as unfinished:
         unfinished.mkdir()
-        tensors = {_published_name(name, options): value for name, value in model.state_dict().items()}
+        tensors = {
+            _published_name(name, options.tie_heads): value for name, value in model.state_dict().items()
+        }
         if config.backbone_config.tie_word_embeddings:
             tensors.pop("lm_head.weight")
         weights = {name: value.contiguous() for name, value in tensors.items()}
@@ -226,12 +227,8 @@ def _our_name(name: str) -> str:
     return name
 
 
-def _published_name(name: str, options: PointerConfig) -> str:
-    if name.startswith("pointer_head.query."):
-        return ("_copy_head." if options.tie_heads else "_copy_q_head.") + name.removeprefix(
-            "pointer_head.query."
-        )
+def _published_name(name: str, tied: bool) -> str:
     for theirs, ours in _PREFIXES:
-        if name.startswith(ours):
+        if name.startswith(ours) and not (tied and theirs == "_copy_q_head."):
             return theirs + name.removeprefix(ours)
     raise ValueError(f"the published layout has no place for {name}")

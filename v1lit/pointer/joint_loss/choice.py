@@ -51,7 +51,7 @@ def choose_loss(
     if wanted == "triton":
         return LossChoice("triton", "loss: triton, as asked for")
     if obstacle is None:
-        return LossChoice("triton", f"loss: triton, for {_short(dtype)} on a GPU")
+        return LossChoice("triton", f"loss: triton, for {str(dtype).removeprefix('torch.')} on a GPU")
     return LossChoice("chunked", f"loss: chunked; not triton: {obstacle}")
 
 
@@ -100,7 +100,3 @@ def _trial(device: torch.device, dtype: torch.dtype) -> str | None:
         first = str(error).strip().partition("\n")[0]
         return f"it fails here: {type(error).__name__}: {first}"
     return None if close else "it fails here: its results are not those of plain torch"
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

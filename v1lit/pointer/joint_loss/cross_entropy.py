@@ -55,15 +55,15 @@ def pointer_cross_entropy(
     Raises ValueError for shapes that do not fit and options that exclude each other.
     """
     options = options or LossOptions()
-    _check(hidden, head, labels, pointer_start, pointers, gate, weights)
-    _check_reduction(options, reduction, normalizer)
     if torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
-    choice = choose_loss(options.implementation, hidden.device, hidden.dtype, options.z_top_k)
-    options = replace(options, implementation=choice.name)
     dtype = wide(hidden.dtype)
     constants = torch.ones_like(labels, dtype=dtype) if weights is None else weights.detach().to(dtype)
     rows = JointRows(hidden, head, labels, constants, pointer_start, pointers, gate)
+    _check_rows(rows)
+    _check_reduction(options, reduction, normalizer)
+    choice = choose_loss(options.implementation, hidden.device, hidden.dtype, options.z_top_k)
+    options = replace(options, implementation=choice.name)
     with torch.autocast(hidden.device.type, enabled=False):
         parts, predictions = (_separate if options.separate else _joint)(rows, options, reduction != "none")
     return _total(parts, predictions, options, reduction, normalizer)
@@ -134,23 +134,15 @@ def _total(
     return PointerLoss(torch.stack(values).sum(dim=0), sums, counts, predictions)
 
 
-def _check(
-    hidden: Tensor,
-    head: Tensor,
-    labels: Tensor,
-    pointer_start: int,
-    pointers: Pointers | None,
-    gate: Tensor | None,
-    weights: Tensor | None,
-) -> None:
-    positions = len(labels)
-    if labels.is_floating_point() or labels.dtype == torch.bool:
-        raise ValueError(f"labels are ids, not {labels.dtype}")
+def _check_rows(rows: JointRows) -> None:
+    positions, pointers = len(rows.labels), rows.pointers
+    if rows.labels.is_floating_point() or rows.labels.dtype == torch.bool:
+        raise ValueError(f"labels are ids, not {rows.labels.dtype}")
     expected: list[tuple[str, Tensor | None, tuple[int, ...]]] = [
-        ("hidden", hidden, (positions, head.shape[-1])),
-        ("labels", labels, (positions,)),
-        ("gate", gate, (positions, 1)),
-        ("weights", weights, (positions,)),
+        ("hidden", rows.hidden, (positions, rows.head.shape[-1])),
+        ("labels", rows.labels, (positions,)),
+        ("gate", rows.gate, (positions, 1)),
+        ("weights", rows.weights, (positions,)),
     ]
     if pointers is not None:
         width = pointers.keys.shape[-1]
@@ -167,10 +159,9 @@ def _check(
     for name, tensor, shape in expected:
         if tensor is not None and tuple(tensor.shape) != shape:
             raise ValueError(f"{name} has shape {list(tensor.shape)}; the others ask for {list(shape)}")
-    if not 0 < pointer_start <= len(head):
-        raise ValueError(
-            f"pointer_start is {pointer_start}; it must lie between 1 and the head's {len(head)}"
-        )
+    start, vocabulary = rows.vocabulary, len(rows.head)
+    if not 0 < start <= vocabulary:
+        raise ValueError(f"pointer_start is {start}; it must lie between 1 and the head's {vocabulary}")
 
 
 def _check_reduction(options: LossOptions, reduction: str, normalizer: Any) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 
 from v1lit.pointer.joint_loss.cross_entropy import pointer_cross_entropy
-from v1lit.pointer.joint_loss.terms import LossOptions, Pointers, Reduction, wide
+from v1lit.pointer.joint_loss.terms import JointRows, LossOptions, Pointers, Reduction, wide
 
 SLACK = 2.0
 """How many times the error of the reference an implementation may have, beside one rounding of its type."""
@@ -45,13 +45,14 @@ def verify_pointer_loss(
     reference = replace(options, implementation="reference")
     if torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
-    some = _Case(hidden, head, labels, pointer_start, pointers, gate, weights).some(limit)
+    constants = torch.ones_like(labels, dtype=wide(hidden.dtype)) if weights is None else weights
+    some = _some(JointRows(hidden, head, labels, constants, pointer_start, pointers, gate), limit)
     dtype = hidden.dtype
     wider = torch.float64 if wide(dtype) == dtype else torch.float32
     with torch.autocast(hidden.device.type, enabled=False):
-        truth = _quantities(some.to(wider), reference)
-        naive = _errors(_quantities(some.to(dtype), reference), truth)
-        ours = _errors(_quantities(some.to(dtype), options), truth)
+        truth = _quantities(_to(some, wider), reference)
+        naive = _errors(_quantities(_to(some, dtype), reference), truth)
+        ours = _errors(_quantities(_to(some, dtype), options), truth)
     for name, error in ours.items():
         floor = torch.finfo(dtype).eps / 2 + ROUNDINGS * torch.finfo(wide(dtype)).eps
         allowed = SLACK * naive[name] + floor
@@ -64,59 +65,54 @@ def verify_pointer_loss(
     return ours
 
 
-@dataclass(frozen=True)
-class _Case:
-    """The tensors of one call of `pointer_cross_entropy`."""
-
-    hidden: Tensor
-    head: Tensor
-    labels: Tensor
-    pointer_start: int
-    pointers: Pointers | None
-    gate: Tensor | None
-    weights: Tensor | None
-
-    def some(self, limit: int) -> _Case:
-        """Every n-th position, `limit` at most."""
-        total = len(self.labels)
-        every = slice(None, None, max(1, -(-total // limit)))
-        pointers = self.pointers
-        if pointers is not None:
-            chosen = range(total)[every]
-            bounds = accumulate(pointers.positions, initial=0)
-            counts = tuple(sum(low <= n < high for n in chosen) for low, high in pairwise(bounds))
-            pointers = replace(pointers, queries=pointers.queries[every], positions=counts)
-        gate, weights = (None if t is None else t[every] for t in (self.gate, self.weights))
-        hidden, labels = self.hidden[every], self.labels[every]
-        return replace(self, hidden=hidden, labels=labels, pointers=pointers, gate=gate, weights=weights)
-
-    def loss(self, options: LossOptions, reduction: Reduction) -> Tensor:
-        """`[]`, or `[positions]` with reduction "none"."""
-        rows = (self.hidden, self.head, self.labels, self.pointer_start, self.pointers, options)
-        return pointer_cross_entropy(*rows, gate=self.gate, weights=self.weights, reduction=reduction).loss
-
-    def to(self, dtype: torch.dtype) -> _Case:
-        """The same tensors as leaves of their own in `dtype`, with gradients."""
-
-        def leaf(tensor: Tensor) -> Tensor:
-            return tensor.detach().to(dtype, copy=True).requires_grad_()
-
-        pointers = self.pointers
-        if pointers is not None:
-            pointers = replace(pointers, queries=leaf(pointers.queries), keys=leaf(pointers.keys))
-        gate = None if self.gate is None else self.gate.detach().to(wide(dtype))
-        return replace(self, hidden=leaf(self.hidden), head=leaf(self.head), pointers=pointers, gate=gate)
+def _some(rows: JointRows, limit: int) -> JointRows:
+    """Every n-th position, `limit` at most."""
+    total = len(rows.labels)
+    every = slice(None, None, max(1, -(-total // limit)))
+    pointers = rows.pointers
+    if pointers is not None:
+        bounds = accumulate(pointers.positions, initial=0)
+        counts = tuple(sum(low <= n < high for n in range(total)[every]) for low, high in pairwise(bounds))
+        pointers = replace(pointers, queries=pointers.queries[every], positions=counts)
+    return replace(
+        rows,
+        hidden=rows.hidden[every],
+        labels=rows.labels[every],
+        weights=rows.weights[every],
+        pointers=pointers,
+        gate=None if rows.gate is None else rows.gate[every],
+    )
 
 
-def _quantities(case: _Case, options: LossOptions) -> dict[str, Tensor]:
+def _to(rows: JointRows, dtype: torch.dtype) -> JointRows:
+    """The same tensors as leaves of their own in `dtype`, with gradients."""
+
+    def leaf(tensor: Tensor) -> Tensor:
+        return tensor.detach().to(dtype, copy=True).requires_grad_()
+
+    pointers = rows.pointers
+    if pointers is not None:
+        pointers = replace(pointers, queries=leaf(pointers.queries), keys=leaf(pointers.keys))
+    gate = None if rows.gate is None else rows.gate.detach().to(wide(dtype))
+    return replace(rows, hidden=leaf(rows.hidden), head=leaf(rows.head), pointers=pointers, gate=gate)
+
+
+def _quantities(rows: JointRows, options: LossOptions) -> dict[str, Tensor]:
     """The loss per position, and the gradients of the sum: by both passes of an implementation."""
-    leaves = {"hidden": case.hidden, "head": case.head}
-    if case.pointers is not None:
-        leaves |= {"queries": case.pointers.queries, "keys": case.pointers.keys}
+    leaves = {"hidden": rows.hidden, "head": rows.head}
+    if rows.pointers is not None:
+        leaves |= {"queries": rows.pointers.queries, "keys": rows.pointers.keys}
+
+    def loss(reduction: Reduction) -> Tensor:
+        arguments = (rows.hidden, rows.head, rows.labels, rows.vocabulary, rows.pointers, options)
+        return pointer_cross_entropy(
+            *arguments, gate=rows.gate, weights=rows.weights, reduction=reduction
+        ).loss
+
     with torch.no_grad():
-        losses = case.loss(options, "none")
+        losses = loss("none")
     with torch.enable_grad():
-        own = torch.autograd.grad(case.loss(options, "sum"), list(leaves.values()), allow_unused=True)
+        own = torch.autograd.grad(loss("sum"), list(leaves.values()), allow_unused=True)
     gradients = {
         f"the gradient of {name}": torch.zeros_like(leaf) if gradient is None else gradient
         for (name, leaf), gradient in zip(leaves.items(), own, strict=True)
