@@ -55,32 +55,23 @@ class Stopwatch(Profiler):
         return self.inner.summary()
 
 
-COUNTED = ("examples", "tokens", "real_tokens", "images", "supervised")
-"""Fields of an `Interval` that are added up over the ranks."""
-
-
 @dataclass
 class Interval:
     """What happened on this rank since the last time it was logged."""
 
     start: float
     steps: int = 0
-    examples: int = 0
-    tokens: int = 0
-    real_tokens: int = 0
-    images: int = 0
-    supervised: int = 0
+    counts: tuple[int, ...] = (0,) * 5
+    """Examples, tokens, tokens that are no padding, images, and supervised tokens."""
     away: float = 0.0
     """Seconds spent in validation and on checkpoints."""
 
     def add(self, batch: Batch) -> None:
         """Count one more training batch."""
         assert batch.counts is not None, "training batches count their labels"
-        self.examples += len(batch)
-        self.tokens += batch.tokens
-        self.real_tokens += batch.real_tokens
-        self.images += batch.images
-        self.supervised += batch.counts.text + batch.counts.pointers
+        supervised = batch.counts.text + batch.counts.pointers
+        own = (len(batch), batch.tokens, batch.real_tokens, batch.images, supervised)
+        self.counts = tuple(map(sum, zip(self.counts, own, strict=True)))
 
 
 class Throughput(Callback):
@@ -175,8 +166,7 @@ class Throughput(Callback):
         flops = 0.0 if self._flops is None or self._work is None else self._flops.total(self._work.sum())
         _finish_queue(device)
         seconds = time.perf_counter() - interval.start - interval.away - (self._clock(SAVE) - self._saved)
-        counts = [getattr(interval, name) for name in COUNTED]
-        sums = _over_ranks(trainer, [*counts, flops, seconds, self._clock(FETCH) - self._waited])
+        sums = _over_ranks(trainer, [*interval.counts, flops, seconds, self._clock(FETCH) - self._waited])
         examples, tokens, real, images, supervised, flops, seconds, waited = sums
         seconds_each = seconds / trainer.world_size
         rates = (

@@ -84,17 +84,7 @@ def run_of_failures(failures: Sequence[Failure | None], before: int) -> tuple[in
 def skipped_of(failures: Sequence[Failure | None], split: str, epoch: int, step: int) -> list[Skipped]:
     """Failures as they are listed."""
     return [
-        Skipped(
-            split=split,
-            epoch=epoch,
-            step=step,
-            position=failure.ref.epoch_index,
-            shard=failure.shard,
-            key=failure.key,
-            number=failure.ref.index,
-            kind=failure.kind,
-            reason=failure.reason,
-        )
-        for failure in failures
-        if failure is not None
+        Skipped(split, epoch, step, f.ref.epoch_index, f.shard, f.key, f.ref.index, f.kind, f.reason)
+        for f in failures
+        if f is not None
     ]

@@ -8,14 +8,12 @@ from dataclasses import replace
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from v1lit.data.encode.batch import Batch
-from v1lit.data.errors import BadDataError
 from v1lit.data.loading.micro_batch import MicroBatch
 from v1lit.data.loading.prefetch import ShardPrefetcher
 from v1lit.data.loading.reading import MicroBatchReader
 from v1lit.data.loading.state import ReadingState
 from v1lit.data.loading.step_count import EpochSteps
 from v1lit.data.loading.step_loader import StepLoader
-from v1lit.data.reasons import in_words, most_frequent
 from v1lit.data.sampling.epoch import Progress
 
 
@@ -88,12 +86,7 @@ class TrainLoader(StepLoader):
         if progress.steps:
             return
         if not self.used:
-            if skips.count:
-                why = in_words(most_frequent(skip.reason for skip in skips.skipped))
-                raise BadDataError(f"{skips.summary()}: no example of the epoch could be used: {why}")
-            if self.left_out:
-                raise ValueError(f"data.map leaves out all {self.left_out} training examples that were read")
-            raise ValueError(self.steps.too_few())
+            self._refuse_nothing(self.steps.too_few())
         whole = trainer is None or trainer.limit_train_batches in (None, 1.0)
         if self.context.drops_tail and whole and total is not None:
             left = total - self.used - self.left_out - skips.count_of(progress.epoch)

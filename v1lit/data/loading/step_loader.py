@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from v1lit.data.encode.batch import Batch, ReadPosition
-from v1lit.data.errors import ShardError
+from v1lit.data.errors import BadDataError, ShardError
 from v1lit.data.loading.context import LoaderContext
 from v1lit.data.loading.failures import FailureLog
 from v1lit.data.loading.micro_batch import MicroBatch
 from v1lit.data.loading.step import StepBatches, iter_steps
+from v1lit.data.reasons import in_words, most_frequent
 
 
 class Reached(Protocol):
@@ -80,6 +81,16 @@ class StepLoader:
             self.failures.note_step(step, progress.epoch, index)
             self.used, self.left_out = self.used + step.examples, self.left_out + step.left_out
             yield index, step.pinned() if context.pins else step
+
+    def _refuse_nothing(self, too_few: str) -> NoReturn:
+        """Raise ValueError or BadDataError: an epoch without examples would never end."""
+        skips = self.context.skips
+        if skips.count:
+            why = in_words(most_frequent(skip.reason for skip in skips.skipped))
+            raise BadDataError(f"{skips.summary()}: no example of the epoch could be used: {why}")
+        if self.left_out:
+            raise ValueError(f"data.map leaves out all {self.left_out} training examples that were read")
+        raise ValueError(too_few)
 
     @staticmethod
     def _batches(

@@ -8,7 +8,6 @@ from itertools import count, repeat
 from typing import NoReturn
 
 from v1lit.data.encode.batch import Batch
-from v1lit.data.errors import BadDataError
 from v1lit.data.loading.context import LoaderContext
 from v1lit.data.loading.failures import FailureLog
 from v1lit.data.loading.micro_batch import MicroBatch
@@ -87,7 +86,9 @@ class StreamLoader(StepLoader):
         for _, step in self._iter_steps(progress, self._micro_batches(progress), done):
             yield from self._batches(step, progress.epoch, after)
         if not self.used and not progress.steps:
-            self._refuse_nothing()
+            self._refuse_nothing(
+                "data.source.path: the files hold no examples, or too few for one optimizer step"
+            )
 
     def _micro_batches(self, progress: StreamProgress) -> Iterator[MicroBatch]:
         """The rank's batches, its readers in turn."""
@@ -109,14 +110,6 @@ class StreamLoader(StepLoader):
                 continue
             states[turn] = micro_batch.after
             yield replace(micro_batch, rank=RankState((turn + 1) % size, tuple(states)))
-
-    def _refuse_nothing(self) -> NoReturn:
-        """Say why an epoch has no example; it would never end."""
-        if self.context.skips.count:
-            raise BadDataError(f"{self.context.skips.summary()}: no example of the epoch could be used")
-        if self.left_out:
-            raise ValueError(f"data.map leaves out all {self.left_out} training examples that were read")
-        raise ValueError("data.source.path: the files hold no examples, or too few for one optimizer step")
 
 
 class StreamValLoader:
