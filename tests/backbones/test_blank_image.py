@@ -21,14 +21,14 @@ def tiny(name: str, **options: Any) -> PreTrainedModel:
     return load_backbone(BackboneConfig(name, **options)).train()
 
 
-@pytest.mark.parametrize("name", list_backbones())
-def test_a_blank_image_is_as_small_as_the_family_allows(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "tokens"), [("qwen2_vl", 1), ("qwen2_5_vl", 1), ("llava", 36), ("internvl", 4)]
+)
+def test_a_blank_image_is_as_small_as_the_family_allows(name: str, tokens: int) -> None:
+    """One image token where sizes are free; one image or tile where they are not."""
     model, backbone = tiny(name, dtype="bfloat16"), get_backbone(name)
     blank = backbone.blank_image(model)
     assert blank["pixel_values"].dtype == torch.bfloat16
-    assert not blank["pixel_values"].any()
-    # One image token where sizes are free; one image or tile where they are not.
-    tokens = {"llava": 36, "internvl": 4}.get(name, 1)
     assert len(backbone.encode_images(model, **blank)) == tokens
 
 

@@ -15,7 +15,7 @@ from v1lit.backbones.qwen import Qwen25VL
 
 @pytest.fixture(autouse=True)
 def _clean_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_registered", {})
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
 
 
 def claim(monkeypatch: pytest.MonkeyPatch, *points: tuple[str, str]) -> None:

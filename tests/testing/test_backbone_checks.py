@@ -77,7 +77,7 @@ def test_a_package_outside_is_found_and_its_family_passes(tmp_path: Path) -> Non
 
 @pytest.fixture(autouse=True)
 def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_registered", {})
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
     processor.cache_clear()
 
 

@@ -3,6 +3,8 @@
 transformers looks up the attention function of a model by the name in its config. The text decoder gets a
 name of ours whose function attends per segment when the decoder is called with `segments=`, and otherwise
 hands on to the stock function. The vision tower keeps the stock one.
+
+Source: transformers, modeling_utils.py, `AttentionInterface`; masking_utils.py, `AttentionMaskInterface`.
 """
 
 from __future__ import annotations
@@ -34,10 +36,10 @@ class Choice:
 
 
 def choose_attention(wanted: str, device: torch.device | str, dtype: torch.dtype) -> Choice:
-    """The kernel for packed rows: `wanted`, or for "auto" the first of `AUTO` that trains here.
+    """The kernel for packed rows: `wanted`, or for "auto" the first of `AUTO` that trains on the device.
 
-    dtype: the one that attention computes in, under autocast that of autocast. Raises ValueError for a name
-    that does not exist, and for a kernel that does not run here, with the reason.
+    `dtype` is the one that attention computes in, under autocast that of autocast. Raises ValueError for a
+    name that does not exist, and for a kernel that does not run on the device, with the reason.
     """
     device = torch.device(device)
     if wanted not in ATTENTION:
@@ -74,7 +76,7 @@ def attend_segments(query: Tensor, key: Tensor, value: Tensor, segments: Segment
     """Causal attention inside each segment, none across, by the kernel that `segments` names.
 
     query `[tokens, heads, head dim]`, key and value `[tokens, kv heads, head dim]`; heads is a multiple of kv
-    heads. Gives `[tokens, heads, head dim]`. Raises ValueError if the segments do not fill the row.
+    heads. Returns `[tokens, heads, head dim]`. Raises ValueError if the segments do not fill the row.
     """
     if not query.shape[0] == key.shape[0] == value.shape[0] == segments.tokens:
         raise ValueError(
@@ -87,9 +89,9 @@ def attend_segments(query: Tensor, key: Tensor, value: Tensor, segments: Segment
 
 
 def stock_attention(name: str) -> str:
-    """transformers' implementation beside an `attention` option, for the vision tower and generation.
+    """The implementation of transformers beside an `attention` option, for the vision tower and generation.
 
-    "auto" gives sdpa, until the device is known: see `set_attention`. Raises ValueError if transformers
+    "auto" is sdpa, until the device is known: see `set_attention`. Raises ValueError if transformers
     could not load it.
     """
     kernel = KERNELS["sdpa" if name == "auto" else name]
@@ -110,7 +112,7 @@ def use_segments(text_config: PreTrainedConfig) -> None:
     """Let the text decoder with this config take `segments=`; without it, it computes as before.
 
     The vision tower has a config of its own and is not touched. Raises ValueError for an attention
-    implementation that `stock_attention` never gives.
+    implementation that `stock_attention` never returns.
     """
     stock = (text_config._attn_implementation or "sdpa").removeprefix(PREFIX)
     if stock not in STOCK:
@@ -122,7 +124,7 @@ def packed_decoder_arguments(segments: Segments, device: torch.device, dtype: to
     """What the decoder is called with, beside embeddings and positions, to attend inside segments.
 
     The mask is a single NaN: it is never read, and a layer that does not know `segments` and takes the mask
-    instead gives NaN, not a row whose examples see each other.
+    instead computes NaN, not a row whose examples see each other.
     """
     poison = torch.full((1, 1, 1, 1), float("nan"), device=device, dtype=dtype)
     return {"attention_mask": poison, "segments": segments, "use_cache": False}
@@ -151,7 +153,7 @@ def _attention(
 
 
 def _refuse(options: dict[str, Any], query: Tensor, segments: Segments) -> None:
-    """Raise ValueError for what no kernel here computes, rather than leave it out silently."""
+    """Raise ValueError for what no kernel computes, rather than leave it out silently."""
     if query.shape[0] != 1:
         raise ValueError(f"packed examples are one row, not {query.shape[0]}")
     window = options.get("sliding_window")

@@ -1,7 +1,8 @@
 """Causal attention inside the segments of a row: one short function per library that can do it.
 
 All take query `[tokens, heads, head dim]`, key and value `[tokens, kv heads, head dim]`, the segments and the
-scale of the products, and give `[tokens, heads, head dim]`. All compute what `eager` does with `dense_mask`.
+scale of the products, and return `[tokens, heads, head dim]`. All compute what `eager` does with
+`dense_mask`.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def eager(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: 
 
 
 def sdpa(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float) -> Tensor:
-    """torch's own attention, one call for each run of neighbouring segments of one length."""
+    """The attention of torch itself, one call for each run of neighbouring segments of one length."""
     # On CUDA only half precision has a kernel that shares key heads; others would build all scores.
     if query.is_cuda and query.dtype not in HALF:
         key, value = _repeat_heads(key, query), _repeat_heads(value, query)
@@ -59,7 +60,7 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: f
 
 
 def flash(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float) -> Tensor:
-    """flash-attn's variable-length attention."""
+    """The variable-length attention of flash-attn."""
     attend = _flash_library()
     bounds, longest = segments.bounds(query.device), segments.longest
     output: Tensor = attend(
@@ -69,7 +70,7 @@ def flash(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: 
 
 
 def varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float) -> Tensor:
-    """torch's variable-length attention; a window of nothing to the right is what makes it causal."""
+    """The variable-length attention of torch; a window of nothing to the right is what makes it causal."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     attend = _varlen_library()
@@ -86,7 +87,7 @@ def varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale:
 
 
 def xformers(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float) -> Tensor:
-    """xformers' memory-efficient attention with a block-diagonal mask. Shared key heads are repeated."""
+    """The memory-efficient attention of xformers with a block-diagonal mask; repeats shared key heads."""
     ops = _xformers_library()
     mask = _block_diagonal_mask(segments.lengths, query.device)
     rows = (query, _repeat_heads(key, query), _repeat_heads(value, query))
@@ -95,7 +96,7 @@ def xformers(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scal
 
 
 def flex(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float) -> Tensor:
-    """torch's flexible attention, compiled on a GPU. On a CPU it has no backward pass."""
+    """The flexible attention of torch, compiled on a GPU. On a CPU it has no backward pass."""
     mask = _block_mask(segments.lengths, query.device)
     q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))
     output: Tensor = _flex_attention(query.is_cuda)(
@@ -163,28 +164,25 @@ def _flex_attention(compiled: bool) -> Any:
     return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention
 
 
-# ---- what runs here ---------------------------------------------------------------------------------------
+# ---- what runs --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A way to attend inside segments.
-
-    Args:
-        attend: The function.
-        stock: transformers' implementation for the vision tower and for generation beside it.
-        anywhere: Whether it runs on every device and in every precision.
-        library: Imports what it needs, and raises where that cannot be had.
-        package: The package that is imported.
-        half: Whether it needs half precision.
-    """
+    """A way to attend inside segments."""
 
     attend: Attend
+    """Attends."""
     stock: str = "sdpa"
+    """The implementation of transformers for the vision tower and for generation beside it."""
     anywhere: bool = False
+    """Whether it runs on every device and in every precision."""
     library: Callable[[], Any] = lambda: None
+    """Imports what it needs, and raises where that is not installed or does not load."""
     package: str = "torch"
+    """The package that is imported."""
     half: bool = True
+    """Whether it needs half precision."""
 
     def reason(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Why it cannot train on this device in this precision; None if it can."""

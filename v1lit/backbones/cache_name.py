@@ -11,10 +11,10 @@ NAMES = ("cache", "past_key_values")
 
 
 def _name_in_use() -> str:
-    # Asked, never tried out: a decoder swallows the wrong name in `**kwargs` and goes on without a cache.
+    # Asked, never tried out: a decoder swallows the wrong name in `**kwargs` and continues without a cache.
     taken = signature(GenerationMixin.prepare_inputs_for_generation).parameters
     return next(name for name in NAMES if name in taken)
 
 
 CACHE = _name_in_use()
-"""The name under which decoders take and give their cache, and `generate` looks for it."""
+"""The name under which decoders take and return their cache, and `generate` looks for it."""

@@ -1,8 +1,10 @@
 """Layers of a backbone that are recomputed instead of remembered, and layers that are compiled.
 
 Both go through the one switch that every layer of transformers has: while it trains, a layer hands its
-forward pass to a function of ours. So validation and generation run as ever, no parameter is renamed, and
-language and vision are set apart.
+forward pass to a function of ours. So validation and generation stay as they are, no parameter is renamed,
+and language and vision are set apart.
+
+Source: transformers, modeling_layers.py, `GradientCheckpointingLayer`.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ Forward = Callable[..., Any]
 def enable_checkpointing(model: PreTrainedModel, backbone: Backbone, parts: Iterable[str]) -> int:
     """Activation checkpointing: keep only the input of every layer of `parts` ("language", "vision").
 
-    In the backward pass each is computed a second time. Gives the number of layers. Raises ValueError for
+    In the backward pass each is computed a second time. Returns the number of layers. Raises ValueError for
     another part, or one whose layers cannot be recomputed.
     """
     layers = [layer for part in parts for layer in part_layers(model, backbone, part)]
@@ -41,7 +43,7 @@ def compile_layers(model: PreTrainedModel, backbone: Backbone, parts: Iterable[s
     """`torch.compile` for every layer of `parts` ("language", "vision"). `enable_checkpointing` comes first.
 
     Layers of one class share one compiled graph, in which the number of tokens is free. Attention inside
-    segments stays outside of it: lengths change with every batch. Gives the number of layers.
+    segments stays outside of it: lengths change with every batch. Returns the number of layers.
 
     Raises ValueError for another part, and where there is no C++ compiler.
     """
@@ -62,7 +64,7 @@ def part_layers(model: PreTrainedModel, backbone: Backbone, part: str) -> list[n
     if part not in LAYERED:
         raise ValueError(explain_unknown("part with layers", part, LAYERED))
     inside = [module for path in backbone.parts[part] for module in model.get_submodule(path).modules()]
-    layers: list[nn.Module] = [one for one in inside if isinstance(one, GradientCheckpointingLayer)]
+    layers: list[nn.Module] = [m for m in inside if isinstance(m, GradientCheckpointingLayer)]
     if not layers:
         raise ValueError(
             f"no layer of {backbone.name}'s {part} part can be recomputed or compiled; leave {part} out of "
@@ -113,7 +115,7 @@ def _compiled_layer(forward: partial[Any]) -> partial[Any]:
     function, bound = forward.func, forward.args
     layer = getattr(function, "__self__", None)
     if layer is not None:
-        # transformers 5.17, for one, gives the call that is bound to a layer: compiled as it is, each layer
+        # transformers 5.17, for one, hands over a call bound to a layer: compiled as it is, each layer
         # would have one of its own and be kept by the cache. Hooks of the layer itself do not run then.
         function, bound = type(layer).forward, (layer, *bound)
     return partial(_compiled(function), *bound, **forward.keywords)

@@ -46,7 +46,7 @@ SEARCHED = 2000
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of a folder. Raises ``WeightsUnavailable``, saying what the folder is instead."""
+    """`config.json` of a folder. Raises WeightsUnavailable, saying what the folder is instead."""
     if folder.is_file():
         raise WeightsUnavailable(_explain_file(folder))
     path = folder / CONFIG
@@ -57,9 +57,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def check_stock_folder(folder: Path) -> dict[str, Any]:
-    """``config.json`` of a folder in the transformers layout: not quantized, no adapter beside the weights.
+    """`config.json` of a folder in the transformers layout: not quantized, no adapter beside the weights.
 
-    Raises ``WeightsUnavailable`` for what is missing or damaged, ``ValueError`` for another kind of folder.
+    Raises WeightsUnavailable for what is missing or damaged, ValueError for another kind of folder.
     """
     content = read_config(folder)
     refuse_adapter(folder)
@@ -74,9 +74,9 @@ def check_stock_folder(folder: Path) -> dict[str, Any]:
 
 
 def check_weight_files(folder: Path, vocabulary: int) -> None:
-    """All weight files of a folder are whole, of plain numbers, and of ``vocabulary`` rows of embeddings.
+    """All weight files of a folder are whole, of plain numbers, and of `vocabulary` rows of embeddings.
 
-    Raises as ``read_headers``, and ``ValueError`` for quantized weights.
+    Raises as `read_headers`, and ValueError for quantized weights.
     """
     tensors = read_headers(folder)
     packed = [name for name, info in tensors.items() if _is_packed(name, info)]
@@ -93,7 +93,7 @@ def check_weight_files(folder: Path, vocabulary: int) -> None:
 
 
 def check_tokenizer_files(folder: Path, hub_id: str) -> None:
-    """The folder has a tokenizer, whole, without code of its own. Raises ``WeightsUnavailable``."""
+    """The folder has a tokenizer, whole, without code of its own. Raises WeightsUnavailable."""
     found = [name for name in TOKENIZERS if (folder / name).is_file()]
     if not found:
         files = ("tokenizer.json", "tokenizer_config.json")
@@ -106,7 +106,7 @@ def check_tokenizer_files(folder: Path, hub_id: str) -> None:
 
 
 def check_image_processor_files(folder: Path, hub_id: str) -> None:
-    """The folder has an image processor's settings, readable ones. Raises ``WeightsUnavailable``."""
+    """The folder has an image processor's settings, readable ones. Raises WeightsUnavailable."""
     found = [folder / name for name in IMAGE_PROCESSORS if (folder / name).is_file()]
     for path in found:
         read_json(path)
@@ -119,7 +119,7 @@ def check_image_processor_files(folder: Path, hub_id: str) -> None:
 
 
 def refuse_quantized(config: Mapping[str, Any], source: str) -> None:
-    """Raise ``ValueError`` if a config says that its weights are quantized."""
+    """Raise ValueError if a config says that its weights are quantized."""
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         for key in QUANTIZED:
             if part.get(key):
@@ -129,7 +129,7 @@ def refuse_quantized(config: Mapping[str, Any], source: str) -> None:
 
 
 def refuse_adapter(folder: Path) -> None:
-    """Raise ``ValueError`` for an adapter, alone or beside weights."""
+    """Raise ValueError for an adapter, alone or beside weights."""
     found = [name for name in BESIDE if (folder / name).is_file()]
     if not found:
         return
@@ -157,7 +157,7 @@ def merge_command(base: str, adapter: Path | str) -> str:
 
 
 def check_exported(folder: Path) -> None:
-    """Raise ``ValueError`` unless a folder is a model that v1lit exported, with its weight files whole."""
+    """Raise ValueError unless a folder is a model that v1lit exported, with its weight files whole."""
     if not (folder / CONFIG).is_file():
         raise ValueError(_explain_not_exported(folder))
     config = read_json(folder / CONFIG)

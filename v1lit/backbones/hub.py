@@ -12,7 +12,7 @@ from v1lit.backbones.weight_files import WeightsUnavailable
 
 @contextmanager
 def hub_errors(weights: str) -> Iterator[None]:
-    """Turn the many errors of a checkpoint that cannot be had into `WeightsUnavailable` of two lines."""
+    """Turn the many errors of a checkpoint that is out of reach into WeightsUnavailable of two lines."""
     from huggingface_hub import errors
     from safetensors import SafetensorError
 
@@ -74,4 +74,5 @@ def _reason(weights: str, error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
+    """The message of an error in one line, or its class where it has none."""
     return " ".join(str(error).split()) or type(error).__name__

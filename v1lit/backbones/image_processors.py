@@ -37,7 +37,7 @@ def load_image_processor(
         backbone: The family.
         weights: None for the published settings, `tiny` for those of the tiny version, or the folder or hub
             id of a checkpoint.
-        sizes: With `tiny`: the sizes given for it.
+        sizes: With `tiny`: the sizes that differ from its defaults.
         **options: Unknown ones raise ValueError.
     """
     import transformers
@@ -104,8 +104,8 @@ def _checkpoint_options(
 @contextmanager
 def _about(source: Path) -> Iterator[None]:
     """Say in which file the settings of a checkpoint's image processor stand that are wrong."""
-    one, other = (source / name for name in IMAGE_PROCESSORS)
-    place = next((path for path in (other, one) if path.is_file() and _holds_settings(path)), None)
+    paths = (source / name for name in reversed(IMAGE_PROCESSORS))
+    place = next((path for path in paths if path.is_file() and _holds_settings(path)), None)
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError) as error:

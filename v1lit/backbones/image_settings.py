@@ -1,4 +1,4 @@
-"""Every setting of a saved image processor: taken over, held to a value, without effect here, or refused.
+"""Every setting of a saved image processor: taken over, held to a value, without effect, or refused.
 
 A patch map says which pixels a token sees. It is right only while the image processor does what the family's
 code believes, so a setting that nobody has thought of is refused by name rather than left to chance.
@@ -42,16 +42,14 @@ WITHOUT_EFFECT: dict[str, str] = {
 
 
 def check_settings(backbone: Backbone, processor: Any, saved: Mapping[str, Any]) -> None:
-    """Raise ``ValueError`` for a setting that the patch maps of a family do not know.
+    """Raise ValueError for a setting that the patch maps of a family do not know.
 
-    Args:
-        backbone: The family.
-        processor: The image processor made from the settings; absent ones are its class's.
-        saved: The settings as they stand in the file.
+    `saved` are the settings as they stand in the file, `processor` is made from them; absent ones are its
+    class's.
     """
     _check_class(backbone, saved)
     for key, value in saved.items():
-        if value is None or key.startswith("_") or known(backbone, key):
+        if value is None or key.startswith("_") or has_place(backbone, key):
             continue
         if (
             key in type(processor).valid_kwargs.__annotations__
@@ -73,7 +71,7 @@ def check_settings(backbone: Backbone, processor: Any, saved: Mapping[str, Any])
     check_pixel_options({key: getattr(processor, key, None) for key in PIXEL_OPTIONS})
 
 
-def known(backbone: Backbone, key: str) -> bool:
+def has_place(backbone: Backbone, key: str) -> bool:
     """Whether a setting has a place in the lists of a family."""
     return key in (*backbone.image_defaults, *PIXEL_OPTIONS, *pinned(backbone), *WITHOUT_EFFECT)
 

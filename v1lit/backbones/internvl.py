@@ -1,4 +1,4 @@
-"""InternVL in the transformers layout (repositories ending in ``-hf``): square tiles, then a thumbnail."""
+"""InternVL in the transformers layout (repositories ending in `-hf`): square tiles, then a thumbnail."""
 
 from __future__ import annotations
 
@@ -224,6 +224,7 @@ def tile_grid(image_size: Size, tile: Size, min_tiles: int, max_tiles: int) -> S
     """Columns and rows of tiles: the aspect nearest to the image's.
 
     Among equal ones a larger canvas wins as long as the image has more than half of its pixels.
+
     Source: transformers, models/got_ocr2/image_processing_got_ocr2.py, `get_optimal_tiled_canvas`.
     """
     aspect = image_size[0] / image_size[1]

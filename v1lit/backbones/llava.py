@@ -228,7 +228,7 @@ def check_canvas(image_size: Size, canvas: Size) -> None:
 
 
 def resized_size(image_size: Size, size: Mapping[str, int]) -> Size:
-    """Size after the resize: the shorter side as given and the aspect kept, or height and width as given.
+    """Size after the resize: the shorter side or both sides as in `size`; with one side, the aspect is kept.
 
     Source: transformers, image_transforms.py, `get_resize_output_image_size`.
     """
@@ -241,5 +241,8 @@ def resized_size(image_size: Size, size: Mapping[str, int]) -> Size:
 
 
 def crop_offset(length: int, cut: int) -> int:
-    """Where the middle ``cut`` pixels of ``length`` begin; negative where the cut is padded to its size."""
+    """Where the middle `cut` pixels of `length` begin; negative where the cut is padded to its size.
+
+    Source: transformers, image_transforms.py, `center_crop`.
+    """
     return -((cut - length) // 2) if cut > length else (length - cut) // 2

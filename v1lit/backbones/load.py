@@ -24,7 +24,7 @@ SHOWN = 5
 
 
 def check_backbone_config(config: BackboneConfig) -> Backbone:
-    """The backbone of a config, once all that needs no file has been checked. Raises ``ValueError``."""
+    """The backbone of a config, once all that needs no file has been checked. Raises ValueError."""
     if config.name not in (names := list_backbones()):
         raise OptionError("name", config.name, name_allowed(config.name, names), "model.backbone")
     backbone = get_backbone(config.name)
@@ -44,9 +44,8 @@ def load_backbone(config: BackboneConfig) -> PreTrainedModel:
     The tiny version is initialised at random; seed torch before for a reproducible one. A checkpoint must
     hold every weight of the model and no other.
 
-    Raises:
-        ValueError: for a user's mistake, a checkpoint of another family, missing or unexpected weights.
-        WeightsUnavailable: if the checkpoint cannot be had.
+    Raises ValueError for a user's mistake, a checkpoint of another family, missing or unexpected weights,
+    WeightsUnavailable if the checkpoint is out of reach or damaged.
     """
     import transformers
 
@@ -101,7 +100,7 @@ def _refuse_impossible(backbone: Backbone, config: PreTrainedConfig, weights: st
 
 
 def refuse_untied(model: PreTrainedModel, source: str) -> None:
-    """Raise ``ValueError`` if the config ties the two vocabulary tables, but the files hold two."""
+    """Raise ValueError if the config ties the two vocabulary tables, but the files hold two."""
     text = model.config.get_text_config()
     tied = getattr(model.config, "tie_word_embeddings", False) or getattr(text, "tie_word_embeddings", False)
     head: Any = model.get_output_embeddings()
@@ -127,7 +126,7 @@ def _new_model(cls: Any, backbone: Backbone, config: BackboneConfig) -> PreTrain
 
 
 def refuse_incomplete(report: Mapping[str, Iterable[Any]], source: str) -> None:
-    """Raise ``ValueError`` naming weights that are missing, unexpected or of another shape."""
+    """Raise ValueError naming weights that are missing, unexpected or of another shape."""
     problems = [
         _listed("missing", report.get("missing_keys", ())),
         _listed("unexpected", report.get("unexpected_keys", ())),
@@ -153,9 +152,9 @@ def _mismatch(entry: Any) -> str:
 
 
 def freeze(model: nn.Module, backbone: Backbone, parts: Iterable[str]) -> int:
-    """Switch off gradients of parts of a transformers model; returns how many numbers were frozen.
+    """Switch off gradients of parts of a transformers model; returns how many weights were frozen.
 
-    Raises ``ValueError`` for a part that the backbone does not have.
+    Raises ValueError for a part that the backbone does not have.
     """
     frozen = 0
     for part in parts:
@@ -181,8 +180,8 @@ def part_parameters(model: nn.Module, backbone: Backbone, part: str) -> dict[str
 def checkpoint_config(backbone: Backbone, weights: str) -> PreTrainedConfig:
     """The config of a checkpoint, after checking that it is of the backbone's family. Loads no weights.
 
-    Raises ``ValueError`` for another family, quantized weights, an adapter and settings that cannot be read;
-    ``WeightsUnavailable`` if the checkpoint cannot be had.
+    Raises ValueError for another family, quantized weights, an adapter and settings that cannot be read;
+    WeightsUnavailable if the checkpoint is out of reach or damaged.
     """
     import transformers
     from transformers.utils.peft_utils import find_adapter_config_file

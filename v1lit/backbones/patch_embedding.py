@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 
 class PatchConv2d(nn.Conv2d):
-    """A ``Conv2d`` with kernel = stride and no padding, computed as a product of patches and weights."""
+    """A `Conv2d` with kernel = stride and no padding, computed as a product of patches and weights."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """``[images, channels, height, width] -> [images, width, rows, columns]``.
+        """`[images, channels, height, width] -> [images, width, rows, columns]`.
 
         Pixels beyond the last whole patch are left out, as the convolution does.
         """

@@ -36,15 +36,15 @@ ANCHOR = "\n"
 class Processor:
     """What stands between an example and a backbone.
 
-    Ids below ``pointer_start`` are the tokenizer's; id ``pointer_start + j`` points at image token ``j`` of
+    Ids below `pointer_start` are the tokenizer's; id `pointer_start + j` points at image token `j` of
     its example and never reaches the tokenizer.
 
     Args:
         backbone: The backbone or its name.
         tokenizer: A transformers tokenizer.
-        image_processor: As made by ``backbone.image_processor``.
+        image_processor: As `load_image_processor` makes it.
         pointer_start: First id that is not text: the number of rows of the model's embedding table.
-        views: As in ``BackboneConfig``.
+        views: As in `BackboneConfig`.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Processor:
         vocabulary = tokenizer.get_vocab()
         check_vocabulary(vocabulary, pointer_start)
         self.vocab_size: int = max(vocabulary.values()) + 1
-        """Ids of text; at most ``pointer_start``. Not every one needs to be a token."""
+        """Ids of text; at most `pointer_start`. Some may be no token."""
         self._gaps = frozenset(range(self.vocab_size)).difference(vocabulary.values())
         self.image_token_id = token_id(tokenizer, self.backbone.chat.image_token)
         self.stop_token_id = token_id(tokenizer, self.backbone.chat.stop)
@@ -81,11 +81,11 @@ class Processor:
 
     @property
     def image_options(self) -> dict[str, Any]:
-        """The options in force that decide which pixels a token sees, and ``max_side``."""
+        """The options in force that decide which pixels a token sees, and `max_side`."""
         return {**self.image_processor.options, "max_side": self.image_processor.max_side}
 
     def encode_text(self, text: str, special: bool = True) -> list[int]:
-        """Ids of a text, nothing added. With ``special=False`` marks like ``<|im_end|>`` are plain text."""
+        """Ids of a text, nothing added. With `special=False` marks like `<|im_end|>` are plain text."""
         if not text:
             return []
         if self._anchor:
@@ -93,7 +93,7 @@ class Processor:
         return _encode(self.tokenizer, text, special)
 
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
-        """Text of ids; pointers as ``<|copy_N|>``, ids that the tokenizer lacks as ``<|unused_N|>``."""
+        """Text of ids; pointers as `<|copy_N|>`, ids that the tokenizer lacks as `<|unused_N|>`."""
         pieces: list[str] = []
         run: list[int] = []
         for token in map(int, ids):
@@ -111,11 +111,11 @@ class Processor:
         return self.backbone.preprocess(images, self.image_processor, views=self.views)
 
     def patch_map(self, image_size: tuple[int, int]) -> PatchMap:
-        """The patch map that ``images`` gives for an image of this ``(width, height)``, without the image."""
+        """The patch map of an image of this `(width, height)`, as `images` returns it, without the image."""
         return self.backbone.patch_map(image_size, views=self.views, **self.image_options)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write tokenizer, image processor and ``v1lit_processor.json`` into a folder."""
+        """Write tokenizer, image processor and `v1lit_processor.json` into a folder."""
         path = Path(expand_path(folder))
         path.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(path)
@@ -131,7 +131,7 @@ class Processor:
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> Processor:
-        """Read a folder written by ``save_pretrained``. Raises ``ValueError`` if it is none."""
+        """Read a folder written by `save_pretrained`. Raises ValueError if it is none."""
         path = Path(expand_path(folder))
         if not (path / FILE).is_file():
             raise ValueError(f"{path} has no {FILE}: it was not written by Processor.save_pretrained")
@@ -170,9 +170,9 @@ class Processor:
 def load_processor(config: BackboneConfig, pointer_start: int | None = None) -> Processor:
     """The processor of a backbone, without its weights.
 
-    ``pointer_start`` is that of the model it shall serve, where that is not the number of rows of the
+    `pointer_start` is that of the model it shall serve, where that is not the number of rows of the
     backbone's embedding table.
-    Raises ``ValueError`` for a user's mistake, ``WeightsUnavailable`` if a checkpoint cannot be had.
+    Raises ValueError for a user's mistake, WeightsUnavailable if a checkpoint is out of reach.
     """
     backbone = check_backbone_config(config)
     if config.weights == "tiny":
@@ -199,7 +199,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = True)
 
 
 def _anchor(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of ``ANCHOR`` if the tokenizer puts a space before whatever it is given; empty if it does not.
+    """Ids of `ANCHOR` if the tokenizer puts a space before every text; empty if it does not.
 
     Sentences are encoded piece by piece around images and pointers. Tokenizers like Llama's would add a space
     to each piece and drop one when decoding it; with something before the piece they do neither.

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 MAX_ASPECT = 200
+"""Longer side over shorter side of an image that its processor takes."""
 
 CHATML = ChatFormat(
     system=("<|im_start|>system\n", "<|im_end|>\n"),
@@ -162,7 +163,7 @@ class QwenVL(Backbone):
         attention_mask: Tensor | None = None,
         **image_inputs: Tensor,
     ) -> Tensor:
-        """Time, row and column of every token, ``[3, batch, tokens]``; padding has position 0."""
+        """Time, row and column of every token, `[3, batch, tokens]`; padding has position 0."""
         # Without token types the published code falls back to plain positions and says nothing.
         token_types = (input_ids == model.config.image_token_id).int()
         position_ids, _ = model.model.get_rope_index(

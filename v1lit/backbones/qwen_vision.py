@@ -1,12 +1,14 @@
 """The Qwen vision towers, faster on a CPU and no slower elsewhere; same results, same state dict.
 
-* The patch embedding is a ``Conv3d`` whose kernel is as large as its input: a matrix product.
-* The stock attention calls sdpa once per image or window. Here segments of equal length share a call.
+* The patch embedding is a `Conv3d` whose kernel is as large as its input: a matrix product.
+* The stock attention calls sdpa once per image or window. Segments of equal length share a call instead.
 * What follows from the images' sizes alone is computed once per batch and on the host. The stock attention
   asks the GPU for the segments' lengths in every layer, and waits for the answer.
 
 The modules are subclasses of the stock ones, put in place by changing the class of the existing instances: no
 parameter is renamed, copied or lost, and copies and checkpoints of the model need nothing special.
+
+Source: transformers, models/qwen2_vl/modeling_qwen2_vl.py, models/qwen2_5_vl/modeling_qwen2_5_vl.py.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from v1lit.backbones.segments import send
 
 
 def patches_to_width(patches: Tensor, weight: Tensor) -> Tensor:
-    """``[patches, channels * frames * side * side] -> [patches, width]``, the convolution as a product."""
+    """`[patches, channels * frames * side * side] -> [patches, width]`, the convolution as a product."""
     return F.linear(patches.to(weight.dtype), weight.flatten(1))
 
 
@@ -53,19 +55,16 @@ class Qwen25PatchEmbed(qwen25.Qwen2_5_VisionPatchEmbed):
 
 @dataclass(frozen=True)
 class LengthGroups:
-    """An order of a row's tokens, and where in it segments of equal length are neighbours.
-
-    Args:
-        lengths: The length of the segments in each group of neighbours.
-        tokens: How many tokens the segments of each group have together.
-        order: Where each token of the new order stands in the row, ``[tokens]``; ``None`` if nothing moves.
-        back: Where each token of the row stands in the new order, ``[tokens]``; ``None`` likewise.
-    """
+    """An order of a row's tokens, and where in it segments of equal length are neighbours."""
 
     lengths: tuple[int, ...]
+    """The length of the segments in each group of neighbours."""
     tokens: tuple[int, ...]
+    """How many tokens the segments of each group have together."""
     order: Tensor | None = None
+    """Where each token of the new order stands in the row, `[tokens]`; None if nothing moves."""
     back: Tensor | None = None
+    """Where each token of the row stands in the new order, `[tokens]`; None if nothing moves."""
 
 
 def group_by_length(lengths: Sequence[int], device: torch.device) -> LengthGroups:
@@ -103,7 +102,7 @@ class TowerGroups:
 
 
 class _Reorder(torch.autograd.Function):
-    """Rows in another order. The backward pass picks as well, where that of ``index_select`` would add."""
+    """Rows in another order. The backward pass picks as well, where that of `index_select` would add."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, order: Tensor, back: Tensor) -> Tensor:
@@ -196,9 +195,9 @@ class Qwen25Attention(qwen25.Qwen2_5_VLVisionAttention):
 
 
 def encode(tower: nn.Module, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
-    """Features of all images in one call of the tower, ``[image tokens, hidden]``.
+    """Features of all images in one call of the tower, `[image tokens, hidden]`.
 
-    ``pixel_values`` are patches ``[patches, values]``, ``image_grid_thw [images, 3]`` their frames, rows and
+    `pixel_values` are patches `[patches, values]`, `image_grid_thw [images, 3]` their frames, rows and
     columns. On a GPU nothing waits if the grids are on the host, and once if they are not.
     """
     layout = tower_layout(tower, image_grid_thw, pixel_values.device)

@@ -32,7 +32,7 @@ C = TypeVar("C", bound=type)
 
 
 def register_backbone(name: str) -> Callable[[C], C]:
-    """Class decorator that makes a ``Backbone`` known under a name. Raises ``ValueError`` if it is taken."""
+    """Class decorator that makes a `Backbone` known under a name. Raises ValueError if it is taken."""
 
     def register(cls: C) -> C:
         # A module that is imported twice (reload, two paths) defines the same class again: not a conflict.
@@ -56,7 +56,7 @@ def list_backbones() -> list[str]:
 
 
 def get_backbone(name: str) -> Backbone:
-    """The backbone of that name. Unknown names and conflicting registrations raise ``ValueError``."""
+    """The backbone of that name. Unknown names and conflicting registrations raise ValueError."""
     cls = _resolve(name)
     _check_base_class(name, cls)
     backbone: Backbone = cls()

@@ -23,17 +23,13 @@ if TYPE_CHECKING:
 class Segments:
     """Examples that stand one behind another in one row of tokens, without padding.
 
-    The lengths are host integers: no kernel has to ask the GPU for one.
-
-    Args:
-        lengths: Tokens of each segment, each at least 1.
-        attention: Name of the kernel that attends inside the segments, see `choose_attention`.
-
     Raises ValueError for no segments, an empty one, or a kernel that does not exist.
     """
 
     lengths: tuple[int, ...]
+    """Tokens of each segment, at least 1; host integers, so that no kernel has to ask the GPU for one."""
     attention: str = "sdpa"
+    """Name of the kernel that attends inside the segments, see `choose_attention`."""
 
     def __post_init__(self) -> None:
         if not self.lengths or min(self.lengths) < 1:
@@ -57,7 +53,7 @@ class Segments:
         return _bounds(self.lengths, torch.device(device))
 
     def owners(self, device: torch.device | str) -> Tensor:
-        """Number of the segment of each token; int64 `[tokens]`."""
+        """Index of the segment of each token; int64 `[tokens]`."""
         return _owners(self.lengths, torch.device(device))
 
 
@@ -90,8 +86,8 @@ def packed_positions(
     asked; image_inputs: those of all images of the row in order (pixels are not needed). Raises ValueError
     if the segments do not fill the row.
 
-    Computed on the CPU, since the published code asks for single numbers and each such question to a GPU
-    would wait for it; the result is on the device of `input_ids`.
+    Computed on the CPU, since transformers asks for single numbers and each such question to a GPU would wait
+    for it; the result is on the device of `input_ids`.
     """
     if input_ids.shape != (1, segments.tokens):
         raise ValueError(

@@ -1,6 +1,6 @@
 """The small tokenizer that every tiny version shares: about a thousand tokens, any text, no download.
 
-``tiny_tokenizer.json`` is made by ``tools/make_tiny_tokenizer.py``.
+`tiny_tokenizer.json` is made by `tools/make_tiny_tokenizer.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def _tokenizer_json() -> str:
 
 
 def tiny_tokenizer(stop: str = "<|im_end|>") -> PreTrainedTokenizerBase:
-    """A fresh tiny tokenizer whose end-of-text token is ``stop``, the one that ends an answer."""
+    """A fresh tiny tokenizer whose end-of-text token is `stop`, the one that ends an answer."""
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
@@ -37,8 +37,8 @@ def tiny_tokenizer(stop: str = "<|im_end|>") -> PreTrainedTokenizerBase:
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
-    """Id of a token that must exist. Raises ``ValueError`` where it does not."""
-    found = tokenizer.get_vocab().get(token)
-    if found is None:
+    """Id of a token that must exist. Raises ValueError where it does not."""
+    id = tokenizer.get_vocab().get(token)
+    if id is None:
         raise ValueError(f"the tokenizer has no token {token!r}; is it the tokenizer of this backbone?")
-    return found
+    return id

@@ -18,9 +18,9 @@ SHOWN = 3
 
 
 def load_tokenizer(source: str, hub_id: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub repository, from ``tokenizer.json`` where there is one.
+    """The tokenizer of a folder or hub repository, from `tokenizer.json` where there is one.
 
-    Raises ``ValueError`` for one with code of its own or two opinions about an id, and what reading raises.
+    Raises ValueError for one with code of its own or two opinions about an id, and what reading raises.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.utils.hub import has_file
@@ -45,7 +45,7 @@ def load_tokenizer(source: str, hub_id: str) -> PreTrainedTokenizerBase:
 
 
 def check_vocabulary(vocabulary: dict[str, int], pointer_start: int) -> None:
-    """Raise ``ValueError`` for tokens whose ids would be pointers: those from ``pointer_start`` on."""
+    """Raise ValueError for tokens whose ids would be pointers: those from `pointer_start` on."""
     beyond = sorted((number, token) for token, number in vocabulary.items() if number >= pointer_start)
     if beyond:
         shown = ", ".join(f"{token!r} ({number})" for number, token in beyond[:SHOWN])
@@ -61,10 +61,10 @@ def check_vocabulary(vocabulary: dict[str, int], pointer_start: int) -> None:
 def check_marks(
     tokenizer: PreTrainedTokenizerBase, chat: ChatFormat, encode: Callable[[str, bool], list[int]]
 ) -> None:
-    """Raise ``ValueError`` unless every mark of the family's conversations is one token, and only as a mark.
+    """Raise ValueError unless every mark of the family's conversations is one token, and only as a mark.
 
     A mark that the tokenizer takes to pieces would be new to the model; one that it makes out of somebody's
-    words would let a text hold an image. ``encode`` gives the ids of a text, with marks or without.
+    words would let a text hold an image. `encode` returns the ids of a text, with marks or without.
     """
     for mark in (chat.image_token, chat.stop, *chat.tokens):
         number = token_id(tokenizer, mark)
@@ -81,7 +81,7 @@ def check_marks(
 
 
 def check_config_ids(tokenizer: PreTrainedTokenizerBase, chat: ChatFormat, config: PreTrainedConfig) -> None:
-    """Raise ``ValueError`` if the model's config knows a mark by another id than the tokenizer."""
+    """Raise ValueError if the model's config knows a mark by another id than the tokenizer."""
     before, after = chat.image
     for name, mark in (
         ("image_token_id", chat.image_token),
@@ -98,7 +98,7 @@ def check_config_ids(tokenizer: PreTrainedTokenizerBase, chat: ChatFormat, confi
 
 
 def _refuse_contradictions(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """The files may name other ids than the library gives: it numbers added tokens behind the others."""
+    """The files may name other ids than the library has: it numbers added tokens behind the others."""
     vocabulary = tokenizer.get_vocab()
     claims: dict[str, dict[str, int]] = {}
     config, added = folder / "tokenizer_config.json", folder / "added_tokens.json"

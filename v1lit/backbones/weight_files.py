@@ -42,7 +42,7 @@ SHOWN = 3
 
 
 class WeightsUnavailable(ValueError):  # noqa: N818 - it names a state, like FileNotFound
-    """A checkpoint that cannot be had: no connection, no access, no such folder, a file that is damaged."""
+    """A checkpoint is out of reach or damaged: no connection, no access, no such folder, a file cut off."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class TensorInfo:
 
 
 def refuse_lfs_pointer(path: Path) -> None:
-    """Raise ``WeightsUnavailable`` if git has left only its note of where the file lies."""
+    """Raise WeightsUnavailable if git has left only its note of where the file lies."""
     with path.open("rb") as file:
         if file.read(len(LFS)) == LFS:
             raise WeightsUnavailable(
@@ -64,7 +64,7 @@ def refuse_lfs_pointer(path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds a mapping. Raises ``WeightsUnavailable`` if it is none, or far too large."""
+    """A JSON file that holds a mapping. Raises WeightsUnavailable if it is none, or far too large."""
     refuse_lfs_pointer(path)
     if path.stat().st_size > LONGEST_JSON:
         raise WeightsUnavailable(f"{path} has {path.stat().st_size} bytes, which no such file needs")
@@ -83,7 +83,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder: the single one, or those that its index names.
 
-    Raises ``WeightsUnavailable``, saying what is there instead, where there are none, where shards are
+    Raises WeightsUnavailable, saying what is there instead, where there are none, where shards are
     missing, and where two sets of weights lie side by side.
     """
     single, index = folder / SINGLE, folder / INDEX
@@ -112,7 +112,7 @@ def weight_files(folder: Path) -> list[Path]:
 def read_headers(folder: Path) -> dict[str, TensorInfo]:
     """All tensors of a folder by name, from the headers of its files; every file is checked to be whole.
 
-    Raises ``WeightsUnavailable`` as ``weight_files``, and for a file that is cut off, damaged or in two minds
+    Raises WeightsUnavailable as `weight_files`, and for a file that is cut off, damaged or in two minds
     with the index.
     """
     tensors: dict[str, TensorInfo] = {}
@@ -134,7 +134,7 @@ def read_headers(folder: Path) -> dict[str, TensorInfo]:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """The tensors of one safetensors file. Raises ``WeightsUnavailable`` if it is cut off or none."""
+    """The tensors of one safetensors file. Raises WeightsUnavailable if it is cut off or none."""
     refuse_lfs_pointer(path)
     size = path.stat().st_size
     with path.open("rb") as file:

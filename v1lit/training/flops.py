@@ -59,8 +59,9 @@ class Weights:
 
     @classmethod
     def of(cls, matrices: Iterable[Tensor]) -> Weights:
-        found = list(matrices)
-        return cls(sum(one.numel() for one in found), sum(one.numel() for one in found if one.requires_grad))
+        """The weights of these matrices."""
+        sizes = [(matrix.numel(), matrix.requires_grad) for matrix in matrices]
+        return cls(sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns))
 
     def flops(self, rows: float, gradient: bool) -> float:
         """Products with `rows` rows; `gradient`: that of the rows is needed as well."""
