@@ -255,8 +255,8 @@ class V1DataModule(LightningDataModule):
         def val_batches() -> int | None:
             if self.streams is not None and self.streams.val is not None:
                 return None
-            positions = self._open_val().sequence.length if self.has_val else 0
-            return None if positions is None else -(-positions // (self.val_batch_size * ranks))
+            length = self._open_val().sequence.length if self.has_val else 0
+            return None if length is None else -(-length // (self.val_batch_size * ranks))
 
         check_limits(trainer, train_batches, val_batches)
 

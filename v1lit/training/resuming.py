@@ -100,14 +100,13 @@ class RecipeChangedError(ValueError):
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """A checkpoint as data, its tensors mapped. Raises ValueError for a file that is no checkpoint."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"{path} is no checkpoint that can be read: {reason}") from error
     if not is_checkpoint(content):
         raise ValueError(f"{path} is no checkpoint of a training run; give one of a run's checkpoints/")
-    checkpoint: dict[str, Any] = content
-    return checkpoint
+    return content
 
 
 def differences(

@@ -42,8 +42,8 @@ class TrainLoader(StepLoader):
         return batches
 
     def __iter__(self) -> Iterator[Batch]:
-        steps, ranks, positions = self.steps, self.context.ranks, self.steps.opened.sequence.length
-        progress = self.reading.begin(self.context.current_epoch, steps.layout, positions, ranks)
+        steps, ranks, length = self.steps, self.context.ranks, self.steps.opened.sequence.length
+        progress = self.reading.begin(self.context.current_epoch, steps.layout, length, ranks)
         left, index = steps.left(progress), progress.steps
         own = range(ranks.own, steps.layout.micro_batches, ranks.size)
         states = [progress.state_of(micro_batch) for micro_batch in own]
@@ -72,7 +72,7 @@ class TrainLoader(StepLoader):
 
     def _prefetcher(self, progress: Progress) -> ShardPrefetcher:
         ranks, window = self.context.ranks, self.context.stream.shuffle_window
-        # What remains of an epoch is dealt out from its first position on, which may be any.
+        # What remains of an epoch is dealt out from its first index on, which may be any.
         first = (ranks.own + progress.remaining.tail - len(progress.remaining.head)) % ranks.size
         epoch = self.context.order_of(progress.epoch)
         return ShardPrefetcher(self.steps.opened, epoch, first, ranks.size, window)

@@ -38,7 +38,7 @@ class Skipped:
 
     @property
     def identity(self) -> tuple[str, int, int, str]:
-        """What tells it from others; whole shards all have position -1."""
+        """What tells it from others; whole shards all have the epoch index -1."""
         return self.split, self.epoch, self.position, self.shard
 
     def is_before(self, epoch: int, step: int) -> bool:

@@ -33,18 +33,18 @@ class ReadingState:
         """Begin where a checkpoint's state was saved, at the next `begin`."""
         self._resumed, self._progress = progress_of(state), None
 
-    def begin(self, current_epoch: int, layout: StepLayout, positions: int | None, ranks: Ranks) -> Progress:
+    def begin(self, current_epoch: int, layout: StepLayout, length: int | None, ranks: Ranks) -> Progress:
         """Where the next epoch is begun: at its start, or where the run that is resumed has stopped.
 
         Lightning fetches the first batch before it restores its own counters, where the number of batches is
         unknown: then `current_epoch` is too small.
 
-        positions: examples of an epoch, None where that is not known.
+        length: examples of an epoch, None where that is not known.
         """
         resumed, self._resumed, self.begun = self._resumed, None, True
         progress = Progress(current_epoch, layout=layout)
         if resumed is not None and resumed.epoch >= current_epoch:
-            progress = resumed.divided(layout, positions)
+            progress = resumed.divided(layout, length)
         self._progress, self._step = progress, {}
         own = range(ranks.own, layout.micro_batches, ranks.size)
         self._own = [progress.state_of(micro_batch) for micro_batch in own]

@@ -33,9 +33,9 @@ class ValLoader:
 
     def __len__(self) -> int:
         """Batches on every rank."""
-        positions = self.opened.sequence.length
-        assert positions is not None
-        return -(-positions // (self.size * self.context.ranks.size))
+        length = self.opened.sequence.length
+        assert length is not None
+        return -(-length // (self.size * self.context.ranks.size))
 
     def __iter__(self) -> Iterator[Batch]:
         ranks = self.context.ranks
