@@ -36,9 +36,8 @@ class ExampleDataset(wds.WebDataset):
             counted in `skipped`.
         config: cache and retries for remote shards.
 
-    Raises:
-        ValueError: no shards, or an unknown `on_bad`.
-        ShardError: while iterating, where `on_bad` is "raise"; it names shard and key.
+    Raises ValueError where there are no shards and for an unknown `on_bad`; while iterating ShardError, with
+    shard and key, where `on_bad` is "raise".
     """
 
     def __init__(

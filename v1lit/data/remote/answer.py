@@ -9,21 +9,18 @@ from typing import NamedTuple
 
 @dataclass(frozen=True)
 class Body:
-    """An answer under way.
-
-    Attributes:
-        start: byte of the file at which `chunks` begin: the one asked for, or 0.
-        total: bytes of the whole file, None where the server does not say.
-        tag: what changes when the file does (its ETag, say), None where there is nothing.
-        chunks: the content, in pieces of any size.
-        framed: False where a cut-off answer would look like a whole one.
-    """
+    """An answer under way."""
 
     start: int
+    """Byte of the file at which `chunks` begin: the one asked for, or 0."""
     total: int | None
+    """Bytes of the whole file, None where the server does not say."""
     tag: str | None
+    """What changes when the file does (its ETag, say), None where there is nothing."""
     chunks: Iterator[bytes]
+    """The content, in pieces of any size."""
     framed: bool = True
+    """False where a cut-off answer would look like a whole one."""
 
 
 class RemoteInfo(NamedTuple):

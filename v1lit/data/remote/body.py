@@ -12,9 +12,8 @@ from v1lit.data.remote.retry import Retry
 def open_body(url: str, retry: Retry, start: int = 0, tag: str | None = None) -> AbstractContextManager[Body]:
     """Begin one attempt to read a file from byte `start` on, of the version `tag` (None: whichever it is).
 
-    Raises:
-        ProblemError: the attempt failed; other errors of the libraries are told apart by `as_problem`.
-        ValueError: no such scheme, or its package is missing.
+    Raises ProblemError where the attempt failed (other errors of the libraries are told apart by
+    `as_problem`), and ValueError for an unknown scheme or one whose package is missing.
     """
     if scheme_of(url) in ("http", "https"):
         from v1lit.data.remote.web import open_web

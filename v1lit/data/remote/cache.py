@@ -47,9 +47,7 @@ class ShardCache:
             a few files for each process, else they delete what others have just downloaded.
         retry: how patiently to download.
 
-    Raises:
-        CacheError: the folder cannot be written.
-        ValueError: max_bytes is not above 0.
+    Raises CacheError where the folder cannot be written, and ValueError where `max_bytes` is not above 0.
     """
 
     def __init__(self, folder: str | Path, max_bytes: int, retry: Retry = DEFAULT_RETRY) -> None:
@@ -74,11 +72,9 @@ class ShardCache:
         Args:
             size, sha256: expected size in bytes and SHA-256, where known; another file is downloaded anew.
 
-        Raises:
-            RemoteError: it cannot be read, or is not the expected one (kind "checksum").
-            CacheError: the disk is full, the file is larger than the limit, or what others download leaves no
-                room for it.
-            ValueError: a scheme that is not known or whose package is missing.
+        Raises RemoteError where it cannot be read or is not the expected one (kind "checksum"); CacheError
+        where the disk is full, the file is larger than the limit, or other downloads leave no room for it;
+        ValueError for an unknown scheme or one whose package is missing.
         """
         if not is_remote(location):
             return Path(location)
@@ -99,8 +95,7 @@ class ShardCache:
         Args:
             sha256: a copy that has it is good, and kept: another process may have been faster.
 
-        Raises:
-            CacheError: the folder cannot be written.
+        Raises CacheError where the folder cannot be written.
         """
         from v1lit.files import sha256_of
 

@@ -17,10 +17,9 @@ log = logging.getLogger(__name__)
 def remote_chunks(url: str, retry: Retry) -> Iterator[bytes]:
     """The content of a file in pieces of any size. One that breaks off is continued where it stopped.
 
-    Raises:
-        RemoteError: as many attempts in a row failed as `retry` allows, or one in a way that another cannot
-            mend, or the file was replaced meanwhile.
-        ValueError: no such scheme, or its package is missing.
+    Raises RemoteError after as many failed attempts in a row as `retry` allows, after one that no other can
+    mend, and where the file was replaced meanwhile; ValueError for an unknown scheme or one whose package is
+    missing.
     """
     done, failed, tag = 0, 0, None
     while True:

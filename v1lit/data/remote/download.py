@@ -47,10 +47,8 @@ def download(
     Args:
         size, sha256: expected size in bytes and SHA-256, where known.
 
-    Raises:
-        RemoteError: the file cannot be read, or is not the expected one (kind "checksum").
-        CacheError: it cannot be written.
-        ValueError: a scheme that is not known or whose package is missing.
+    Raises RemoteError where the file cannot be read or is not the expected one (kind "checksum"), CacheError
+    where it cannot be written, and ValueError for an unknown scheme or one whose package is missing.
     """
     path = Path(path)
     part = PartialFile(path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.note"))

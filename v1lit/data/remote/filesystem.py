@@ -32,8 +32,7 @@ def scheme_of(location: str) -> str | None:
 def open_filesystem(url: str, retry: Retry) -> Any:
     """The fsspec file system of a URL; one per process and scheme.
 
-    Raises:
-        ValueError: an unknown scheme, or the package for it is not installed.
+    Raises ValueError for an unknown scheme, or one whose package is not installed.
     """
     scheme = scheme_of(url) or ""
     key = (os.getpid(), scheme, retry.timeout)

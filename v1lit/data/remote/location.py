@@ -43,10 +43,9 @@ def expand(location: str, retry: Retry = DEFAULT_RETRY) -> list[str]:
     that braces alone make. In http(s):// URLs only * and [ are globs (? begins the query), and they need a
     server that lists its folders.
 
-    Raises:
-        ValueError: nothing matches, a local file that is named in full is missing, more than a million
-            locations, or braces that do not match.
-        RemoteError: the files of a store or server cannot be listed.
+    Raises ValueError where nothing matches, a local file that is named in full is missing, there are more
+    than a million locations, or braces do not match; RemoteError where the files of a store or server cannot
+    be listed.
     """
     if not is_remote(location) and os.path.lexists(location):
         return [location]  # Also where a name holds characters of patterns.
@@ -59,8 +58,7 @@ def expand(location: str, retry: Retry = DEFAULT_RETRY) -> list[str]:
 def join(folder: str, name: str) -> str:
     """The location of a file in a folder; a query of the folder's URL (a token, say) stays at the end.
 
-    Raises:
-        ValueError: a name that is not that of a file right in the folder.
+    Raises ValueError for a name that is not that of a file right in the folder.
     """
     if not name or name in (".", "..") or any(char in "/\\" or ord(char) < 32 for char in name):
         raise ValueError(f"{name!r:.200} is not the name of a file in the folder {shown(folder)}")
@@ -85,8 +83,7 @@ def parent(location: str) -> str:
 def exists(location: str, retry: Retry = DEFAULT_RETRY) -> bool:
     """Whether a file is there. Of stores, that includes folders.
 
-    Raises:
-        RemoteError: it cannot be told (status 403, for instance).
+    Raises RemoteError where it cannot be told (status 403, for instance).
     """
     if not is_remote(location):
         return os.path.exists(location)
@@ -117,10 +114,8 @@ def is_open(location: str, retry: Retry = DEFAULT_RETRY) -> bool:
 def read_bytes(location: str, max_bytes: int, retry: Retry = DEFAULT_RETRY) -> bytes:
     """The content of a small file, local or remote; no more than `max_bytes` of it are ever in memory.
 
-    Raises:
-        ShardError: a local file that cannot be read (kind "unreachable"), or more than `max_bytes` (kind
-            "shard").
-        RemoteError: a remote file that cannot be read.
+    Raises ShardError for a local file that cannot be read (kind "unreachable") or has more than `max_bytes`
+    (kind "shard"), and RemoteError for a remote file that cannot be read.
     """
     if is_remote(location):
         return retry.run(location, lambda: _read_remote(location, max_bytes, retry))

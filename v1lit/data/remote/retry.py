@@ -27,8 +27,7 @@ class Retry:
         longest_wait: seconds. The waits are drawn from the upper half of that, so that many readers spread.
         timeout: seconds without a byte after which an attempt has failed (data.stream.timeout).
 
-    Raises:
-        ValueError: numbers that make no sense.
+    Raises ValueError for numbers that make no sense.
     """
 
     attempts: int = 8
@@ -57,9 +56,8 @@ class Retry:
     def run(self, url: str, attempt: Callable[[], T]) -> T:
         """Call `attempt` until it succeeds.
 
-        Raises:
-            RemoteError: all attempts failed, one failed in a way that another cannot mend, or the content was
-                not the expected one twice.
+        Raises RemoteError where all attempts failed, one failed in a way that no other can mend, or the
+        content was twice not the expected one.
         """
         mismatches = 0
         for number in range(1, self.attempts + 1):

@@ -86,8 +86,7 @@ class Catalog:
             `data/*/shard-*.tar` or `https://host/shard-{000..099}.tar`, whose folders may have an index.json.
         config: cache and retries for remote shards.
 
-    Raises:
-        ValueError: no shards, or an index that cannot be read.
+    Raises ValueError where there are no shards, or an index cannot be read.
     """
 
     def __init__(self, location: str | Path, config: StreamConfig | None = None) -> None:

@@ -29,8 +29,7 @@ class Examples:
     def use(self, ref: ExampleRef, action: Callable[[OpenShard], T]) -> T:
         """Do something with the open shard of a place; once more where a new copy of it may help.
 
-        Raises:
-            ShardError: the shard cannot be opened, or as the action raises.
+        Raises ShardError where the shard cannot be opened, or as the action raises.
         """
         shard = self.shard(ref.source, ref.shard)
         try:

@@ -22,8 +22,7 @@ class RandomAccess:
     def read(self, offset: int, size: int) -> bytes:
         """Up to `size` bytes from `offset` on, fewer where the file ends.
 
-        Raises:
-            DamageError: the disk or the file system reports an error.
+        Raises DamageError where the disk or the file system reports an error.
         """
         size = min(size, self.size - offset)  # Never more memory than there can be bytes.
         data = b""

@@ -34,13 +34,10 @@ REINDEX = "`v1lit data index` makes it again"
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One shard of an index: its file, numbers of examples, images and regions, size and SHA-256.
-
-    Attributes:
-        file: a name beside the index; in an index of files elsewhere an absolute path or URL.
-    """
+    """One shard of an index: its file, numbers of examples, images and regions, size and SHA-256."""
 
     file: str
+    """A name beside the index; in an index of files elsewhere an absolute path or URL."""
     examples: int
     images: int
     regions: int
@@ -124,9 +121,8 @@ def read_index(location: str | Path, retry: Retry | None = None) -> dict[str, An
     Args:
         retry: how patiently a URL is asked for, if not as ever.
 
-    Raises:
-        ValueError: no index (the folder is missing or was never completed), or one that this version cannot
-            read.
+    Raises ValueError where there is no index (the folder is missing or was never completed), or one that this
+    version cannot read.
     """
     location = expand_path(location)
     path, data = _read_file(location, retry)
@@ -216,8 +212,7 @@ def sidecar_location(location: str | Path, file: str) -> str:
 def read_sidecar(location: str | Path, shard: ShardInfo) -> ShardIndex:
     """The `ShardIndex` of a shard of the index at `location`, local or a URL.
 
-    Raises:
-        ShardError: it is missing or damaged, or counts other examples than index.json.
+    Raises ShardError where it is missing or damaged, or counts other examples than index.json.
     """
     path, name = sidecar_location(location, shard.file), shard_location(location, shard.file)
     try:

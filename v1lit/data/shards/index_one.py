@@ -37,20 +37,17 @@ class IndexTask:
 
 @dataclass(frozen=True)
 class IndexedShard:
-    """What is in a shard.
-
-    Attributes:
-        problems: kind -> how many examples; damage of the shard counts as one.
-        bad: key, kind and reason of the first of them.
-        unusable: how many of the shard's examples cannot be read.
-        sidecar: content of the file to be written, None where it is there already.
-    """
+    """What is in a shard."""
 
     info: ShardInfo
     problems: dict[str, int]
+    """Kind -> how many examples; damage of the shard counts as one."""
     bad: list[tuple[str | None, str, str]]
+    """Key, kind and reason of the first of them."""
     unusable: int
+    """How many of the shard's examples cannot be read."""
     sidecar: bytes | None = None
+    """Content of the file to be written, None where it is there already."""
 
 
 def index_one(task: IndexTask) -> IndexedShard:

@@ -51,9 +51,8 @@ def index_shards(
         The content of index.json, and "problems" (kind -> how many) and "bad" (the first 100 of them, each
         with shard, key, kind and reason), and "unusable" (how many examples cannot be read).
 
-    Raises:
-        ValueError: no shards, no example in any of them, `out` is needed or holds another index.
-        ShardError: a shard cannot be fetched or opened.
+    Raises ValueError where there are no shards or no example in any of them, and where `out` is needed or
+    holds another index; ShardError where a shard cannot be fetched or opened.
     """
     location, out = expand_path(location), None if out is None else expand_path(out)
     folder, files = _choose(location, out)
@@ -127,8 +126,7 @@ def _full(location: str) -> str:
 def _old_index(folder: Path, location: str | None) -> dict[str, Any] | None:
     """The index that is there, None where nobody can read one. Makes the folder.
 
-    Raises:
-        ValueError: it is the index of other shards.
+    Raises ValueError where it is the index of other shards.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -26,8 +26,7 @@ def size_limit(kind: str) -> int:
 def unpack(data: bytes) -> tuple[str, dict[str, bytes]]:
     """Key and members (kind -> content) of the bytes of one example.
 
-    Raises:
-        DamageError: the bytes are not the whole members of one example, or a member must not be read.
+    Raises DamageError where the bytes are not the whole members of one example, or a member must not be read.
     """
     found = list(walk(lambda at, size: data[at : at + size], 0, len(data)))
     own = [member for member in found if not is_clutter(member)]
@@ -73,8 +72,8 @@ def _problem_of_member(member: TarMember, kind: str, others: Mapping[str, bytes]
 def pack(key: str, members: Mapping[str, bytes]) -> bytes:
     """The bytes of one example: headers and contents, depending on nothing else (no times, no user names).
 
-    Raises:
-        DamageError: a member or the whole is larger than a reader would accept, or is no name for one.
+    Raises DamageError where a member or the whole is larger than a reader would accept, or the key is no name
+    for one.
     """
     out = io.BytesIO()
     for kind, content in members.items():

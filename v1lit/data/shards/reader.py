@@ -40,9 +40,8 @@ class Shard:
         name: what errors call it, such as the URL that the file was fetched from; the path if None.
         index: where the examples lie.
 
-    Raises:
-        ShardError: the file cannot be opened. Without an index also: it is no uncompressed tar file, damaged
-            or cut off, or has members that belong to no example.
+    Raises ShardError where the file cannot be opened; without an index also where it is no uncompressed tar
+    file, is damaged or cut off, or has members that belong to no example.
     """
 
     def __init__(self, path: str | Path, *, name: str | None = None, index: ShardIndex | None = None) -> None:
@@ -84,8 +83,7 @@ class Shard:
     def key(self, number: int) -> str:
         """Name of one example, without reading its content.
 
-        Raises:
-            ShardError: there is no readable tar header where it should be.
+        Raises ShardError where there is no readable tar header where it should be.
         """
         start, _ = self._range(number)
         key = self._find_key(number)
@@ -100,17 +98,15 @@ class Shard:
     def members(self, number: int) -> dict[str, bytes]:
         """Content of the members of one example, by kind ("json", "jpg", "0.jpg", ...).
 
-        Raises:
-            ShardError: the bytes have another checksum than the index says, are no whole example, or hold a
-                member of unknown kind, too large, or not a plain file.
+        Raises ShardError where the bytes have another checksum than the index says, are no whole example, or
+        hold a member of unknown kind, too large, or not a plain file.
         """
         return self._checked(number)[2]
 
     def example(self, number: int) -> Example:
         """One example, checked.
 
-        Raises:
-            ShardError: as `members`, and where the members do not form a valid example.
+        Raises ShardError as `members`, and where the members do not form a valid example.
         """
         _, key, members = self._checked(number)
         try:
@@ -122,11 +118,7 @@ class Shard:
             raise ShardError(self.name, key, reason, kind) from error
 
     def build_index(self) -> ShardIndex:
-        """Read the whole file and compute its index.
-
-        Raises:
-            ShardError: the file ends early.
-        """
+        """Read the whole file and compute its index. Raises ShardError where the file ends early."""
         try:
             crc32, _ = checksums(self._file.read, self._offsets.tolist(), self._file.size)
         except DamageError as problem:

@@ -21,22 +21,19 @@ _CHUNK = 2**20
 
 @dataclass
 class Scan:
-    """What the headers of a shard say.
-
-    Attributes:
-        keys: of the examples [examples].
-        offsets: bytes [examples + 1], as in `ShardIndex`.
-        problems: what is wrong, in order.
-        damage: the last problem, if nothing could be found behind it.
-        odd: problem of each example that can never be read, by its number: a member that belongs to no
-            example, or members that stand apart from those of their example.
-    """
+    """What the headers of a shard say."""
 
     keys: list[str] = field(default_factory=list)
+    """Of the examples [examples]."""
     offsets: list[int] = field(default_factory=list)
+    """Bytes [examples + 1], as in `ShardIndex`."""
     problems: list[DamageError] = field(default_factory=list)
+    """What is wrong, in order."""
     damage: DamageError | None = None
+    """The last problem, if nothing could be found behind it."""
     odd: dict[int, DamageError] = field(default_factory=dict)
+    """Problem of each example that can never be read, by its number: a member that belongs to no example,
+    or members that stand apart from those of their example."""
 
 
 def scan_headers(read: Read, size: int) -> Scan:
@@ -125,8 +122,7 @@ def _check_end(read: Read, end: int) -> None:
 def checksums(read: Read, offsets: Sequence[int], size: int) -> tuple[npt.NDArray[np.uint32], str]:
     """CRC32 from each offset to the next (uint32 [examples]), and SHA-256 of the file of `size` bytes.
 
-    Raises:
-        DamageError: the file ends before `size`.
+    Raises DamageError where the file ends before `size`.
     """
     digest = hashlib.sha256()
     found: list[int] = []

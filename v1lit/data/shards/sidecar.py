@@ -31,18 +31,14 @@ MAX_HEADER_BYTES = 2**20
 @dataclass(frozen=True, eq=False)
 class ShardIndex:
     """Where the examples of one shard lie.
-
-    Attributes:
-        offsets: int64 [examples + 1] bytes from the start of the file.
-        crc32: uint32 [examples], `zlib.crc32` of the bytes `offsets[n]` to `offsets[n + 1]`.
-
-    Raises:
-        ValueError: other types or lengths, or offsets that do not start at 0, do not grow, or no tar file can
-            have.
+    Raises ValueError for other types or lengths, or offsets that do not start at 0, do not grow, or no tar
+    file can have.
     """
 
     offsets: npt.NDArray[np.int64]
+    """Int64 [examples + 1] bytes from the start of the file."""
     crc32: npt.NDArray[np.uint32]
+    """Uint32 [examples], `zlib.crc32` of the bytes `offsets[n]` to `offsets[n + 1]`."""
 
     def __post_init__(self) -> None:
         if reason := _problem(self.offsets, self.crc32):
@@ -84,9 +80,8 @@ def read_shard_index(
         shard: what errors call the shard.
         examples, size: how many examples and bytes the shard has, where known.
 
-    Raises:
-        ShardError: it is no such file, damaged, of another version, its offsets are impossible, or it counts
-            other examples.
+    Raises ShardError where the content is damaged, of another kind or version, has impossible offsets, or
+    counts other examples.
     """
     try:
         index = _parse(data)

@@ -40,8 +40,7 @@ class TarMember(NamedTuple):
 def walk(read: Read, start: int, end: int) -> Iterator[TarMember]:
     """The members from `start` on, up to `end` or the first block of zeros.
 
-    Raises:
-        DamageError: what stands there is no header, or a member that would reach beyond `end`.
+    Raises DamageError where no header stands there, and for a member that would reach beyond `end`.
     """
     while start < end and (member := _next_member(read, start, end)) is not None:
         yield member

@@ -66,8 +66,7 @@ class ShardWriter:
     def write(self, example: Example) -> None:
         """Append an example.
 
-        Raises:
-            ValueError: an id that was written before, or a member larger than a reader would accept.
+        Raises ValueError for an id that was written before, or a member larger than a reader would accept.
         """
         data = _packed(example.key, example.to_members())
         self._append(example.key, example.id, data, len(example.images), len(example.regions))
@@ -77,16 +76,14 @@ class ShardWriter:
 
         Names, kinds and sizes are checked, the content is not.
 
-        Raises:
-            ValueError: as `write`; also for a name that is no key, or a kind that is not known.
+        Raises ValueError as `write` does; also for a name that is no key, or a kind that is not known.
         """
         self.write_raw(_packed(key, members))
 
     def write_raw(self, data: bytes) -> str:
         """Append an example by its bytes in another shard, as `Shard.raw` gives them; returns its key.
 
-        Raises:
-            ValueError: a key that was written before, or bytes that are not one whole example.
+        Raises ValueError for a key that was written before, or bytes that are not one whole example.
         """
         try:
             key, members = unpack(data)

@@ -67,19 +67,16 @@ Reader = Callable[[Unit], Iterator[RowResult]]
 
 @dataclass(frozen=True)
 class Job:
-    """One folder to be made.
-
-    Attributes:
-        plan: plain JSON that says what is imported and how; the same plan makes the same bytes.
-        taken: ids that must not come again -> where they were used, for people.
-    """
+    """One folder to be made."""
 
     out: Path
     units: list[Unit]
     plan: dict[str, Any]
+    """Plain JSON that says what is imported and how; the same plan makes the same bytes."""
     read: Reader
     max_examples: int
     taken: Mapping[str, str]
+    """Ids that must not come again -> where they were used, for people."""
 
     @property
     def staged(self) -> StagedFolder:
@@ -90,9 +87,8 @@ class Job:
 def is_finished(job: Job, *, overwrite: bool) -> bool:
     """Whether the folder holds this very import already. Makes the folder ready for `run` if not.
 
-    Raises:
-        ValueError: the folder holds another import, finished or not, or other things; unless they may be
-            overwritten.
+    Raises ValueError where the folder holds another import, finished or not, or other things, unless they may
+    be overwritten.
     """
     out, advice = job.out, "choose another folder or allow to overwrite it (overwrite=True)"
     if out.exists() and not out.is_dir():

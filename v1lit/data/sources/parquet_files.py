@@ -28,17 +28,14 @@ _KNOWN = re.compile(rf"({'|'.join(sorted(SPLIT_NAMES, key=len, reverse=True))})(
 
 @dataclass(frozen=True)
 class ParquetSource:
-    """Parquet files to import.
-
-    Attributes:
-        splits: name of the split -> its files, in order; the name is None where there are no splits.
-        root: the folder that file names are given relative to.
-        ignored: parquet files of the folder that belong to no split.
-    """
+    """Parquet files to import."""
 
     splits: dict[str | None, list[Path]]
+    """Name of the split -> its files, in order; the name is None where there are no splits."""
     root: Path
+    """The folder that file names are given relative to."""
     ignored: tuple[str, ...] = ()
+    """Parquet files of the folder that belong to no split."""
 
     def name(self, path: Path) -> str:
         """Name of a file for people: relative to the source."""
@@ -53,8 +50,8 @@ def find_source(source: str | Path, split: str | None = None) -> ParquetSource:
     val/0000.parquet. Files that belong to none while others do are left out (and listed in `ignored`): give
     them as SOURCE to import them.
 
-    Raises:
-        ValueError: nothing there, no such split, or a hub dataset that cannot be had.
+    Raises ValueError where nothing is there or no such split, and for a dataset of the hub that is not
+    available.
     """
     path = Path(source)
     if path.is_file():

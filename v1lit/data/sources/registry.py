@@ -219,8 +219,7 @@ IMPORTERS = {"v1g": "v1lit.data.sources.v1g:import_v1g"}
 def get_importer(name: str) -> Callable[..., Any]:
     """The import function of that name; its module is imported only now.
 
-    Raises:
-        ValueError: no such importer; lists those that exist.
+    Raises ValueError where there is none, with those that exist.
     """
     if name not in IMPORTERS:
         raise ValueError(explain_unknown("importer", name, IMPORTERS))

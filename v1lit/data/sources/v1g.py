@@ -41,28 +41,25 @@ _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What an import did.
-
-    Attributes:
-        accepted, rejected: numbers of rows.
-        shards: number of files.
-        seconds: how long this call took.
-        already_done: True if everything was there before and nothing was done.
-        folder: where the shards are.
-        splits: a report for each split, where the source has splits; their folders lie inside of `folder`.
-        ignored: files of the source that belong to no split and were left out.
-        reasons: the most frequent reasons for rejecting rows, each with the number of such rows.
-    """
+    """What an import did."""
 
     accepted: int
     rejected: int
+    """Numbers of rows."""
     shards: int
+    """Number of files."""
     seconds: float
+    """How long this call took."""
     already_done: bool
+    """True if everything was there before and nothing was done."""
     folder: Path
+    """Where the shards are."""
     splits: dict[str, ImportReport] = field(default_factory=dict)
+    """A report for each split, where the source has splits; their folders lie inside of `folder`."""
     ignored: tuple[str, ...] = ()
+    """Files of the source that belong to no split and were left out."""
     reasons: tuple[tuple[str, int], ...] = ()
+    """The most frequent reasons for rejecting rows, each with the number of such rows."""
 
     @property
     def failed(self) -> str | None:
@@ -99,8 +96,8 @@ def import_v1g(
         max_examples_per_shard: also about the number of rows that a killed import does again per worker.
         progress: show a progress bar on stderr.
 
-    Raises:
-        ValueError: nothing to import, not the v1g format, or `out` holds something else.
+    Raises ValueError where there is nothing to import, the rows are not in the v1g format, or `out` holds
+    something else.
     """
     started = time.monotonic()
     workers = workers if workers is not None else available_cores()
@@ -283,8 +280,7 @@ def row_to_example(row: Mapping[str, Any], *, source: str = "v1g") -> Example:
     are. The image stands where the human turn begins, so that any further `<image>` is somebody's word.
     Source: jun297/v1, dataset.py at 5ea4620, lines 118-151.
 
-    Raises:
-        ExampleError: with the first defect as `.reason`.
+    Raises ExampleError with the first defect as `.reason`.
     """
     id = row["id"]
     try:

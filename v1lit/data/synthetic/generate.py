@@ -151,8 +151,7 @@ def synthesize(
         shard_examples: examples per shard.
         progress: whether to show a progress bar.
 
-    Raises:
-        ValueError: for settings out of range, or where `out` holds something else.
+    Raises ValueError for settings out of range, or where `out` holds something else.
     """
     settings = {
         "examples": examples,
@@ -201,8 +200,7 @@ def _draw_chunk(chunk: range, settings: Mapping[str, Any]) -> list[Example]:
 def _holds(out: Path, settings: Mapping[str, Any]) -> bool:
     """Whether `out` holds exactly this data set; False where there is nothing yet.
 
-    Raises:
-        ValueError: where it holds something else, or a part of it is missing.
+    Raises ValueError where it holds something else, or a part of it is missing.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False

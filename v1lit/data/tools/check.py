@@ -37,27 +37,24 @@ CHECK_CACHE_BYTES = 16 * 2**30
 
 @dataclass
 class CheckReport:
-    """What was checked, and what was found.
-
-    Attributes:
-        shards, examples, images, regions, bytes: totals of what could be read.
-        kinds: findings per kind.
-        first: the first `LISTED` findings.
-        without_index: folders that have none, so that sizes, checksums and missing shards cannot be known.
-        decoded: whether images were decoded.
-        seconds: how long it took.
-    """
+    """What was checked, and what was found."""
 
     shards: int = 0
     examples: int = 0
     images: int = 0
     regions: int = 0
     bytes: int = 0
+    """Totals of what could be read."""
     kinds: Counter[str] = field(default_factory=Counter)
+    """Findings per kind."""
     first: list[Finding] = field(default_factory=list)
+    """The first `LISTED` findings."""
     without_index: list[str] = field(default_factory=list)
+    """Folders that have none, so that sizes, checksums and missing shards cannot be known."""
     decoded: bool = True
+    """Whether images were decoded."""
     seconds: float = 0.0
+    """How long it took."""
 
     @property
     def passed(self) -> bool:
@@ -86,8 +83,7 @@ def check(
             when the check is complete.
         progress: show a progress bar on stderr.
 
-    Raises:
-        ValueError: a location without shards, or no workers.
+    Raises ValueError for a location without shards, or no workers.
     """
     started = time.monotonic()
     workers = count_workers(workers, 2**31)

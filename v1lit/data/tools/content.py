@@ -21,8 +21,7 @@ from v1lit.data.tools.find import ShardFile
 def fetch(shard: ShardFile, cache: tuple[str, int]) -> Path:
     """Path of a shard on a local disk. `cache`: folder and most bytes of the cache for remote ones.
 
-    Raises:
-        ShardError: it cannot be had; of kind "missing" where there is no local file.
+    Raises ShardError where it cannot be fetched, of kind "missing" where there is no local file.
     """
     if is_remote(shard.location):
         return _open_cache(*cache).fetch(shard.location)
@@ -39,8 +38,7 @@ def _open_cache(folder: str, max_bytes: int) -> ShardCache:
 def scan_file(path: Path) -> Scan:
     """Names and places of the examples, as far as they can be found, and what is wrong with the headers.
 
-    Raises:
-        ShardError: the file cannot be opened.
+    Raises ShardError where the file cannot be opened.
     """
     with _opened(path) as file:
         return scan_headers(file.read, file.size)
@@ -49,8 +47,7 @@ def scan_file(path: Path) -> Scan:
 def index_of(path: Path, scan: Scan) -> tuple[ShardIndex, str]:
     """The index of what a scan found, with the checksums that the bytes have now; and SHA-256 of the file.
 
-    Raises:
-        ShardError: the file cannot be read, or was cut off meanwhile.
+    Raises ShardError where the file cannot be read, or was cut off meanwhile.
     """
     with _opened(path) as file:
         try:

@@ -17,19 +17,16 @@ from v1lit.paths import expand_path
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is wrong.
-
-    Attributes:
-        shard: location of the shard, or of the folder.
-        key: name of the example, None where it is about the whole shard.
-        kind: see `v1lit.data.tools.check.FINDING_KINDS`.
-        reason: what is wrong and, where there is a way, what to do.
-    """
+    """Something that is wrong."""
 
     shard: str
+    """Location of the shard, or of the folder."""
     key: str | None
+    """Name of the example, None where it is about the whole shard."""
     kind: str
+    """See `v1lit.data.tools.check.FINDING_KINDS`."""
     reason: str
+    """What is wrong and, where there is a way, what to do."""
 
     def as_error(self) -> ShardError:
         """The same as an exception."""
@@ -60,8 +57,7 @@ class ShardList:
 def find_shards(locations: Sequence[str]) -> ShardList:
     """The shards of some locations: folders, tar files or patterns, local or URLs.
 
-    Raises:
-        ValueError: no locations, or one that names no shards.
+    Raises ValueError without locations, or for one that names no shards.
     """
     if not locations:
         raise ValueError("no location is given; give folders with shards, tar files or patterns")

@@ -70,19 +70,16 @@ RULES_VERSION = 1
 
 @dataclass(frozen=True)
 class ReshardOptions:
-    """How the output is made; the same inputs and options give the same bytes.
-
-    Attributes:
-        shuffle: seed of the order, None to keep the order of the inputs.
-        examples_per_shard: at most, and
-        max_shard_mb: size of a shard's file in MiB at most; a larger example gets a shard for itself.
-        on_bad: what a shard or an example does that cannot be used: "stop", or "skip" it and list it.
-    """
+    """How the output is made; the same inputs and options give the same bytes."""
 
     shuffle: int | None = None
+    """Seed of the order, None to keep the order of the inputs."""
     examples_per_shard: int = 1000
+    """At most, and."""
     max_shard_mb: int = 512
+    """Size of a shard's file in MiB at most; a larger example gets a shard for itself."""
     on_bad: str = "stop"
+    """What a shard or an example does that cannot be used: "stop", or "skip" it and list it."""
 
     def __post_init__(self) -> None:
         if self.shuffle is not None and self.shuffle < 0:
@@ -125,9 +122,8 @@ def reshard(
         workers: processes; None for one per core.
         progress: show progress bars on stderr.
 
-    Raises:
-        ValueError: no shards, an `out` that holds something else, an id that occurs twice.
-        ShardError: a shard or example that cannot be used, with on_bad="stop".
+    Raises ValueError where there are no shards, `out` holds something else, or an id occurs twice; with
+    `on_bad="stop"` ShardError for a shard or example that cannot be used.
     """
     started, options, out = time.monotonic(), options or ReshardOptions(), Path(expand_path(out))
     workers = count_workers(workers, 2**31)

@@ -71,9 +71,8 @@ def make_table(
 ) -> None:
     """Write the table of all examples to table.bin and table.json in `folder`, unless it is there.
 
-    Raises:
-        ShardError: a shard that cannot be used, unless it is to be skipped.
-        RepeatedIdError: an id that occurs twice.
+    Raises ShardError for a shard that cannot be used, unless it is to be skipped, and RepeatedIdError for an
+    id that occurs twice.
     """
     if (folder / "table.json").is_file():
         return

@@ -63,8 +63,7 @@ def show(
         encoding: how to encode; the defaults if None.
         seed: chooses the examples.
 
-    Raises:
-        ValueError: for another suffix than those two, a source without examples, or n below 1.
+    Raises ValueError for another suffix than those two, a source without examples, or n below 1.
     """
     out, source = Path(expand_path(out)), expand_path(source)
     renderers = {".html": render_html, ".htm": render_html, ".png": render_png}
