@@ -30,7 +30,7 @@ def most_frequent(reasons: Iterable[str], most: int = 3) -> ReasonCounts:
 
 
 def in_words(counted: Iterable[tuple[str, int]]) -> str:
-    """`3 x the row has no id; 1 x ...`"""
+    """Counted reasons as a text: `3 x the row has no id; 1 x ...`."""
     return "; ".join(f"{count} x {reason}" for reason, count in counted)
 
 

@@ -64,8 +64,7 @@ class ExampleDataset(wds.WebDataset):
 
     @property
     def skipped(self) -> int:
-        """Examples, and whole shards, that were skipped so far: by all workers, and in all pipelines made
-        from this one."""
+        """Examples and whole shards skipped so far, by all workers and all pipelines made from this one."""
         return int(self._skipped)
 
 
@@ -76,10 +75,10 @@ class _ShardReader:
         self.catalog, self.skip, self.skipped = catalog, skip, skipped
 
     def __call__(self, shards: Iterable[dict[str, Any]]) -> Iterator[Example]:
-        numbers = {file: number for number, file in enumerate(self.catalog.files)}
-        for one in shards:
+        indices = {file: index for index, file in enumerate(self.catalog.files)}
+        for sample in shards:
             try:
-                shard = self.catalog.open(numbers[one["url"]])
+                shard = self.catalog.open(indices[sample["url"]])
             except ShardError as error:
                 self._bad(error)
                 continue
@@ -87,9 +86,9 @@ class _ShardReader:
                 yield from self._examples(shard)
 
     def _examples(self, shard: Shard) -> Iterator[Example]:
-        for number in range(len(shard)):
+        for index in range(len(shard)):
             try:
-                example = shard.example(number)
+                example = shard.example(index)
             except ShardError as error:
                 self._bad(error)
             else:

@@ -2,7 +2,7 @@
 
     files/<name>        complete files; the time of the last use is their time of modification
     notes/<name>        what is known of each: size, SHA-256, tag of the version, inode
-    parts/<name>.part   a download under way, or left by a killed process: the next one goes on with it
+    parts/<name>.part   a download under way, or left by a killed process: the next one resumes it
     locks/<name>        empty, stays; locked by the process that downloads, unlocked at its end by the system
 
 <name> is the SHA-256 of the URL and the readable end of it.
@@ -39,13 +39,13 @@ class ShardCache:
     Any number of processes, also of several runs, may use one folder with one limit. A file that several want
     is downloaded by one of them, the others wait. When room is needed, what was not used for longest is
     deleted, unfinished downloads that nobody works on included. A file that a process has open can be deleted
-    too: it goes on reading, and the bytes count no longer, though the disk holds them until it is closed.
+    too: it can still read it, and the bytes count no longer, though the disk holds them until it is closed.
 
     Args:
         folder: made if missing; only four folders in it are touched.
         max_bytes: limit for all complete and unfinished files together (data.stream.cache_gb). It should hold
             a few files for each process, else they delete what others have just downloaded.
-        retry: how patiently to download.
+        retry: how often to try, and how long a download may take.
 
     Raises CacheError where the folder cannot be written, and ValueError where `max_bytes` is not above 0.
     """

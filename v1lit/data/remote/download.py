@@ -20,7 +20,7 @@ from v1lit.files import write_atomically
 
 STEP = 64 * 2**20
 Reserve = Callable[[int, int], int]
-"""(bytes a file will have for sure, bytes it may have on top) -> size up to which it need not ask again."""
+"""Takes the bytes that a file will have, and may have on top; returns the size up to which all is granted."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def download(
 ) -> DownloadResult:
     """Download a file; `path` appears when it is complete.
 
-    It grows beside `path`, in `.<name>.part`. What an interrupted call has left there is gone on with, where
+    It grows beside `path`, in `.<name>.part`. What an interrupted call has left there is resumed, where
     the server can and the file is still the same. Only one process at a time may download to a path.
 
     Args:
@@ -141,7 +141,7 @@ def _mismatch(reason: str) -> ProblemError:
 
 
 class PartialFile:
-    """A file under way, and a note beside it of what it is a part of. Goes on with what is there.
+    """A file under way, and a note beside it of what it is a part of. Resumes what is there.
 
     Use as a context manager: closed at its end, and removed where it holds nothing or the disk is full.
     """
@@ -170,6 +170,7 @@ class PartialFile:
         self.write_note()
 
     def write(self, chunk: bytes) -> None:
+        """Append bytes. Raises CacheError."""
         try:
             written = 0
             while written < len(chunk):
@@ -196,6 +197,7 @@ class PartialFile:
         self.note_path.unlink(missing_ok=True)
 
     def remove(self) -> None:
+        """Delete what is there, and its note."""
         self._file.close()
         self.path.unlink(missing_ok=True)
         self.note_path.unlink(missing_ok=True)

@@ -30,12 +30,12 @@ OURS = (
 class RemoteError(ShardError):
     """A remote file that could not be read.
 
-    Attributes:
-        url: of the file, without passwords, signatures and tokens.
+    Args:
+        url: of the file; passwords, signatures and tokens are taken out.
         attempts: how many were made.
         last: what went wrong in the last one.
-        status: the HTTP status of that, None where there was none.
         kind: "unreachable", or "checksum" where size or SHA-256 differ from what was expected.
+        status: the HTTP status of the last attempt, None where there was none.
     """
 
     def __init__(
@@ -60,7 +60,8 @@ class CacheError(ValueError):
 class ProblemError(Exception):
     """One failed attempt.
 
-    Attributes:
+    Args:
+        reason: what went wrong.
         final: another attempt would end in the same way.
         restart: what has been downloaded so far is worth nothing.
         wait: seconds that the server asks to wait.

@@ -1,4 +1,4 @@
-"""fsspec's file systems, opened so that forked processes can use them, and calls with a time limit.
+"""File systems of fsspec, opened so that forked processes can use them, and calls with a time limit.
 
 fsspec runs requests in a thread with an event loop, and neither survives a fork. It notices the fork and
 makes new ones, but it also throws the parent's file systems away. Closing them in the child takes a second
@@ -63,8 +63,8 @@ def run(filesystem: Any, function: Any, *args: Any, timeout: float | None, **kwa
 
 def _new(url: str, scheme: str, retry: Retry) -> Any:
     if scheme not in SCHEMES:
-        known = ", ".join(f"{name}://" for name in SCHEMES)
-        raise ValueError(f"{shown(url)}: {scheme}:// cannot be read; known are local paths and {known}")
+        schemes = ", ".join(f"{name}://" for name in SCHEMES)
+        raise ValueError(f"{shown(url)}: {scheme}:// cannot be read; known are local paths and {schemes}")
     import fsspec
 
     _mend_fork()
@@ -84,7 +84,7 @@ def _new(url: str, scheme: str, retry: Retry) -> Any:
 
 @functools.cache
 def _mend_fork() -> None:
-    """fsspec forgets its loop in a forked child, but not the lock around it, which the parent may hold."""
+    """Let forked children, which have no loop of fsspec, not keep its lock, which the parent may hold."""
     from fsspec.asyn import reset_lock
 
     if hasattr(os, "register_at_fork"):
@@ -95,9 +95,9 @@ def _options(scheme: str, retry: Retry) -> dict[str, Any]:
     """Ours, merged into those of fsspec's configuration, which would be replaced otherwise."""
     from fsspec.config import conf
 
-    given: dict[str, Any] = {**conf.get(scheme, {})}
+    settings: dict[str, Any] = {**conf.get(scheme, {})}
     if scheme in ("http", "https"):
-        return {"client_kwargs": {"trust_env": True, **given.get("client_kwargs", {})}}
+        return {"client_kwargs": {"trust_env": True, **settings.get("client_kwargs", {})}}
     if scheme == "s3":
         limits = {
             "connect_timeout": retry.timeout,
@@ -106,6 +106,6 @@ def _options(scheme: str, retry: Retry) -> dict[str, Any]:
         }
         return {
             "use_listings_cache": False,
-            "config_kwargs": {**limits, **given.get("config_kwargs", {})},
+            "config_kwargs": {**limits, **settings.get("config_kwargs", {})},
         }
     return {"use_listings_cache": False} if scheme in ("gs", "az") else {}

@@ -49,10 +49,14 @@ def expand(location: str, retry: Retry = DEFAULT_RETRY) -> list[str]:
     """
     if not is_remote(location) and os.path.lexists(location):
         return [location]  # Also where a name holds characters of patterns.
-    found: set[str] = set()
-    for one in unbrace(location):
-        found.update(_expand_remote(one, location, retry) if is_remote(one) else _expand_local(one, location))
-    return sorted(found)
+    matches: set[str] = set()
+    for pattern in unbrace(location):
+        matches.update(
+            _expand_remote(pattern, location, retry)
+            if is_remote(pattern)
+            else _expand_local(pattern, location)
+        )
+    return sorted(matches)
 
 
 def join(folder: str, name: str) -> str:
@@ -107,7 +111,7 @@ def is_open(location: str, retry: Retry = DEFAULT_RETRY) -> bool:
     except RemoteError as error:
         if error.status not in (401, 403):
             raise
-        log.warning("%s is refused (status %d): going on without it", shown(location), error.status)
+        log.warning("%s is refused (status %d): continuing without it", shown(location), error.status)
         return False
 
 
@@ -159,14 +163,14 @@ def unbrace(location: str) -> list[str]:
     try:
         # braceexpand holds every single range as a list.
         too_many = any(abs(int(b) - int(a)) >= MAX_LOCATIONS for a, b in _RANGE.findall(location))
-        found = (
+        matches = (
             [] if too_many else list(itertools.islice(braceexpand(location, escape=False), MAX_LOCATIONS + 1))
         )
     except ValueError as error:
         raise ValueError(f"{shown(location)}: the braces do not match ({error})") from error
-    if too_many or len(found) > MAX_LOCATIONS:
+    if too_many or len(matches) > MAX_LOCATIONS:
         raise ValueError(f"{shown(location)} stands for more than {MAX_LOCATIONS} locations")
-    return found
+    return matches
 
 
 def _expand_local(location: str, whole: str) -> list[str]:
@@ -175,10 +179,10 @@ def _expand_local(location: str, whole: str) -> list[str]:
     folder, name = os.path.split(location)
     # Brackets of a folder that is really called so are no pattern.
     pattern = os.path.join(glob.escape(folder), name) if os.path.isdir(folder) else location
-    found = glob.glob(pattern, recursive=True) if glob.has_magic(pattern) else []
-    if not found:
+    matches = glob.glob(pattern, recursive=True) if glob.has_magic(pattern) else []
+    if not matches:
         raise _nothing(location, whole)
-    return found
+    return matches
 
 
 def _expand_remote(url: str, whole: str, retry: Retry) -> Iterable[str]:
@@ -191,10 +195,10 @@ def _expand_remote(url: str, whole: str, retry: Retry) -> Iterable[str]:
     # A listing is many requests, each with the limits of the library.
     pattern = url if is_web else filesystem._strip_protocol(url)
     filesystem.invalidate_cache()
-    found = retry.run(url, lambda: call(filesystem, "glob", pattern, timeout=10 * retry.timeout))
-    if not found:
+    matches = retry.run(url, lambda: call(filesystem, "glob", pattern, timeout=10 * retry.timeout))
+    if not matches:
         raise _nothing(url, whole)
-    return found if is_web else [f"{scheme}://{name}" for name in found]
+    return matches if is_web else [f"{scheme}://{name}" for name in matches]
 
 
 def _nothing(location: str, whole: str) -> ValueError:

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Retry:
-    """How often and how patiently a remote file is asked for.
+    """How often a remote file is asked for, and how long that may take.
 
     Args:
         attempts: how many are made at most for one file, the first one included (data.stream.attempts).
@@ -60,7 +60,7 @@ class Retry:
         content was twice not the expected one.
         """
         mismatches = 0
-        for number in range(1, self.attempts + 1):
+        for tries in range(1, self.attempts + 1):
             try:
                 return attempt()
             except Exception as error:
@@ -68,10 +68,10 @@ class Retry:
                 if problem is None:
                     raise
                 mismatches += problem.kind == "checksum"
-                if problem.final or mismatches == 2 or number == self.attempts:
-                    raise RemoteError(url, number, problem.reason, problem.kind, problem.status) from error
-                seconds = max(self.wait(number), min(problem.wait, self.longest_wait))
-                told = (shown(url), problem.reason, number, self.attempts, seconds)
+                if problem.final or mismatches == 2 or tries == self.attempts:
+                    raise RemoteError(url, tries, problem.reason, problem.kind, problem.status) from error
+                seconds = max(self.wait(tries), min(problem.wait, self.longest_wait))
+                told = (shown(url), problem.reason, tries, self.attempts, seconds)
             log.info("%s: %s (attempt %d of %d, the next in %.1f s)", *told)
             time.sleep(seconds)
         raise AssertionError("there is at least one attempt")

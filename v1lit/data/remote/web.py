@@ -107,14 +107,14 @@ def _asked_wait(headers: Any) -> float:
 
 
 def _place(response: Any, start: int) -> tuple[int, int | None]:
-    """(First byte that follows, size of the whole file)."""
+    """Which byte follows first, and the size of the whole file."""
     headers = response.headers
     if response.status == 200:
         return 0, None if _is_chunked(response) else response.content_length
-    match = _CONTENT_RANGE.fullmatch(given := headers.get("Content-Range", "").strip())
+    match = _CONTENT_RANGE.fullmatch(header := headers.get("Content-Range", "").strip())
     if response.status == 416 or match is None or match[1] is None or int(match[1]) != start:
         asked = f"bytes from {start} on were asked for"
-        raise ProblemError(f"{asked}, the server answered {response.status} {given!r:.80}", restart=True)
+        raise ProblemError(f"{asked}, the server answered {response.status} {header!r:.80}", restart=True)
     return start, None if match[3] == "*" else int(match[3])
 
 

@@ -70,8 +70,8 @@ def _listed(location: str, retry: Retry) -> Iterator[Listed]:
 
 def _of_index(folder: str, retry: Retry) -> Iterator[Listed]:
     table: ShardTable = read_index(folder, retry)["shards"]
-    for number, file in enumerate(table.files):
-        yield shard_location(folder, file), folder, table, number
+    for row, file in enumerate(table.files):
+        yield shard_location(folder, file), folder, table, row
 
 
 def _is_folder(location: str) -> bool:
@@ -95,14 +95,14 @@ class Catalog:
         self.files: list[str] = []
         self._folders: list[str | None] = []
         self._tables: list[ShardTable | None] = []
-        self._numbers: list[int] = []
+        self._rows: list[int] = []
         counts = []
-        for file, folder, table, number in _listed(self.location, self.retry):
+        for file, folder, table, row in _listed(self.location, self.retry):
             self.files.append(file)
             self._folders.append(folder)
             self._tables.append(table)
-            self._numbers.append(number)
-            counts.append(-1 if table is None else int(table.examples[number]))
+            self._rows.append(row)
+            counts.append(-1 if table is None else int(table.examples[row]))
         if not counts:
             raise ValueError(
                 f"{location}: its {INDEX_NAME} names no shards; where an import has rejected every row, its "
@@ -119,8 +119,8 @@ class Catalog:
     def content(self) -> str:
         """Hexadecimal digits that change when the shards do; without an index, when their names do."""
         digest = hashlib.sha256()
-        for file, table, number in zip(self.files, self._tables, self._numbers, strict=True):
-            digest.update((file if table is None else table.sha256[number]).encode() + b"\n")
+        for file, table, row in zip(self.files, self._tables, self._rows, strict=True):
+            digest.update((file if table is None else table.sha256[row]).encode() + b"\n")
         return digest.hexdigest()
 
     @cached_property
@@ -156,7 +156,7 @@ class Catalog:
 
     def _info(self, shard: int) -> ShardInfo | None:
         table = self._tables[shard]
-        return None if table is None else table[self._numbers[shard]]
+        return None if table is None else table[self._rows[shard]]
 
     @cached_property
     def cache(self) -> ShardCache:

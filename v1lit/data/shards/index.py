@@ -34,7 +34,7 @@ REINDEX = "`v1lit data index` makes it again"
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One shard of an index: its file, numbers of examples, images and regions, size and SHA-256."""
+    """One shard of an index: its file, how many examples, images and regions it holds, bytes and SHA-256."""
 
     file: str
     """A name beside the index; in an index of files elsewhere an absolute path or URL."""
@@ -46,12 +46,7 @@ class ShardInfo:
 
 
 class ShardTable(Sequence[ShardInfo]):
-    """The shards of an index, kept as columns: small for 100,000 of them.
-
-    Attributes:
-        files, sha256: lists [shards].
-        examples, images, regions, bytes: int64 [shards].
-    """
+    """The shards of an index as columns, small for 100,000 of them: lists and int64 arrays `[shards]`."""
 
     def __init__(self, shards: Iterable[ShardInfo | Mapping[str, Any]]) -> None:
         rows = [vars(shard) if isinstance(shard, ShardInfo) else shard for shard in shards]
@@ -66,19 +61,19 @@ class ShardTable(Sequence[ShardInfo]):
         return len(self.files)
 
     @overload
-    def __getitem__(self, number: int) -> ShardInfo: ...
+    def __getitem__(self, index: int) -> ShardInfo: ...
     @overload
-    def __getitem__(self, number: slice) -> list[ShardInfo]: ...
-    def __getitem__(self, number: int | slice) -> ShardInfo | list[ShardInfo]:
-        if isinstance(number, slice):
-            return [self[k] for k in range(*number.indices(len(self)))]
+    def __getitem__(self, index: slice) -> list[ShardInfo]: ...
+    def __getitem__(self, index: int | slice) -> ShardInfo | list[ShardInfo]:
+        if isinstance(index, slice):
+            return [self[k] for k in range(*index.indices(len(self)))]
         return ShardInfo(
-            file=self.files[number],
-            examples=int(self.examples[number]),
-            images=int(self.images[number]),
-            regions=int(self.regions[number]),
-            bytes=int(self.bytes[number]),
-            sha256=self.sha256[number],
+            file=self.files[index],
+            examples=int(self.examples[index]),
+            images=int(self.images[index]),
+            regions=int(self.regions[index]),
+            bytes=int(self.bytes[index]),
+            sha256=self.sha256[index],
         )
 
 
@@ -119,7 +114,7 @@ def read_index(location: str | Path, retry: Retry | None = None) -> dict[str, An
     """Read `index.json` of a folder of shards, local or a URL. Its "shards" are a `ShardTable`.
 
     Args:
-        retry: how patiently a URL is asked for, if not as ever.
+        retry: how often a URL is asked for, and how long it may take; None for the defaults.
 
     Raises ValueError where there is no index (the folder is missing or was never completed), or one that this
     version cannot read.

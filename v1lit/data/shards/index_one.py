@@ -22,17 +22,19 @@ from v1lit.data.shards.scan import checksums, scan_headers
 from v1lit.data.shards.sidecar import MAX_SIDECAR_BYTES, ShardIndex, read_record, read_shard_index
 
 MAX_LISTED_OF_SHARD = 20
-"""So many problems of one shard are listed; all are counted."""
+"""Problems of one shard that are listed; all are counted."""
 
 
 @dataclass(frozen=True)
 class IndexTask:
-    """A shard to be indexed. `file`: as index.json calls it; `scratch`: folder for a fetched one."""
+    """A shard to be indexed."""
 
     file: str
+    """Its name in index.json."""
     location: str
     sidecar: Path
     scratch: Path
+    """Folder for a fetched one."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ class IndexedShard:
 def index_one(task: IndexTask) -> IndexedShard:
     """Index one shard, unless its sidecar says that this was done. Runs in other processes."""
     stamp = _stamp(task.location)
-    if (known := _known(task, stamp)) is not None:
-        return known
+    if (kept := _known(task, stamp)) is not None:
+        return kept
     if not is_url(task.location):
         return _read(task, task.location, stamp)
     from v1lit.data import remote
@@ -80,8 +82,8 @@ def _stamp(location: str) -> list[Any] | None:
     from v1lit.data.remote import DEFAULT_RETRY
     from v1lit.data.remote.body import look_up
 
-    found = DEFAULT_RETRY.run(location, partial(look_up, location, DEFAULT_RETRY))
-    return None if found.tag is None else [found.size, found.tag]
+    info = DEFAULT_RETRY.run(location, partial(look_up, location, DEFAULT_RETRY))
+    return None if info.tag is None else [info.size, info.tag]
 
 
 def _known(task: IndexTask, stamp: list[Any] | None) -> IndexedShard | None:
@@ -133,22 +135,22 @@ def _read(task: IndexTask, path: str, stamp: list[Any] | None) -> IndexedShard:
 
 
 def _try_examples(shard: Shard, bad: list[tuple[str | None, str, str]]) -> tuple[int, int]:
-    """Numbers of images and regions; what is wrong is added to `bad`."""
+    """How many images and regions there are; what is wrong is added to `bad`."""
     images = regions = 0
-    for number in range(len(shard)):
+    for index in range(len(shard)):
         try:
-            example = shard.example(number)
-            found = len(example.images), len(example.regions)
+            example = shard.example(index)
+            num_images, num_regions = len(example.images), len(example.regions)
         except ShardError as error:
             bad.append((error.key, error.kind, error.reason))
-            found = _count(shard, number)
-        images, regions = images + found[0], regions + found[1]
+            num_images, num_regions = _count(shard, index)
+        images, regions = images + num_images, regions + num_regions
     return images, regions
 
 
-def _count(shard: Shard, number: int) -> tuple[int, int]:
+def _count(shard: Shard, index: int) -> tuple[int, int]:
     """Images and regions of an example that is not valid, as far as it can be read."""
     try:
-        return counts(shard.members(number))
+        return counts(shard.members(index))
     except ShardError:
         return 0, 0

@@ -26,7 +26,7 @@ from v1lit.paths import expand_path
 from v1lit.processes import count_workers, ordered, progress_bar
 
 MAX_LISTED = 100
-"""So many problems are listed; all are counted."""
+"""Problems that are listed; all are counted."""
 SCRATCH = ".fetched"
 _OURS = ("schema_version", "examples", "images", "regions", "shards", "problems", "location")
 T = TypeVar("T")
@@ -135,9 +135,9 @@ def _old_index(folder: Path, location: str | None) -> dict[str, Any] | None:
         raise ValueError(f"the folder {folder} cannot be used ({error.strerror})") from error
     except ValueError:
         return None
-    if (found := old.get("location")) != location:
+    if (other := old.get("location")) != location:
         advice = f"choose another folder, or delete its {INDEX_NAME}"
-        raise ValueError(f"{folder} holds the index of {found or 'the shards in it'}: {advice}")
+        raise ValueError(f"{folder} holds the index of {other or 'the shards in it'}: {advice}")
     return old
 
 
@@ -157,14 +157,14 @@ def _run(
     unusable = 0
     results = ordered(index_one, tasks, count_workers(workers, len(tasks)))
     with closing(results), progress_bar("indexing", len(tasks), progress) as advance:
-        for task, found in zip(tasks, results, strict=True):
-            advance(found.info.examples)
-            if found.sidecar is not None:
-                _write(task.sidecar, found.sidecar)
-            infos.append(found.info)
-            problems.update(found.problems)
-            unusable += found.unusable
-            for key, kind, reason in found.bad[: MAX_LISTED - len(bad)]:
+        for task, shard in zip(tasks, results, strict=True):
+            advance(shard.info.examples)
+            if shard.sidecar is not None:
+                _write(task.sidecar, shard.sidecar)
+            infos.append(shard.info)
+            problems.update(shard.problems)
+            unusable += shard.unusable
+            for key, kind, reason in shard.bad[: MAX_LISTED - len(bad)]:
                 bad.append({"shard": task.location, "key": key, "kind": kind, "reason": reason})
     return infos, dict(problems), bad, unusable
 

@@ -28,10 +28,10 @@ def unpack(data: bytes) -> tuple[str, dict[str, bytes]]:
 
     Raises DamageError where the bytes are not the whole members of one example, or a member must not be read.
     """
-    found = list(walk(lambda at, size: data[at : at + size], 0, len(data)))
-    own = [member for member in found if not is_clutter(member)]
+    tar_members = list(walk(lambda at, size: data[at : at + size], 0, len(data)))
+    own = [member for member in tar_members if not is_clutter(member)]
     key = _key_of(own)
-    if key is None or found[-1].end != len(data):
+    if key is None or tar_members[-1].end != len(data):
         raise DamageError("no tar header where a member should be", "shard", key)
     members: dict[str, bytes] = {}
     for member in own:

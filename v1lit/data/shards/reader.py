@@ -77,38 +77,38 @@ class Shard:
     def keys(self) -> list[str]:
         """Names of the examples, in order. With an index the headers are read for it. Raises as `key`."""
         if self._keys is None:
-            self._keys = [self.key(number) for number in range(len(self))]
+            self._keys = [self.key(index) for index in range(len(self))]
         return self._keys
 
-    def key(self, number: int) -> str:
+    def key(self, index: int) -> str:
         """Name of one example, without reading its content.
 
         Raises ShardError where there is no readable tar header where it should be.
         """
-        start, _ = self._range(number)
-        key = self._find_key(number)
+        start, _ = self._range(index)
+        key = self._find_key(index)
         if key is None:
-            raise self._error(DamageError(f"no readable tar header of an example at byte {start}"), number)
+            raise self._error(DamageError(f"no readable tar header of an example at byte {start}"), index)
         return key
 
-    def raw(self, number: int) -> bytes:
+    def raw(self, index: int) -> bytes:
         """The bytes of one example in the file, tar headers included, after the checks of `members`."""
-        return self._checked(number)[0]
+        return self._checked(index)[0]
 
-    def members(self, number: int) -> dict[str, bytes]:
+    def members(self, index: int) -> dict[str, bytes]:
         """Content of the members of one example, by kind ("json", "jpg", "0.jpg", ...).
 
         Raises ShardError where the bytes have another checksum than the index says, are no whole example, or
         hold a member of unknown kind, too large, or not a plain file.
         """
-        return self._checked(number)[2]
+        return self._checked(index)[2]
 
-    def example(self, number: int) -> Example:
+    def example(self, index: int) -> Example:
         """One example, checked.
 
         Raises ShardError as `members`, and where the members do not form a valid example.
         """
-        _, key, members = self._checked(number)
+        _, key, members = self._checked(index)
         try:
             return Example.from_members(key, members)
         except ValueError as error:
@@ -137,23 +137,23 @@ class Shard:
 
     # --- one example ---
 
-    def _range(self, number: int) -> tuple[int, int]:
-        if not 0 <= number < len(self._offsets) - 1:
-            raise IndexError(f"shard {self.name} has {len(self)} examples, there is no number {number}")
-        return self._offsets[number], self._offsets[number + 1]
+    def _range(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < len(self._offsets) - 1:
+            raise IndexError(f"shard {self.name} has {len(self)} examples, there is no number {index}")
+        return self._offsets[index], self._offsets[index + 1]
 
-    def _checked(self, number: int) -> tuple[bytes, str, dict[str, bytes]]:
+    def _checked(self, index: int) -> tuple[bytes, str, dict[str, bytes]]:
         """Bytes, key and members of one example."""
         try:
-            data = self._bytes_of(number)
-            if self.index is not None and zlib.crc32(data) != self._crc32[number]:
+            data = self._bytes_of(index)
+            if self.index is not None and zlib.crc32(data) != self._crc32[index]:
                 raise DamageError("its bytes do not have the checksum that the index says", "checksum")
             return data, *unpack(data)
         except DamageError as problem:
-            raise self._error(problem, number) from problem
+            raise self._error(problem, index) from problem
 
-    def _bytes_of(self, number: int) -> bytes:
-        start, end = self._range(number)
+    def _bytes_of(self, index: int) -> bytes:
+        start, end = self._range(index)
         if end > self._file.size:
             raise DamageError(
                 f"it should lie at bytes {start} to {end}, but the file ends at {self._file.size}"
@@ -166,21 +166,21 @@ class Shard:
             raise DamageError("the file was cut off while it was being read")
         return data
 
-    def _error(self, problem: DamageError, number: int) -> ShardError:
-        key = self._find_key(number) if problem.key is None else problem.key
+    def _error(self, problem: DamageError, index: int) -> ShardError:
+        key = self._find_key(index) if problem.key is None else problem.key
         reason = problem.reason
         if self.index is not None and problem.kind in ("shard", "checksum"):
             reason += (
-                f" (example number {number}): the file is damaged, or its index is of another file; "
+                f" (example number {index}): the file is damaged, or its index is of another file; "
                 "get the file again, or index it again with `v1lit data index`"
             )
         return ShardError(self.name, key, reason, problem.kind)
 
-    def _find_key(self, number: int) -> str | None:
+    def _find_key(self, index: int) -> str | None:
         """The key, as far as it can be read."""
         if self._keys is not None:
-            return self._keys[number]
-        start, end = self._range(number)
+            return self._keys[index]
+        start, end = self._range(index)
         keys: tuple[str, ...] = ()
         with suppress(DamageError):  # Only the headers matter here, not where the content would end.
             for member in walk(self._file.read, start, sys.maxsize):
@@ -196,8 +196,8 @@ class Shard:
 def iter_shard(path: str | Path) -> Iterator[tuple[str, dict[str, bytes]]]:
     """All examples of a shard in order, as (key, member kind -> content). Raises as `Shard`."""
     with Shard(path) as shard:
-        for number in range(len(shard)):
-            yield shard.key(number), shard.members(number)
+        for index in range(len(shard)):
+            yield shard.key(index), shard.members(index)
 
 
 def _kind_of(error: BaseException, members: dict[str, bytes]) -> str:
@@ -214,7 +214,7 @@ def _are_those_named(members: dict[str, bytes]) -> bool:
     """Whether the members are those that the json member names; True where it names none that could be."""
     try:
         kinds = [image["file_ext"].lower() for image in load_json(members["json"])["images"]]
-        expected = kinds if len(kinds) == 1 else [f"{number}.{kind}" for number, kind in enumerate(kinds)]
+        expected = kinds if len(kinds) == 1 else [f"{index}.{kind}" for index, kind in enumerate(kinds)]
         return {*expected, "json"} == set(members)
     except (ValueError, TypeError, KeyError, AttributeError):
         return True

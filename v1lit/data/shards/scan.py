@@ -125,7 +125,7 @@ def checksums(read: Read, offsets: Sequence[int], size: int) -> tuple[npt.NDArra
     Raises DamageError where the file ends before `size`.
     """
     digest = hashlib.sha256()
-    found: list[int] = []
+    crc32s: list[int] = []
     # The last stretch, behind the examples, has no checksum of its own.
     for start, end in zip(offsets, [*offsets[1:], size], strict=True):
         crc32 = 0
@@ -135,5 +135,5 @@ def checksums(read: Read, offsets: Sequence[int], size: int) -> tuple[npt.NDArra
                 raise DamageError("the file was cut off while it was being read")
             digest.update(block)
             crc32 = zlib.crc32(block, crc32)
-        found.append(crc32)
-    return np.array(found[:-1], dtype=np.uint32), digest.hexdigest()
+        crc32s.append(crc32)
+    return np.array(crc32s[:-1], dtype=np.uint32), digest.hexdigest()

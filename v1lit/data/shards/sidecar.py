@@ -65,8 +65,8 @@ def _problem(offsets: npt.NDArray[np.int64], crc32: npt.NDArray[np.uint32]) -> s
     # Compared, not subtracted: differences of hostile numbers would overflow.
     wrong = np.flatnonzero((offsets[1:] <= offsets[:-1]) | (offsets[1:] % BLOCK != 0))
     if len(wrong):
-        number = int(wrong[0])
-        return f"example {number} cannot reach from byte {offsets[number]} to {offsets[number + 1]}"
+        index = int(wrong[0])
+        return f"example {index} cannot reach from byte {offsets[index]} to {offsets[index + 1]}"
     return None
 
 

@@ -2,7 +2,7 @@
 
 Understood are the plain, ustar, GNU (long names) and PAX layouts. Python's tarfile is ten times slower per
 member, takes damage between two members for the end of the archive, and allocates whatever size an extended
-header gives.
+header claims.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PLAIN = Struct("100s 24x 11sB 12x 6sB x c 188x B 166x")
 """Name, size and what ends it, checksum and what ends it, kind, first byte of the folder."""
 
 Read = Callable[[int, int], bytes]
-"""read(offset, size): that many bytes from there, fewer at the end."""
+"""`read(offset, size)` returns that many bytes from there, fewer at the end."""
 
 
 class TarMember(NamedTuple):
@@ -49,7 +49,7 @@ def walk(read: Read, start: int, end: int) -> Iterator[TarMember]:
 
 def _next_member(read: Read, start: int, end: int) -> TarMember | None:
     at = start
-    extensions: dict[bytes, bytes] = {}  # The first one that gives a name or a size wins, as in tarfile.
+    extensions: dict[bytes, bytes] = {}  # The first one with a name or a size wins, as in tarfile.
     for _ in range(MAX_EXTENSIONS + 1):
         header = read(at, BLOCK)
         if len(header) < BLOCK or at + BLOCK > end:
@@ -112,12 +112,12 @@ def _member(
 
 
 def _check_header(header: bytes, at: int) -> int:
-    """The size that a header gives, after checking its checksum."""
+    """The size in a header, after checking its checksum."""
     field = header[148:156]
     stored = _whole_number(_text(field), 8, at)
-    found = sum(header) - sum(field) + 256
+    total = sum(header) - sum(field) + 256
     # Some old programs summed signed bytes.
-    if stored != found and stored != found - 256 * sum(b > 127 for b in header[:148] + header[156:]):
+    if stored != total and stored != total - 256 * sum(b > 127 for b in header[:148] + header[156:]):
         raise DamageError(f"damaged: no readable tar header at byte {at}")
     field = header[124:136]
     if field[0] == 0x80:
@@ -159,7 +159,7 @@ def _pax_records(content: bytes, at: int) -> dict[bytes, bytes]:
 
 
 def padded(size: int) -> int:
-    """Bytes that content of so many bytes takes in a tar file."""
+    """Bytes that content of `size` bytes takes in a tar file."""
     return (size + BLOCK - 1) // BLOCK * BLOCK
 
 

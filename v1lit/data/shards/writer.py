@@ -33,8 +33,8 @@ class ShardWriter:
 
     Args:
         folder: made if missing; must not hold shards of that prefix yet.
-        max_examples: a new shard starts after so many examples, and
-        max_bytes: before a shard would grow beyond so many bytes.
+        max_examples: most examples of a shard.
+        max_bytes: most bytes of a shard's file.
         unique: where an id must not come again: in "all" shards of this writer, which keeps all keys in
             memory, or in one "shard".
     """
@@ -72,7 +72,7 @@ class ShardWriter:
         self._append(example.key, example.id, data, len(example.images), len(example.regions))
 
     def write_members(self, key: str, members: Mapping[str, bytes]) -> None:
-        """Append an example by its members (kind -> content), as `Shard.members` gives them.
+        """Append an example by its members (kind -> content), as `Shard.members` returns them.
 
         Names, kinds and sizes are checked, the content is not.
 
@@ -81,7 +81,7 @@ class ShardWriter:
         self.write_raw(_packed(key, members))
 
     def write_raw(self, data: bytes) -> str:
-        """Append an example by its bytes in another shard, as `Shard.raw` gives them; returns its key.
+        """Append an example by its bytes in another shard, as `Shard.raw` returns them; returns its key.
 
         Raises ValueError for a key that was written before, or bytes that are not one whole example.
         """

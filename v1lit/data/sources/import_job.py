@@ -225,7 +225,7 @@ def _without(job: Job, shards: list[ShardInfo], source: str, target: str, ids: s
     with ShardWriter(staging / target, max_examples=job.max_examples) as writer:
         for info in shards:
             with Shard(staging / source / info.file) as shard:
-                for number, key in enumerate(shard.keys):
+                for index, key in enumerate(shard.keys):
                     if unquote(key) not in ids:
-                        writer.write(shard.example(number))
+                        writer.write(shard.example(index))
     return writer.shards

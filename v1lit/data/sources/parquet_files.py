@@ -33,7 +33,7 @@ class ParquetSource:
     splits: dict[str | None, list[Path]]
     """Name of the split -> its files, in order; the name is None where there are no splits."""
     root: Path
-    """The folder that file names are given relative to."""
+    """The folder that names of files are relative to."""
     ignored: tuple[str, ...] = ()
     """Parquet files of the folder that belong to no split."""
 
@@ -59,18 +59,18 @@ def find_source(source: str | Path, split: str | None = None) -> ParquetSource:
             raise ValueError(f"{source} is one file: the option split={split!r} is for folders")
         return ParquetSource({None: [path]}, path.parent)
     folder = path if path.is_dir() else _download(str(source))
-    found = _split_folder(folder)
-    if not found.splits:
+    parquet = _split_folder(folder)
+    if not parquet.splits:
         raise ValueError(f"{source} holds no parquet files")
-    return found if split is None else _choose(source, found, split)
+    return parquet if split is None else _choose(source, parquet, split)
 
 
-def _choose(source: str | Path, found: ParquetSource, split: str) -> ParquetSource:
+def _choose(source: str | Path, parquet: ParquetSource, split: str) -> ParquetSource:
     name = canonical_split(split)
-    if name not in found.splits:
-        existing = ", ".join(str(key) for key in found.splits if key is not None) or "no splits"
+    if name not in parquet.splits:
+        existing = ", ".join(str(key) for key in parquet.splits if key is not None) or "no splits"
         raise ValueError(f"{source} has no split {split!r}; it has: {existing}")
-    return ParquetSource({name: found.splits[name]}, found.root, found.ignored)
+    return ParquetSource({name: parquet.splits[name]}, parquet.root, parquet.ignored)
 
 
 def canonical_split(name: str) -> str:

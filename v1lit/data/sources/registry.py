@@ -52,7 +52,9 @@ def val_location(config: SourceConfig) -> str:
 
 def has_train(config: SourceConfig, retry: Retry = DEFAULT_RETRY) -> bool:
     """Whether the training shards are there."""
-    return is_stream(config) or all(_holds_shards(one.shards, retry) for one in train_sources(config, retry))
+    return is_stream(config) or all(
+        _holds_shards(source.shards, retry) for source in train_sources(config, retry)
+    )
 
 
 def has_val(config: SourceConfig, retry: Retry = DEFAULT_RETRY) -> bool:
@@ -110,12 +112,12 @@ def synthetic_source(
     """Drawn scenes, made once. Held-out scenes have one question each, whatever the training scenes have."""
     from v1lit.data.synthetic import synthesize
 
-    given: dict[str, Any] = {"look": look, "image_size": image_size, "kinds": kinds}
-    given = {name: value for name, value in given.items() if value is not None}
+    drawn_as: dict[str, Any] = {"look": look, "image_size": image_size, "kinds": kinds}
+    drawn_as = {name: value for name, value in drawn_as.items() if value is not None}
     synthesize(
-        folder / "train", examples=examples, seed=seed, questions_per_scene=questions_per_scene, **given
+        folder / "train", examples=examples, seed=seed, questions_per_scene=questions_per_scene, **drawn_as
     )
-    synthesize(folder / "val", examples=val_examples, seed=seed + VAL_SEED, **given)
+    synthesize(folder / "val", examples=val_examples, seed=seed + VAL_SEED, **drawn_as)
 
 
 def check_synthetic(options: Mapping[str, Any]) -> None:

@@ -84,7 +84,7 @@ def import_v1g(
 
     Writes shards, `index.json` and `rejected.jsonl` (an object with `id`, `file`, `row` (counted from 0) and
     `reason` for each rejected row) into `out`, or into one folder per split inside of it (out/train, out/val)
-    where the source is a folder with splits. Started again after it was killed, it goes on; the result has
+    where the source is a folder with splits. Started again after it was killed, it resumes; the result has
     the same bytes, whatever the number of workers. Of rows with one id the first good one is accepted, over
     all files and splits.
 
@@ -107,16 +107,16 @@ def import_v1g(
             f"given {workers} and {max_examples_per_shard}"
         )
     source, out = expand_path(source), Path(expand_path(out))
-    found = find_source(source, split)
-    if None not in found.splits and (out / "index.json").exists():
+    parquet = find_source(source, split)
+    if None not in parquet.splits and (out / "index.json").exists():
         raise ValueError(
             f"{out} is itself a folder of shards, and {source} has splits: choose another folder"
         )
     console = screen(stderr=True, quiet=not progress)
-    if found.ignored:
-        console.print(f"not imported, because they belong to no split: {', '.join(found.ignored)}")
+    if parquet.ignored:
+        console.print(f"not imported, because they belong to no split: {', '.join(parquet.ignored)}")
     plans = {
-        name: _plan(found, name, max_examples_per_shard) for name in found.splits
+        name: _plan(parquet, name, max_examples_per_shard) for name in parquet.splits
     }  # All checked before any work.
     reports: dict[str | None, ImportReport] = {}
     taken: dict[str, str] = {}
@@ -126,7 +126,7 @@ def import_v1g(
         reports[name] = _import_folder(task, name, workers, overwrite, console)
         if len(plans) > 1 and name != list(plans)[-1]:
             taken |= dict.fromkeys(job.ids_of(folder), f"the split {name!r}")
-    return _total(reports, out, found.ignored, time.monotonic() - started)
+    return _total(reports, out, parquet.ignored, time.monotonic() - started)
 
 
 def _import_folder(
@@ -204,7 +204,7 @@ def _row_groups(path: Path) -> list[int]:
     try:
         with pq.ParquetFile(path) as file:
             schema, metadata = file.schema_arrow, file.metadata
-            groups = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+            groups = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is not a readable parquet file ({' '.join(str(error).split())})") from error
     missing = [column for column in COLUMNS if column not in schema.names]
@@ -223,10 +223,10 @@ def _row_groups(path: Path) -> list[int]:
 def _bundles(groups: list[int], max_rows: int) -> Iterator[tuple[int, int]]:
     """Row groups [first, last) that together have at most `max_rows` rows, or are one larger group."""
     first = rows = 0
-    for number, count in enumerate(groups):
-        if number > first and rows + count > max_rows:
-            yield first, number
-            first, rows = number, 0
+    for index, count in enumerate(groups):
+        if index > first and rows + count > max_rows:
+            yield first, index
+            first, rows = index, 0
         rows += count
     if first < len(groups):
         yield first, len(groups)
@@ -247,8 +247,8 @@ def _read_rows(unit: Unit) -> Iterator[RowResult]:
                 batch_size=64, row_groups=list(unit.row_groups), columns=list(COLUMNS), use_threads=False
             )
             for batch in batches:
-                for number in range(batch.num_rows):
-                    yield _read_row(batch, number, row, f"v1g:{unit.file}")
+                for index in range(batch.num_rows):
+                    yield _read_row(batch, index, row, f"v1g:{unit.file}")
                     row += 1
     except (pa.ArrowException, OSError) as error:
         raise ValueError(
@@ -256,11 +256,11 @@ def _read_rows(unit: Unit) -> Iterator[RowResult]:
         ) from error
 
 
-def _read_row(batch: pa.RecordBatch, number: int, row: int, source: str) -> RowResult:
+def _read_row(batch: pa.RecordBatch, index: int, row: int, source: str) -> RowResult:
     values: dict[str, Any] = {}
     try:
         for column in COLUMNS:
-            values[column] = batch.column(column)[number].as_py()
+            values[column] = batch.column(column)[index].as_py()
     except UnicodeDecodeError:
         return RowResult(row, values.get("id"), reason=f"{column} holds bytes that are not UTF-8 text")
     id = values["id"] if isinstance(values["id"], str) else None
@@ -349,8 +349,8 @@ def _regions(text: object) -> dict[str, Region]:
 def _check_names(text: str, regions: Mapping[str, Region]) -> None:
     for name in REGION_NAME.findall(text):
         if name not in regions:
-            given = ", ".join(regions) or "none"
-            raise ValueError(f"the text names {name}, but no such region is given; given: {given}")
+            names = ", ".join(regions) or "none"
+            raise ValueError(f"the text names {name}, but no such region is given; given: {names}")
 
 
 def _image(value: object, image_size: object) -> EncodedImage:
@@ -384,7 +384,7 @@ def _checked_image(data: bytes) -> EncodedImage:
 def _check_calls(example: Example, gpt: str) -> None:
     """Regions are taught where calls name them, so one that is named elsewhere only would be lost."""
     parsed = parse_trace(gpt)
-    called = {found.region for call in parsed.trace.calls for found in call.objects}
+    called = {target.region for call in parsed.trace.calls for target in call.objects}
     for name in example.regions:
         if name not in called:
             reason = f"{name} is named outside of any well-formed detect(...) call only"

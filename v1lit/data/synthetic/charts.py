@@ -40,13 +40,13 @@ def draw(rng: random.Random, size: tuple[int, int]) -> Scene:
     for value in (0.0, *gridlines):
         pen.line((left, level(value), right, level(value)), fill=(170, 170, 176))
         pen.text((left - 3, level(value)), f"{value:g}", fill=INK, font=letters, anchor="rm")
-    slot = (right - left) / count
-    bar = round(slot * rng.uniform(0.5, 0.75))
+    bar_space = (right - left) / count
+    bar = round(bar_space * rng.uniform(0.5, 0.75))
     names = list(rng.choice(LABELS if count <= 5 else LETTERS))  # words do not fit under six bars
     names = names[:count] if rng.random() < 0.5 else rng.sample(names, count)
     items = []
     for k, (label, color) in enumerate(zip(names, rng.sample(list(COLORS), count), strict=True)):
-        x = round(left + slot * (k + 0.5) - bar / 2)
+        x = round(left + bar_space * (k + 0.5) - bar / 2)
         box = (x, level(values[k]), x + bar, bottom)
         pen.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill=COLORS[color])
         pen.text((x + bar / 2, bottom + 3), label, fill=INK, font=letters, anchor="mt")

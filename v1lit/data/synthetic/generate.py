@@ -27,7 +27,7 @@ LOOKS: Mapping[str, ModuleType] = {"shapes": shapes, "bars": charts, "diagrams":
 """A look is a module with `draw(rng, size) -> Scene` and `ask(rng, scene, kind) -> Turn | None`."""
 
 DRAWING_VERSION = 1
-"""Raised whenever the same settings give other examples than before."""
+"""Raised whenever the same settings make other examples than before."""
 MIN_SIDE = 112
 MAX_SIDE = 2048
 TRIES = 1000
@@ -62,10 +62,10 @@ def make_example(
     scene, turns = _scene_with_turns(rng, look, wanted, size)
     messages: list[Message] = []
     regions: dict[str, Region] = {}
-    for number, turn in enumerate(turns):
+    for index, turn in enumerate(turns):
         text, boxes = write_turn(turn, first=len(regions) + 1)
         regions.update({name: Region.from_box(box) for name, box in boxes.items()})
-        messages.append(Message("user", ("<image>\n" if number == 0 else "") + turn.question))
+        messages.append(Message("user", ("<image>\n" if index == 0 else "") + turn.question))
         messages.append(Message("assistant", text))
     return Example(
         id=id,
@@ -137,7 +137,7 @@ def synthesize(
     shard_examples: int = 1000,
     progress: bool = True,
 ) -> Path:
-    """Write drawn scenes as shards with their `index.json` to the folder `out`; give its path back.
+    """Write drawn scenes as shards with their `index.json` to the folder `out`; returns its path.
 
     Args:
         out: a folder that does not exist, is empty, or holds exactly this data set; then nothing is done.
@@ -208,18 +208,18 @@ def _holds(out: Path, settings: Mapping[str, Any]) -> bool:
         raise ValueError(f"{out} is a file; give a folder that does not exist yet")
     way_out = "give another folder, or remove this one"
     try:
-        found = read_index(out).get("synthetic")
+        made_with = read_index(out).get("synthetic")
         shards = list_shards(out)
     except ValueError as error:
         raise ValueError(
             f"no data set can be written to {out}, which is not empty ({error}); {way_out}"
         ) from None
-    if not isinstance(found, dict):
+    if not isinstance(made_with, dict):
         raise ValueError(f"{out} holds shards of another origin; {way_out}")
     differing = [
-        f"{key} is {found.get(key)!r} there, not {value!r}"
+        f"{key} is {made_with.get(key)!r} there, not {value!r}"
         for key, value in {"version": DRAWING_VERSION, **settings}.items()
-        if found.get(key) != value
+        if made_with.get(key) != value
     ]
     if differing:
         raise ValueError(f"{out} holds another synthetic data set ({'; '.join(differing)}); {way_out}")

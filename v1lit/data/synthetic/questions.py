@@ -41,8 +41,7 @@ def choose(rng: random.Random, options: Sequence[T]) -> T | None:
 
 
 def yes_no(rng: random.Random) -> str:
-    """The answer that the next yes/no question shall have: questions are made to fit it, so that both are
-    equally frequent."""
+    """The answer of the next yes/no question, which is made to fit, so that both are as frequent."""
     return rng.choice(("yes", "no"))
 
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 from PIL import Image, ImageFont
 
 PixelBox = tuple[int, int, int, int]
-"""x1, y1, x2, y2 in pixels of the image; the pixel columns x1 .. x2-1 and rows y1 .. y2-1."""
+"""`(x1, y1, x2, y2)` in pixels of the image: the pixel columns x1 .. x2-1 and rows y1 .. y2-1."""
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (214, 39, 40),

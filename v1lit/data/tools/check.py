@@ -87,23 +87,25 @@ def check(
     """
     started = time.monotonic()
     workers = count_workers(workers, 2**31)
-    found = find_shards(locations)
-    report = CheckReport(without_index=found.without_index, decoded=decode, shards=len(found.shards))
+    shard_list = find_shards(locations)
+    report = CheckReport(
+        without_index=shard_list.without_index, decoded=decode, shards=len(shard_list.shards)
+    )
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="v1lit-check-")))
         take = _Findings(report, stack.enter_context(_written_aside(out)))
         cache = (str(folder / "cache"), CHECK_CACHE_BYTES)
-        take.all(found.findings)
+        take.all(shard_list.findings)
         repeated = RepeatedKeys(folder)
-        tasks = [ExamineTask(shard, decode, cache) for shard in found.shards]
+        tasks = [ExamineTask(shard, decode, cache) for shard in shard_list.shards]
         results = stack.enter_context(closing(ordered(examine, tasks, min(workers, len(tasks)))))
         advance = stack.enter_context(progress_bar("checking", len(tasks), progress))
-        for number, shard_report in enumerate(results):
+        for shard_index, shard_report in enumerate(results):
             _add(report, shard_report)
             take.all(shard_report.findings)
-            repeated.add(number, shard_report.keys)
+            repeated.add(shard_index, shard_report.keys)
             advance(shard_report.examples)
-        take.all(_repeats(repeated, found.shards, cache))
+        take.all(_repeats(repeated, shard_list.shards, cache))
     report.seconds = time.monotonic() - started
     return report
 
@@ -151,11 +153,11 @@ def _repeats(repeated: RepeatedKeys, files: Sequence[ShardFile], cache: tuple[st
             pairs.append((second, first))
         else:
             unnamed += first.shard != second.shard
-    for number, group in groupby(sorted(pairs), key=lambda pair: pair[0].shard):
-        keys = scan_file(fetch(files[number], cache)).keys
+    for shard_index, group in groupby(sorted(pairs), key=lambda pair: pair[0].shard):
+        keys = scan_file(fetch(files[shard_index], cache)).keys
         for second, first in group:
-            reason = f"the same id is example number {first.number} of {files[first.shard].location}"
-            yield Finding(files[number].location, keys[second.number], "duplicate", reason)
+            reason = f"the same id is example number {first.example} of {files[first.shard].location}"
+            yield Finding(files[shard_index].location, keys[second.example], "duplicate", reason)
     if unnamed:
         reason = f"{unnamed} more ids occur again; only {NAMED_REPEATS} are named"
         yield Finding("all shards", None, "duplicate", reason)

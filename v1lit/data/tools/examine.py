@@ -115,19 +115,21 @@ def _compare_sidecar(
         reason = f"its index puts {len(said)} examples at other places than the file does"
         report.add("index", f"{reason}: get the shard again, or {REINDEX}")
     elif same_places:
-        for number in np.flatnonzero(said.crc32 != is_so.crc32):
+        for example_index in np.flatnonzero(said.crc32 != is_so.crc32):
             if changed:
                 reason = "was changed: it does not have the checksum that the index says"
-                report.add("checksum", reason, scan.keys[number])
+                report.add("checksum", reason, scan.keys[example_index])
             else:
-                report.add("index", f"the index has another checksum for it; {REINDEX}", scan.keys[number])
+                report.add(
+                    "index", f"the index has another checksum for it; {REINDEX}", scan.keys[example_index]
+                )
 
 
 def _read_examples(task: ExamineTask, path: Path, scan: Scan, index: ShardIndex, report: ShardReport) -> None:
     with Shard(path, name=task.shard.location, index=index) as shard:
-        for number, key in enumerate(scan.keys):
+        for example_index, key in enumerate(scan.keys):
             try:
-                example = shard.example(number)
+                example = shard.example(example_index)
             except ShardError as error:
                 report.add(error.kind, error.reason, error.key)
                 continue

@@ -61,30 +61,32 @@ def find_shards(locations: Sequence[str]) -> ShardList:
     """
     if not locations:
         raise ValueError("no location is given; give folders with shards, tar files or patterns")
-    found = ShardList()
+    shard_list = ShardList()
     for location in map(expand_path, locations):
         if _may_be_folder(location) and exists(join(location, INDEX_NAME)):
-            found.shards += _of_folder(location, found)
+            shard_list.shards += _of_folder(location, shard_list)
         else:
-            found.shards += _of_files(location, found)
-    found.shards = list({_identity(shard.location): shard for shard in reversed(found.shards)}.values())[::-1]
-    return found
+            shard_list.shards += _of_files(location, shard_list)
+    shard_list.shards = list(
+        {_identity(shard.location): shard for shard in reversed(shard_list.shards)}.values()
+    )[::-1]
+    return shard_list
 
 
-def _of_folder(folder: str, found: ShardList) -> Iterator[ShardFile]:
+def _of_folder(folder: str, shard_list: ShardList) -> Iterator[ShardFile]:
     """The shards of a folder with an index, and those that lie beside them."""
-    infos = _infos(folder, found)
+    infos = _infos(folder, shard_list)
     yield from infos.values()
     if infos and any(is_remote(shard.location) != is_remote(folder) for shard in infos.values()):
         return  # An index of files elsewhere.
     for path in _tars(folder):
         if _identity(path) not in infos:
             if infos:
-                found.findings.append(_unlisted(path))
+                shard_list.findings.append(_unlisted(path))
             yield ShardFile(path)
 
 
-def _of_files(location: str, found: ShardList) -> Iterator[ShardFile]:
+def _of_files(location: str, shard_list: ShardList) -> Iterator[ShardFile]:
     """The shards of a pattern, a file, or a folder without an index."""
     is_folder = _may_be_folder(location)
     paths = _tars(location) if is_folder else expand(location)
@@ -94,21 +96,21 @@ def _of_files(location: str, found: ShardList) -> Iterator[ShardFile]:
     for path in paths:
         folder = parent(path)
         if folder not in infos:
-            here = is_open(join(folder, INDEX_NAME))
-            infos[folder] = _infos(folder, found) if here else {}
-            if not here:
-                found.without_index.append(folder)
+            has_index = is_open(join(folder, INDEX_NAME))
+            infos[folder] = _infos(folder, shard_list) if has_index else {}
+            if not has_index:
+                shard_list.without_index.append(folder)
         if infos[folder] and _identity(path) not in infos[folder]:
-            found.findings.append(_unlisted(path))
+            shard_list.findings.append(_unlisted(path))
         yield infos[folder].get(_identity(path), ShardFile(path))
 
 
-def _infos(folder: str, found: ShardList) -> dict[str, ShardFile]:
+def _infos(folder: str, shard_list: ShardList) -> dict[str, ShardFile]:
     """The shards of an index by identity; none where the index cannot be read, which is a finding."""
     try:
         table = read_index(folder)["shards"]
     except ValueError as error:
-        found.findings.append(Finding(join(folder, INDEX_NAME), None, "index", str(error)))
+        shard_list.findings.append(Finding(join(folder, INDEX_NAME), None, "index", str(error)))
         return {}
     shards = (ShardFile(shard_location(folder, info.file), info, folder) for info in table)
     return {_identity(shard.location): shard for shard in shards}

@@ -16,7 +16,7 @@ FIRST = 1_000
 
 @dataclass(frozen=True)
 class SourceShare:
-    """What one source gives."""
+    """What one source contributes to an epoch."""
 
     location: str
     shards: int
@@ -39,7 +39,7 @@ class SourceShare:
 def mixture_shares(
     sources: Sequence[MixtureConfig], config: StreamConfig, seed: int = 0, epoch: int = 0
 ) -> list[SourceShare]:
-    """What each source gives to an epoch, and to its first examples; reads indices only.
+    """What each source contributes to an epoch, and to its first examples; reads indices only.
 
     Raises ValueError as `open_sequence`, and for a source without an index.
     """
@@ -53,19 +53,19 @@ def mixture_shares(
     sequence = opened.sequence
     total = sequence.examples
     assert total is not None
-    found = sequence.find(epoch, np.arange(min(FIRST, sequence.length or 0)))
+    places = sequence.find(epoch, np.arange(min(FIRST, sequence.length or 0)))
     return [
         SourceShare(
-            location=one.shards,
+            location=config_of_source.shards,
             shards=len(catalog.files),
             examples=int(catalog.counts.sum()),
-            weight=one.weight,
-            limit=one.limit,
+            weight=config_of_source.weight,
+            limit=config_of_source.limit,
             per_epoch=int(drawn or 0),
             share=(drawn or 0) / total,
-            first=int((found.sources == number).sum()),
+            first=int((places.sources == source_index).sum()),
         )
-        for number, (one, catalog, drawn) in enumerate(
+        for source_index, (config_of_source, catalog, drawn) in enumerate(
             zip(sources, opened.catalogs, sequence.draws, strict=True)
         )
     ]

@@ -39,7 +39,7 @@ class Permutation:
 
 
 def _hash(numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Every bit of the result depends on every bit given: multiplications carry upwards, shifts downwards."""
+    """Mixes all bits of each number: multiplications carry upwards, shifts downwards."""
     for multiplier in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB):
         numbers = (numbers ^ (numbers >> np.uint64(31))) * np.uint64(multiplier)
     return numbers ^ (numbers >> np.uint64(32))

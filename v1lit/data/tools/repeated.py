@@ -16,14 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 BUFFER = 2**20
-_RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("shard", "<u4"), ("number", "<u4")])
+_RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("shard", "<u4"), ("example", "<u4")])
 
 
 class KeyPlace(NamedTuple):
-    """An example: number of its shard, and its own number in it."""
+    """An example: index of its shard, and its own index in it."""
 
     shard: int
-    number: int
+    example: int
 
 
 def hash_keys(keys: Iterable[str]) -> npt.NDArray[np.uint64]:
@@ -51,7 +51,7 @@ class RepeatedKeys:
         """Take the hashes `[examples, 2]` of all examples of a shard, in their order."""
         records = np.empty(len(hashes), dtype=_RECORD)
         records["high"], records["low"] = hashes[:, 0], hashes[:, 1]
-        records["shard"], records["number"] = shard, np.arange(len(hashes))
+        records["shard"], records["example"] = shard, np.arange(len(hashes))
         self._waiting.append(records)
         self._records += len(records)
         if self._records >= BUFFER:
@@ -80,14 +80,14 @@ class RepeatedKeys:
 
 
 def _pairs(records: npt.NDArray[np.void]) -> Iterator[tuple[KeyPlace, KeyPlace]]:
-    records = records[np.lexsort((records["number"], records["shard"], records["low"], records["high"]))]
+    records = records[np.lexsort((records["example"], records["shard"], records["low"], records["high"]))]
     same = (records["high"][1:] == records["high"][:-1]) & (records["low"][1:] == records["low"][:-1])
     first = 0
-    for number in np.flatnonzero(same).tolist():
-        if number == 0 or not same[number - 1]:
-            first = number
-        yield _place(records[first]), _place(records[number + 1])
+    for index in np.flatnonzero(same).tolist():
+        if index == 0 or not same[index - 1]:
+            first = index
+        yield _place(records[first]), _place(records[index + 1])
 
 
 def _place(record: np.void) -> KeyPlace:
-    return KeyPlace(int(record["shard"]), int(record["number"]))
+    return KeyPlace(int(record["shard"]), int(record["example"]))

@@ -65,19 +65,19 @@ from v1lit.processes import count_workers, ordered, progress_bar
 STAGING = ".reshard"
 SKIPPED_NAME = "skipped.jsonl"
 RULES_VERSION = 1
-"""Raised whenever the same inputs and options give other shards than before."""
+"""Raised whenever the same inputs and options make other shards than before."""
 
 
 @dataclass(frozen=True)
 class ReshardOptions:
-    """How the output is made; the same inputs and options give the same bytes."""
+    """How the output is made; the same inputs and options make the same bytes."""
 
     shuffle: int | None = None
     """Seed of the order, None to keep the order of the inputs."""
     examples_per_shard: int = 1000
-    """At most, and."""
+    """Most examples of a shard."""
     max_shard_mb: int = 512
-    """Size of a shard's file in MiB at most; a larger example gets a shard for itself."""
+    """Most MiB of a shard's file; a larger example gets a shard for itself."""
     on_bad: str = "stop"
     """What a shard or an example does that cannot be used: "stop", or "skip" it and list it."""
 
@@ -114,7 +114,7 @@ def reshard(
     """Write the examples of some shards to new shards in the folder `out`, their bytes unchanged.
 
     `out` is complete when it has its index.json. Stopped in any way and started again with the same inputs
-    and options, the work goes on, and gives the same bytes as if it had not been stopped.
+    and options, the work resumes, and makes the same bytes as if it had not been stopped.
 
     Args:
         locations: folders, tar files or patterns, local or URLs, in the order of the output.
@@ -127,16 +127,16 @@ def reshard(
     """
     started, options, out = time.monotonic(), options or ReshardOptions(), Path(expand_path(out))
     workers = count_workers(workers, 2**31)
-    found = find_shards(locations)
-    if options.on_bad == "stop" and found.findings:
-        raise found.findings[0].as_error()
+    shard_list = find_shards(locations)
+    if options.on_bad == "stop" and shard_list.findings:
+        raise shard_list.findings[0].as_error()
     staged = StagedFolder(out, STAGING, has_size)
     _check_free(staged)
     with _locked(staged):
-        _begin(staged, {"version": RULES_VERSION, **asdict(options), "inputs": _inputs(found)})
+        _begin(staged, {"version": RULES_VERSION, **asdict(options), "inputs": _inputs(shard_list)})
         if staged.final is None:
-            _write_shards(staged, found, options, workers, progress)
-        report = _publish(staged, options, found.findings)
+            _write_shards(staged, shard_list, options, workers, progress)
+        report = _publish(staged, options, shard_list.findings)
     staged.discard()
     report.seconds = time.monotonic() - started
     return report
@@ -159,24 +159,24 @@ def _locked(staged: StagedFolder) -> Iterator[None]:
     """The staging folder is for this process alone; without anything done in it, it does not stay behind."""
     from filelock import FileLock, Timeout
 
-    made = not staged.out.exists()
+    is_new = not staged.out.exists()
     staged.path.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(staged.path / "lock", timeout=0):
             yield
     except Timeout:
         raise ValueError(f"{staged.out}: another process is writing to this folder") from None
-    except RepeatedIdError:  # Nothing to go on with: other inputs are needed.
+    except RepeatedIdError:  # Nothing to resume: other inputs are needed.
         staged.discard()
-        if made:
+        if is_new:
             staged.out.rmdir()
         raise
 
 
-def _inputs(found: ShardList) -> list[list[Any]]:
+def _inputs(shard_list: ShardList) -> list[list[Any]]:
     """Location, size in bytes and time of change of all inputs, None where they are remote."""
     inputs: list[list[Any]] = []
-    for shard in found.shards:
+    for shard in shard_list.shards:
         location, size, changed = shard.location, None, None
         if is_remote(location):
             size = shard.info.bytes if shard.info is not None else None
@@ -204,17 +204,18 @@ def _begin(staged: StagedFolder, plan: dict[str, Any]) -> None:
 
 
 def _write_shards(
-    staged: StagedFolder, found: ShardList, options: ReshardOptions, workers: int, progress: bool
+    staged: StagedFolder, shard_list: ShardList, options: ReshardOptions, workers: int, progress: bool
 ) -> None:
     """Both passes, as far as they are not done yet."""
     skip = options.on_bad == "skip"
     staging = staged.path
     cache = (str(staging / "inputs"), INPUT_CACHE_BYTES)
-    make_table(staging, found.shards, cache, skip, min(workers, len(found.shards)), progress)
-    table, made = ExampleTable.load(staging), (staging / "table.bin").stat().st_mtime_ns
+    make_table(staging, shard_list.shards, cache, skip, min(workers, len(shard_list.shards)), progress)
+    table, table_time = ExampleTable.load(staging), (staging / "table.bin").stat().st_mtime_ns
     cuts = cut(table, options.shuffle, options.examples_per_shard, options.max_shard_mb * 2**20)
     tasks = [
-        WriteTask(staged, made, number, start, stop) for number, (start, stop) in enumerate(pairwise(cuts))
+        WriteTask(staged, table_time, shard_index, start, stop)
+        for shard_index, (start, stop) in enumerate(pairwise(cuts))
     ]
     todo = [task for task in tasks if not staged.is_done(task.unit)]
     written = ordered(write_shard, todo, min(workers, max(len(todo), 1)))
@@ -235,8 +236,8 @@ def _publish(staged: StagedFolder, options: ReshardOptions, skipped: Sequence[Fi
     with aside(staged.out / SKIPPED_NAME) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
         for finding in (*skipped, *ExampleTable.load(staged.path).findings):
             _note(report, finding, file)
-        for number in range(staged.final["shards"]):
-            record = staged.record(unit := unit_name(number))
+        for shard_index in range(staged.final["shards"]):
+            record = staged.record(unit := unit_name(shard_index))
             for finding in record["skipped"]:
                 _note(report, Finding(**finding), file)
             for shard in record["shards"]:

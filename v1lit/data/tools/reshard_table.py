@@ -33,17 +33,14 @@ class RepeatedIdError(ValueError):
 
 @dataclass(frozen=True)
 class ExampleTable:
-    """All examples of the inputs in their order.
-
-    Attributes:
-        rows: `ROW` [examples], mapped from a file.
-        starts: int64 [shards + 1] row of the first example of each shard.
-        findings: what is left out already.
-    """
+    """All examples of the inputs in their order."""
 
     rows: Rows
+    """`ROW` `[examples]`, mapped from a file."""
     starts: npt.NDArray[np.int64]
+    """`[shards + 1]`, row of the first example of each shard, and behind the last one."""
     findings: list[Finding]
+    """What is left out already."""
 
     @classmethod
     def load(cls, folder: Path) -> ExampleTable:
@@ -88,13 +85,13 @@ def make_table(
         closing(scanned),
         progress_bar("looking for examples", len(shards), progress) as advance,
     ):
-        for number, found in enumerate(scanned):
-            found.rows["shard"] = number
-            file.write(found.rows.tobytes())
-            repeated.add(number, found.keys)
-            counts.append(len(found.rows))
-            findings += found.findings
-            advance(len(found.rows))
+        for shard_index, shard_rows in enumerate(scanned):
+            shard_rows.rows["shard"] = shard_index
+            file.write(shard_rows.rows.tobytes())
+            repeated.add(shard_index, shard_rows.keys)
+            counts.append(len(shard_rows.rows))
+            findings += shard_rows.findings
+            advance(len(shard_rows.rows))
         _refuse_repeats(repeated, shards, cache)
     record = {"examples": counts, "findings": [asdict(finding) for finding in findings]}
     write_atomically(folder / "table.json", json.dumps(record))
@@ -149,9 +146,9 @@ def _sidecar(shard: ShardFile, scan: Scan) -> ShardIndex:
     assert shard.info is not None
     index = read_sidecar(shard.index, shard.info)
     damaged = scan.damage is not None
-    known = len(scan.keys) if damaged else len(scan.offsets)
+    num_known = len(scan.keys) if damaged else len(scan.offsets)
     fits = len(index) >= len(scan.keys) if damaged else len(index) == len(scan.keys)
-    if not fits or not np.array_equal(index.offsets[:known], scan.offsets[:known]):
+    if not fits or not np.array_equal(index.offsets[:num_known], scan.offsets[:num_known]):
         reason = f"its index puts examples at other places than the file does: {REINDEX}"
         raise ShardError(shard.location, None, reason, "checksum")
     return index
@@ -159,15 +156,15 @@ def _sidecar(shard: ShardFile, scan: Scan) -> ShardIndex:
 
 def _refuse_repeats(repeated: RepeatedKeys, shards: Sequence[ShardFile], cache: tuple[str, int]) -> None:
     count, pair = 0, None
-    for one in repeated.pairs():
+    for repeat in repeated.pairs():
         count += 1
-        pair = one if pair is None else min(pair, one, key=lambda places: places[1])
+        pair = repeat if pair is None else min(pair, repeat, key=lambda places: places[1])
     if pair is None:
         return
     first, second = (shards[place.shard] for place in pair)
-    key = scan_file(fetch(second, cache)).keys[pair[1].number]
+    key = scan_file(fetch(second, cache)).keys[pair[1].example]
     raise RepeatedIdError(
-        f"the id {key!r} occurs twice: example number {pair[0].number} of {first.location} and example "
-        f"number {pair[1].number} of {second.location}{f' ({count - 1} more ids do)' if count > 1 else ''}; "
+        f"the id {key!r} occurs twice: example number {pair[0].example} of {first.location} and example "
+        f"number {pair[1].example} of {second.location}{f' ({count - 1} more ids do)' if count > 1 else ''}; "
         "give one of the shards only, or other ids"
     )

@@ -52,13 +52,13 @@ def show(
     encoding: EncodingConfig | None = None,
     seed: int = 0,
 ) -> Path:
-    """Draw `n` examples of a folder of shards, or of one shard, to the file `out`; give its path back.
+    """Draw `n` examples of a folder of shards, or of one shard, to the file `out`; returns its path.
 
     Args:
         source: a folder with shards, or a `.tar` file. Of a folder with splits, `train` is shown.
         out: `.html` for a self-contained page, `.png` for one picture.
         n: how many examples, chosen by `seed` and shown in the order of the shards.
-        processor: where given, every example is encoded as well and its tokens are shown, coloured by whether
+        processor: if not None, every example is encoded as well and its tokens are shown, coloured by whether
             the loss learns them.
         encoding: how to encode; the defaults if None.
         seed: chooses the examples.
@@ -72,7 +72,7 @@ def show(
     if n < 1:
         raise ValueError(f"n is {n}; at least 1 example is needed")
     source = _with_index(Path(source))
-    cards = [_card(shard, number, processor, encoding) for shard, number in _pick(source, n, seed)]
+    cards = [_card(shard, index, processor, encoding) for shard, index in _pick(source, n, seed)]
     page = renderers[out.suffix.lower()](f"{source}: {len(cards)} examples", cards)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, page)
@@ -94,11 +94,11 @@ def _pick(source: Path, n: int, seed: int) -> Iterator[tuple[Shard, int]]:
     chosen = sorted(random.Random(seed).sample(range(total), min(n, total)))
     start = 0
     for path, count in counts.items():
-        here = [position - start for position in chosen if start <= position < start + count]
+        in_shard = [position - start for position in chosen if start <= position < start + count]
         start += count
-        if here:
+        if in_shard:
             with Shard(path) as shard:
-                yield from ((shard, number) for number in here)
+                yield from ((shard, index) for index in in_shard)
 
 
 def _counts(source: Path) -> dict[Path, int]:
@@ -111,10 +111,10 @@ def _counts(source: Path) -> dict[Path, int]:
         return {source: len(shard)}
 
 
-def _card(shard: Shard, number: int, processor: Processor | None, encoding: EncodingConfig | None) -> Card:
-    card = Card(title=shard.keys[number], subtitle=shard.path.name)
+def _card(shard: Shard, index: int, processor: Processor | None, encoding: EncodingConfig | None) -> Card:
+    card = Card(title=shard.keys[index], subtitle=shard.path.name)
     try:
-        example = shard.example(number)
+        example = shard.example(index)
         images = [decode_image(image) for image in example.images]
     except ValueError as error:
         card.sections.append(("unreadable", [TextRun(str(error), color=RED)]))
@@ -132,13 +132,13 @@ def _card(shard: Shard, number: int, processor: Processor | None, encoding: Enco
 
 
 def _with_regions(
-    image: Image.Image, number: int, regions: Mapping[str, Region], colors: Mapping[str, str]
+    image: Image.Image, index: int, regions: Mapping[str, Region], colors: Mapping[str, str]
 ) -> Image.Image:
     """The image at the size of the page, with the regions that lie in it."""
     factor = IMAGE_SIDE / max(image.size)
     size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
     scale = size[0] / image.width, size[1] / image.height
-    mine = {name: region for name, region in regions.items() if region.image == number}
+    mine = {name: region for name, region in regions.items() if region.image == index}
     return draw_regions(
         image.resize(size),
         [_scaled(region, scale, size) for region in mine.values()],
@@ -149,7 +149,7 @@ def _with_regions(
 
 def _scaled(region: Region, scale: tuple[float, float], size: tuple[int, int]) -> Region:
     def moved(numbers: Sequence[float]) -> list[float]:
-        return [number * scale[k % 2] for k, number in enumerate(numbers)]
+        return [index * scale[k % 2] for k, index in enumerate(numbers)]
 
     if region.kind == "mask":
         return Region.from_mask(
@@ -166,9 +166,9 @@ def color_names(text: str, colors: Mapping[str, str]) -> list[TextRun]:
     """The text in pieces; region names, and the `<obj>` names that stand on them, have their colour."""
     mine = {name: color for name, color in colors.items() if name in text}
     for call in parse_trace(text).trace.calls:
-        for found in call.objects:
-            if found.name and found.region is not None and found.region in colors:
-                mine[found.name] = colors[found.region]
+        for target in call.objects:
+            if target.name and target.region is not None and target.region in colors:
+                mine[target.name] = colors[target.region]
     if not mine:
         return [TextRun(text)]
     cuts = re.split(

@@ -42,7 +42,7 @@ class Card:
     subtitle: str = ""
     images: list[Image.Image] = field(default_factory=list)
     sections: list[tuple[str, list[TextRun]]] = field(default_factory=list)
-    """(heading, text), from top to bottom."""
+    """Heading and text, from top to bottom."""
 
 
 STYLE = """
