@@ -10,7 +10,7 @@ Two sources, of 3 and 4 examples, of which an epoch draws 4 and 2, in one lane:
     source epoch    0  0  0  0  0  1    0  1  1  2  0  2      endless // size of the source
     offset          0  0  1  1  2  0    2  1  2  0  3  1      endless % size: `SourceOrder.find`
 
-So a source continues where the last epoch stopped in it, and has an order of its own each time it begins anew.
+So a source continues where the last epoch stopped, and has an order of its own each time it begins anew.
 With several lanes, the epoch index i is offset i // lanes of lane i % lanes, which has its share of the draws
 and its part of every source.
 """
