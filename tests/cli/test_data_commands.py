@@ -347,7 +347,7 @@ def test_ctrl_c_leaves_no_output_that_reads_as_complete(tmp_path: Path, workers:
     done = interrupted(arguments, begun=lambda: shards.is_dir() and any(shards.glob("0*")))
     assert done.returncode == 130, done.stderr
     assert done.stderr.splitlines() == [
-        f"{out} is not complete; the same command goes on from here",
+        f"{out} is not complete; the same command resumes it",
         "stopped by Ctrl-C",
     ]
     assert [path.name for path in out.iterdir()] == [".reshard"]

@@ -17,7 +17,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs/streaming.md"
 
 
 def test_every_key_of_a_recipe_has_its_place_in_the_table() -> None:
-    """Whoever adds a key decides what a run that goes on does when it is changed."""
+    """Whoever adds a key decides what a resumed run does when it is changed."""
     keys = {key for key, _ in leaves()}
     assert keys <= set(CHANGES)
     others = set(CHANGES) - keys

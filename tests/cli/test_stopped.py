@@ -1,4 +1,4 @@
-"""A run that is stopped, whenever that is, says what is left and how to go on."""
+"""A run that is stopped, whenever that is, says what is left and how to resume."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from v1lit.cli.main import main
-from v1lit.cli.stopped import command_to_go_on
+from v1lit.cli.stopped import resume_command
 from v1lit.training import results
 from v1lit.training import run as training_run
 from v1lit.training.checkpoints import LastCheckpoint
@@ -66,7 +66,7 @@ def last_line(capfd: Any) -> str:
 
 def go_on(line: str) -> int:
     """Run the command that a message names."""
-    lightning, run, *arguments = shlex.split(line.partition("go on with: ")[2])
+    lightning, run, *arguments = shlex.split(line.partition("resume with: ")[2])
     assert (lightning, run) == ("lightning", "run")
     return main(["run", *arguments])
 
@@ -75,7 +75,7 @@ def go_on(line: str) -> int:
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)]
 )
-def test_a_run_stopped_in_a_step_names_the_checkpoint_and_the_command_to_go_on(
+def test_a_run_stopped_in_a_step_names_the_checkpoint_and_the_command_to_resume(
     number: int, code: int, stop: Any, capfd: Any, monkeypatch: Any
 ) -> None:
     with monkeypatch.context() as patch:
@@ -83,7 +83,7 @@ def test_a_run_stopped_in_a_step_names_the_checkpoint_and_the_command_to_go_on(
         assert main(["run", *SMALL]) == code
         patch.undo()
     line = last_line(capfd)
-    assert f" after step 3; checkpoint {LAST}; go on with: lightning run tiny_qwen --data." in line
+    assert f" after step 3; checkpoint {LAST}; resume with: lightning run tiny_qwen --data." in line
     assert line.endswith("--run.name=stopped --run.resume=last")
     assert torch.load(LAST, weights_only=True)["global_step"] == 3
     assert go_on(line) == 0
@@ -102,7 +102,7 @@ def test_before_the_first_step_there_is_nothing_to_go_on_from(
 ) -> None:
     stop(*where)
     assert main(["run", *SMALL]) == 130
-    assert last_line(capfd) == f"{said}; there is no checkpoint to go on from"
+    assert last_line(capfd) == f"{said}; there is no checkpoint to resume from"
 
 
 def test_stopped_while_data_are_prepared_a_run_leaves_nothing(stop: Any, capfd: Any) -> None:
@@ -160,7 +160,7 @@ def test_the_command_keeps_all_changes_but_those_of_the_run(tmp_path: Path) -> N
         "3",
         "--run.folder=out",
     ]
-    assert command_to_go_on(argv, tmp_path / "b-2") == (
+    assert resume_command(argv, tmp_path / "b-2") == (
         "lightning run 'my recipe.yaml' --trainer.max_steps=3 --run.folder=out "
         "--run.name=b-2 --run.resume=last"
     )

@@ -63,5 +63,7 @@ def test_a_signal_to_all_processes_of_a_run_on_two_ranks_leaves_a_checkpoint_to_
     assert code == 143, said
     (stopped,) = [line for line in said.splitlines() if line.startswith("stopped by SIGTERM")]
     state = torch.load(tmp_path / checkpoint, weights_only=True)
-    assert f"after step {state['global_step']}; checkpoint {checkpoint}; go on with: lightning run" in stopped
+    assert (
+        f"after step {state['global_step']}; checkpoint {checkpoint}; resume with: lightning run" in stopped
+    )
     assert state["global_step"] > 0

@@ -34,8 +34,8 @@ REFUSED: dict[type[Callback], tuple[str, str]] = {
     ),
     GradientAccumulationScheduler: (
         "data are planned for one number of batches per optimizer step",
-        "set trainer.accumulate_grad_batches, and go on from a checkpoint with another number where it shall "
-        "change",
+        "set trainer.accumulate_grad_batches, and resume from a checkpoint with another number where it "
+        "shall change",
     ),
     LearningRateFinder: (
         "the schedule is made before it could change its learning rate",

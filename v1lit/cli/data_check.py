@@ -1,4 +1,4 @@
-"""`v1lit data check`: is anything wrong with these shards?"""
+"""`v1lit data check`: whether anything is wrong with shards."""
 
 from __future__ import annotations
 
@@ -36,9 +36,13 @@ def main(argv: Sequence[str]) -> int:
         "--out", type=a_path, help="file for everything that is found, one JSON object per line"
     )
     parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")
-    given = parser.read(argv)
+    options = parser.read(argv)
     report = check(
-        given.location, workers=given.workers, decode=given.decode, out=given.out, progress=given.progress
+        options.location,
+        workers=options.workers,
+        decode=options.decode,
+        out=options.out,
+        progress=options.progress,
     )
     for folder in report.without_index:
         sys.stderr.write(
@@ -48,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     if report.passed:
         print(f"nothing is wrong: {_totals(report)}")
         return 0
-    _print_findings(report, given.out)
+    _print_findings(report, options.out)
     return 1
 
 

@@ -25,15 +25,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace an import that the folder holds")
     parser.add_argument("--max-examples-per-shard", type=int, default=1000)
     parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")
-    given = parser.read(argv)
-    report = get_importer(given.format)(
-        given.source,
-        given.out,
-        split=given.split,
-        workers=given.workers,
-        overwrite=given.overwrite,
-        max_examples_per_shard=given.max_examples_per_shard,
-        progress=given.progress,
+    options = parser.read(argv)
+    report = get_importer(options.format)(
+        options.source,
+        options.out,
+        split=options.split,
+        workers=options.workers,
+        overwrite=options.overwrite,
+        max_examples_per_shard=options.max_examples_per_shard,
+        progress=options.progress,
     )
     if report.failed:
         sys.stderr.write(f"error: {two_lines(report.failed)}\n")

@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
 
     _, data = RecipeCLI(compose(argv[0], argv[1:]), parse_only=True).model_and_data()
     drawn = mixture_shares(data.train_sources, data.stream, data.seed)
-    table = Table(title=f"{sum(one.per_epoch for one in drawn)} examples per epoch, seed {data.seed}")
+    table = Table(title=f"{sum(source.per_epoch for source in drawn)} examples per epoch, seed {data.seed}")
     table.add_column("source", overflow="fold")
     for column in (
         "shards",
@@ -43,25 +43,25 @@ def main(argv: Sequence[str]) -> int:
         "of the first",
     ):
         table.add_column(column, justify="right")
-    first = sum(one.first for one in drawn)
-    for one in drawn:
+    first = sum(source.first for source in drawn)
+    for source in drawn:
         table.add_row(
-            one.location,
-            str(one.shards),
-            str(one.examples),
-            "" if one.weight is None else f"{one.weight:g}",
-            "" if one.limit is None else str(one.limit),
-            str(one.per_epoch),
-            f"{one.share:.1%}",
-            f"{one.times:.2f}",
-            f"{one.first}/{first}",
+            source.location,
+            str(source.shards),
+            str(source.examples),
+            "" if source.weight is None else f"{source.weight:g}",
+            "" if source.limit is None else str(source.limit),
+            str(source.per_epoch),
+            f"{source.share:.1%}",
+            f"{source.times:.2f}",
+            f"{source.first}/{first}",
         )
     # A path that is broken over several lines cannot be copied: wider than the screen, if it must be.
-    longest = max(len(one.location) for one in drawn)
+    longest = max(len(source.location) for source in drawn)
     screen(width=max(screen().width, 90 + longest)).print(table)
-    for one in drawn:
-        if one.times > 1:
-            print(f"{one.location}: every example comes {one.times:.2f} times per epoch on average")
-        elif one.times < 1:
-            print(f"{one.location}: an epoch takes {one.times:.0%} of it, the next one goes on with others")
+    for source in drawn:
+        if source.times > 1:
+            print(f"{source.location}: every example comes {source.times:.2f} times per epoch on average")
+        elif source.times < 1:
+            print(f"{source.location}: an epoch takes {source.times:.0%} of it, the next one others")
     return 0

@@ -16,7 +16,7 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="v1lit data reshard",
         description="Examples of some shards to new shards, their bytes unchanged: merged, split or "
-        "shuffled. Stopped and started again, it goes on.",
+        "shuffled. Stopped and started again, it resumes.",
     )
     parser.add_argument("location", type=a_path, nargs="+", help="folder, tar file or pattern, local or URL")
     parser.add_argument("--out", type=a_path, required=True, help="folder for the shards: empty, or new")
@@ -24,26 +24,28 @@ def main(argv: Sequence[str]) -> int:
         "--shuffle", type=int, metavar="SEED", help="mix all examples; the order stays if not given"
     )
     parser.add_argument("--examples-per-shard", type=int, default=1000, metavar="N", help="at most")
-    parser.add_argument("--max-shard-mb", type=int, default=512, metavar="M", help="at most so many MiB")
+    parser.add_argument("--max-shard-mb", type=int, default=512, metavar="M", help="at most M MiB")
     parser.add_argument("--workers", type=int, help="processes; one per core when not given")
     parser.add_argument(
         "--on-bad", default="stop", help="stop at a shard or example that cannot be used, or skip and list it"
     )
     parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")
-    given = parser.read(argv)
-    options = ReshardOptions(
-        shuffle=given.shuffle,
-        examples_per_shard=given.examples_per_shard,
-        max_shard_mb=given.max_shard_mb,
-        on_bad=given.on_bad,
+    options = parser.read(argv)
+    how = ReshardOptions(
+        shuffle=options.shuffle,
+        examples_per_shard=options.examples_per_shard,
+        max_shard_mb=options.max_shard_mb,
+        on_bad=options.on_bad,
     )
     try:
-        report = reshard(given.location, given.out, options, workers=given.workers, progress=given.progress)
+        report = reshard(
+            options.location, options.out, how, workers=options.workers, progress=options.progress
+        )
     except ShardError as error:  # Bad data is no mistake in the command.
         sys.stderr.write(f"error: {two_lines(str(error))}\n--on-bad skip leaves such data out and lists it\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write(f"{given.out} is not complete; the same command goes on from here\n")
+        sys.stderr.write(f"{options.out} is not complete; the same command resumes it\n")
         raise
     _print(report)
     if report.examples or not report.skipped:

@@ -27,15 +27,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--weights", type=a_path, default="tiny", help="hub id or folder to take the tokenizer from"
     )
-    given = parser.read(argv)
+    options = parser.read(argv)
 
     from v1lit.data.tools.show import show
 
     processor = None
-    if given.backbone != "none":
+    if options.backbone != "none":
         from v1lit.backbones.config import BackboneConfig
         from v1lit.backbones.processor import load_processor
 
-        processor = load_processor(BackboneConfig(name=given.backbone, weights=given.weights))
-    print(show(given.folder, given.out, n=given.n, processor=processor, seed=given.seed))
+        processor = load_processor(BackboneConfig(name=options.backbone, weights=options.weights))
+    print(show(options.folder, options.out, n=options.n, processor=processor, seed=options.seed))
     return 0

@@ -33,17 +33,17 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--questions-per-scene", type=int, default=1)
     parser.add_argument("--workers", type=int, help="processes; as many as pay off when not given")
     parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")
-    given = parser.read(argv)
+    options = parser.read(argv)
     folder = synthesize(
-        given.out,
-        examples=given.examples,
-        seed=given.seed,
-        look=given.look,
-        kinds=given.kinds,
-        image_size=given.image_size,
-        questions_per_scene=given.questions_per_scene,
-        workers=given.workers,
-        progress=given.progress,
+        options.out,
+        examples=options.examples,
+        seed=options.seed,
+        look=options.look,
+        kinds=options.kinds,
+        image_size=options.image_size,
+        questions_per_scene=options.questions_per_scene,
+        workers=options.workers,
+        progress=options.progress,
     )
     print(folder)
     return 0

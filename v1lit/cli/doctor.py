@@ -87,8 +87,8 @@ def version_lines() -> Iterator[str]:
 
 
 def _tested() -> str:
-    found = [f"{name} ({run['date']})" for name, run in runs().items() if not run["failed"]]
-    return f"tested with: {', '.join(found) or 'nothing that was recorded'}; docs/versions.md has the table"
+    tested = [f"{name} ({run['date']})" for name, run in runs().items() if not run["failed"]]
+    return f"tested with: {', '.join(tested) or 'nothing that was recorded'}; docs/versions.md has the table"
 
 
 def devices() -> Iterator[str]:
@@ -138,8 +138,8 @@ def extras(distribution: str = "v1lit") -> Iterator[str]:
         yield f"unknown: {distribution} is not installed, only imported"
         return
     for extra in _names(declared):
-        needed = [one for one in declared if _applies(one, extra) and not _applies(one, "")]
-        missing = [one.name for one in needed if not _installed(one)]
+        needed = [need for need in declared if _applies(need, extra) and not _applies(need, "")]
+        missing = [need.name for need in needed if not _installed(need)]
         purpose = EXTRAS.get(extra, "")
         yield f"{extra:<12}{'present' if not missing else 'missing ' + ', '.join(missing)}  ({purpose})"
     if any(_names(declared)):
@@ -148,7 +148,9 @@ def extras(distribution: str = "v1lit") -> Iterator[str]:
 
 def _names(declared: Sequence[Requirement]) -> list[str]:
     """Names of the extras, in the order of their first requirement."""
-    parts = [str(one.marker).partition('extra == "')[2].partition('"')[0] for one in declared if one.marker]
+    parts = [
+        str(need.marker).partition('extra == "')[2].partition('"')[0] for need in declared if need.marker
+    ]
     return list(dict.fromkeys(part for part in parts if part))
 
 

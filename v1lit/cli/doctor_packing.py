@@ -1,4 +1,4 @@
-"""`v1lit doctor --packing RECIPE`: are packed examples as good as alone, on this model and this data?"""
+"""`v1lit doctor --packing RECIPE`: whether packed examples are as good as alone, on a model and its data."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def check_recipe(name: str, overrides: Sequence[str]) -> int:
 
 
 def _encoded(data: V1DataModule) -> list[Encoded]:
-    return [encode(one, data.processor, data.encoding) for one in islice(data.examples("train"), EXAMPLES)]
+    return [
+        encode(example, data.processor, data.encoding) for example in islice(data.examples("train"), EXAMPLES)
+    ]
 
 
 def print_check(check: PackingCheck, console: Console) -> None:
@@ -53,15 +55,15 @@ def print_check(check: PackingCheck, console: Console) -> None:
     for column in ("tokens", "images", "loss alone", "packed", "differ", "leak"):
         table.add_column(column, justify="right")
     table.add_column("example", no_wrap=True)
-    for one in check.examples:
+    for example in check.examples:
         table.add_row(
-            str(one.tokens),
-            str(one.images),
-            f"{one.alone:.6g}",
-            f"{one.packed:.6g}",
-            f"{one.difference:.1e}",
-            f"{one.leak:.1e}",
-            one.id,
+            str(example.tokens),
+            str(example.images),
+            f"{example.alone:.6g}",
+            f"{example.packed:.6g}",
+            f"{example.difference:.1e}",
+            f"{example.leak:.1e}",
+            example.id,
         )
     console.print(table)
     print(f"differ: relative difference of the losses; rounding explains up to {check.tolerance:.0e}")

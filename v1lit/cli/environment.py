@@ -22,13 +22,13 @@ PACKAGES = (
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     """Installed version by package, `not installed` where there is none."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in packages:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            installed[package] = "not installed"
+    return installed
 
 
 def git_revision(folder: Path | None = None) -> str:

@@ -90,7 +90,7 @@ def a_path(text: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with mistakes in one or two lines and the nearest option named."""
+    """A parser of arguments whose mistakes take one or two lines and name the nearest option."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)
@@ -101,10 +101,10 @@ class Parser(argparse.ArgumentParser):
         """Parse `argv`; raises UserError."""
         options, unknown = self.parse_known_args(list(argv))
         if unknown:
-            known = [name for action in self._actions for name in action.option_strings]
+            names = [name for action in self._actions for name in action.option_strings]
             word = unknown[0].partition("=")[0]
             raise UserError(
-                f"{self.prog} does not take {word!r}{did_you_mean(word, known)}\nallowed: {', '.join(known)}"
+                f"{self.prog} does not take {word!r}{did_you_mean(word, names)}\nallowed: {', '.join(names)}"
             )
         return options
 

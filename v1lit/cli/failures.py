@@ -81,8 +81,8 @@ def explain(error: BaseException) -> Told | None:
     raiser = package_of(_raised_in(error))
     if isinstance(error, (ValueError, FileNotFoundError, NotADirectoryError)) and raiser == "v1lit":
         return Told(MISTAKE, _message(error))
-    for one in _with_causes(error):
-        if (failure := _of_machine(one)) is not None:
+    for cause in _with_causes(error):
+        if (failure := _of_machine(cause)) is not None:
             return Told(FAILURE, failure)
     if (own := in_own_code(error)) is not None:
         return Told(FAILURE, own)
@@ -127,8 +127,9 @@ def _of_machine(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in OF_SYSTEM:
         what, remedy = OF_SYSTEM[error.errno]
         return f"{what}: {said}\n{remedy}"
-    known = isinstance(error, (RuntimeError, OSError)) or package_of(type(error).__module__) == "safetensors"
-    for pattern, what, remedy in OF_WORDS if known else ():
+    kind = type(error)
+    may_fit = issubclass(kind, (RuntimeError, OSError)) or package_of(kind.__module__) == "safetensors"
+    for pattern, what, remedy in OF_WORDS if may_fit else ():
         if re.search(pattern, text):
             return f"{what}: {said}\n{remedy}"
     return None
@@ -153,11 +154,11 @@ def _places_of_libraries() -> tuple[Path, ...]:
 def _with_causes(error: BaseException) -> Iterator[BaseException]:
     """The exception, and those that led to it."""
     seen: set[int] = set()
-    one: BaseException | None = error
-    while one is not None and id(one) not in seen:
-        seen.add(id(one))
-        yield one
-        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
 
 
 def _raised_in(error: BaseException) -> str:

@@ -19,10 +19,10 @@ def reason_in(problem: str) -> str:
 
     The message lists every type that the value could have had, and says of each why it has not.
     """
-    if (found := _of_a_class(problem)) is not None:
-        return found
-    if (found_path := re.search(r"Expected a dot import path string: (\S+)", problem)) is not None:
-        word = found_path[1]
+    if (reason := _of_a_class(problem)) is not None:
+        return reason
+    if (path := re.search(r"Expected a dot import path string: (\S+)", problem)) is not None:
+        word = path[1]
         return f"{word!r} is not the path of a class, module.Class{did_you_mean(word, _lightning_names())}"
     said = re.search(
         r"Import path .* does not correspond to .*|Option '.*' is not accepted|Import.*fail.*", problem
@@ -40,15 +40,15 @@ def _of_a_class(problem: str) -> str | None:
     """The reason below the first `Problem with given class_path`."""
     lines = problem.splitlines()
     for number, line in enumerate(lines):
-        if (found := PROBLEM.match(line)) is None:
+        if (start := PROBLEM.match(line)) is None:
             continue
         below = []
         for other in lines[number + 1 :]:
-            if len(other) - len(other.lstrip()) <= len(found[1]) + 2:
+            if len(other) - len(other.lstrip()) <= len(start[1]) + 2:
                 break
             below.append(other.strip())
         reason = re.sub(r'Parser key "([^"]+)": ', r"\1: ", " ".join(below))
-        return f"{found[2]}: {reason}{_hint(found[2], reason)}"
+        return f"{start[2]}: {reason}{_hint(start[2], reason)}"
     return None
 
 

@@ -94,16 +94,16 @@ def shipped_recipes() -> dict[str, Path]:
 
 def find_recipe(text: str) -> Path:
     """The file meant by `text`: a path, or the bare name of a shipped recipe."""
-    known = shipped_recipes()
-    if text in known:
-        return known[text]
-    found = find_file(text, Path())
-    if found is None:
+    recipes = shipped_recipes()
+    if text in recipes:
+        return recipes[text]
+    path = find_file(text, Path())
+    if path is None:
+        hint = did_you_mean(Path(text).stem, recipes)
         raise UserError(
-            f"no recipe {text!r}: neither a file nor a shipped recipe{did_you_mean(Path(text).stem, known)}\n"
-            f"shipped: {', '.join(known)}"
+            f"no recipe {text!r}: neither a file nor a shipped recipe{hint}\nshipped: {', '.join(recipes)}"
         )
-    return found
+    return path
 
 
 def find_file(text: str, folder: Path) -> Path | None:
@@ -113,8 +113,8 @@ def find_file(text: str, folder: Path) -> Path | None:
 
 def parts_beside(text: str, folder: Path) -> list[str]:
     """What `text` could have been: the same path with the name of a part that is there."""
-    found = {other.name for place in _places(text, folder) for other in place.parent.glob("*.yaml")}
-    return [str(Path(text).with_name(name)) for name in sorted(found)]
+    names = {other.name for place in _places(text, folder) for other in place.parent.glob("*.yaml")}
+    return [str(Path(text).with_name(name)) for name in sorted(names)]
 
 
 def _places(text: str, folder: Path) -> list[Path]:
@@ -185,12 +185,12 @@ class _Composer:
         base = raw.pop("base", None)
         config: dict[str, Any] = {}
         if base is not None:
-            found = shipped_recipes().get(str(base)) or find_file(str(base), path.parent)
-            if found is None:
+            below = shipped_recipes().get(str(base)) or find_file(str(base), path.parent)
+            if below is None:
                 raise UserError(
                     f"{shown(path)}: base: there is no recipe {base!r}{did_you_mean(base, shipped_recipes())}"
                 )
-            config = self.recipe(found, trail)
+            config = self.recipe(below, trail)
         self._merge(config, raw, "", path, trail)
         return config
 
@@ -252,19 +252,19 @@ class _Composer:
 
     def _part(self, text: object, key: str, path: Path | None, trail: tuple[Path, ...]) -> Any:
         where = self.origins[key]
-        found = find_file(text, path.parent if path else Path()) if isinstance(text, str) else None
-        if found is None:
-            folder = path.parent if path else Path()
+        folder = path.parent if path else Path()
+        part = find_file(text, folder) if isinstance(text, str) else None
+        if part is None:
             others = parts_beside(str(text), folder)
             raise UserError(
                 f"{where}: {key}: there is no part {str(text)!r}{did_you_mean(str(text), others)}"
             )
-        raw, trail = self._open(found, key, trail)
-        return self._value(raw, key, found, trail)
+        raw, trail = self._open(part, key, trail)
+        return self._value(raw, key, part, trail)
 
     def _forget(self, key: str) -> None:
         for of_keys in (self.origins, self.typed):
-            for other in [one for one in of_keys if f"{one}.".startswith(f"{key}.")]:
+            for other in [name for name in of_keys if f"{name}.".startswith(f"{key}.")]:
                 del of_keys[other]
 
     @staticmethod

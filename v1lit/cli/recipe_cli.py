@@ -57,9 +57,9 @@ class RecipeCLI(LightningCLI):
     """Model, data and Trainer of a recipe; a mistake in it is a UserError, before weights are loaded."""
 
     folder: Path
-    """The folder of the run, while it goes on."""
+    """The folder of the run, while it trains."""
     requests: StopRequests
-    """Ctrl-C and signals, while it goes on."""
+    """Ctrl-C and signals, while it trains."""
 
     def __init__(self, recipe: Recipe, parse_only: bool = False) -> None:
         self.recipe = recipe
@@ -86,10 +86,10 @@ class RecipeCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         prepare_values(self.recipe)
         check_keys(self.recipe)
-        given, aside = with_all_groups(self.recipe.config), PutAside()
-        aside.hide(given)
+        config, aside = with_all_groups(self.recipe.config), PutAside()
+        aside.hide(config)
         try:
-            self.config = parser.parse_object(given)
+            self.config = parser.parse_object(config)
         except ArgumentError as error:
             raise UserError(_parser_problem(self.recipe, str(error))) from error
         except OmegaConfBaseException as error:
@@ -126,8 +126,9 @@ class RecipeCLI(LightningCLI):
 
     def model_and_data(self) -> tuple[V1Module, V1DataModule]:
         """Both as the recipe has them, without a Trainer and without a run's folder."""
-        made = self.parser.instantiate(self.config)
-        return made["model"], made["data"]
+        with self.recipe.options():
+            objects = self.parser.instantiate(self.config)
+        return objects["model"], objects["data"]
 
     def resolved(self) -> str:
         """The recipe as YAML that runs by itself: no parts, no interpolations, every default spelled out."""
@@ -221,13 +222,13 @@ class RecipeCLI(LightningCLI):
         return 0 if self._doing else self.trainer.global_step
 
     def _failed(self, told: Told | None) -> RunFailed | None:
-        """A failure with the checkpoint to go on from; None where the exception stays as it is."""
+        """A failure with the checkpoint to resume from; None where the exception stays as it is."""
         newest = newest_checkpoint(self.folder)
         if self._doing or (told is not None and told.code == MISTAKE and not self._steps):
             return None  # nothing has been trained
         left = f"the newest checkpoint is {newest}" if newest is not None and is_first() else ""
         if left:
-            left += f", to go on from with --run.name={self.folder.name} --run.resume=last"
+            left += f", to resume from with --run.name={self.folder.name} --run.resume=last"
         if told is None:  # its traceback comes below
             sys.stderr.write(f"{left}\n" if left else "")
             return None
@@ -246,10 +247,8 @@ class RecipeCLI(LightningCLI):
                 self.datamodule.check_limits(self.trainer)
         if self.datamodule.has_train and not self.datamodule.has_val:
             callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-            best = [one for one in self.filled_in if isinstance(one, ModelCheckpoint)]
-            self.trainer.callbacks = [  # type: ignore[attr-defined]
-                one for one in callbacks if one not in best
-            ]
+            best = [callback for callback in self.filled_in if isinstance(callback, ModelCheckpoint)]
+            callbacks[:] = [callback for callback in callbacks if callback not in best]
         if self.datamodule.has_train:
             check_validation(self.trainer, self.model, self.datamodule.has_val)
 
@@ -270,11 +269,11 @@ def fill_in(config: Mapping[str, Any], defaults: dict[str, Any]) -> dict[str, An
     A logger, a checkpoint callback or a progress bar that the recipe names or switches off stays as it is;
     `last.ckpt` is kept beside the recipe's own checkpoints.
     """
-    given = config["callbacks"] or []
-    given = list(given) if isinstance(given, (list, tuple)) else [given]
+    callbacks = config["callbacks"] or []
+    callbacks = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
     # Keeps no checkpoint in place of the run's own, and must not be the first, which is asked for the best.
-    after = [one for one in given if isinstance(one, OnExceptionCheckpoint)]
-    given = [one for one in given if one not in after]
+    after = [callback for callback in callbacks if isinstance(callback, OnExceptionCheckpoint)]
+    theirs = [callback for callback in callbacks if callback not in after]
     off = {
         LastCheckpoint: config["enable_checkpointing"] is False or bool(config["fast_dev_run"]),
         Checkpoint: config["enable_checkpointing"] is False,
@@ -283,7 +282,7 @@ def fill_in(config: Mapping[str, Any], defaults: dict[str, Any]) -> dict[str, An
 
     def wanted(callback: Callback) -> bool:
         kind = next((kind for kind in off if isinstance(callback, kind)), type(callback))
-        return not off.get(kind) and not any(isinstance(other, kind) for other in given)
+        return not off.get(kind) and not any(isinstance(other, kind) for other in theirs)
 
     ours = [callback for callback in defaults["callbacks"] if wanted(callback)]
     filled: dict[str, Any] = {
@@ -291,19 +290,18 @@ def fill_in(config: Mapping[str, Any], defaults: dict[str, Any]) -> dict[str, An
     }
     if config["logger"] in (None, True) and not config["barebones"]:
         filled["logger"] = defaults["logger"]
-    return filled if config["barebones"] else {**filled, "callbacks": [*given, *ours, *after]}
+    return filled if config["barebones"] else {**filled, "callbacks": [*theirs, *ours, *after]}
 
 
 def _parser_problem(recipe: Recipe, message: str) -> str:
-    """jsonargparse's message in our words, where it says which key it is about."""
-    found = re.search(r'Parser key "([^"]+)"', message)
-    if found is None:
+    """What jsonargparse said in our words, where it says which key it is about."""
+    about = re.search(r'Parser key "([^"]+)"', message)
+    if about is None:
         return message
-    key = found[1]
-    given = re.search(r"(?:Given|Got) value: (.*)", message)
-    written = _as_written(recipe, key)
-    interpolated = given is not None and "${" in str(written)
-    return wrong_value(recipe, key, given[1] if given is not None and interpolated else written, message)
+    value = _as_written(recipe, about[1])
+    if "${" in str(value) and (interpolated := re.search(r"(?:Given|Got) value: (.*)", message)):
+        value = interpolated[1]
+    return wrong_value(recipe, about[1], value, message)
 
 
 def _interpolation_problem(recipe: Recipe, error: Exception) -> str:

@@ -38,7 +38,7 @@ def _take_text(recipe: Recipe, key: str, types: Mapping[str, Any]) -> None:
     """Put what was typed for `key` in place of what YAML took it for, where a text is wanted."""
     typed = recipe.typed[key]
     group, name = _group_of(recipe.config, key)
-    top = next((one for one in _upwards(key) if one in types), None)
+    top = next((group for group in _upwards(key) if group in types), None)
     if top == key and is_text(types[key]):
         optional = type(None) in kinds_of(types[key])
         if not (optional and typed.text == "null") and not (_quoted(typed.text) and not typed.problem):
@@ -93,7 +93,7 @@ def _with_paths(value: Any, annotation: Any, key: str, change: Callable[[str, st
     """`value` with `change(key, text)` for every path in it."""
     fields, item = subfields(annotation), item_dataclass(annotation)
     if isinstance(value, list) and item is not None:
-        return [_with_paths(one, item, f"{key}.{number}", change) for number, one in enumerate(value)]
+        return [_with_paths(entry, item, f"{key}.{index}", change) for index, entry in enumerate(value)]
     if fields is None or not isinstance(value, Mapping):
         if isinstance(value, dict | list) or key.startswith("trainer."):
             name = key.rpartition(".")[2]
@@ -101,10 +101,10 @@ def _with_paths(value: Any, annotation: Any, key: str, change: Callable[[str, st
         return value
     paths = getattr(without_none(annotation), "PATHS", ())
     return {
-        name: change(f"{key}.{name}", one)
-        if name in paths and isinstance(one, str)
-        else _with_paths(one, fields.get(name), f"{key}.{name}", change)
-        for name, one in value.items()
+        name: change(f"{key}.{name}", entry)
+        if name in paths and isinstance(entry, str)
+        else _with_paths(entry, fields.get(name), f"{key}.{name}", change)
+        for name, entry in value.items()
     }
 
 

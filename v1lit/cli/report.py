@@ -67,10 +67,10 @@ def newest_recipe(folder: Path) -> Path:
 
     Raises UserError where there is none.
     """
-    found = {
+    names = {
         path: re.fullmatch(r"recipe(?:-(\d+))?\.yaml", path.name) for path in folder.glob("recipe*.yaml")
     }
-    numbered = [(int(match[1] or 1), path) for path, match in found.items() if match]
+    numbered = [(int(match[1] or 1), path) for path, match in names.items() if match]
     if not numbered:
         what = "it has no recipe.yaml" if folder.is_dir() else "there is no such folder"
         raise UserError(

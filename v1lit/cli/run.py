@@ -15,7 +15,7 @@ Train as RECIPE says: a YAML file, or the bare name of a shipped recipe:
 
   --key=value      change one key, such as --trainer.max_steps=100 or --model.backbone.weights=/models/qwen
   --key=part.yaml  take a part for a whole group, such as --trainer=configs/trainer/cpu.yaml
-  --run.resume=last  go on from the newest checkpoint of --run.name; auto: or begin
+  --run.resume=last  resume from the newest checkpoint of --run.name; auto: or begin anew
   --print_config   print the resolved recipe, every key with its value, and stop
   --debug          show the traceback of an error
   RECIPE --help    every key with its meaning

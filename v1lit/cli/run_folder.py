@@ -36,7 +36,7 @@ def run_folder(run: RunConfig, recipe: str) -> Iterator[Path]:
     missing: list[Path] = []
     try:
         missing += [place for place in wanted.parents if not place.exists()]
-        folder, made = _make(run, wanted)
+        folder, is_new = _make(run, wanted)
     except OSError as error:
         _remove_empty(missing)
         raise UserError(f"run.folder: {wanted} cannot be made: {error.strerror}") from error
@@ -44,7 +44,7 @@ def run_folder(run: RunConfig, recipe: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        _remove_empty([*([folder] if made else []), *missing])
+        _remove_empty([*([folder] if is_new else []), *missing])
 
 
 def _remove_empty(folders: list[Path]) -> None:
@@ -80,17 +80,17 @@ def _wanted(run: RunConfig, recipe: str) -> Path:
 
 
 def _make(run: RunConfig, wanted: Path) -> tuple[Path, bool]:
-    """Make the folder; gives it, and whether it is new. One that the run does not name is always new."""
+    """The folder, and whether it was made now; one that the run does not name always is."""
     if run.name is not None:
         if run.resume is None and wanted.is_dir() and any(wanted.iterdir()):
             raise UserError(
                 f"run.name is {run.name!r}, but {wanted} holds a run already\n"
-                "choose another name, or go on with it: --run.resume=last"
+                "choose another name, or resume it: --run.resume=last"
             )
         checkpoint_to_resume(run.resume, wanted)
-        made = not wanted.exists()
+        is_new = not wanted.exists()
         wanted.mkdir(parents=True, exist_ok=True)
-        return wanted, made
+        return wanted, is_new
     wanted.parent.mkdir(parents=True, exist_ok=True)
     folder = wanted
     for number in count(2):

@@ -52,8 +52,8 @@ def _check(recipe: Recipe, config: Mapping[Any, Any], fields: Mapping[str, Any],
             raise UserError(_unknown(recipe, key, str(name), fields, prefix))
         inner = subfields(fields[name])
         if (kind := item_dataclass(fields[name])) is not None and isinstance(value, list):
-            for number, item in enumerate(value):
-                _check_item(recipe, item, kind, f"{key}.{number}")
+            for index, item in enumerate(value):
+                _check_item(recipe, item, kind, f"{key}.{index}")
             continue
         if inner is None:
             problem = type_problem(fields[name], value)
@@ -63,7 +63,7 @@ def _check(recipe: Recipe, config: Mapping[Any, Any], fields: Mapping[str, Any],
         if not isinstance(value, Mapping):
             raise UserError(
                 f"{key} is {value!r} ({recipe.origin(key)}); it must be a mapping, or the path of a part\n"
-                f"its keys: {_listed([one for one in inner if f'{key}.{one}' not in LINKED], key)}"
+                f"its keys: {_listed([name for name in inner if f'{key}.{name}' not in LINKED], key)}"
             )
         _check(recipe, value, inner, f"{key}.")
 
@@ -168,13 +168,10 @@ def dataclasses_of(config: Mapping[str, Any]) -> Iterator[tuple[str, Any, dict[s
     def walk(fields: Mapping[str, Any], values: Mapping[str, Any], prefix: str) -> Iterator[Any]:
         for name, annotation in fields.items():
             inner, value = subfields(annotation), values.get(name)
-            if (one := item_dataclass(annotation)) is not None:
-                for number, item in enumerate(value or []):
-                    yield (
-                        f"{prefix}{name}.{number}",
-                        one,
-                        dict(vars(item) if isinstance(item, Namespace) else item),
-                    )
+            if (kind := item_dataclass(annotation)) is not None:
+                for index, item in enumerate(value or []):
+                    fields_of_item = vars(item) if isinstance(item, Namespace) else item
+                    yield f"{prefix}{name}.{index}", kind, dict(fields_of_item)
             if f"{prefix}{name}" in LINKED or inner is None or not isinstance(value, Mapping):
                 continue
             kind = without_none(annotation)
@@ -219,12 +216,12 @@ def describe(annotation: Any) -> str:
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (Union, types.UnionType):
         values = literals(annotation)
-        others = [describe(one) for one in inner if typing.get_origin(one) is not Literal]
+        others = [describe(kind) for kind in inner if typing.get_origin(kind) is not Literal]
         return " or ".join([*([_one_of(values)] if values else []), *dict.fromkeys(others)])
     if origin is Literal:
         return _one_of(list(inner))
     if origin is tuple:
-        return f"a list of {len(inner)}: {', '.join(describe(one) for one in inner)}"
+        return f"a list of {len(inner)}: {', '.join(describe(kind) for kind in inner)}"
     if origin is list:
         return f"a list, each {describe(inner[0])}"
     if origin is dict:
@@ -239,7 +236,7 @@ def literals(annotation: Any) -> list[Any]:
     if typing.get_origin(annotation) is Literal:
         return list(typing.get_args(annotation))
     if typing.get_origin(annotation) in (Union, types.UnionType):
-        return [value for one in typing.get_args(annotation) for value in literals(one)]
+        return [value for kind in typing.get_args(annotation) for value in literals(kind)]
     return []
 
 
@@ -259,8 +256,9 @@ def wrong_value(recipe: Recipe, key: str, given: object, problem: str = "", anno
     text = f"{key} is {written} ({recipe.origin(key)}){did_you_mean(given, map(str, literals(annotation)))}"
     if reason := reason_in(problem):
         text += f": {reason}"
-    number = isinstance(given, int | float)  # or true or false
-    remedy = "; in quotes it is a text" if number and str in kinds_of(annotation) else ""
+    remedy = (
+        "; in quotes it is a text" if isinstance(given, int | float) and str in kinds_of(annotation) else ""
+    )
     return (
         f"{text}\nallowed: {describe(annotation)}{remedy}"
         if annotation is not None

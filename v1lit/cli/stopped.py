@@ -1,4 +1,4 @@
-"""What is said when a run was stopped: which checkpoint there is, and the command to go on."""
+"""What is said when a run was stopped: which checkpoint there is, and the command to resume."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ def stoppable(requests: StopRequests, when: Callable[[], str]) -> Iterator[None]
 
 
 def tell_stopped(stop: RunStopped, folder: Path, argv: Sequence[str]) -> int:
-    """Say on one line what is left and how to go on, after `v1lit run *argv`; returns the exit code."""
+    """Say on one line what is left and how to resume, after `v1lit run *argv`; returns the exit code."""
     if is_helper():
         return 0  # else its launcher kills the first process, which has yet to say all this
     if is_first():
         newest = newest_checkpoint(folder)
         if newest is None:
-            left = "there is no checkpoint to go on from"
+            left = "there is no checkpoint to resume from"
         else:
-            left = f"checkpoint {newest}; go on with: {command_to_go_on(argv, folder)}"
+            left = f"checkpoint {newest}; resume with: {resume_command(argv, folder)}"
         sys.stderr.write(f"{stop}; {left}\n")
     return stop.exit_code
 
 
-def command_to_go_on(argv: Sequence[str], folder: Path) -> str:
-    """The command of the run, changed to go on from the newest checkpoint of its folder."""
+def resume_command(argv: Sequence[str], folder: Path) -> str:
+    """The command of the run, changed to resume from the newest checkpoint of its folder."""
     recipe, *changes = argv
     kept = [(key, value) for key, value in read_changes(changes) if key not in ("run.name", "run.resume")]
     pairs = [*kept, ("run.name", folder.name), ("run.resume", "last")]

@@ -151,8 +151,8 @@ def usable_strategies() -> list[str]:
 
 
 def _reason_against(name: str) -> tuple[str, str] | None:
-    found = (key for key in STRATEGIES if name == key or name.startswith(f"{key}_"))
-    return next((STRATEGIES[key] for key in found), None)
+    keys = (key for key in STRATEGIES if name == key or name.startswith(f"{key}_"))
+    return next((STRATEGIES[key] for key in keys), None)
 
 
 def _refuse_by(table: Iterable[Refusal], values: Values) -> None:
@@ -183,8 +183,8 @@ def _refuse_tasks_of_slurm() -> None:
 
 def _on_cpu(values: Values) -> bool:
     wanted = values["accelerator"]
-    found = CUDAAccelerator.is_available() or MPSAccelerator.is_available()
-    return wanted == "cpu" or (wanted == "auto" and not found)
+    has_gpu = CUDAAccelerator.is_available() or MPSAccelerator.is_available()
+    return wanted == "cpu" or (wanted == "auto" and not has_gpu)
 
 
 def _is_number_of_processes(value: object) -> bool:

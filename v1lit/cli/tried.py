@@ -44,20 +44,20 @@ class Tried:
     def remark(self, package: str, installed: str) -> str:
         """`newer than tested (...)`, `older than tested (...)`, or an empty text."""
         try:
-            found = _comparable(package, installed)
+            version = _comparable(package, installed)
         except InvalidVersion:  # not installed, or of an unusual make
             return ""
-        if found > _comparable(package, self.newest):
+        if version > _comparable(package, self.newest):
             return f"newer than tested ({self.newest})"
-        if found < _comparable(package, self.oldest):
+        if version < _comparable(package, self.oldest):
             return f"older than tested ({self.oldest})"
         return ""
 
 
 def runs() -> dict[str, dict[str, Any]]:
     """What every run of the tests was made with, by its name."""
-    found: dict[str, dict[str, Any]] = json.loads(FILE.read_text(encoding="utf-8"))["runs"]
-    return found
+    content: dict[str, dict[str, Any]] = json.loads(FILE.read_text(encoding="utf-8"))["runs"]
+    return content
 
 
 @cache
@@ -68,7 +68,9 @@ def tried() -> dict[str, Tried]:
         if not run["failed"]:
             for package, number in {"python": run["python"], **run["versions"]}.items():
                 seen.setdefault(package, []).append(number)
-    return {name: Tried(min(found, key=Version), max(found, key=Version)) for name, found in seen.items()}
+    return {
+        name: Tried(min(numbers, key=Version), max(numbers, key=Version)) for name, numbers in seen.items()
+    }
 
 
 def remarks() -> dict[str, tuple[str, str]]:
