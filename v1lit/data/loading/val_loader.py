@@ -12,6 +12,7 @@ from v1lit.data.loading.failures import FailureLog
 from v1lit.data.loading.micro_batch import MicroBatch
 from v1lit.data.loading.reading import MicroBatchReader
 from v1lit.data.loading.sequence import OpenedSequence
+from v1lit.data.loading.workers import Workers
 from v1lit.data.sampling.epoch import Progress, StepLayout, rank_rows
 from v1lit.data.sampling.grouping import Grouping
 
@@ -42,7 +43,7 @@ class ValLoader:
         progress = Progress(layout=StepLayout(ranks.size, f"{self.size} examples"))
         make_rows = Grouping(self.size).make_rows(_unmeasured)
         rows = rank_rows(self.opened.sequence, progress, make_rows, rank=ranks.own, ranks=ranks.size)
-        micro_batches = (read for _, read in self.context.workers.run(self.reader, rows))
+        micro_batches = (read for _, read in Workers(self.context.num_workers).run(self.reader, rows))
         return val_batches(micro_batches, FailureLog(self.context, "val", list(self.opened.lost)))
 
 

@@ -14,6 +14,7 @@ from v1lit.data.loading.micro_batch import MicroBatch
 from v1lit.data.loading.reading import Encoder
 from v1lit.data.loading.step_loader import StepLoader
 from v1lit.data.loading.val_loader import val_batches
+from v1lit.data.loading.workers import Workers
 from v1lit.data.sampling.grouping import Grouping
 from v1lit.data.streams.examples import Readers, StreamFiles
 from v1lit.data.streams.reader import StreamMicroBatch, StreamReader
@@ -142,7 +143,7 @@ class StreamValLoader:
         files = tuple(map(FileStart, range(len(self.stream.files))))
         readers = Readers(self.stream, [files], [ReaderState()], 0, ranks.own, ranks.size, self.limit)
         reader = StreamReader(readers, self.encoder, Grouping(self.size))
-        for _, micro_batch in self.context.workers.run(reader, repeat(0)):
+        for _, micro_batch in Workers(self.context.num_workers).run(reader, repeat(0)):
             assert isinstance(micro_batch, StreamMicroBatch)
             if micro_batch.error is not None:
                 raise micro_batch.error
