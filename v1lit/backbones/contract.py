@@ -121,16 +121,18 @@ class Backbone(ABC):
         """
         if views not in VIEWS:
             raise ValueError(explain_unknown("views", views, VIEWS))
-        given = self.check_image_options(options)
-        max_side = given.pop("max_side", None)
-        own = {key: value for key, value in given.items() if key in self.image_defaults}
-        geometry = self.canonical({**self.image_defaults, **own})
-        return self._capped_patch_map(check_image_size(image_size), max_side, geometry, views)
+        self.check_image_options(options)
+        max_side = options.get("max_side")
+        return self._capped_patch_map(check_image_size(image_size), max_side, self.complete(options), views)
+
+    def complete(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """All options that decide which pixels a token sees, in canonical form; published where not in `options`."""
+        own = {key: value for key, value in options.items() if key in self.image_defaults}
+        return self.canonical({**self.image_defaults, **own})
 
     def with_options(self, processor: Any, options: Mapping[str, Any]) -> ImageProcessor:
         """A transformers image processor that makes the pixels of these image options."""
-        own = {key: value for key, value in options.items() if key in self.image_defaults}
-        canonical = self.canonical({**self.image_defaults, **own})
+        canonical = self.complete(options)
         pixels = {key: value for key, value in options.items() if key in PIXEL_OPTIONS}
         arguments = {**self.processor_arguments(canonical), **pixels}
         # Its own settings too, so that it is saved with what it is called with.

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from v1lit.backbones.weight_files import WeightsUnavailable
+from v1lit.grounding.picture import one_line
 
 
 @contextmanager
@@ -26,7 +27,7 @@ def hub_errors(weights: str) -> Iterator[None]:
         yield
     except SafetensorError as error:
         raise WeightsUnavailable(
-            f"the weights {weights} are damaged: {first_line(error)}\ndelete them and get them again"
+            f"the weights {weights} are damaged: {one_line(error)}\ndelete them and get them again"
         ) from error
     except (OSError, transport, errors.HfHubHTTPError, errors.HFValidationError) as error:
         raise WeightsUnavailable(
@@ -71,8 +72,3 @@ def _reason(weights: str, error: BaseException) -> str:
     if any(isinstance(cause, HFValidationError) for cause in causes):
         return "this is neither a folder nor a name on the hub"
     return "the hub cannot be reached and they are not in the local cache"
-
-
-def first_line(error: BaseException) -> str:
-    """The message of an error in one line, or its class where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -96,8 +96,7 @@ def _checkpoint_options(
         if beside.is_file():
             ours = read_json(beside).get("image") or {}
             options |= backbone.check_image_options({k: v for k, v in ours.items() if v is not None})
-        own = {key: value for key, value in options.items() if key in backbone.image_defaults}
-        backbone.canonical({**backbone.image_defaults, **own})
+        backbone.complete(options)
     return processor, options
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from v1lit.backbones.contract import Backbone, ChatFormat, VisionWork, blank_pixels, layers_used, square_work
 from v1lit.backbones.image_options import as_size, check_flag, check_positive, plain_size
-from v1lit.backbones.tiny import token_id
+from v1lit.backbones.tiny import text_sizes, token_id, vision_sizes
 from v1lit.errors import OptionError
 from v1lit.grounding.patch_map import PatchMap, Views
 from v1lit.grounding.region import Size
@@ -185,27 +185,13 @@ class Llava(Backbone):
 
         full = self.check_sizes(sizes)
         text = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=full["hidden_size"],
-            intermediate_size=full["intermediate_size"],
-            num_hidden_layers=full["layers"],
-            num_attention_heads=full["heads"],
-            num_key_value_heads=full["kv_heads"],
-            max_position_embeddings=32768,
-            initializer_range=full["initializer_range"],
+            **text_sizes(tokenizer, full, self.chat.stop),
             tie_word_embeddings=full["tie_word_embeddings"],
             bos_token_id=token_id(tokenizer, self.chat.start),
-            eos_token_id=token_id(tokenizer, self.chat.stop),
-            pad_token_id=tokenizer.pad_token_id,
         )
         vision = CLIPVisionConfig(
-            hidden_size=full["vision_hidden_size"],
-            intermediate_size=full["vision_intermediate_size"],
-            num_hidden_layers=full["vision_layers"],
-            num_attention_heads=full["vision_heads"],
+            **vision_sizes(full),
             projection_dim=full["vision_hidden_size"],
-            image_size=full["image_size"],
-            patch_size=full["patch_size"],
         )
         return LlavaConfig(
             text_config=text,

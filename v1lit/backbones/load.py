@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.contract import Backbone
 from v1lit.backbones.folder import check_stock_folder, check_weight_files, merge_command, refuse_quantized
-from v1lit.backbones.hub import first_line, hub_errors
+from v1lit.backbones.hub import hub_errors
 from v1lit.backbones.registry import BUILTIN, get_backbone, list_backbones
 from v1lit.backbones.tiny import tiny_tokenizer
 from v1lit.backbones.weight_files import WeightsUnavailable
 from v1lit.errors import OptionError, explain_unknown, name_allowed, named
+from v1lit.grounding.picture import one_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,9 +30,8 @@ def check_backbone_config(config: BackboneConfig) -> Backbone:
         raise OptionError("name", config.name, name_allowed(config.name, names), "model.backbone")
     backbone = get_backbone(config.name)
     with named("model.backbone.image"):
-        own = {key: value for key, value in config.image.items() if key in backbone.image_defaults}
         backbone.check_image_options(config.image)
-        backbone.canonical({**backbone.image_defaults, **own})
+        backbone.complete(config.image)
     if config.weights == "tiny":
         with named("model.backbone.tiny"):
             backbone.check_sizes(config.tiny)
@@ -95,7 +95,7 @@ def _refuse_impossible(backbone: Backbone, config: PreTrainedConfig, weights: st
         with torch.device("meta"), no_init_weights():
             getattr(transformers, backbone.model_class)(copy.deepcopy(config))
     except Exception as error:  # a KeyError of a table of names, a TypeError of a layer
-        reason = f"{type(error).__name__}: {first_line(error)}"
+        reason = f"{type(error).__name__}: {one_line(error)}"
         raise ValueError(f"{weights}: no model can be made from its config.json: {reason}") from error
 
 
@@ -203,7 +203,7 @@ def checkpoint_config(backbone: Backbone, weights: str) -> PreTrainedConfig:
     try:
         config: PreTrainedConfig = config_class.from_dict(content)
     except Exception as error:  # every field has its own checks, with errors of their own
-        raise ValueError(f"{weights}: config.json cannot be read: {first_line(error)}") from error
+        raise ValueError(f"{weights}: config.json cannot be read: {one_line(error)}") from error
     return config
 
 

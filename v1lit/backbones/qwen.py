@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from v1lit.backbones.contract import Backbone, ChatFormat, VisionWork, blank_pixels
 from v1lit.backbones.image_options import check_positive, plain_size
-from v1lit.backbones.tiny import token_id
+from v1lit.backbones.tiny import text_sizes, token_id
 from v1lit.errors import OptionError
 from v1lit.grounding.patch_map import PatchMap, Views
 from v1lit.grounding.region import Size
@@ -311,20 +311,11 @@ def tiny_text_config(
     half = sizes["hidden_size"] // sizes["heads"] // 2
     spatial = 3 * half // 8
     return {
-        "vocab_size": len(tokenizer),
-        "hidden_size": sizes["hidden_size"],
-        "intermediate_size": sizes["intermediate_size"],
-        "num_hidden_layers": sizes["layers"],
-        "num_attention_heads": sizes["heads"],
-        "num_key_value_heads": sizes["kv_heads"],
-        "max_position_embeddings": 32768,
-        "initializer_range": sizes["initializer_range"],
+        **text_sizes(tokenizer, sizes, stop),
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": 1e6,
             "mrope_section": [half - 2 * spatial, spatial, spatial],
         },
         "bos_token_id": None,
-        "eos_token_id": token_id(tokenizer, stop),
-        "pad_token_id": tokenizer.pad_token_id,
     }

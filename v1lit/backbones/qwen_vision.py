@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -31,23 +31,21 @@ from v1lit.backbones.segments import send
 # ---- patch embedding --------------------------------------------------------------------------------------
 
 
-def patches_to_width(patches: Tensor, weight: Tensor) -> Tensor:
-    """`[patches, channels * frames * side * side] -> [patches, width]`, the convolution as a product."""
-    return F.linear(patches.to(weight.dtype), weight.flatten(1))
+class FastPatchEmbed(nn.Module):
+    """A patch embedding as a matrix product."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """`[patches, channels * frames * side * side]` to `[patches, width]`."""
+        weight: Tensor = self.get_submodule("proj").weight  # type: ignore[assignment]
+        return F.linear(hidden_states.to(weight.dtype), weight.flatten(1))
 
 
-class Qwen2PatchEmbed(qwen2.PatchEmbed):
+class Qwen2PatchEmbed(FastPatchEmbed, qwen2.PatchEmbed):
     """Patch embedding of Qwen2-VL as a matrix product."""
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return patches_to_width(hidden_states, self.proj.weight)
 
-
-class Qwen25PatchEmbed(qwen25.Qwen2_5_VisionPatchEmbed):
+class Qwen25PatchEmbed(FastPatchEmbed, qwen25.Qwen2_5_VisionPatchEmbed):
     """Patch embedding of Qwen2.5-VL as a matrix product."""
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return patches_to_width(hidden_states, self.proj.weight)
 
 
 # ---- attention --------------------------------------------------------------------------------------------
@@ -147,19 +145,13 @@ def _attend(rows: Sequence[Tensor], length: int, scale: float) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(0, 1)
 
 
-def _attend_segments(
-    module: Any, hidden_states: Tensor, bounds: Tensor, rotation: Any, rotate: Any, groups: TowerGroups | None
-) -> Tensor:
-    query, key, value = module.qkv(hidden_states).unflatten(-1, (3, module.num_heads, -1)).unbind(1)
-    query, key = rotate(query, key, *rotation)
-    return module.proj(attention_by_length(query, key, value, bounds, module.scaling, groups).flatten(1))
+class FastAttention(nn.Module):
+    """Attention of a vision tower, one sdpa call per segment length; the stock one without sdpa."""
 
-
-class Qwen2Attention(qwen2.VisionAttention):
-    """Attention of Qwen2-VL's vision tower, one sdpa call per segment length."""
+    rotate: ClassVar[Any]
 
     def forward(
-        self,
+        self: Any,
         hidden_states: Tensor,
         cu_seqlens: Tensor,
         position_embeddings: Any = None,
@@ -167,28 +159,29 @@ class Qwen2Attention(qwen2.VisionAttention):
         tower_groups: TowerGroups | None = None,
         **kwargs: Any,
     ) -> Tensor:
+        """`[tokens, width]` to the same, inside the segments whose ends are `cu_seqlens`."""
         if self.config._attn_implementation != "sdpa":
-            return super().forward(hidden_states, cu_seqlens, position_embeddings, max_seqlen, **kwargs)
-        rotate = qwen2.apply_rotary_pos_emb_vision
-        return _attend_segments(self, hidden_states, cu_seqlens, position_embeddings, rotate, tower_groups)
+            stock: Tensor = super().forward(
+                hidden_states, cu_seqlens, position_embeddings, max_seqlen, **kwargs
+            )
+            return stock
+        query, key, value = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
+        query, key = self.rotate(query, key, *position_embeddings)
+        states = attention_by_length(query, key, value, cu_seqlens, self.scaling, tower_groups)
+        output: Tensor = self.proj(states.flatten(1))
+        return output
 
 
-class Qwen25Attention(qwen25.Qwen2_5_VLVisionAttention):
-    """Attention of Qwen2.5-VL's vision tower, one sdpa call per segment (image or window) length."""
+class Qwen2Attention(FastAttention, qwen2.VisionAttention):
+    """Attention of Qwen2-VL's vision tower."""
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        cu_seqlens: Tensor,
-        position_embeddings: Any = None,
-        max_seqlen: int | None = None,
-        tower_groups: TowerGroups | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        if self.config._attn_implementation != "sdpa":
-            return super().forward(hidden_states, cu_seqlens, position_embeddings, max_seqlen, **kwargs)
-        rotate = qwen25.apply_rotary_pos_emb_vision
-        return _attend_segments(self, hidden_states, cu_seqlens, position_embeddings, rotate, tower_groups)
+    rotate = staticmethod(qwen2.apply_rotary_pos_emb_vision)
+
+
+class Qwen25Attention(FastAttention, qwen25.Qwen2_5_VLVisionAttention):
+    """Attention of Qwen2.5-VL's vision tower; its segments are images or windows."""
+
+    rotate = staticmethod(qwen25.apply_rotary_pos_emb_vision)
 
 
 # ---- the whole tower --------------------------------------------------------------------------------------
@@ -219,7 +212,7 @@ def tower_layout(tower: Any, image_grid_thw: Tensor, device: torch.device) -> di
 
 
 REPLACEMENTS: dict[type, type] = {
-    cls.__mro__[1]: cls for cls in (Qwen2PatchEmbed, Qwen25PatchEmbed, Qwen2Attention, Qwen25Attention)
+    cls.__bases__[1]: cls for cls in (Qwen2PatchEmbed, Qwen25PatchEmbed, Qwen2Attention, Qwen25Attention)
 }
 
 

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,6 +35,34 @@ def tiny_tokenizer(stop: str = "<|im_end|>") -> PreTrainedTokenizerBase:
     )
     token_id(tokenizer, stop)
     return tokenizer
+
+
+def text_sizes(tokenizer: PreTrainedTokenizerBase, sizes: Mapping[str, Any], stop: str) -> dict[str, Any]:
+    """Arguments of a tiny text decoder's config, from the sizes of a tiny version."""
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": sizes["hidden_size"],
+        "intermediate_size": sizes["intermediate_size"],
+        "num_hidden_layers": sizes["layers"],
+        "num_attention_heads": sizes["heads"],
+        "num_key_value_heads": sizes["kv_heads"],
+        "max_position_embeddings": 32768,
+        "initializer_range": sizes["initializer_range"],
+        "eos_token_id": token_id(tokenizer, stop),
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def vision_sizes(sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a tiny vision tower's config, from the sizes of a tiny version."""
+    return {
+        "hidden_size": sizes["vision_hidden_size"],
+        "intermediate_size": sizes["vision_intermediate_size"],
+        "num_hidden_layers": sizes["vision_layers"],
+        "num_attention_heads": sizes["vision_heads"],
+        "image_size": sizes["image_size"],
+        "patch_size": sizes["patch_size"],
+    }
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:

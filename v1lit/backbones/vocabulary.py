@@ -10,6 +10,7 @@ from v1lit.backbones.contract import ChatFormat
 from v1lit.backbones.folder import check_tokenizer_files
 from v1lit.backbones.tiny import token_id
 from v1lit.backbones.weight_files import read_json
+from v1lit.grounding.picture import one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -35,9 +36,8 @@ def load_tokenizer(source: str, hub_id: str) -> PreTrainedTokenizerBase:
     except OSError:
         raise
     except Exception as error:  # the tokenizers library raises plain Exception
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"the tokenizer of {source} cannot be read: {reason}\nget its files again"
+            f"the tokenizer of {source} cannot be read: {one_line(error)}\nget its files again"
         ) from error
     if folder.is_dir():
         _refuse_contradictions(tokenizer, folder)
