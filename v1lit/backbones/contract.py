@@ -126,7 +126,7 @@ class Backbone(ABC):
         return self._capped_patch_map(check_image_size(image_size), max_side, self.complete(options), views)
 
     def complete(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """All options that decide which pixels a token sees, in canonical form; published where not in `options`."""
+        """All options that decide which pixels a token sees, in canonical form, defaults filled in."""
         own = {key: value for key, value in options.items() if key in self.image_defaults}
         return self.canonical({**self.image_defaults, **own})
 
