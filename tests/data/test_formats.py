@@ -124,9 +124,9 @@ def test_shards_their_index_and_their_sidecars(shards: Path, tmp_path: Path) -> 
     sidecars = [load_file(path) for path in sorted(shards.glob("*.index.safetensors"))]
     assert digest([dict(sorted(sidecar.items())) for sidecar in sidecars]) == "b24fd24c7898d0b1"
     index_shards(str(shards), str(tmp_path / "index"), workers=1)
-    made = json.loads((tmp_path / "index/index.json").read_text().replace(f"{shards}/", ""))
-    del made["location"]
-    assert made == json.loads((shards / "index.json").read_text())
+    again = json.loads((tmp_path / "index/index.json").read_text().replace(f"{shards}/", ""))
+    del again["location"]
+    assert again == json.loads((shards / "index.json").read_text())
 
 
 def test_shards_that_were_shuffled_anew(shards: Path, tmp_path: Path) -> None:
@@ -228,12 +228,12 @@ def test_the_order_of_a_mixture_of_many_blocks_and_of_shards_that_are_not_counte
     sequence = sequence_of(*sizes, lanes=3, draws=draws, window=100)
     assert sequence.length is not None
     for epoch, expected in enumerate(["cfca62abceb66c05", "362e30821f755d10"]):
-        found = sequence.find(epoch, np.arange(sequence.length + 5))
-        assert digest([column.tolist() for column in vars(found).values()]) == expected
+        refs = sequence.find(epoch, np.arange(sequence.length + 5))
+        assert digest([column.tolist() for column in vars(refs).values()]) == expected
     counts = [5, 9, 0, 8]
     order = SourceOrder([None] * 4, Shuffle(5, True, 6), discover=counts.__getitem__)
-    found = GlobalSequence([order], [None], 5).find(1, np.arange(22))
-    assert digest([column.tolist() for column in vars(found).values()]) == "b1e835ed6b8a8698"
+    refs = GlobalSequence([order], [None], 5).find(1, np.arange(22))
+    assert digest([column.tolist() for column in vars(refs).values()]) == "b1e835ed6b8a8698"
 
 
 # --- checkpoints ---

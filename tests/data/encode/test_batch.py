@@ -42,7 +42,7 @@ def test_a_flat_batch_is_its_examples_one_behind_another() -> None:
     batch = flatten(EXAMPLES, START)
     assert batch.segment_lengths == (6, 3, 5)
     assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 1, 2, 3, 1, 2, 3, 4, 5]]
-    assert torch.equal(batch.labels[0], torch.cat([one.labels for one in EXAMPLES]))
+    assert torch.equal(batch.labels[0], torch.cat([example.labels for example in EXAMPLES]))
     assert torch.equal(batch.attention_mask, torch.ones(1, 14, dtype=torch.long))
     assert batch.image_inputs["pixel_values"].flatten().tolist() == [0, 0, 0, 0, 1, 1]
     assert (len(batch), batch.ids, batch.images) == (3, ("a", "b", "c"), 3)

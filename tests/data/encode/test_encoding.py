@@ -175,10 +175,10 @@ def test_collate_pads_rows_and_keeps_images_in_order(processor: Processor) -> No
         batch = collate([a, b], processor.pad_token_id, side=side)
         assert batch.input_ids.shape == (2, len(a.input_ids))
         assert batch.attention_mask.sum(dim=1).tolist() == [len(a.input_ids), len(b.input_ids)]
-        for row, one in enumerate((a, b)):
+        for row, encoded in enumerate((a, b)):
             kept = batch.attention_mask[row].bool()
-            assert torch.equal(batch.input_ids[row][kept], one.input_ids)
-            assert torch.equal(batch.labels[row][kept], one.labels)
+            assert torch.equal(batch.input_ids[row][kept], encoded.input_ids)
+            assert torch.equal(batch.labels[row][kept], encoded.labels)
             assert (batch.labels[row][~kept] == IGNORE).all()
         assert torch.equal(
             batch.image_inputs["pixel_values"][: len(a.image_inputs["pixel_values"])],

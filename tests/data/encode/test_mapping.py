@@ -106,15 +106,15 @@ def test_a_function_a_class_and_their_arguments_are_found_by_name() -> None:
     assert ExampleMap(name(odd))(make("e002"), "s") is None
     kept = ExampleMap({"class_path": name(only), "init_args": {"ids": ["e001"]}})
     assert (kept(example, "s"), kept(make("e002"), "s")) == (example, None)
-    made = ExampleMap({"class_path": name(Longer), "init_args": {"words": 2}})
-    mapped = made(example, "s")
+    longer = ExampleMap({"class_path": name(Longer), "init_args": {"words": 2}})
+    mapped = longer(example, "s")
     assert mapped is not None
     assert mapped.messages[0].content.endswith("Where? please please")
-    assert pickle.loads(pickle.dumps(made))(example, "s") == mapped
+    assert pickle.loads(pickle.dumps(longer))(example, "s") == mapped
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("spec", "told"),
     [
         ("odd", "give module.name"),
         ({"class": "x"}, "class_path and init_args"),
@@ -129,9 +129,9 @@ def test_a_function_a_class_and_their_arguments_are_found_by_name() -> None:
         ({"class_path": name(Longer), "init_args": {"words": -1}}, "RuntimeError: too few words"),
     ],
 )
-def test_what_cannot_be_a_map_is_refused_by_name(given: Any, told: str) -> None:
+def test_what_cannot_be_a_map_is_refused_by_name(spec: Any, told: str) -> None:
     with pytest.raises(ValueError, match=r"^data\.map") as error:
-        ExampleMap(given)
+        ExampleMap(spec)
     assert told in str(error.value)
 
 
@@ -290,7 +290,7 @@ def test_a_length_table_belongs_to_the_map_and_its_file(
     longer_maps = [
         ExampleMap({"class_path": name(Longer), "init_args": {"words": words}}) for words in (1, 2)
     ]
-    marks += [fingerprint(processor(), ENCODING, one) for one in (None, *longer_maps)]
+    marks += [fingerprint(processor(), ENCODING, map) for map in (None, *longer_maps)]
     assert len(set(marks)) == 5
 
 
@@ -298,9 +298,9 @@ def test_lengths_are_those_of_mapped_examples(tmp_path: Path) -> None:
     written(tmp_path / "d", 4)
     longer_map = ExampleMap({"class_path": name(Longer), "init_args": {"words": 3}})
     tables = []
-    for one in (longer_map, ExampleMap(name(odd))):
-        path = write_lengths(tmp_path / "d", LengthOptions(processor(), ENCODING, one), workers=1)
-        tables.append(LengthTable.load(path, fingerprint(processor(), ENCODING, one)).tokens.tolist())
+    for map in (longer_map, ExampleMap(name(odd))):
+        path = write_lengths(tmp_path / "d", LengthOptions(processor(), ENCODING, map), workers=1)
+        tables.append(LengthTable.load(path, fingerprint(processor(), ENCODING, map)).tokens.tolist())
     assert tables[0] == [tokens() + len(processor().encode_text(" please" * 3))] * 4
     assert tables[1] == [LEFT_OUT, tokens()] * 2
     with pytest.raises(ValueError, match="is random, so an example has another length each time"):
@@ -346,4 +346,6 @@ def test_the_seed_of_the_data_is_that_of_the_map(tmp_path: Path) -> None:
         make_data(tmp_path, tmp_path, map=name(noisy), seed=seed, source=SourceConfig(folder=str(tmp_path)))
         for seed in (1, 2)
     )
-    assert [one.id for one in first.examples("train")] != [one.id for one in second.examples("train")]
+    assert [example.id for example in first.examples("train")] != [
+        example.id for example in second.examples("train")
+    ]

@@ -70,7 +70,7 @@ def spoken(processor: Processor, ids: list[int]) -> str:
 @case(["\\", "<", "<\\", "\\\\"])
 @settings(max_examples=60, deadline=None)
 def test_a_model_is_shown_what_was_said(family: str, words: list[str]) -> None:
-    made = processor(family)
+    of = processor(family)
     size, region = (56, 56), Region.from_box((10, 10, 50, 50))
     before, between, after, last = words
     example = Example(
@@ -82,25 +82,25 @@ def test_a_model_is_shown_what_was_said(family: str, words: list[str]) -> None:
         ),
         regions={"<|region_1|>": region},
     )
-    maps = [made.patch_map(size)]
-    sequence = tokenize(example, maps, made, EncodingConfig(coordinates=False))
-    chat = made.backbone.chat
+    maps = [of.patch_map(size)]
+    sequence = tokenize(example, maps, of, EncodingConfig(coordinates=False))
+    chat = of.backbone.chat
     user, assistant = chat.marks("user"), chat.marks("assistant")
     system = "" if chat.default_system is None else chat.default_system.join(chat.marks("system"))
     image = "".join(chat.image)
     said = f"{before}{image}{between}".join(user) + f"so {after}@{last}".join(assistant)
     expected = re.sub(r"<region>(<\|copy_\d+\|>)+</region>", "@", chat.start + system + said)
-    assert spoken(made, sequence.ids) == expected
-    assert sequence.ids.count(made.image_token_id) == len(maps[0])
-    assert sum(token >= made.pointer_start for token in sequence.ids) == len(maps[0].tokens(region))
+    assert spoken(of, sequence.ids) == expected
+    assert sequence.ids.count(of.image_token_id) == len(maps[0])
+    assert sum(token >= of.pointer_start for token in sequence.ids) == len(maps[0].tokens(region))
 
 
 def test_a_prompt_reads_its_messages_in_the_same_way() -> None:
-    made = processor("qwen2_5_vl")
+    of = processor("qwen2_5_vl")
     message = Message("user", "<image>" + escape("Is <image> or <|region_1|> a tag?"))
-    prompt = encode_prompt("q", [message], [Image.new("RGB", (56, 56))], made, EncodingConfig())
-    assert "Is <image> or <|region_1|> a tag?" in made.decode(prompt.input_ids)
-    assert int(torch.sum(prompt.input_ids == made.image_token_id)) == len(prompt.patch_maps[0])
+    prompt = encode_prompt("q", [message], [Image.new("RGB", (56, 56))], of, EncodingConfig())
+    assert "Is <image> or <|region_1|> a tag?" in of.decode(prompt.input_ids)
+    assert int(torch.sum(prompt.input_ids == of.image_token_id)) == len(prompt.patch_maps[0])
 
 
 @pytest.mark.parametrize(

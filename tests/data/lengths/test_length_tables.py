@@ -58,7 +58,7 @@ def test_a_packed_run_measures_once(
     assert table is not None
     assert table.tokens.tolist() == [tokens()] * 12
     (path,) = (tmp_path / "cache").rglob("lengths-*")
-    left = [one for one in path.parent.iterdir() if one.suffix != ".lock"]
+    left = [file for file in path.parent.iterdir() if file.suffix != ".lock"]
     assert left == [path]  # Nothing half-made.
     forbid(monkeypatch, (length_tables, "measure_lengths"), (LengthOptions, "measure"))
     assert fit(make_data(folder, tmp_path, packing=PACKED), tmp_path).batches == whole
@@ -84,11 +84,11 @@ def test_a_table_beside_the_index_is_found_first(
     path = write_lengths(folder, LengthOptions(processor(), ENCODING), workers=1)
     assert path.parent == folder
     forbid(monkeypatch, (length_tables, "measure_lengths"))
-    for here in (folder, Path(shutil.copytree(folder, tmp_path / "copy"))):  # It goes with the shards.
-        table = measured(here, tmp_path)
+    for place in (folder, Path(shutil.copytree(folder, tmp_path / "copy"))):  # It goes with the shards.
+        table = measured(place, tmp_path)
         assert table is not None
         assert table._file is not None
-        assert table._file[0].parent == here
+        assert table._file[0].parent == place
     assert not (tmp_path / "cache").exists()
     # For the same shards by a pattern, there is no folder to look into.
     assert known_table(catalog_of(f"{folder}/*.tar", tmp_path), LengthOptions(processor(), ENCODING)) is None

@@ -77,8 +77,8 @@ def example(
     return Example(id=id, images=(read_header(png(size)),), messages=messages, regions=regions)
 
 
-def encoded_length(one: Example, processor: Processor, encoding: EncodingConfig) -> Length:
-    encoded = encode(one, processor, encoding)
+def encoded_length(whole: Example, processor: Processor, encoding: EncodingConfig) -> Length:
+    encoded = encode(whole, processor, encoding)
     return Length(len(encoded.input_ids), sum(map(len, encoded.patch_maps)), len(encoded.patch_maps))
 
 
@@ -142,17 +142,17 @@ def examples(draw: st.DrawFn) -> Example:
 
 
 @st.composite
-def encodings(draw: st.DrawFn, one: Example, of: Processor) -> EncodingConfig:
+def encodings(draw: st.DrawFn, whole: Example, of: Processor) -> EncodingConfig:
     """Any, most with a limit a little below the whole length: at that many tokens something is cut."""
     encoding = EncodingConfig(
         supervise=draw(st.sampled_from(["assistant", "all"])), coordinates=draw(st.booleans())
     )
     try:
-        whole = encoded_length(one, of, encoding).tokens
+        tokens = encoded_length(whole, of, encoding).tokens
     except EncodingError:
         return encoding
-    below = draw(st.none() | st.integers(-1, 60) | st.integers(0, whole))
-    return encoding if below is None else dataclasses.replace(encoding, max_tokens=max(8, whole - below))
+    below = draw(st.none() | st.integers(-1, 60) | st.integers(0, tokens))
+    return encoding if below is None else dataclasses.replace(encoding, max_tokens=max(8, tokens - below))
 
 
 @pytest.mark.slow
@@ -162,18 +162,18 @@ def encodings(draw: st.DrawFn, one: Example, of: Processor) -> EncodingConfig:
 def test_the_measured_length_is_the_encoded_length_and_errors_are_the_same(
     family: str, data: st.DataObject
 ) -> None:
-    one = data.draw(examples())
+    whole = data.draw(examples())
     option = data.draw(st.integers(0, len(options(family)) - 1))
     views = data.draw(st.sampled_from(["all", "tiles", "overview"]))
     of = processor(family, option, views)
-    encoding = data.draw(encodings(one, of))
+    encoding = data.draw(encodings(whole, of))
     try:
-        expected = encoded_length(one, of, encoding)
+        expected = encoded_length(whole, of, encoding)
     except EncodingError as error:
         with pytest.raises(EncodingError, match=f"^{re.escape(str(error))}$"):
-            measure(one, of, encoding)
+            measure(whole, of, encoding)
         return
-    assert measure(one, of, encoding) == expected
+    assert measure(whole, of, encoding) == expected
 
 
 @pytest.mark.parametrize("family", list_backbones())
@@ -182,10 +182,10 @@ def test_real_rows_are_as_long_as_measured(family: str, shared: Path, tmp_path: 
     import_v1g(source, tmp_path / "out", workers=1, progress=False)
     with Shard(tmp_path / "out/shard-000000.tar") as shard:
         for number in range(0, len(shard), 7):
-            one = shard.example(number)
+            whole = shard.example(number)
             for encoding in (EncodingConfig(), EncodingConfig(max_tokens=500, coordinates=False)):
-                assert measure(one, processor(family), encoding) == encoded_length(
-                    one, processor(family), encoding
+                assert measure(whole, processor(family), encoding) == encoded_length(
+                    whole, processor(family), encoding
                 )
 
 
@@ -203,7 +203,7 @@ def test_pixels_are_not_decoded() -> None:
 # --- fingerprint ---
 
 
-def test_the_fingerprint_changes_with_all_that_changes_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fingerdigitschanges_with_all_that_changes_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
     base = processor("qwen2_5_vl")
     more = load_processor(BackboneConfig("qwen2_5_vl"))
     more.tokenizer.add_tokens(["There"])
@@ -223,11 +223,11 @@ def test_the_fingerprint_changes_with_all_that_changes_lengths(monkeypatch: pyte
     monkeypatch.setattr(marks, "VERSION", marks.VERSION + 1)
     prints.append(fingerprint(base, encoding))
     assert len(set(prints)) == len(prints)
-    assert all(re.fullmatch("[0-9a-f]{32}", one) for one in prints)
+    assert all(re.fullmatch("[0-9a-f]{32}", digits) for digits in prints)
 
 
 @pytest.mark.parametrize("family", list_backbones())
-def test_the_fingerprint_is_the_same_after_use_saved_and_read_again(family: str, tmp_path: Path) -> None:
+def test_the_fingerdigitsis_the_same_after_use_saved_and_read_again(family: str, tmp_path: Path) -> None:
     fresh = load_processor(BackboneConfig(family))
     before = fingerprint(fresh, EncodingConfig())
     fresh.save_pretrained(tmp_path)
@@ -240,7 +240,7 @@ def test_the_fingerprint_is_the_same_after_use_saved_and_read_again(family: str,
 
 
 @pytest.mark.slow
-def test_the_fingerprint_is_the_same_in_another_process() -> None:
+def test_the_fingerdigitsis_the_same_in_another_process() -> None:
     code = """
         from v1lit.backbones.config import BackboneConfig
         from v1lit.backbones.processor import load_processor
@@ -258,7 +258,7 @@ def test_the_fingerprint_is_the_same_in_another_process() -> None:
     assert run.stdout.strip() == fingerprint(processor("internvl"), EncodingConfig())
 
 
-def test_a_tokenizer_written_in_python_has_a_fingerprint_of_its_content(tmp_path: Path) -> None:
+def test_a_tokenizer_written_in_python_has_a_fingerdigitsof_its_content(tmp_path: Path) -> None:
     from transformers import CTRLTokenizer
 
     def content(merges: str, **options: Any) -> dict[str, Any]:

@@ -207,7 +207,7 @@ def test_a_mixture_resumes_exactly(mixed: Path) -> None:
 @pytest.mark.parametrize(
     ("a", "b", "message"),
     [
-        ({"weight": 1.0}, {}, "1 of 2 sources have a weight, number 1 has none"),
+        ({"weight": 1.0}, {}, "1 of 2 sources have a weight, source 1 has none"),
         ({"weight": 1.0}, {"weight": -1.0}, "weights must be positive numbers"),
     ],
 )

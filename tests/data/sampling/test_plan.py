@@ -76,15 +76,15 @@ def test_an_epoch_index_is_found_without_those_before_it(
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     counts = [20] * 10
     orders = [all_of(sequence_of(counts, seed=seed), epoch) for seed in (0, 1) for epoch in (0, 1)]
-    assert len({tuple(one) for one in orders}) == 4
+    assert len({tuple(order) for order in orders}) == 4
 
 
 def test_the_window_bounds_how_far_examples_are_mixed() -> None:
     order = SourceOrder([10] * 20, Shuffle(3, True, 25))
     shards, indices = order.find(0, 0, np.arange(200))
     for start in range(0, 200, 25):
-        here = set(shards[start : start + 25].tolist())
-        assert len(here) <= 4  # 25 examples lie in at most 4 shards of 10
+        near = set(shards[start : start + 25].tolist())
+        assert len(near) <= 4  # 25 examples lie in at most 4 shards of 10
     unshuffled = SourceOrder([10] * 20, Shuffle(3, False, 25)).find(0, 0, np.arange(200))
     assert (unshuffled[0] * 10 + unshuffled[1]).tolist() == list(range(200))
     assert (shards * 10 + indices).tolist() != list(range(200))
@@ -133,7 +133,7 @@ def test_a_mixture_gives_every_source_its_share_all_along(
     orders = [order_of([size], lanes=lanes, salt=number, window=50) for number, size in enumerate(sizes)]
     sequence = GlobalSequence(orders, draws, 0)
     total = sum(weights[: len(sizes)])
-    drawn = [one[0] for one in all_of(sequence, 0)]
+    drawn = [source for source, _, _ in all_of(sequence, 0)]
     for number in range(len(sizes)):
         share = weights[number] / total
         assert abs(drawn.count(number) - share * len(drawn)) <= 1
@@ -166,21 +166,21 @@ def test_a_source_is_read_on_where_the_last_epoch_stopped_in_it() -> None:
         [order_of([20, 40], salt=0), order_of([40], salt=1)], draws_per_epoch(sizes, weights, [None, None]), 0
     )
     epochs = [all_of(sequence, epoch) for epoch in range(3)]
-    assert Counter(one for epoch in epochs for one in epoch if one[0] == 0) == everything([20, 40], 0)
-    assert set(Counter(one for one in epochs[0] if one[0] == 1).values()) == {2}
+    assert Counter(place for epoch in epochs for place in epoch if place[0] == 0) == everything([20, 40], 0)
+    assert set(Counter(place for place in epochs[0] if place[0] == 1).values()) == {2}
 
 
 def test_a_limit_takes_so_many_and_others_in_the_next_epoch() -> None:
     assert draws_per_epoch([100, 50], [None, None], [30, None]) == [30, 50]
     sequence = GlobalSequence([order_of([100], salt=0), order_of([50], salt=1)], [30, 50], 0)
-    first, second = ({one for one in all_of(sequence, epoch) if one[0] == 0} for epoch in (0, 1))
+    first, second = ({place for place in all_of(sequence, epoch) if place[0] == 0} for epoch in (0, 1))
     assert len(first) == len(second) == 30
     assert not first & second
 
 
 @pytest.mark.parametrize(
     ("weights", "message"),
-    [([1.0, None], "number 1 has none"), ([1.0, 0.0], "positive"), ([1.0, float("nan")], "positive")],
+    [([1.0, None], "source 1 has none"), ([1.0, 0.0], "positive"), ([1.0, float("nan")], "positive")],
 )
 def test_weights_that_make_no_sense_are_refused(weights: list[float | None], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -268,11 +268,11 @@ def test_any_number_of_ranks_reads_the_same_steps(
 ) -> None:
     lanes = min(lanes, sum(counts))
     runs = []
-    for ranks in (one for one in (1, 2, 4, 8) if micro_batches % one == 0):
+    for ranks in (ranks for ranks in (1, 2, 4, 8) if micro_batches % ranks == 0):
         sequence = sequence_of(counts, lanes=lanes)
         runs.append([step for step, _ in steps(sequence, Progress(), make_rows, kind, ranks, micro_batches)])
     assert all(run == runs[0] for run in runs)
-    read = Counter((one.source, one.shard, one.index) for step in runs[0] for row in step for one in row)
+    read = Counter((ref.source, ref.shard, ref.index) for step in runs[0] for row in step for ref in row)
     assert read == everything(counts)
 
 
@@ -310,7 +310,7 @@ def test_changing_ranks_and_rows_on_the_way_repeats_and_loses_nothing(
         assert sequence.length is not None
         assert divided.remaining.length(sequence.length) == sum(counts) - len(read)  # not one index more
         for step, after in islice(steps(sequence, progress, make_rows, kind, 1, micro_batches), taken):
-            read += [(one.source, one.shard, one.index) for row in step for one in row]
+            read += [(ref.source, ref.shard, ref.index) for row in step for ref in row]
             progress = after
     assert Counter(read) == everything(counts)
 
@@ -351,10 +351,10 @@ def test_a_row_refuses_what_fits_none_and_says_why() -> None:
             lambda ref: Length(200 if ref.index == 2 else 30, 1, 1),
         )
     )
-    refused = [one for row in rows for one in row.refused]
-    assert [one.ref.index for one in refused] == [2]
+    refused = [refusal for row in rows for refusal in row.refused]
+    assert [refusal.ref.index for refusal in refused] == [2]
     assert "200 tokens, more than the 100 of data.packing.length" in refused[0].reason
-    assert sorted(one.index for row in rows for one in row.refs) == [0, 1, 3, 4, 5]
+    assert sorted(ref.index for row in rows for ref in row.refs) == [0, 1, 3, 4, 5]
 
 
 def test_state_stays_small() -> None:

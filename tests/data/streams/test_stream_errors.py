@@ -23,9 +23,9 @@ from v1lit.data.streams.source import StreamSource
 TEXTS = {"reply": "txt", "prompt": "Where?"}
 
 
-def example(given: dict[str, Any], record: object = None, **others: bytes | str) -> None:
+def example(mapping: dict[str, Any], record: object = None, **others: bytes | str) -> None:
     members = {name.partition(".")[2]: data for name, data in sample("k", record, **others)}
-    Members.read(given).example("k", members)
+    Members.read(mapping).example("k", members)
 
 
 def test_a_file_that_is_not_there_is_an_error_of_the_file(tmp_path: Path) -> None:
@@ -76,16 +76,16 @@ def test_an_image_that_is_none_is_named_by_its_number() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "record", "said"),
+    ("mapping", "record", "said"),
     [
         ({}, {"boxes": "everywhere"}, "is str instead of a list of boxes"),
         ({}, {"boxes": [[1, 2, 3]]}, "instead of four numbers"),
         ({"image": []}, {"boxes": [[1, 2, 30, 20]]}, "there are boxes, but no image"),
     ],
 )
-def test_boxes_are_boxes_on_an_image(given: dict[str, Any], record: object, said: str) -> None:
+def test_boxes_are_boxes_on_an_image(mapping: dict[str, Any], record: object, said: str) -> None:
     with pytest.raises(ExampleError, match=said):
-        example({**TEXTS, "boxes": "json:boxes", **given}, record, txt="A")
+        example({**TEXTS, "boxes": "json:boxes", **mapping}, record, txt="A")
 
 
 def test_a_look_at_a_stream_leaves_out_what_cannot_be_used(tmp_path: Path) -> None:

@@ -19,25 +19,25 @@ def members(record: object = None, **others: bytes | str) -> dict[str, bytes]:
     return {name.partition(".")[2]: data for name, data in sample("k", record, **others)}
 
 
-def example(given: dict[str, Any], record: object = None, **others: bytes | str) -> Example:
-    return Members.read(given).example("k", members(record, **others))
+def example(mapping: dict[str, Any], record: object = None, **others: bytes | str) -> Example:
+    return Members.read(mapping).example("k", members(record, **others))
 
 
-def texts(found: Example) -> list[tuple[str, str]]:
-    return [(message.role, message.content) for message in found.messages]
+def texts(result: Example) -> list[tuple[str, str]]:
+    return [(message.role, message.content) for message in result.messages]
 
 
 def test_a_caption_answers_a_fixed_prompt() -> None:
-    found = example({"reply": "txt", "prompt": "What is there?"}, txt="A cup.\n", cls="3")
-    assert (found.id, found.images[0].size) == ("k", SIZE)
-    assert texts(found) == [("user", "<image>\nWhat is there?"), ("assistant", "A cup.")]
+    result = example({"reply": "txt", "prompt": "What is there?"}, txt="A cup.\n", cls="3")
+    assert (result.id, result.images[0].size) == ("k", SIZE)
+    assert texts(result) == [("user", "<image>\nWhat is there?"), ("assistant", "A cup.")]
 
 
 def test_question_and_answer_are_members_or_keys_of_one() -> None:
-    given = {"question": "json:qa.question", "reply": "json:qa.answer", "answer": "json:qa.answer"}
-    found = example(given, {"qa": {"question": "How many?", "answer": 3}})
-    assert texts(found) == [("user", "<image>\nHow many?"), ("assistant", "3")]
-    assert found.answer == "3"
+    mapping = {"question": "json:qa.question", "reply": "json:qa.answer", "answer": "json:qa.answer"}
+    result = example(mapping, {"qa": {"question": "How many?", "answer": 3}})
+    assert texts(result) == [("user", "<image>\nHow many?"), ("assistant", "3")]
+    assert result.answer == "3"
     assert example({"question": "q.txt", "reply": "a.txt"}, **{"q.txt": "Q?", "a.txt": "A"}).messages[
         0
     ] == Message("user", "<image>\nQ?")
@@ -48,9 +48,9 @@ def test_question_and_answer_are_members_or_keys_of_one() -> None:
     [TALK, [{"role": "user", "content": "<image> What is it?"}, {"role": "assistant", "content": "A cup."}]],
 )
 def test_conversations_are_those_of_either_kind(talk: list[dict[str, str]]) -> None:
-    found = example({"conversation": "json:conversations"}, {"conversations": talk})
-    assert [message.role for message in found.messages] == ["user", "assistant"]
-    assert found.messages[0].content in ("<image>\nWhat is it?", "<image> What is it?")
+    result = example({"conversation": "json:conversations"}, {"conversations": talk})
+    assert [message.role for message in result.messages] == ["user", "assistant"]
+    assert result.messages[0].content in ("<image>\nWhat is it?", "<image> What is it?")
 
 
 def test_an_image_is_the_first_of_several_kinds_or_one_of_several() -> None:
@@ -59,11 +59,11 @@ def test_an_image_is_the_first_of_several_kinds_or_one_of_several() -> None:
         len(Members.read({"image": "png;jpg", "reply": "txt"}).example("k", {**png, "txt": b"A"}).images) == 1
     )
     two = {"0.jpg": png["png"], "1.jpg": png["png"], "txt": b"A"}
-    found = Members.read({"image": ["0.jpg", "1.jpg"], "reply": "txt"}).example("k", two)
-    assert len(found.images) == 2
-    assert found.messages[0].content.startswith("<image>\n<image>\n")
-    found = Members.read({"image": [], "reply": "txt"}).example("k", {"txt": b"A"})
-    assert found.images == ()
+    result = Members.read({"image": ["0.jpg", "1.jpg"], "reply": "txt"}).example("k", two)
+    assert len(result.images) == 2
+    assert result.messages[0].content.startswith("<image>\n<image>\n")
+    result = Members.read({"image": [], "reply": "txt"}).example("k", {"txt": b"A"})
+    assert result.images == ()
 
 
 # ------------------------------------------------------------------ boxes
@@ -84,17 +84,17 @@ def test_an_image_is_the_first_of_several_kinds_or_one_of_several() -> None:
 )
 def test_boxes_of_every_form_become_pixels(form: Any, units: Any, box: list[float]) -> None:
     assert to_pixels(box, form, units, SIZE) == (10, 8, 30, 24)
-    given = {
+    mapping = {
         "reply": "txt",
         "boxes": "json:box",
         "query": "json:what",
         "box_format": form,
         "box_units": units,
     }
-    found = example(given, {"box": box, "what": 'the "red" cup'}, txt="There.")
-    assert found.regions["<|region_1|>"].box == (10, 8, 30, 24)
+    result = example(mapping, {"box": box, "what": 'the "red" cup'}, txt="There.")
+    assert result.regions["<|region_1|>"].box == (10, 8, 30, 24)
     call = 'detect(query="the \\"red\\" cup", objects=["<obj1><|region_1|>"])'
-    assert found.messages[1].content == f"{call}\nThere."
+    assert result.messages[1].content == f"{call}\nThere."
 
 
 def test_rounding_is_cut_off_and_more_is_not() -> None:
@@ -116,22 +116,22 @@ def test_boxes_are_named_or_numbered(boxes: object) -> None:
         TALK[0],
         {"from": "gpt", "value": 'detect(query="it", objects=["<obj1><|region_1|>", "<obj2><|region_2|>"])'},
     ]
-    found = example({"conversation": "json:talk", "boxes": "json:boxes"}, {"talk": talk, "boxes": boxes})
-    assert [region.box for region in found.regions.values()] == [(1, 2, 9, 9), (3, 4, 9, 9)]
+    result = example({"conversation": "json:talk", "boxes": "json:boxes"}, {"talk": talk, "boxes": boxes})
+    assert [region.box for region in result.regions.values()] == [(1, 2, 9, 9), (3, 4, 9, 9)]
 
 
 def test_a_star_goes_through_a_list() -> None:
     record = {"objects": [{"bbox": [1, 2, 3, 4], "name": "a"}, {"bbox": [5, 6, 7, 8]}], "what": "cups"}
-    given = {"reply": "txt", "boxes": "json:objects.*.bbox", "box_format": "xywh", "query": "json:what"}
-    found = example(given, record, txt="Two.")
-    assert [region.box for region in found.regions.values()] == [(1, 2, 4, 6), (5, 6, 12, 14)]
+    mapping = {"reply": "txt", "boxes": "json:objects.*.bbox", "box_format": "xywh", "query": "json:what"}
+    result = example(mapping, record, txt="Two.")
+    assert [region.box for region in result.regions.values()] == [(1, 2, 4, 6), (5, 6, 12, 14)]
 
 
 # ------------------------------------------------------------------ what is wrong
 
 
 @pytest.mark.parametrize(
-    ("given", "record", "told"),
+    ("mapping", "record", "told"),
     [
         ({"reply": "caption"}, None, "there is no member caption; there are: jpg, json, txt"),
         ({"reply": "txt", "image": "png"}, None, "there is no member png"),
@@ -152,15 +152,15 @@ def test_a_star_goes_through_a_list() -> None:
     ],
 )
 def test_a_sample_of_another_form_says_what_it_lacks(
-    given: dict[str, Any], record: object, told: str
+    mapping: dict[str, Any], record: object, told: str
 ) -> None:
     with pytest.raises(ExampleError) as error:
-        example(given, {} if record is None else record, txt="Yes.")
+        example(mapping, {} if record is None else record, txt="Yes.")
     assert told in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("mapping", "told"),
     [
         ([], "give a mapping"),
         ({}, "must name either a conversation"),
@@ -178,7 +178,7 @@ def test_a_sample_of_another_form_says_what_it_lacks(
         ({"reply": 3}, "reply is 3"),
     ],
 )
-def test_a_mapping_is_checked_by_name(given: Any, told: str) -> None:
+def test_a_mapping_is_checked_by_name(mapping: Any, told: str) -> None:
     with pytest.raises(ValueError, match=r"^data\.source\.options\.members") as error:
-        Members.read(given)
+        Members.read(mapping)
     assert told in str(error.value)

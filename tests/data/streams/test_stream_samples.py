@@ -27,15 +27,15 @@ RETRY = Retry(attempts=3, first_wait=0.01, longest_wait=0.02, timeout=5)
 
 def read(location: object, members: Members | None = None) -> list[str]:
     """Keys of good examples, kinds of bad ones."""
-    found = []
-    for one in read_samples(str(location), RETRY):
+    outcomes = []
+    for item in read_samples(str(location), RETRY):
         try:
-            if isinstance(one, ShardError):
-                raise one
-            found.append(one.example(members).id)
+            if isinstance(item, ShardError):
+                raise item
+            outcomes.append(item.example(members).id)
         except ShardError as error:
-            found.append(f"{error.kind}: {error.reason}")
-    return found
+            outcomes.append(f"{error.kind}: {error.reason}")
+    return outcomes
 
 
 # ------------------------------------------------------------------ where from
@@ -164,14 +164,14 @@ def damaged(data: bytes) -> dict[str, tuple[bytes, str]]:
 @pytest.mark.parametrize("kind", list(damaged(b"x" * 5000)))
 @pytest.mark.parametrize("piped", [False, True])
 def test_damage_is_told_once_behind_what_could_be_read(tmp_path: Path, kind: str, piped: bool) -> None:
-    data, told = damaged(tar_bytes([one for n in range(4) for one in members_of(f"e{n}")]))[kind]
+    data, told = damaged(tar_bytes([member for n in range(4) for member in members_of(f"e{n}")]))[kind]
     path = tmp_path / "s.tar"
     path.write_bytes(data)
     *good, last = read(f"pipe:cat {path}" if piped else path)
     assert last.startswith("shard: ")
     assert told in last
     assert last.endswith("; the rest is left out")
-    assert all(one.startswith(("e", "member: ")) for one in good)
+    assert all(outcome.startswith(("e", "member: ")) for outcome in good)
 
 
 def test_what_is_wrong_with_one_sample_leaves_the_others(tmp_path: Path) -> None:

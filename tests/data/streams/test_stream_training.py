@@ -91,11 +91,11 @@ def test_a_reader_goes_on_from_its_state_as_if_it_had_not_stopped(
     def rows(state: ReaderState) -> list[tuple[list[str | None], int, ReaderState]]:
         examples = StreamExamples(files, part, state, epoch=2)
         make = GROUPINGS[kind].make_rows(lengths_of(examples))
-        found = []
+        rows_read = []
         for row in make(examples, MicroBatchState(state.read, state.waiting)):
             keys = [examples.key(ref) for ref in row.refs]
-            found.append((keys, row.left_out, examples.after(row.after)))
-        return found
+            rows_read.append((keys, row.left_out, examples.after(row.after)))
+        return rows_read
 
     whole = rows(ReaderState())
     assert len(whole) > 3
@@ -120,7 +120,7 @@ def test_windows_are_permuted_by_seed_and_epoch(folder: Path) -> None:
     assert order(0, 0, 0) == sorted(order(0, 0))
     assert sorted(order(0, 0)[:4]) == order(0, 0, 0)[:4]
     assert order(0, 0) == order(0, 0)
-    assert len({tuple(order(*one)) for one in ((0, 0), (1, 0), (0, 1), (0, 2))}) == 4
+    assert len({tuple(order(*seed_and_epoch)) for seed_and_epoch in ((0, 0), (1, 0), (0, 1), (0, 2))}) == 4
 
 
 # ------------------------------------------------------------------ epochs
@@ -232,7 +232,7 @@ def test_what_a_stream_cannot_promise_is_told(
 ) -> None:
     with caplog.at_level("INFO"):
         fit(data_of(folder, tmp_path), tmp_path, max_steps=2)
-    (line,) = [one for one in caplog.messages if one.startswith("a stream: the length")]
+    (line,) = [message for message in caplog.messages if message.startswith("a stream: the length")]
     assert "trainer.max_steps" in line
     assert "v1lit data index" in line
 
@@ -265,12 +265,12 @@ def test_a_failing_command_stops_the_run(tmp_path: Path) -> None:
 
 
 def test_bad_samples_are_skipped_counted_and_listed(tmp_path: Path) -> None:
-    good = [one for n in range(4) for one in members_of(f"e{n:03}")]
+    good = [member for n in range(4) for member in members_of(f"e{n:03}")]
     tar(tmp_path / "a.tar", [*good, ("bad.json", b"{}")])
     (tmp_path / "b.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:4000])
     data = data_of(f"{tmp_path}/?.tar", tmp_path, shuffle=0)
     done = fit(data, tmp_path / "run")
-    kinds = [(one["kind"], Path(one["shard"]).name, one["key"]) for one in listed(tmp_path / "run")]
+    kinds = [(skip["kind"], Path(skip["shard"]).name, skip["key"]) for skip in listed(tmp_path / "run")]
     assert ("invalid", "a.tar", "bad") in kinds
     assert kinds[-1] == ("shard", "b.tar", None)
     assert ids_of(done.batches)[:4] == names(4)
@@ -298,7 +298,11 @@ def odd(example: Example) -> Example | None:
 def test_named_members_train(tmp_path: Path) -> None:
     tar(
         tmp_path / "a.tar",
-        [one for n in range(6) for one in sample(f"e{n:03}", {"box": [0.1, 0.1, 0.5, 0.5]}, txt="the cup")],
+        [
+            member
+            for n in range(6)
+            for member in sample(f"e{n:03}", {"box": [0.1, 0.1, 0.5, 0.5]}, txt="the cup")
+        ],
     )
     members = {"reply": "txt", "query": "txt", "boxes": "json:box", "box_units": "0..1"}
     data = data_of(tmp_path / "a.tar", tmp_path, members=members)
@@ -325,7 +329,7 @@ def test_validation_is_a_stream_with_a_limit(
     data.num_workers = workers
     assert data.has_val
     assert ids_of(fit(data, tmp_path).val_batches) == names(count)
-    assert [one.id for one in data.examples("val")] == names(count)
+    assert [example.id for example in data.examples("val")] == names(count)
 
 
 def test_ranks_have_equally_many_validation_batches(folder: Path, tmp_path: Path) -> None:
@@ -335,15 +339,15 @@ def test_ranks_have_equally_many_validation_batches(folder: Path, tmp_path: Path
             data = data_of(folder, tmp_path, val_path=str(folder), max_val_examples=limit)
             loader = data.val_dataloader()
             loader.context.__dict__["ranks"] = Ranks(2, rank)  # type: ignore[union-attr]
-            batches.append([one.batch.ids for one in loader._micro_batches()])  # type: ignore[union-attr]
+            batches.append([micro_batch.batch.ids for micro_batch in loader._micro_batches()])  # type: ignore[union-attr]
         assert len(batches[0]) == len(batches[1])
         assert sorted(ids_of(batches[0]) + ids_of(batches[1])) == names(limit or TOTAL)
 
 
 def test_validation_may_be_shards(folder: Path, tmp_path: Path) -> None:
     written(tmp_path / "val", 5, first=100)
-    given = replace(source(folder), val=str(tmp_path / "val"))
-    data = make_data(tmp_path, tmp_path, source=given)
+    mixed = replace(source(folder), val=str(tmp_path / "val"))
+    data = make_data(tmp_path, tmp_path, source=mixed)
     assert ids_of(fit(data, tmp_path).val_batches) == names(5, 100)
     assert not make_data(tmp_path, tmp_path, source=source(folder)).has_val
 

@@ -15,7 +15,7 @@ from v1lit.labels import IGNORE, first_pointers
 
 
 class LabelCounts(NamedTuple):
-    """Supervised positions: labels other than -100, except an example's first, which nothing predicts."""
+    """Supervised tokens: labels other than -100, except an example's first, which nothing predicts."""
 
     text: int
     pointers: int
@@ -68,7 +68,7 @@ class Batch:
     real_tokens: int = 0
     """Tokens that are no padding."""
     counts: LabelCounts | None = None
-    """Supervised positions of this batch; None where `pointer_start` was not given."""
+    """Supervised tokens of this batch; None where `pointer_start` was not given."""
     step_sums: Tensor | None = None
     """`[3]`, int64: `LabelCounts` summed over the optimizer step, all its batches and all ranks."""
     micro_batches_per_step: int = 1
@@ -89,8 +89,8 @@ class Batch:
     def step_counts(self) -> Tensor | None:
         """`[3]`, float32: label counts of the optimizer step over the number of batches that it averages.
 
-        A sum over this batch's positions divided by it, averaged by Lightning (accumulation) and DDP (ranks),
-        is the mean over all positions of the step.
+        A sum over this batch's tokens divided by it, averaged by Lightning (accumulation) and DDP (ranks), is
+        the mean over all supervised tokens of the step.
         """
         # Kept as integers: a float tensor in a batch is rounded by Lightning's bf16-true and 16-true.
         return None if self.step_sums is None else self.step_sums.float() / self.micro_batches_per_step

@@ -63,7 +63,7 @@ def draws_per_epoch(
     if len(weighted) < len(weights):
         without = [source for source, weight in enumerate(weights) if weight is None]
         raise ValueError(
-            f"data.source.mixture: {len(weighted)} of {len(weights)} sources have a weight, number "
+            f"data.source.mixture: {len(weighted)} of {len(weights)} sources have a weight, source "
             f"{', '.join(map(str, without))} has none; give all of them one, or none"
         )
     if min(weighted) <= 0 or not np.isfinite(weighted).all():

@@ -1,4 +1,4 @@
-"""Samples whose members have names of their own -> examples, by a mapping that a recipe gives."""
+"""Samples whose members have names of their own -> examples, by a mapping of a recipe."""
 
 from __future__ import annotations
 
