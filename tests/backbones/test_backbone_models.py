@@ -6,10 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -18,6 +16,7 @@ from v1lit.backbones.load import freeze, load_backbone, part_parameters
 from v1lit.backbones.processor import load_processor
 from v1lit.backbones.weight_files import WeightsUnavailable
 from v1lit.grounding.patch_map import PatchMap
+from v1lit.testing.models import noise
 
 pytestmark = pytest.mark.dependencies
 
@@ -57,11 +56,6 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return request.param, folder
 
 
-def noise(width: int, height: int, seed: int = 0) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
 def padded(rows: list[list[int]], left: bool) -> tuple[Tensor, Tensor]:
     length = max(map(len, rows))
     fills = [[0] * (length - len(row)) for row in rows]
@@ -72,7 +66,7 @@ def padded(rows: list[list[int]], left: bool) -> tuple[Tensor, Tensor]:
 
 
 def test_padding_does_not_move_positions(family: Family) -> None:
-    tensors, maps = family.processor.images([noise(168, 168), noise(90, 200, 1)])
+    tensors, maps = family.processor.images([noise((168, 168)), noise((90, 200), 1)])
     rows = [family.row(2, maps[0], 5), family.row(1, maps[1], 12)]
     ids, mask = padded(rows, left=False)
     right = family.backbone.positions(family.model, ids, mask, **tensors)
@@ -84,7 +78,7 @@ def test_padding_does_not_move_positions(family: Family) -> None:
 
 
 def test_positions_without_a_mask_are_those_of_a_full_row(family: Family) -> None:
-    tensors, maps = family.processor.images([noise(168, 168)])
+    tensors, maps = family.processor.images([noise((168, 168))])
     ids = torch.tensor([family.row(2, maps[0], 5)])
     without = family.backbone.positions(family.model, ids, None, **tensors)
     assert torch.equal(without, family.backbone.positions(family.model, ids, torch.ones_like(ids), **tensors))
@@ -100,7 +94,7 @@ def test_rows_without_an_image_count_plainly(family: Family) -> None:
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl"])
 def test_qwen_image_tokens_have_rows_and_columns(name: str) -> None:
     family = Family(name)
-    tensors, maps = family.processor.images([noise(168, 84), noise(56, 112, 1)])
+    tensors, maps = family.processor.images([noise((168, 84)), noise((56, 112), 1)])
     ids = torch.tensor([family.row(2, maps[0], 3, maps[1], 1)])
     time, row, column = family.backbone.positions(family.model, ids, **tensors)[:, 0]
     first, second = slice(2, 20), slice(23, 31)
@@ -132,7 +126,7 @@ def test_tiny_sizes_reach_the_model(family: Family, tie: bool) -> None:
     assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tie
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert text._attn_implementation == "eager"
-    tensors, maps = family.processor.images([noise(100, 100)])
+    tensors, maps = family.processor.images([noise((100, 100))])
     assert family.backbone.encode_images(model, **tensors).shape == (len(maps[0]), 96)
 
 

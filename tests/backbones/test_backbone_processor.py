@@ -6,18 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from v1lit.backbones import BackboneConfig, get_backbone, list_backbones
 from v1lit.backbones.image_processors import load_image_processor
 from v1lit.backbones.processor import FILE, Processor, load_processor
+from v1lit.testing.models import noise
 
 pytestmark = pytest.mark.dependencies
 
@@ -53,11 +52,6 @@ PUBLISHED: dict[str, list[dict[str, Any]]] = {
     ],
 }
 PUBLISHED["qwen2_vl"] = PUBLISHED["qwen2_5_vl"]
-
-
-def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
-    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels).convert(mode)
 
 
 def sentencepiece_like() -> PreTrainedTokenizerFast:
@@ -132,7 +126,7 @@ def test_no_images_give_no_tensors(name: str) -> None:
 @pytest.mark.parametrize("name", list_backbones())
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
 def test_images_of_any_mode_are_taken(name: str, mode: str) -> None:
-    tensors, maps = PROCESSORS[name].images([noise(100, 80, mode)])
+    tensors, maps = PROCESSORS[name].images([noise((100, 80)).convert(mode)])
     assert set(tensors) == set(get_backbone(name).image_inputs)
     assert len(maps) == 1
 
@@ -157,7 +151,7 @@ def test_a_saved_processor_does_the_same(tmp_path: Path, name: str, image: dict[
     )
     assert again.image_options == processor.image_options
     assert (again.stop_token_id, again.pad_token_id) == (processor.stop_token_id, processor.pad_token_id)
-    images = [noise(200, 120), noise(60, 90)]
+    images = [noise((200, 120)), noise((60, 90))]
     (tensors, maps), (expected, expected_maps) = again.images(images), processor.images(images)
     assert maps == expected_maps
     assert all(torch.equal(tensors[key], expected[key]) for key in expected)
@@ -167,9 +161,9 @@ def test_a_saved_processor_does_the_same(tmp_path: Path, name: str, image: dict[
 
 
 def test_image_options_change_the_pixels() -> None:
-    plain = PROCESSORS["qwen2_5_vl"].images([noise(56, 56)])[0]["pixel_values"]
+    plain = PROCESSORS["qwen2_5_vl"].images([noise((56, 56))])[0]["pixel_values"]
     changed = load_processor(BackboneConfig(image={"image_mean": [0.0] * 3, "image_std": [1.0] * 3}))
-    values = changed.images([noise(56, 56)])[0]["pixel_values"]
+    values = changed.images([noise((56, 56))])[0]["pixel_values"]
     assert values.min() >= 0
     assert not torch.equal(plain, values)
 

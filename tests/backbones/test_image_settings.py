@@ -6,16 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from helpers.stock_folders import edit_json, stock_folder
-from PIL import Image
 
 from v1lit.backbones import get_backbone, list_backbones
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.image_settings import PINNED, pinned
 from v1lit.backbones.processor import Processor, load_processor
+from v1lit.testing.models import noise
 
 pytestmark = pytest.mark.dependencies
 
@@ -27,11 +26,6 @@ def processor_with(folder: Path, family: str, **settings: Any) -> Processor:
     stock_folder(folder, family)
     edit_json(folder / FILE, lambda content: content.update(settings))
     return load_processor(BackboneConfig(family, weights=str(folder)))
-
-
-def noise(width: int = 100, height: int = 70) -> Image.Image:
-    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
 
 
 @pytest.mark.parametrize(
@@ -74,8 +68,8 @@ TAKEN: list[tuple[str, str, Any]] = [
 def test_a_setting_that_is_taken_over_makes_other_pixels(
     family: str, key: str, value: Any, tmp_path: Path
 ) -> None:
-    plain = load_processor(BackboneConfig(family)).images([noise()])[0]["pixel_values"]
-    tensors, maps = processor_with(tmp_path, family, **{key: value}).images([noise()])
+    plain = load_processor(BackboneConfig(family)).images([noise((100, 70))])[0]["pixel_values"]
+    tensors, maps = processor_with(tmp_path, family, **{key: value}).images([noise((100, 70))])
     assert plain.shape != tensors["pixel_values"].shape or not torch.equal(plain, tensors["pixel_values"])
     model_tokens = sum(map(len, maps))
     assert model_tokens > 0
@@ -83,7 +77,7 @@ def test_a_setting_that_is_taken_over_makes_other_pixels(
 
 @pytest.mark.parametrize("family", list_backbones())
 def test_settings_without_effect_and_absent_ones_are_accepted(family: str, tmp_path: Path) -> None:
-    plain = load_processor(BackboneConfig(family)).images([noise()])[0]["pixel_values"]
+    plain = load_processor(BackboneConfig(family)).images([noise((100, 70))])[0]["pixel_values"]
     settings = {
         "do_convert_rgb": False,
         "disable_grouping": True,
@@ -92,7 +86,7 @@ def test_settings_without_effect_and_absent_ones_are_accepted(family: str, tmp_p
         "a_setting_that_is_null": None,
     }
     processor = processor_with(tmp_path, family, **settings)
-    assert torch.equal(processor.images([noise()])[0]["pixel_values"], plain)
+    assert torch.equal(processor.images([noise((100, 70))])[0]["pixel_values"], plain)
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [

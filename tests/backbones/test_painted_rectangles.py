@@ -19,6 +19,7 @@ from v1lit.backbones.image_options import ImageProcessor
 from v1lit.backbones.image_processors import load_image_processor
 from v1lit.grounding.patch_map import PatchMap
 from v1lit.testing import assert_patch_map
+from v1lit.testing.patch_maps import painted
 
 pytestmark = pytest.mark.dependencies
 
@@ -79,13 +80,6 @@ def rectangles(patch_map: PatchMap, cell: int, max_side: int | None) -> list[Box
         if right - left > width / 20 and bottom - top > height / 20:
             found.append((left, top, right, bottom))
     return found
-
-
-def painted(size: tuple[int, int], box: Box | None) -> Image.Image:
-    pixels = np.full((size[1], size[0], 3), 60, dtype=np.uint8)
-    if box is not None:
-        pixels[box[1] : box[3], box[0] : box[2]] = 220
-    return Image.fromarray(pixels)
 
 
 def cells(pixel_values: torch.Tensor, cell: int) -> torch.Tensor:

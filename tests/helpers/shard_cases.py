@@ -7,8 +7,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from helpers.pictures import encoded
 from v1lit.data.example import Example, Message
 from v1lit.data.example.images import read_header
 from v1lit.data.shards import ShardWriter, write_index
@@ -16,9 +15,8 @@ from v1lit.grounding.region import Region
 
 
 def jpeg(shade: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (40, 32), (shade % 256, 60, 90)).save(buffer, "JPEG")
-    return buffer.getvalue()
+    """A JPEG file of 40 x 32 pixels."""
+    return encoded((40, 32), (shade % 256, 60, 90), "JPEG")
 
 
 def make(id: str, images: int = 1) -> Example:

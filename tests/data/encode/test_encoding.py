@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.pictures import encoded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -33,18 +33,12 @@ TEXT = (
 )
 
 
-def png(width: int, height: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (width, height), (90, 120, 30)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def make_example(
     text: str = TEXT, box: tuple[float, ...] = (20, 30, 100, 90), size: tuple[int, int] = (168, 112)
 ) -> Example:
     return Example(
         id="one",
-        images=(read_header(png(*size)),),
+        images=(read_header(encoded(size)),),
         messages=(Message("user", "<image>\nWhere?"), Message("assistant", text)),
         regions={"<|region_1|>": Region.from_box(box)} if "<|region_1|>" in text else {},
     )
@@ -175,9 +169,9 @@ def test_collate_pads_rows_and_keeps_images_in_order(processor: Processor) -> No
         batch = collate([a, b], processor.pad_token_id, side=side)
         assert batch.input_ids.shape == (2, len(a.input_ids))
         assert batch.attention_mask.sum(dim=1).tolist() == [len(a.input_ids), len(b.input_ids)]
-        for row, encoded in enumerate((a, b)):
+        for row, alone in enumerate((a, b)):
             kept = batch.attention_mask[row].bool()
-            assert torch.equal(batch.input_ids[row][kept], encoded.input_ids)
+            assert torch.equal(batch.input_ids[row][kept], alone.input_ids)
             assert torch.equal(batch.labels[row][kept], encoded.labels)
             assert (batch.labels[row][~kept] == IGNORE).all()
         assert torch.equal(

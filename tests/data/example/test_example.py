@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import pickle
 from dataclasses import replace
@@ -10,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.pictures import encoded
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from v1lit.data.example import Example, ExampleError, Message, key_of
 from v1lit.data.example.example import EDGE_TOLERANCE, load_json
@@ -21,9 +20,7 @@ from v1lit.grounding.region import Region
 
 
 def picture(format: str = "JPEG", size: tuple[int, int] = (64, 48)) -> EncodedImage:
-    buffer = io.BytesIO()
-    Image.new("RGB", size, (90, 120, 200)).save(buffer, format=format)
-    return read_header(buffer.getvalue())
+    return read_header(encoded(size, (90, 120, 200), format))
 
 
 PICTURES = [picture("JPEG"), picture("PNG", (30, 90)), picture("WEBP", (40, 40)), picture("BMP", (28, 28))]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
 import os
 import pickle
@@ -20,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.pictures import encoded
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from v1lit.backbones import list_backbones
 from v1lit.backbones.config import BackboneConfig
@@ -61,12 +60,6 @@ def processor(family: str, option: int = 0, views: str = "all") -> Processor:
     return load_processor(BackboneConfig(family, image=image, views=views))  # type: ignore[arg-type]
 
 
-def png(size: tuple[int, int], kind: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", size, (90, 120, 30)).save(buffer, kind)
-    return buffer.getvalue()
-
-
 def example(
     id: str = "one", size: tuple[int, int] = (168, 112), text: str = "There: <|region_1|>."
 ) -> Example:
@@ -74,7 +67,7 @@ def example(
         {"<|region_1|>": Region.from_box((2, 3, size[0] / 2, size[1] / 2))} if "<|region" in text else {}
     )
     messages = (Message("user", "<image>\nWhere?"), Message("assistant", text))
-    return Example(id=id, images=(read_header(png(size)),), messages=messages, regions=regions)
+    return Example(id=id, images=(read_header(encoded(size)),), messages=messages, regions=regions)
 
 
 def encoded_length(whole: Example, processor: Processor, encoding: EncodingConfig) -> Length:
@@ -135,7 +128,7 @@ def examples(draw: st.DrawFn) -> Example:
     kinds = [draw(st.sampled_from(["PNG", "JPEG"])) for _ in sizes]
     return Example(
         id="drawn",
-        images=tuple(read_header(png(size, kind)) for size, kind in zip(sizes, kinds, strict=True)),
+        images=tuple(read_header(encoded(size, kind=kind)) for size, kind in zip(sizes, kinds, strict=True)),
         messages=tuple(messages),
         regions={name: draw(regions(sizes)) for name in names},
     )

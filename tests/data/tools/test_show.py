@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.pictures import encoded
 from PIL import Image
 
 from v1lit.data.encode import encoding
@@ -28,18 +29,12 @@ CALL = 'detect(query="x", objects=["<obj1><|region_1|>"])'
 TEXT = f'Tags <b>bold</b> & "quotes" <script>alert(1)</script>\n{CALL} so <obj1>.'
 
 
-def image(size: tuple[int, int] = (60, 40), color: str = "white") -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", size, color).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def example(
     id: str = "one/é", text: str = TEXT, regions: dict[str, Region] | None = None, images: int = 1
 ) -> Example:
     return Example(
         id=id,
-        images=tuple(read_header(image()) for _ in range(images)),
+        images=tuple(read_header(encoded(color="white")) for _ in range(images)),
         messages=(Message("user", "<image>\n" * images + "Where? 你好"), Message("assistant", text)),
         regions={"<|region_1|>": Region.from_box((10, 10, 30, 30))} if regions is None else regions,
         source="made up",
