@@ -172,7 +172,7 @@ def test_collate_pads_rows_and_keeps_images_in_order(processor: Processor) -> No
         for row, alone in enumerate((a, b)):
             kept = batch.attention_mask[row].bool()
             assert torch.equal(batch.input_ids[row][kept], alone.input_ids)
-            assert torch.equal(batch.labels[row][kept], encoded.labels)
+            assert torch.equal(batch.labels[row][kept], alone.labels)
             assert (batch.labels[row][~kept] == IGNORE).all()
         assert torch.equal(
             batch.image_inputs["pixel_values"][: len(a.image_inputs["pixel_values"])],
