@@ -36,6 +36,11 @@ def is_pattern(location: str) -> bool:
     return path.endswith(".tar") or "{" in location or any(char in _MAGIC for char in path)
 
 
+def may_be_folder(location: str) -> bool:
+    """Whether a location is a local folder, or a URL that does not name files itself."""
+    return not is_pattern(location) if is_remote(location) else os.path.isdir(location)
+
+
 def expand(location: str, retry: Retry = DEFAULT_RETRY) -> list[str]:
     """All locations that a brace pattern ({000..099}, {a,b}) or a glob (*, ?, [..]) stands for.
 

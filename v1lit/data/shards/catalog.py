@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +21,9 @@ from v1lit.data.remote import (
     exists,
     expand,
     is_open,
-    is_pattern,
     is_remote,
     join,
+    may_be_folder,
     parent,
     read_bytes,
 )
@@ -48,34 +49,35 @@ OPENED_AT_LAST = 10
 """How often a shard is fetched that others delete from the cache before it is open."""
 
 
-Listed = tuple[str, str | None, ShardTable | None, int]
-"""A shard: its location, folder and table of the index that lists it (or None), its number in the table."""
+class ShardEntry(NamedTuple):
+    """Where a shard lies, and the folder, table and row of the index that lists it, if any does."""
+
+    location: str
+    folder: str | None = None
+    table: ShardTable | None = None
+    row: int = 0
 
 
-def _listed(location: str, retry: Retry) -> Iterator[Listed]:
+def _listed(location: str, retry: Retry) -> Iterator[ShardEntry]:
     """The shards of a location in order, each with its line of an index as far as one is there."""
-    if _is_folder(location):
+    if may_be_folder(location):
         if exists(join(location, INDEX_NAME), retry):
             yield from _of_index(location, retry)
             return
         location = join(location, "*.tar")
     files = expand(location, retry)
-    known: dict[str, Listed] = {}
+    listed: dict[str, ShardEntry] = {}
     for folder in dict.fromkeys(map(parent, files)):
         if is_open(join(folder, INDEX_NAME), retry):
-            known |= {one[0]: one for one in _of_index(folder, retry)}
+            listed |= {shard.location: shard for shard in _of_index(folder, retry)}
     for file in files:
-        yield known.get(file) or known.get(f"./{file}") or (file, None, None, 0)
+        yield listed.get(file) or listed.get(f"./{file}") or ShardEntry(file)
 
 
-def _of_index(folder: str, retry: Retry) -> Iterator[Listed]:
+def _of_index(folder: str, retry: Retry) -> Iterator[ShardEntry]:
     table: ShardTable = read_index(folder, retry)["shards"]
     for row, file in enumerate(table.files):
-        yield shard_location(folder, file), folder, table, row
-
-
-def _is_folder(location: str) -> bool:
-    return not is_pattern(location) if is_remote(location) else Path(location).is_dir()
+        yield ShardEntry(shard_location(folder, file), folder, table, row)
 
 
 class Catalog:

@@ -13,18 +13,16 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from v1lit.data.errors import ShardError
+from v1lit.data.remote import DEFAULT_RETRY, Retry, exists, is_remote, join, read_bytes
 from v1lit.data.shards.sidecar import MAX_SIDECAR_BYTES, SUFFIX, ShardIndex, read_shard_index
 from v1lit.files import sha256_of, write_atomically
 from v1lit.paths import expand_path
-
-if TYPE_CHECKING:
-    from v1lit.data.remote import Retry
 
 SCHEMA_VERSION = 2
 INDEX_NAME = "index.json"
@@ -110,11 +108,11 @@ def write_index(folder: str | Path, shards: Iterable[ShardInfo], **more: Any) ->
     return {**head, "shards": rows}
 
 
-def read_index(location: str | Path, retry: Retry | None = None) -> dict[str, Any]:
+def read_index(location: str | Path, retry: Retry = DEFAULT_RETRY) -> dict[str, Any]:
     """Read `index.json` of a folder of shards, local or a URL. Its "shards" are a `ShardTable`.
 
     Args:
-        retry: how often a URL is asked for, and how long it may take; None for the defaults.
+        retry: how often a URL is asked for, and how long that may take.
 
     Raises ValueError where there is no index (the folder is missing or was never completed), or one that this
     version cannot read.
@@ -135,27 +133,24 @@ def read_index(location: str | Path, retry: Retry | None = None) -> dict[str, An
     if damaged:
         raise ValueError(f"{path} is damaged: it says {index['examples']!r} examples; {REINDEX}")
     index["shards"] = shards
-    elsewhere = "location" in index and not is_url(location)
+    elsewhere = "location" in index and not is_remote(location)
     for file in shards.files:
         if not (is_plain_name(file) or (elsewhere and is_full_location(file))):
             raise ValueError(f"{path} names a shard outside of its folder: {file!r:.200}")
     return index
 
 
-def _read_file(location: str, retry: Retry | None) -> tuple[str, bytes]:
-    if is_url(location):
-        from v1lit.data import remote
-
-        path, retry = remote.join(location, INDEX_NAME), retry or remote.DEFAULT_RETRY
-        if not remote.exists(path, retry):
+def _read_file(location: str, retry: Retry) -> tuple[str, bytes]:
+    path = join(location, INDEX_NAME)
+    if is_remote(location):
+        if not exists(path, retry):
             raise ValueError(f"{location} has no {INDEX_NAME}: make one with `v1lit data index`")
-        return path, remote.read_bytes(path, MAX_INDEX_BYTES, retry)
+        return path, read_bytes(path, MAX_INDEX_BYTES, retry)
     folder = Path(location)
     if not (folder / INDEX_NAME).is_file():
         what = "is incomplete or not a folder of shards" if folder.is_dir() else "does not exist"
         hint = "; `v1lit data index` makes one" if folder.is_dir() else ""
         raise ValueError(f"{folder} {what}: it has no {INDEX_NAME}{hint}")
-    path = str(folder / INDEX_NAME)
     if (size := os.path.getsize(path)) > MAX_INDEX_BYTES:
         raise ValueError(f"{path} has {size} bytes, the limit is {MAX_INDEX_BYTES}")
     return path, Path(path).read_bytes()
@@ -167,7 +162,7 @@ def list_shards(location: str | Path) -> list[ShardInfo]:
     shards = list(read_index(location)["shards"])
     for shard in shards:
         path = shard_location(location, shard.file)
-        if not is_url(path) and not os.path.isfile(path):
+        if not is_remote(path) and not os.path.isfile(path):
             raise ValueError(f"{location}: {shard.file} is missing, though {INDEX_NAME} names it")
     return shards
 
@@ -182,12 +177,12 @@ def is_plain_name(file: str) -> bool:
 
 def is_full_location(file: str) -> bool:
     """Whether a shard's name says by itself where it is: an absolute path or a URL."""
-    return file.isprintable() and (is_url(file) or os.path.isabs(file))
+    return file.isprintable() and (is_remote(file) or os.path.isabs(file))
 
 
 def shard_location(location: str | Path, file: str) -> str:
     """Where a shard lies that the index at `location` calls `file`."""
-    return file if is_full_location(file) else _join(str(location), file)
+    return file if is_full_location(file) else join(str(location), file)
 
 
 def sidecar_name(file: str) -> str:
@@ -201,7 +196,7 @@ def sidecar_name(file: str) -> str:
 
 def sidecar_location(location: str | Path, file: str) -> str:
     """Where the sidecar of that shard lies."""
-    return _join(str(location), sidecar_name(file))
+    return join(str(location), sidecar_name(file))
 
 
 def read_sidecar(location: str | Path, shard: ShardInfo) -> ShardIndex:
@@ -219,30 +214,11 @@ def read_sidecar(location: str | Path, shard: ShardInfo) -> ShardIndex:
 
 
 def _read_bytes(path: str) -> bytes:
-    if is_url(path):
-        from v1lit.data import remote
-
-        return remote.read_bytes(path, MAX_SIDECAR_BYTES)
+    if is_remote(path):
+        return read_bytes(path, MAX_SIDECAR_BYTES)
     with open(path, "rb") as file:
         # As large as the file is, or one byte more than is accepted: `read` takes the memory first.
         return file.read(min(os.fstat(file.fileno()).st_size, MAX_SIDECAR_BYTES + 1))
-
-
-def is_url(location: str) -> bool:
-    """Whether a location lies elsewhere, to be read through `v1lit.data.remote`."""
-    if "://" not in location:  # Decided here for all local places, which need nothing of v1lit.data.remote.
-        return False
-    from v1lit.data import remote
-
-    return remote.is_remote(location)
-
-
-def _join(folder: str, name: str) -> str:
-    if not is_url(folder):
-        return os.path.join(folder, name)
-    from v1lit.data import remote
-
-    return remote.join(folder, name)
 
 
 # --- files ---

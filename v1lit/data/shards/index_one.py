@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from v1lit.data.errors import DamageError, ShardError
+from v1lit.data.remote import DEFAULT_RETRY, download, is_remote
+from v1lit.data.remote.body import look_up
 from v1lit.data.shards.file import RandomAccess
-from v1lit.data.shards.index import ShardInfo, ShardTable, is_url
+from v1lit.data.shards.index import ShardInfo, ShardTable
 from v1lit.data.shards.member import counts
 from v1lit.data.shards.reader import Shard
 from v1lit.data.shards.scan import checksums, scan_headers
@@ -57,14 +59,12 @@ def index_one(task: IndexTask) -> IndexedShard:
     stamp = _stamp(task.location)
     if (kept := _known(task, stamp)) is not None:
         return kept
-    if not is_url(task.location):
+    if not is_remote(task.location):
         return _read(task, task.location, stamp)
-    from v1lit.data import remote
-
     task.scratch.mkdir(exist_ok=True)
     path = task.scratch / hashlib.sha256(task.location.encode()).hexdigest()
     try:
-        remote.download(task.location, path)
+        download(task.location, path)
         return _read(task, str(path), stamp)
     finally:
         path.unlink(missing_ok=True)
@@ -72,16 +72,13 @@ def index_one(task: IndexTask) -> IndexedShard:
 
 def _stamp(location: str) -> list[Any] | None:
     """What changes when the file does; None where nothing is known to."""
-    if not is_url(location):
+    if not is_remote(location):
         try:
             status = os.stat(location)
         except OSError as error:
             reason = f"cannot be opened ({error.strerror})"
             raise ShardError(location, None, reason, "unreachable") from error
         return [status.st_size, status.st_mtime_ns]
-    from v1lit.data.remote import DEFAULT_RETRY
-    from v1lit.data.remote.body import look_up
-
     info = DEFAULT_RETRY.run(location, partial(look_up, location, DEFAULT_RETRY))
     return None if info.tag is None else [info.size, info.tag]
 

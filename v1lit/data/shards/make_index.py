@@ -9,12 +9,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
+from v1lit.data.remote import expand, is_remote, join, may_be_folder
 from v1lit.data.shards.compressed import hint_of_names
 from v1lit.data.shards.index import (
     INDEX_NAME,
     ShardInfo,
     is_plain_name,
-    is_url,
     read_index,
     shard_location,
     sidecar_name,
@@ -97,13 +97,9 @@ def _choose(location: str, out: str | None) -> tuple[Path, list[str]]:
 
 
 def _list_files(location: str) -> list[str]:
-    if not is_url(location) and os.path.isdir(location):
-        return _tars(Path(location))
-    from v1lit.data import remote
-
-    if is_url(location) and not remote.is_pattern(location):
-        return remote.expand(remote.join(location, "*.tar"))
-    return remote.expand(location)
+    if not may_be_folder(location):
+        return expand(location)
+    return expand(join(location, "*.tar")) if is_remote(location) else _tars(Path(location))
 
 
 def _tars(folder: Path) -> list[str]:
@@ -113,14 +109,14 @@ def _tars(folder: Path) -> list[str]:
 def _folder_of_all(location: str, files: list[str]) -> Path | None:
     """The local folder of which these are all the shards, None where there is no such folder."""
     folders = {os.path.dirname(file) for file in files}
-    if is_url(location) or len(folders) != 1:
+    if is_remote(location) or len(folders) != 1:
         return Path(location) if os.path.isdir(location) else None
     folder = Path(folders.pop())
     return folder if {str(Path(file)) for file in files} == set(_tars(folder)) else None
 
 
 def _full(location: str) -> str:
-    return location if is_url(location) else os.path.abspath(location)
+    return location if is_remote(location) else os.path.abspath(location)
 
 
 def _old_index(folder: Path, location: str | None) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from v1lit.data.config import MixtureConfig, SourceConfig
-from v1lit.data.remote import DEFAULT_RETRY, Retry, exists, expand, is_pattern, is_remote, join
+from v1lit.data.remote import DEFAULT_RETRY, Retry, exists, expand, is_pattern, is_remote, join, may_be_folder
 from v1lit.data.shards import INDEX_NAME
 from v1lit.data.shards.compressed import hint_of_names
 from v1lit.data.streams.options import check_stream
@@ -68,7 +68,7 @@ def has_val(config: SourceConfig, retry: Retry = DEFAULT_RETRY) -> bool:
 
 def _names_shards(location: str) -> bool:
     """Whether a location is a file or a pattern, so that no folders lie below it."""
-    return is_pattern(location) and (is_remote(location) or not Path(location).is_dir())
+    return is_pattern(location) and not may_be_folder(location)
 
 
 def _holds_shards(location: str, retry: Retry) -> bool:

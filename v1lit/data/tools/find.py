@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from v1lit.data.errors import ShardError
-from v1lit.data.remote import exists, expand, is_open, is_pattern, is_remote, join, parent
+from v1lit.data.remote import exists, expand, is_open, is_remote, join, may_be_folder, parent
 from v1lit.data.shards import INDEX_NAME, ShardInfo, read_index, shard_location
 from v1lit.data.shards.compressed import hint_of_names
 from v1lit.data.shards.index import REINDEX
@@ -63,7 +63,7 @@ def find_shards(locations: Sequence[str]) -> ShardList:
         raise ValueError("no location is given; give folders with shards, tar files or patterns")
     shard_list = ShardList()
     for location in map(expand_path, locations):
-        if _may_be_folder(location) and exists(join(location, INDEX_NAME)):
+        if may_be_folder(location) and exists(join(location, INDEX_NAME)):
             shard_list.shards += _of_folder(location, shard_list)
         else:
             shard_list.shards += _of_files(location, shard_list)
@@ -88,7 +88,7 @@ def _of_folder(folder: str, shard_list: ShardList) -> Iterator[ShardFile]:
 
 def _of_files(location: str, shard_list: ShardList) -> Iterator[ShardFile]:
     """The shards of a pattern, a file, or a folder without an index."""
-    is_folder = _may_be_folder(location)
+    is_folder = may_be_folder(location)
     paths = _tars(location) if is_folder else expand(location)
     if not paths:
         raise ValueError(f"{location} holds no shards (.tar files){_hint(location)}")
@@ -119,10 +119,6 @@ def _infos(folder: str, shard_list: ShardList) -> dict[str, ShardFile]:
 def _unlisted(path: str) -> Finding:
     reason = f"{INDEX_NAME} beside it does not name it, so nobody reads it; {REINDEX}, with this shard"
     return Finding(path, None, "unlisted", reason)
-
-
-def _may_be_folder(location: str) -> bool:
-    return not is_pattern(location) if is_remote(location) else Path(location).is_dir()
 
 
 def _tars(folder: str) -> list[str]:
