@@ -43,6 +43,10 @@ class DamageError(ValueError):
         super().__init__(reason)
         self.reason, self.kind, self.key = reason, kind, key
 
+    def in_shard(self, shard: str | Path) -> ShardError:
+        """The same of a shard with a name."""
+        return ShardError(shard, self.key, self.reason, self.kind)
+
 
 class BadDataError(RuntimeError):
     """Too many examples could not be used; the message says how many, of which kinds, and where."""

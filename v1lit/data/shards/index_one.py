@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -105,17 +104,13 @@ def _known(task: IndexTask, stamp: list[Any] | None) -> IndexedShard | None:
 def _read(task: IndexTask, path: str, stamp: list[Any] | None) -> IndexedShard:
     """Read a local file from its beginning to its end."""
     try:
-        file = RandomAccess(path)
-        with closing(file):
+        with RandomAccess(path, task.location) as file:
             scan = scan_headers(file.read, file.size)
             crc32, sha256 = checksums(file.read, scan.offsets, file.size)
-    except OSError as error:
-        reason = f"cannot be opened ({error.strerror})"
-        raise ShardError(task.location, None, reason, "unreachable") from error
     except DamageError as problem:
-        raise ShardError(task.location, None, problem.reason, problem.kind) from problem
+        raise problem.in_shard(task.location) from problem
     index = ShardIndex(np.array(scan.offsets, dtype=np.int64), crc32)
-    odd = set(scan.odd.values())  # IndexedShard again, as examples that cannot be read.
+    odd = set(scan.odd.values())  # Noted again, as examples that cannot be read.
     problems = [problem for problem in scan.problems if problem not in odd]
     bad = [(problem.key, problem.kind, problem.reason) for problem in problems]
     before = len(bad)
@@ -123,12 +118,11 @@ def _read(task: IndexTask, path: str, stamp: list[Any] | None) -> IndexedShard:
         images, regions = _try_examples(shard, bad)
     numbers = {"examples": len(index), "images": images, "regions": regions, "bytes": file.size}
     info = ShardInfo(file=task.file, sha256=sha256, **numbers)
-    found = IndexedShard(
-        info, dict(Counter(kind for _, kind, _ in bad)), bad[:MAX_LISTED_OF_SHARD], len(bad) - before
-    )
+    kinds, listed = dict(Counter(kind for _, kind, _ in bad)), bad[:MAX_LISTED_OF_SHARD]
+    unusable = len(bad) - before
     record: dict[str, Any] = {"stamp": stamp, "info": {**numbers, "sha256": sha256}}
-    record |= {"problems": found.problems, "bad": found.bad, "unusable": found.unusable}
-    return replace(found, sidecar=index.to_bytes(record))
+    record |= {"problems": kinds, "bad": listed, "unusable": unusable}
+    return IndexedShard(info, kinds, listed, unusable, index.to_bytes(record))
 
 
 def _try_examples(shard: Shard, bad: list[tuple[str | None, str, str]]) -> tuple[int, int]:

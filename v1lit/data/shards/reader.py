@@ -49,11 +49,7 @@ class Shard:
         self.name = str(path) if name is None else name
         self.index = index
         self._keys: list[str] | None = None
-        try:
-            self._file = RandomAccess(path)
-        except OSError as error:
-            reason = f"cannot be opened ({error.strerror})"
-            raise ShardError(self.name, None, reason, "unreachable") from error
+        self._file = RandomAccess(path, self.name)
         if index is not None:
             # Views give plain numbers, at a fraction of what numpy takes for one.
             self._offsets, self._crc32 = index.offsets.data, index.crc32.data
@@ -67,7 +63,7 @@ class Shard:
     def _scan(self) -> None:
         scan: Scan = scan_headers(self._file.read, self._file.size)
         for problem in scan.problems:
-            raise ShardError(self.name, problem.key, problem.reason, problem.kind) from problem
+            raise problem.in_shard(self.name) from problem
         self._keys, self._offsets = scan.keys, np.array(scan.offsets, dtype=np.int64).data
 
     def __len__(self) -> int:
@@ -122,7 +118,7 @@ class Shard:
         try:
             crc32, _ = checksums(self._file.read, self._offsets.tolist(), self._file.size)
         except DamageError as problem:
-            raise ShardError(self.name, None, problem.reason, problem.kind) from problem
+            raise problem.in_shard(self.name) from problem
         return ShardIndex(np.asarray(self._offsets), crc32)
 
     def close(self) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -40,7 +38,7 @@ def scan_file(path: Path) -> Scan:
 
     Raises ShardError where the file cannot be opened.
     """
-    with _opened(path) as file:
+    with RandomAccess(path) as file:
         return scan_headers(file.read, file.size)
 
 
@@ -49,21 +47,9 @@ def index_of(path: Path, scan: Scan) -> tuple[ShardIndex, str]:
 
     Raises ShardError where the file cannot be read, or was cut off meanwhile.
     """
-    with _opened(path) as file:
+    with RandomAccess(path) as file:
         try:
             crc32, sha256 = checksums(file.read, scan.offsets, file.size)
         except DamageError as error:
-            raise ShardError(path, error.key, error.reason, error.kind) from error
+            raise error.in_shard(path) from error
     return ShardIndex(np.array(scan.offsets, dtype=np.int64), crc32), sha256
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[RandomAccess]:
-    try:
-        file = RandomAccess(path)
-    except OSError as error:
-        raise ShardError(path, None, f"cannot be opened ({error.strerror})", "unreachable") from error
-    try:
-        yield file
-    finally:
-        file.close()

@@ -28,6 +28,11 @@ class Finding:
     reason: str
     """What is wrong and, where there is a way, what to do."""
 
+    @classmethod
+    def of(cls, error: ShardError) -> Finding:
+        """What an error says."""
+        return cls(error.shard, error.key, error.kind, error.reason)
+
     def as_error(self) -> ShardError:
         """The same as an exception."""
         return ShardError(self.shard, self.key, self.reason, self.kind)

@@ -96,7 +96,7 @@ class InputShards:
         except ShardError as error:
             if not self._skip:
                 raise
-            return Finding(error.shard, error.key, error.kind, error.reason)
+            return Finding.of(error)
 
 
 @dataclass(frozen=True)

@@ -132,11 +132,11 @@ def _findings(shard: ShardFile, scan: Scan, skip: bool) -> list[Finding]:
     for problem in scan.problems:
         if problem is not scan.damage and problem not in odd:
             continue  # An id that occurs twice: found later, with both of its places.
-        finding = Finding(shard.location, problem.key, problem.kind, problem.reason)
+        error = problem.in_shard(shard.location)
         if not skip:
-            raise finding.as_error()
-        if problem is scan.damage:  # All others are found again when their example is read.
-            findings.append(finding)
+            raise error
+        if problem is scan.damage:  # All others are noted again when their example is read.
+            findings.append(Finding.of(error))
     return findings
 
 
