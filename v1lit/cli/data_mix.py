@@ -63,5 +63,5 @@ def main(argv: Sequence[str]) -> int:
         if source.times > 1:
             print(f"{source.location}: every example comes {source.times:.2f} times per epoch on average")
         elif source.times < 1:
-            print(f"{source.location}: an epoch takes {source.times:.0%} of it, the next one others")
+            print(f"{source.location}: an epoch takes {source.times:.0%} of it, the next one takes others")
     return 0

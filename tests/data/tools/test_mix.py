@@ -83,7 +83,7 @@ def test_the_command_shows_a_table(
     assert rows[0][:6] == ["a", "3", "12", "1", "6", "40.0%"]
     assert rows[1][:7] == ["b", "2", "6", "2", "9", "9", "60.0%"]
     assert "b: every example comes 1.50 times per epoch" in out
-    assert "a: an epoch takes 50% of it, the next one goes on with others" in out
+    assert "a: an epoch takes 50% of it, the next one takes others" in out
 
 
 def test_it_shows_single_sources_too(
