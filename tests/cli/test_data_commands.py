@@ -264,7 +264,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "output is the input": (["reshard", "shards", "--out", "shards"], ["shards is not empty"]),
     "output is a file": (["reshard", "shards", "--out", "full/notes.txt"], ["is a file"]),
     "no processes for reshard": (["reshard", "shards", "--out", "out", "--workers", "0"], ["workers is 0"]),
-    "negative seed": (["reshard", "shards", "--out", "out", "--shuffle=-1"], ["seed", "-1"]),
+    "negative seed": (["reshard", "shards", "--out", "out", "--shuffle=-1"], ["shuffle is -1"]),
     "shuffle without a seed": (["reshard", "shards", "--out", "out", "--shuffle"], ["--shuffle"]),
     "no examples per shard": (
         ["reshard", "shards", "--out", "out", "--examples-per-shard", "0"],

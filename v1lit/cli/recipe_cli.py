@@ -159,13 +159,14 @@ class RecipeCLI(LightningCLI):
         run = RunConfig(**self.config.as_dict()["run"])
         with (
             quiet(),
+            self.recipe.options(),
             run_folder(run, self.recipe.name) as self.folder,
             StopRequests() as self.requests,
         ):
             self._doing = "before it began"
             new = is_first() and not any(self.folder.iterdir())
             try:
-                with stoppable(self.requests, self._when_stopped), self.recipe.options():
+                with stoppable(self.requests, self._when_stopped):
                     self._train(argv, run)
             except RunStopped as stop:
                 return tell_stopped(stop, self.folder, argv)

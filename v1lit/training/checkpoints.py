@@ -14,6 +14,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from v1lit.data.loading.ranks import Ranks
+from v1lit.errors import OptionError
 from v1lit.files import aside, remove_leftovers
 from v1lit.training.lightning_internals import (
     ask_nobody_about_sigterm,
@@ -179,15 +180,16 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def checkpoint_to_resume(resume: str | None, folder: Path) -> str | None:
-    """`run.resume` as a file; None where the run begins. Raises ValueError for `last` where there is none."""
+    """`run.resume` as a file, or None where the run begins; raises OptionError for `last` without one."""
     if resume not in ("last", "auto"):
         return resume
     newest = newest_checkpoint(folder)
     if newest is None and resume == "last":
-        raise ValueError(
-            f"run.resume is 'last', but there is no complete checkpoint in {folder / FOLDER}\n"
+        why = (
+            f"there is no complete checkpoint in {folder / FOLDER}\n"
             "begin with --run.resume=auto, or give the run.name and run.folder of the run to resume"
         )
+        raise OptionError("resume", resume, why, "run")
     return None if newest is None else str(newest)
 
 

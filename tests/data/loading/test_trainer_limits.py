@@ -31,14 +31,17 @@ def check(train: int | None, val: int | None, **options: Any) -> None:
     [
         (
             {"limit_train_batches": 0.05},
-            r"limit_train_batches is 0.05, less than one of the 10 training .*\n.*0.1",
+            r"limit_train_batches is 0.05; that is less than one of the 10 training .*\n.*0.1",
         ),
-        ({"limit_val_batches": 0.4}, r"limit_val_batches is 0.4, less than one of the 2 validation.*\n.*0.5"),
-        ({"overfit_batches": 0.2}, r"overfit_batches is 0.2, less than one of the 2 validation"),
-        ({"overfit_batches": 0.05}, r"overfit_batches is 0.05, less than one of the 10 training"),
-        ({"val_check_interval": 11}, r"val_check_interval is 11, but an epoch has 10 batches.*\n.*null"),
-        ({"val_check_interval": 4, "limit_train_batches": 3}, r"is 4, but an epoch has 3 batches"),
-        ({"val_check_interval": 4, "limit_train_batches": 0.3}, r"is 4, but an epoch has 3 batches"),
+        (
+            {"limit_val_batches": 0.4},
+            r"limit_val_batches is 0.4; that is less than one of the 2 .*\n.*0.5",
+        ),
+        ({"overfit_batches": 0.2}, r"overfit_batches is 0.2; that is less than one of the 2 validation"),
+        ({"overfit_batches": 0.05}, r"overfit_batches is 0.05; that is less than one of the 10 training"),
+        ({"val_check_interval": 11}, r"val_check_interval is 11; an epoch has 10 batches.*\n.*null"),
+        ({"val_check_interval": 4, "limit_train_batches": 3}, r"is 4; an epoch has 3 batches"),
+        ({"val_check_interval": 4, "limit_train_batches": 0.3}, r"is 4; an epoch has 3 batches"),
     ],
 )
 def test_what_cannot_be_is_refused_with_what_can(options: dict[str, Any], words: str) -> None:
@@ -103,8 +106,8 @@ def test_the_data_module_counts_as_its_loaders_do(tmp_path: Path, monkeypatch: p
 def test_lightning_users_are_told_before_the_model_is_made(tmp_path: Path) -> None:
     written(tmp_path / "train", 6)
     data: V1DataModule = make_data(tmp_path, tmp_path)
-    with pytest.raises(ValueError, match=r"trainer.limit_train_batches is 0.1, less than one of the 3"):
+    with pytest.raises(ValueError, match=r"limit_train_batches is 0.1; that is less than one of the 3"):
         fit(data, tmp_path, limit_train_batches=0.1)
     unindexed = make_data(without_index(tmp_path / "train").parent, tmp_path)
-    with pytest.raises(ValueError, match=r"trainer.limit_train_batches is 0.5, a share of an epoch"):
+    with pytest.raises(ValueError, match=r"trainer.limit_train_batches is 0.5; that is a share of an epoch"):
         fit(unindexed, tmp_path, limit_train_batches=0.5)

@@ -432,7 +432,7 @@ def test_two_processes_do_not_write_to_one_folder(folder: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"shuffle": -1}, "seed of the shuffle is -1"),
+        ({"shuffle": -1}, "shuffle is -1; give 0 or more"),
         ({"examples_per_shard": 0}, "examples_per_shard is 0"),
         ({"max_shard_mb": 0}, "max_shard_mb is 0"),
         ({"on_bad": "ignore"}, "allowed: stop, skip"),

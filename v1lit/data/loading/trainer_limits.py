@@ -8,6 +8,8 @@ from typing import Any
 from lightning import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
+from v1lit.errors import OptionError
+
 Count = Callable[[], int | None]
 """Returns the batches of an epoch on one rank; None where that is not known before it is read."""
 
@@ -38,22 +40,21 @@ def _check_share(trainer: Trainer, split: str, share: int | float | None, count:
     if not isinstance(share, float) or share in (0.0, 1.0):
         return
     words = {"train": "training", "val": "validation"}[split]
-    key = (
-        "trainer.overfit_batches"
-        if getattr(trainer, "overfit_batches", 0) > 0
-        else f"trainer.limit_{split}_batches"
-    )
+    overfits = getattr(trainer, "overfit_batches", 0) > 0
+    argument = "overfit_batches" if overfits else f"limit_{split}_batches"
     batches = count()
     if batches is None:
-        raise ValueError(
-            f"{key} is {share}, a share of an epoch, but how many {words} batches it has is not known before "
-            "it is read: rows are filled, or the shards have no index\ngive a number of batches, such as 10"
+        why = (
+            f"that is a share of an epoch, but how many {words} batches it has is not known before it is "
+            "read: rows are filled, or the shards have no index\ngive a number of batches, such as 10"
         )
+        raise OptionError(argument, share, why, "trainer")
     if batches and int(batches * share) == 0:
-        raise ValueError(
-            f"{key} is {share}, less than one of the {batches} {words} batches of an epoch\n"
+        why = (
+            f"that is less than one of the {batches} {words} batches of an epoch\n"
             f"give a number of batches, such as 1, or a share of {1 / batches:.3g} or more"
         )
+        raise OptionError(argument, share, why, "trainer")
 
 
 def _check_interval(trainer: Trainer, count: Count) -> None:
@@ -65,18 +66,18 @@ def _check_interval(trainer: Trainer, count: Count) -> None:
         return
     batches = count()
     if isinstance(interval, float) and batches is None:
-        raise ValueError(
-            f"trainer.val_check_interval is {interval}, a share of an epoch, but how many batches it has is "
-            "not known before it is read: rows are filled, or the shards have no index\n"
-            "give a number of batches"
+        why = (
+            "that is a share of an epoch, but how many batches it has is not known before it is read: rows "
+            "are filled, or the shards have no index\ngive a number of batches"
         )
+        raise OptionError("val_check_interval", interval, why, "trainer")
     if isinstance(interval, int) and batches and interval > batches:
-        raise ValueError(
-            f"trainer.val_check_interval is {interval}, but an epoch has {batches} batches, and with "
-            f"trainer.check_val_every_n_epoch={epochs} they are counted within epochs\n"
-            "to count on through all epochs, set trainer.check_val_every_n_epoch=null; else give "
-            f"{batches} or less"
+        why = (
+            f"an epoch has {batches} batches, and with trainer.check_val_every_n_epoch={epochs} they are "
+            "counted within epochs\nto count on through all epochs, set "
+            f"trainer.check_val_every_n_epoch=null; else give {batches} or less"
         )
+        raise OptionError("val_check_interval", interval, why, "trainer")
 
 
 def _limited(batches: int | None, limit: int | float | None) -> int | None:

@@ -41,7 +41,7 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, ClassVar, Literal, TextIO
 
 from v1lit.data.remote import is_remote
 from v1lit.data.shards import ShardInfo
@@ -58,6 +58,7 @@ from v1lit.data.tools.reshard_shards import (
     write_shard,
 )
 from v1lit.data.tools.reshard_table import ExampleTable, RepeatedIdError, make_table
+from v1lit.errors import check_choices, check_least
 from v1lit.files import aside, remove, remove_leftovers
 from v1lit.paths import expand_path
 from v1lit.processes import count_workers, ordered, progress_bar
@@ -78,17 +79,14 @@ class ReshardOptions:
     """Most examples of a shard."""
     max_shard_mb: int = 512
     """Most MiB of a shard's file; a larger example gets a shard for itself."""
-    on_bad: str = "stop"
-    """What a shard or an example does that cannot be used: "stop", or "skip" it and list it."""
+    on_bad: Literal["stop", "skip"] = "stop"
+    """What a shard or an example does that cannot be used: `stop`, or `skip` it and list it."""
+    GROUP: ClassVar = ""
 
     def __post_init__(self) -> None:
-        if self.shuffle is not None and self.shuffle < 0:
-            raise ValueError(f"the seed of the shuffle is {self.shuffle}; it must be 0 or more")
-        for name in ("examples_per_shard", "max_shard_mb"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more")
-        if self.on_bad not in ("stop", "skip"):
-            raise ValueError(f"on_bad is {self.on_bad!r}; allowed: stop, skip")
+        check_choices(self)
+        check_least(self, 0, "shuffle")
+        check_least(self, 1, "examples_per_shard", "max_shard_mb")
 
 
 @dataclass

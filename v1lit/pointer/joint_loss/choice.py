@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from v1lit.errors import OptionError, name_allowed
 from v1lit.pointer.joint_loss.chunked import chunked_terms
 from v1lit.pointer.joint_loss.reference import reference_terms
 from v1lit.pointer.joint_loss.rows import torch_rows
@@ -34,9 +35,8 @@ def choose_loss(
     `chunked`. Raises ValueError for an unknown name, and for `triton` where that does not work.
     """
     if wanted not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"model.pointer.loss_implementation is {wanted!r}; allowed: {', '.join(IMPLEMENTATIONS)}"
-        )
+        why = name_allowed(wanted, IMPLEMENTATIONS)
+        raise OptionError("loss_implementation", wanted, why, "model.pointer")
     if wanted in ("reference", "chunked"):
         return LossChoice(wanted, f"loss: {wanted}, as asked for")
     obstacle = _why_not_triton(device, dtype, z_top_k)
@@ -44,10 +44,8 @@ def choose_loss(
         obstacle = "it gains nothing in float32"
     obstacle = obstacle or _trial(device, dtype)
     if wanted == "triton" and obstacle is not None:
-        raise ValueError(
-            f"model.pointer.loss_implementation is 'triton', but {obstacle}; take 'chunked', or 'auto', "
-            "which takes what works"
-        )
+        why = f"{obstacle}; take 'chunked', or 'auto', which takes what works"
+        raise OptionError("loss_implementation", wanted, why, "model.pointer")
     if wanted == "triton":
         return LossChoice("triton", "loss: triton, as asked for")
     if obstacle is None:
