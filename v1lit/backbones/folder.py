@@ -94,23 +94,23 @@ def check_weight_files(folder: Path, vocabulary: int) -> None:
 
 def check_tokenizer_files(folder: Path, hub_id: str) -> None:
     """The folder has a tokenizer, whole, without code of its own. Raises WeightsUnavailable."""
-    found = [name for name in TOKENIZERS if (folder / name).is_file()]
-    if not found:
+    present = [name for name in TOKENIZERS if (folder / name).is_file()]
+    if not present:
         files = ("tokenizer.json", "tokenizer_config.json")
         raise WeightsUnavailable(
             f"{folder} has no tokenizer: none of {', '.join(TOKENIZERS)}\n"
             f"copy that of the model it was made from, such as: {download(folder, *files, hub_id=hub_id)}"
         )
-    for name in found:
+    for name in present:
         refuse_lfs_pointer(folder / name)
 
 
 def check_image_processor_files(folder: Path, hub_id: str) -> None:
     """The folder has an image processor's settings, readable ones. Raises WeightsUnavailable."""
-    found = [folder / name for name in IMAGE_PROCESSORS if (folder / name).is_file()]
-    for path in found:
+    paths = [folder / name for name in IMAGE_PROCESSORS if (folder / name).is_file()]
+    for path in paths:
         read_json(path)
-    if not found:
+    if not paths:
         raise WeightsUnavailable(
             f"{folder} has no image processor: neither {' nor '.join(IMAGE_PROCESSORS)}\n"
             "copy that of the model it was made from, such as: "
@@ -130,19 +130,19 @@ def refuse_quantized(config: Mapping[str, Any], source: str) -> None:
 
 def refuse_adapter(folder: Path) -> None:
     """Raise ValueError for an adapter, alone or beside weights."""
-    found = [name for name in BESIDE if (folder / name).is_file()]
-    if not found:
+    files = [name for name in BESIDE if (folder / name).is_file()]
+    if not files:
         return
-    content = read_json(folder / ADAPTER) if ADAPTER in found else {}
+    content = read_json(folder / ADAPTER) if ADAPTER in files else {}
     base = str(content.get("base_model_name_or_path") or "BASE")
     if (folder / CONFIG).is_file():
         raise ValueError(
-            f"{folder} has an adapter ({', '.join(found)}) beside its config.json, which would be left out\n"
+            f"{folder} has an adapter ({', '.join(files)}) beside its config.json, which would be left out\n"
             "if the weights have it already, move these files away; if not, give NEW after: "
             + merge_command(base, folder)
         )
     raise ValueError(
-        f"{folder} holds an adapter of {base} ({', '.join(found)}), not a whole model\n"
+        f"{folder} holds an adapter of {base} ({', '.join(files)}), not a whole model\n"
         f"give NEW, with the tokenizer and processor files of {base}, after: " + merge_command(base, folder)
     )
 
@@ -267,12 +267,12 @@ def _checkpoints_below(folder: Path) -> Iterator[str]:
     left = SEARCHED
     waiting = [(folder, 0)]
     while waiting:
-        here, depth = waiting.pop(0)
-        for entry in os.scandir(here):
+        parent, depth = waiting.pop(0)
+        for entry in os.scandir(parent):
             left -= 1
             if left < 0:
                 return
             if entry.name == CONFIG and depth > 0:
-                yield str(here)
+                yield str(parent)
             elif depth < 3 and entry.is_dir(follow_symlinks=False):
                 waiting.append((Path(entry.path), depth + 1))

@@ -132,17 +132,17 @@ class InternVL(Backbone):
 
     def check_fit(self, options: Mapping[str, Any], config: PreTrainedConfig) -> None:
         vision = config.vision_config
-        given = (
+        chosen = (
             options["size"]["height"],
             options["size"]["width"],
             options["patch_size"],
             options["downsample_ratio"],
         )
         needed = (*vision.image_size, vision.patch_size[0], config.downsample_ratio)
-        if given != needed:
+        if chosen != needed:
             raise ValueError(
                 "the vision tower takes tiles of (height, width, patch_size, downsample_ratio) = "
-                f"{needed}, but the image options give {given}"
+                f"{needed}, but the image options give {chosen}"
             )
 
     def check_checkpoint(self, config: Mapping[str, Any], weights: str) -> None:

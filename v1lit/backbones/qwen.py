@@ -132,9 +132,9 @@ class QwenVL(Backbone):
             "temporal_patch_size": vision.temporal_patch_size,
             "merge_size": vision.spatial_merge_size,
         }
-        given = {key: options[key] for key in needed}
-        if given != needed:
-            raise ValueError(f"the vision tower needs {needed}, but the image options give {given}")
+        chosen = {key: options[key] for key in needed}
+        if chosen != needed:
+            raise ValueError(f"the vision tower needs {needed}, but the image options give {chosen}")
         text = config.get_text_config()
         section = text.rope_parameters.get("mrope_section")
         head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

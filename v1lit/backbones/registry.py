@@ -36,10 +36,10 @@ def register_backbone(name: str) -> Callable[[C], C]:
 
     def register(cls: C) -> C:
         # A module that is imported twice (reload, two paths) defines the same class again: not a conflict.
-        known = _registered.get(name)
-        if known is not None and _address(known) != _address(cls):
+        owner = _registered.get(name)
+        if owner is not None and _address(owner) != _address(cls):
             raise ValueError(
-                f"backbone name {name!r} is taken by {_address(known)}; {_address(cls)} needs another"
+                f"backbone name {name!r} is taken by {_address(owner)}; {_address(cls)} needs another"
             )
         if name in BUILTIN and _address(cls) != BUILTIN[name]:
             raise ValueError(f"backbone name {name!r} is v1lit's own ({BUILTIN[name]}); choose another")
@@ -92,12 +92,12 @@ def _resolve(name: str) -> type:
 
 
 def _entry_points() -> dict[str, list[EntryPoint]]:
-    found: dict[str, list[EntryPoint]] = {}
+    points: dict[str, list[EntryPoint]] = {}
     for point in entry_points(group=ENTRY_POINT_GROUP):
         # The same distribution can be found twice on one path (editable install beside its metadata).
-        if point.value not in [other.value for other in found.get(point.name, [])]:
-            found.setdefault(point.name, []).append(point)
-    return found
+        if point.value not in [other.value for other in points.get(point.name, [])]:
+            points.setdefault(point.name, []).append(point)
+    return points
 
 
 def _check_base_class(name: str, cls: object) -> None:

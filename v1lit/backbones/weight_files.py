@@ -177,10 +177,10 @@ def _tensor(entry: Mapping[str, Any]) -> TensorInfo:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    found = read_json(index).get("weight_map")
-    if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
         raise WeightsUnavailable(f"{index} has no weight_map of tensors and files")
-    return found
+    return files
 
 
 def _cut(path: Path, size: int, whole: int, least: str = "") -> WeightsUnavailable:

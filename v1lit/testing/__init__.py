@@ -10,8 +10,9 @@ def test_my_family(check):
 
 from v1lit.testing.checks import BACKBONE_CHECKS, BackboneError, check_backbone
 from v1lit.testing.models import build, inputs, packed_batch, processor, training_batch, training_examples
-from v1lit.testing.parity import assert_parity, stock_logits
+from v1lit.testing.parity import stock_logits
 from v1lit.testing.patch_maps import assert_patch_map
+from v1lit.training.self_test import assert_parity
 
 __all__ = [
     "BACKBONE_CHECKS",

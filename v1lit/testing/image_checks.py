@@ -17,8 +17,9 @@ from v1lit.backbones.load import load_backbone, part_parameters
 from v1lit.backbones.processor import load_processor
 from v1lit.backbones.registry import get_backbone
 from v1lit.testing.models import noise, processor
-from v1lit.testing.parity import assert_parity, assert_refused
+from v1lit.testing.parity import assert_refused
 from v1lit.testing.patch_maps import assert_patch_map
+from v1lit.training.self_test import assert_parity
 
 PAINTED = [(300, 180), (170, 420)]
 """Widths and heights of images that rectangles are painted into."""

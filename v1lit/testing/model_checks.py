@@ -30,8 +30,9 @@ from v1lit.testing.models import (
     training_batch,
     training_examples,
 )
-from v1lit.testing.parity import assert_parity, assert_refused, stock_logits
+from v1lit.testing.parity import assert_refused, stock_logits
 from v1lit.training.flops import ModelFlops, WorkSum
+from v1lit.training.self_test import assert_parity
 
 MODES: dict[str, dict[str, Any]] = {
     "greedy": {"do_sample": False},

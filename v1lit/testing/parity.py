@@ -1,4 +1,4 @@
-"""Two ways to compute the same, compared; and the forward pass of the stock transformers class."""
+"""What checks compare with: the stock transformers class, and refusals."""
 
 from __future__ import annotations
 
@@ -9,22 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-
-
-def assert_parity(what: str, ours: Tensor, theirs: Tensor, rounding: float = 1e-4) -> float:
-    """The largest difference of two tensors, relative to the largest number in `theirs`.
-
-    Raises AssertionError, saying `what`, for other shapes, for numbers that are not finite, and for a
-    difference above `rounding`.
-    """
-    assert ours.shape == theirs.shape, f"{what}: {tuple(ours.shape)} and {tuple(theirs.shape)} numbers"
-    if not theirs.numel():
-        return 0.0
-    size = theirs.abs().max().item()
-    difference = (ours - theirs).abs().max().item() / max(size, 1e-12)
-    # Written so that NaN fails.
-    assert difference <= rounding, f"{what} differ by {difference:.1e}, allowed {rounding:.0e}"
-    return difference
 
 
 def assert_refused(action: Callable[[], object], reason: str, what: str) -> None:

@@ -71,7 +71,7 @@ class Check:
         return self.error is None
 
 
-class SelfTestError(RuntimeError):
+class SelfTestError(AssertionError):
     """The two ways do not agree; the message says in what."""
 
 
@@ -130,7 +130,7 @@ def run_check(family: str, name: str, check: Callable[[], str | tuple[str, float
         outcome = check()
     except Exception as error:
         lines = str(error).strip().splitlines() or ["no message"]
-        kind = "" if isinstance(error, SelfTestError | AssertionError) else f"{type(error).__name__}: "
+        kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
         return Check(family, name, f"{kind}{lines[0]}", None, error)
     compared, difference = (outcome, None) if isinstance(outcome, str) else outcome
     return Check(family, name, compared, difference)
@@ -189,11 +189,9 @@ class Family:
         export(Predictor(self.model, self.processor), folder)
         opened = load(folder, device=str(self.device))
         again = [encode(example, opened.processor, ENCODING) for example in self._stored()]
-        return self._same(
-            "losses before saving and after opening",
-            self._losses(self.model, self.examples),
-            self._losses(opened.model, again),
-        )
+        what = "losses before saving and after opening"
+        losses = self._losses(self.model, self.examples), self._losses(opened.model, again)
+        return what, assert_parity(what, *losses)
 
     def cache(self) -> tuple[str, float]:
         """Greedy generation, in which the model points as well."""
@@ -208,14 +206,14 @@ class Family:
         if not torch.equal(possible, torch.isfinite(ours)):
             raise SelfTestError("with the cache the model may point elsewhere than without")
         what = f"logits of {NEW_TOKENS} tokens generated with and without cache"
-        return self._same(what, ours[possible], theirs[possible])
+        return what, assert_parity(what, ours[possible], theirs[possible])
 
     def beams(self) -> tuple[str, float]:
         """Beam search, in which rows are expanded and reordered."""
         options = {"num_beams": 2, "num_return_sequences": 2, "output_scores": True}
         kept, whole = (self._generate(use_cache=cache, **options) for cache in (True, False))
         what = "scores of beams with and without cache"
-        return self._same(what, kept.sequences_scores, whole.sequences_scores)
+        return what, assert_parity(what, kept.sequences_scores, whole.sequences_scores)
 
     def packing(self) -> tuple[str, float | None]:
         """Examples in one row, and each alone: losses, gradients, and what leaks from one into another."""
@@ -306,14 +304,22 @@ class Family:
             **options,
         )
 
-    def _same(self, what: str, ours: Tensor, true: Tensor) -> tuple[str, float]:
-        if ours.shape != true.shape:
-            raise SelfTestError(f"{what}: {tuple(ours.shape)} and {tuple(true.shape)} numbers")
-        size = true.abs().max().item()
-        difference = (ours - true).abs().max().item() / max(size, 1e-12)
-        if not difference <= ROUNDING or not math.isfinite(size):
-            raise SelfTestError(f"{what} differ by {difference:.1e}, allowed {ROUNDING:.0e}")
-        return what, difference
+
+def assert_parity(what: str, ours: Tensor, theirs: Tensor, rounding: float = ROUNDING) -> float:
+    """The largest difference of two tensors, relative to the largest number in `theirs`.
+
+    Raises SelfTestError, saying `what`, for other shapes, for numbers that are not finite, and for a
+    difference above `rounding`.
+    """
+    if ours.shape != theirs.shape:
+        raise SelfTestError(f"{what}: {tuple(ours.shape)} and {tuple(theirs.shape)} numbers")
+    if not theirs.numel():
+        return 0.0
+    size = theirs.abs().max().item()
+    difference = (ours - theirs).abs().max().item() / max(size, 1e-12)
+    if not difference <= rounding or not math.isfinite(size):
+        raise SelfTestError(f"{what} differ by {difference:.1e}, allowed {rounding:.0e}")
+    return difference
 
 
 class Pointing(LogitsProcessor):
