@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +26,13 @@ from v1lit.errors import OptionError, name_allowed
 PREFIX = "v1lit_"
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The kernel that was chosen, and a line for the log that says why not another."""
+class Choice(NamedTuple):
+    """The kernel that was chosen."""
 
     name: str
+    """Its name in `KERNELS`."""
     line: str
+    """What was chosen and why not another, for the log."""
 
 
 def choose_attention(wanted: str, device: torch.device | str, dtype: torch.dtype) -> Choice:
@@ -44,31 +44,18 @@ def choose_attention(wanted: str, device: torch.device | str, dtype: torch.dtype
     device = torch.device(device)
     if wanted not in ATTENTION:
         raise OptionError("attention", wanted, name_allowed(wanted, ATTENTION), "model.backbone")
-    if wanted == "auto":
-        return _first_that_runs(device, dtype)
-    reason = KERNELS[wanted].reason(device, dtype)
-    if reason is not None:
-        usable = [name for name, kernel in KERNELS.items() if kernel.reason(device, dtype) is None]
-        raise ValueError(
-            f"model.backbone.attention={wanted}: {wanted} {reason}; on this {device.type} device in "
-            f"{_short(dtype)} these run: {', '.join(usable)}, or auto for the fastest of them"
-        )
-    return Choice(wanted, f"attention: {wanted} (as given)")
-
-
-def _first_that_runs(device: torch.device, dtype: torch.dtype) -> Choice:
     refused: list[str] = []
-    for name in AUTO:
+    for name in AUTO if wanted == "auto" else (wanted,):
         reason = KERNELS[name].reason(device, dtype)
         if reason is None:
-            others = f" ({'; '.join(refused)})" if refused else ""
-            return Choice(name, f"attention: {name}{others}")
+            why = "as given" if name == wanted else "; ".join(refused)
+            return Choice(name, f"attention: {name}{f' ({why})' if why else ''}")
         refused.append(f"{name}: {reason}")
-    raise AssertionError("sdpa runs everywhere")
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    usable = [name for name, kernel in KERNELS.items() if kernel.reason(device, dtype) is None]
+    raise ValueError(
+        f"model.backbone.attention={wanted}: {wanted} {reason}; on this {device.type} device in "
+        f"{str(dtype).removeprefix('torch.')} these run: {', '.join(usable)}, or auto for the fastest of them"
+    )
 
 
 @torch.compiler.disable

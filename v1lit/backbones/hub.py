@@ -31,7 +31,9 @@ def hub_errors(weights: str) -> Iterator[None]:
         ) from error
     except (OSError, transport, errors.HfHubHTTPError, errors.HFValidationError) as error:
         raise WeightsUnavailable(
-            f"cannot get the weights {weights}: {_reason(weights, error)}.\n{_advice()}"
+            f"cannot get the weights {weights}: {_reason(weights, error)}.\n"
+            "Name a local folder with --model.backbone.weights=/path/to/folder, or take the recipe "
+            "tiny_qwen, which needs no download."
         ) from error
 
 
@@ -46,13 +48,6 @@ def _reach_hub(weights: str) -> None:
 def looks_local(weights: str) -> bool:
     """Whether a name can only be a path: a hub id is one or two plain names."""
     return weights.startswith((".", "/", "~", os.sep)) or weights.count("/") > 1 or Path(weights).is_dir()
-
-
-def _advice() -> str:
-    return (
-        "Name a local folder with --model.backbone.weights=/path/to/folder, or take the recipe tiny_qwen, "
-        "which needs no download."
-    )
 
 
 def _reason(weights: str, error: BaseException) -> str:

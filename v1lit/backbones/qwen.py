@@ -199,7 +199,14 @@ class QwenVL(Backbone):
         config_class = getattr(transformers, self.model_class).config_class
         config: PreTrainedConfig = config_class(
             text_config=tiny_text_config(tokenizer, full, CHATML.stop),
-            vision_config=self.tiny_vision_config(full),
+            vision_config={
+                "depth": full["vision_layers"],
+                "num_heads": full["vision_heads"],
+                "patch_size": full["patch_size"],
+                "temporal_patch_size": full["temporal_patch_size"],
+                "initializer_range": full["initializer_range"],
+                **self.tiny_vision_config(full),
+            },
             image_token_id=token_id(tokenizer, "<|image_pad|>"),
             video_token_id=token_id(tokenizer, "<|video_pad|>"),
             vision_start_token_id=token_id(tokenizer, "<|vision_start|>"),
@@ -210,7 +217,7 @@ class QwenVL(Backbone):
 
     @abstractmethod
     def tiny_vision_config(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
-        """The vision tower's part of the tiny config, from all sizes."""
+        """What the tiny vision tower's config has of this family alone, from all sizes."""
 
 
 class Qwen2VL(QwenVL):
@@ -227,14 +234,9 @@ class Qwen2VL(QwenVL):
             given, why = sizes["vision_intermediate_size"], f"give a multiple of vision_hidden_size={width}"
             raise OptionError("vision_intermediate_size", given, why, "model.backbone.tiny")
         return {
-            "depth": sizes["vision_layers"],
             "embed_dim": width,
             "hidden_size": sizes["hidden_size"],
-            "num_heads": sizes["vision_heads"],
             "mlp_ratio": sizes["vision_intermediate_size"] // width,
-            "patch_size": sizes["patch_size"],
-            "temporal_patch_size": sizes["temporal_patch_size"],
-            "initializer_range": sizes["initializer_range"],
         }
 
     def frame_attention(self, vision: Any, rows: int, columns: int) -> int:
@@ -256,16 +258,11 @@ class Qwen25VL(QwenVL):
 
     def tiny_vision_config(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            "depth": sizes["vision_layers"],
             "hidden_size": sizes["vision_hidden_size"],
             "intermediate_size": sizes["vision_intermediate_size"],
-            "num_heads": sizes["vision_heads"],
             "out_hidden_size": sizes["hidden_size"],
-            "patch_size": sizes["patch_size"],
-            "temporal_patch_size": sizes["temporal_patch_size"],
             "window_size": sizes["window_size"],
             "fullatt_block_indexes": list(sizes["full_attention_layers"]),
-            "initializer_range": sizes["initializer_range"],
         }
 
     def frame_attention(self, vision: Any, rows: int, columns: int) -> int:
