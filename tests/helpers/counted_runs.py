@@ -59,7 +59,7 @@ class Record:
 
 
 class Numbers(LightningDataModule):
-    """Batches that are their epoch and number; goes on behind the batch that was used last."""
+    """Batches that are their epoch and number; resumes behind the batch that was used last."""
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class Interrupt(Callback):
 def run_part(
     folder: Path, plan: Plan, record: Record, at: int | None = None, polite: bool = False
 ) -> int | None:
-    """Go on in `folder`, up to hook number `at`; gives the number of hooks of a run that came to its end."""
+    """Resume in `folder`, up to hook number `at`; returns the number of hooks of a run that ended."""
     checkpoints = folder / "checkpoints"
     last = LastCheckpoint(checkpoints, plan.every)
     best = ModelCheckpoint(checkpoints, "best", monitor="val/loss", save_on_train_epoch_end=False)

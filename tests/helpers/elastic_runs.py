@@ -50,7 +50,7 @@ def example(id: str, number: int) -> Example:
 
 
 def write_shards(folder: Path, count: int, *, name: str = "e", per_shard: int = 5) -> list[str]:
-    """A folder of shards with an index; gives the names of its examples."""
+    """A folder of shards with an index; returns the names of its examples."""
     ids = [f"{name}{number:03}" for number in range(count)]
     with ShardWriter(folder, max_examples=per_shard) as writer:
         for number, id in enumerate(ids):
@@ -262,7 +262,7 @@ def fit(
     resume: Path | None = None,
     **options: Any,
 ) -> Run:
-    """Train on so many processes, as `run_training` does it but without logs, and give what happened."""
+    """Train on that many processes, as `run_training` does but without logs; returns what happened."""
     folder.mkdir(parents=True, exist_ok=True)
     strategy = DDPStrategy(start_method="fork", process_group_backend="gloo", timeout=timedelta(seconds=90))
     several = {"devices": ranks, "strategy": strategy} if ranks > 1 else {"devices": 1}

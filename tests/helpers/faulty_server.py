@@ -260,7 +260,7 @@ def unplaced(handler: Handler, data: bytes | None) -> None:
 
 
 def chunked(upto: int | None = None) -> Fault:
-    """The file in chunks, with no length told; `upto`: cut off after so many bytes."""
+    """The file in chunks, with no length told; `upto`: cut off after that many bytes."""
 
     def fault(handler: Handler, data: bytes | None) -> None:
         assert data is not None

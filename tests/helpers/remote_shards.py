@@ -83,7 +83,7 @@ class Chaos:
 
 
 def offer(server: FaultyServer, folder: Path, at: str) -> str:
-    """Let the server have all files of a folder; gives the folder's URL."""
+    """Let the server have all files of a folder; returns the folder's URL."""
     for path in folder.iterdir():
         server.files[f"{at}/{path.name}"] = path.read_bytes()
     return server.url(at)

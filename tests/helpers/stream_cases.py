@@ -14,7 +14,7 @@ from v1lit.data.config import SourceConfig
 
 
 def archives(folder: Path, counts: Sequence[int], suffix: str = ".tar") -> list[Path]:
-    """Tar files with so many of our examples each, `e000` and on."""
+    """Tar files with these numbers of our examples, from `e000` on."""
     paths, first = [], 0
     for number, count in enumerate(counts):
         members = [one for n in range(first, first + count) for one in members_of(f"e{n:03}")]

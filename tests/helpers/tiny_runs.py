@@ -94,7 +94,7 @@ class Noting(LightningModule):
 
 
 class SaveAfter(Callback):
-    """Writes a checkpoint after so many steps, and stops there if it is to."""
+    """Writes a checkpoint after that many steps, and stops there if it is to."""
 
     def __init__(self, steps: int, path: Path, stop: bool = False) -> None:
         self.steps, self.path, self.stop = steps, path, stop

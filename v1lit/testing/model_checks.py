@@ -69,7 +69,7 @@ def parts(name: str) -> str:
     assert not changed, f"prepare changes the state dict: {changed[0]}"
     again = tiny(name).state_dict()
     differing = [key for key, value in model.state_dict().items() if not torch.equal(value, again[key])]
-    assert not differing, f"one seed gives two models: {differing[0]}"
+    assert not differing, f"one seed makes two models: {differing[0]}"
     return f"{len(everything)} parameters of {len(owned)} parts, and of the stock class"
 
 
@@ -176,7 +176,7 @@ def generation(name: str) -> str:
 
 
 def checkpoint(name: str) -> str:
-    """A checkpoint in the transformers layout gives the same model, and other kinds are refused."""
+    """A checkpoint in the transformers layout opens as the same model, and other kinds are refused."""
     model, of = tiny(name), processor(name)
     with tempfile.TemporaryDirectory(prefix="v1lit-testing-") as folder:
         model.save_pretrained(folder)

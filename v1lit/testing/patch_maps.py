@@ -1,6 +1,6 @@
 """A rectangle painted into a blank image changes exactly the tokens that the patch map names.
 
-Attention in the tower gives zeros meanwhile, so every feature is computed from its token's own pixels.
+Attention in the tower is zero meanwhile, so every feature is computed from its token's own pixels.
 Resizing spreads an edge by the reach of its filter, so rectangles' edges keep away from borders of tokens.
 """
 
@@ -30,7 +30,7 @@ REACH = 2.6
 SHARE = 0.3
 """Least distance of an edge from a token's border, in sides of the token; enough for 9 pixels a token."""
 BLIND = "v1lit_testing_blind"
-"""Name of the attention that gives zeros."""
+"""Name of the attention that returns zeros."""
 Rectangle = tuple[int, int, int, int]
 
 
