@@ -15,6 +15,8 @@ A class of v1lit's exceptions can have its own as `exit_code`; else a ValueError
 others are failures.
 """
 
+LONGEST_GIVEN = 200
+"""Characters of a value that a message repeats."""
 MOST_NAMED = 20
 """Longest list of allowed names that a message spells out."""
 
@@ -40,7 +42,9 @@ class OptionError(ValueError):
 
     def told(self, origin: str = "") -> str:
         """The message, with the file in which the option stands."""
-        return f"{self.key} is {self.given!r}{f' ({origin})' if origin else ''}; {self.why}"
+        given = "null" if origin and self.given is None else repr(self.given)
+        given = given if len(given) <= LONGEST_GIVEN else f"{given[:LONGEST_GIVEN]}…"
+        return f"{self.key} is {given}{f' ({origin})' if origin else ''}; {self.why}"
 
     def __str__(self) -> str:
         return self.told()

@@ -94,7 +94,7 @@ def test_a_name_comes_through_the_parser_and_the_recorded_recipe(name: str, tmp_
 def test_in_a_file_quotes_are_the_remedy_that_is_told(name: str, tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text(f"base: tiny_qwen\nrun: {{name: {name}}}\n")
-    with pytest.raises(UserError, match=r"r\.yaml.*\nallowed: a text or null; in quotes it is a text"):
+    with pytest.raises(UserError, match=r"r\.yaml\); allowed: a text or null; in quotes it is a text"):
         RecipeCLI(compose(str(recipe)), parse_only=True)
 
 

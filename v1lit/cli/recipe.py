@@ -64,8 +64,8 @@ class Recipe:
         try:
             yield
         except OptionError as error:
-            placed = OptionError(error.field, error.given, error.why, group or error.group)
-            raise UserError(placed.told(self.origin(placed.key))) from error
+            error.group = group or error.group
+            raise UserError(error.told(self.origin(error.key))) from error
 
 
 def compose(recipe: str, changes: Sequence[str] = ()) -> Recipe:

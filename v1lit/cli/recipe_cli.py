@@ -88,12 +88,13 @@ class RecipeCLI(LightningCLI):
         check_keys(self.recipe)
         config, aside = with_all_groups(self.recipe.config), PutAside()
         aside.hide(config)
-        try:
-            self.config = parser.parse_object(config)
-        except ArgumentError as error:
-            raise UserError(_parser_problem(self.recipe, str(error))) from error
-        except OmegaConfBaseException as error:
-            raise UserError(_interpolation_problem(self.recipe, error)) from error
+        with self.recipe.options():
+            try:
+                self.config = parser.parse_object(config)
+            except ArgumentError as error:
+                raise _parser_problem(self.recipe.config, str(error)) from error
+            except OmegaConfBaseException as error:
+                raise _interpolation_problem(self.recipe.config, error) from error
         for key, value in self.config.items():
             self.config[key] = aside.restored(value)
         config = self.config.as_dict()
@@ -294,30 +295,29 @@ def fill_in(config: Mapping[str, Any], defaults: dict[str, Any]) -> dict[str, An
     return filled if config["barebones"] else {**filled, "callbacks": [*theirs, *ours, *after]}
 
 
-def _parser_problem(recipe: Recipe, message: str) -> str:
-    """What jsonargparse said in our words, where it says which key it is about."""
+def _parser_problem(config: Mapping[str, Any], message: str) -> Exception:
+    """What jsonargparse said as an error of ours, where it says which key it is about."""
     about = re.search(r'Parser key "([^"]+)"', message)
     if about is None:
-        return message
-    value = _as_written(recipe, about[1])
+        return UserError(message)
+    value = _as_written(config, about[1])
     if "${" in str(value) and (interpolated := re.search(r"(?:Given|Got) value: (.*)", message)):
         value = interpolated[1]
-    return wrong_value(recipe, about[1], value, message)
+    return wrong_value(about[1], value, message)
 
 
-def _interpolation_problem(recipe: Recipe, error: Exception) -> str:
-    """Message for `${...}` that leads nowhere, or round in a circle."""
+def _interpolation_problem(config: Mapping[str, Any], error: Exception) -> OptionError:
+    """The error about `${...}` that leads nowhere, or round in a circle."""
     key = str(getattr(error, "full_key", None) or "")
     text = str(error).strip().splitlines()[0]
     missing = re.search(r"Interpolation key '([^']+)' not found", text)
     hint = did_you_mean(missing[1], [name for name, _ in leaves()]) if missing else ""
     if missing and missing[1] in os.environ:
         hint = f"; the environment variable is written ${{oc.env:{missing[1]}}}"
-    return f"{key} is {_as_written(recipe, key)!r} ({recipe.origin(key)}): {text}{hint}"
+    return OptionError(key, _as_written(config, key), f"{text}{hint}")
 
 
-def _as_written(recipe: Recipe, key: str) -> object:
-    value: Any = recipe.config
+def _as_written(config: Any, key: str) -> object:
     for name in key.split("."):
-        value = value.get(name) if isinstance(value, dict) else None
-    return value
+        config = config.get(name) if isinstance(config, dict) else None
+    return config

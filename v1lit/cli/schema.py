@@ -15,11 +15,10 @@ from typing import Any, Literal, Union
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch import Trainer
 
-from v1lit.cli.errors import UserError
 from v1lit.cli.parser_reasons import reason_in
 from v1lit.cli.recipe import Recipe
 from v1lit.data.datamodule import V1DataModule
-from v1lit.errors import MOST_NAMED, did_you_mean
+from v1lit.errors import MOST_NAMED, OptionError, did_you_mean
 from v1lit.training.config import RunConfig
 from v1lit.training.module import V1Module
 
@@ -32,66 +31,57 @@ ROOTS: dict[str, Any] = {
 }
 LINKED = {"data.backbone": "model.backbone"}
 """Keys that follow another one and cannot be set by themselves."""
-LONGEST_VALUE = 200
-"""Characters of a given value that a message repeats."""
+
+
+class UnknownKeyError(OptionError):
+    """A key that no recipe has."""
+
+    def told(self, origin: str = "") -> str:
+        return f"unknown key {self.key!r}{f' ({origin})' if origin else ''}{self.why}"
 
 
 def check_keys(recipe: Recipe) -> None:
     """Check that every key exists and has a value of its type; raises UserError naming key and file."""
-    _check(recipe, recipe.config, ROOTS, "")
+    with recipe.options():
+        _check(recipe.config, ROOTS, "")
 
 
-def _check(recipe: Recipe, config: Mapping[Any, Any], fields: Mapping[str, Any], prefix: str) -> None:
+def _check(config: Mapping[Any, Any], fields: Mapping[str, Any], prefix: str) -> None:
     for name, value in config.items():
         key = f"{prefix}{name}"
         if key in LINKED:
-            raise UserError(
-                f"{key} ({recipe.origin(key)}) cannot be set: it is always {LINKED[key]}; set that"
-            )
+            raise OptionError(key, value, f"it is always {LINKED[key]}: set that")
         if name not in fields:
-            raise UserError(_unknown(recipe, key, str(name), fields, prefix))
-        inner = subfields(fields[name])
-        if (kind := item_dataclass(fields[name])) is not None and isinstance(value, list):
+            raise _unknown(key, value, fields, prefix)
+        kind, item_kind = fields[name], item_dataclass(fields[name])
+        if item_kind is not None and isinstance(value, list):
             for index, item in enumerate(value):
-                _check_item(recipe, item, kind, f"{key}.{index}")
-            continue
-        if inner is None:
-            problem = type_problem(fields[name], value)
-            if problem is not None:
-                raise UserError(wrong_value(recipe, key, value, problem, fields[name]))
-            continue
-        if not isinstance(value, Mapping):
-            raise UserError(
-                f"{key} is {value!r} ({recipe.origin(key)}); it must be a mapping, or the path of a part\n"
-                f"its keys: {_listed([name for name in inner if f'{key}.{name}' not in LINKED], key)}"
-            )
-        _check(recipe, value, inner, f"{key}.")
+                _check_group(item, item_kind, f"{key}.{index}")
+        elif subfields(kind) is not None:
+            _check_group(value, without_none(kind), key)
+        elif (problem := type_problem(kind, value)) is not None:
+            raise wrong_value(key, value, problem, kind)
 
 
-def _check_item(recipe: Recipe, item: object, kind: type, key: str) -> None:
-    """Check one of a list of dataclasses."""
+def _check_group(value: object, kind: Any, key: str) -> None:
     fields = subfields(kind) or {}
-    if not isinstance(item, Mapping):
-        keys = _listed([*fields], key)
-        raise UserError(f"{key} is {item!r} ({recipe.origin(key)}); it must be a mapping\nits keys: {keys}")
-    _check(recipe, item, fields, f"{key}.")
-    required = [
-        field.name
-        for field in dataclasses.fields(kind)
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    ]
-    for name in required:
-        if name not in item:
-            raise UserError(f"{key} is {dict(item)!r} ({recipe.origin(key)}), which lacks {name!r}")
+    if not isinstance(value, Mapping):
+        keys = _listed([name for name in fields if f"{key}.{name}" not in LINKED], key)
+        raise OptionError(key, value, f"it must be a mapping, or the path of a part\nits keys: {keys}")
+    _check(value, fields, f"{key}.")
+    for field in dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ():
+        optional = {field.default, field.default_factory} != {dataclasses.MISSING}
+        if not optional and field.name not in value:
+            raise OptionError(key, dict(value), f"it lacks {field.name!r}")
 
 
-def _unknown(recipe: Recipe, key: str, name: str, fields: Mapping[str, Any], prefix: str) -> str:
-    """Message for an unknown key: the same name in another group, else the nearest one beside it."""
+def _unknown(key: str, value: object, fields: Mapping[str, Any], prefix: str) -> UnknownKeyError:
+    """The error about an unknown key, with the same name in another group, else the nearest one beside it."""
+    name = key.removeprefix(prefix)
     allowed = [option for option in fields if f"{prefix}{option}" not in LINKED]
     elsewhere = [other for other, _ in leaves() if other.rpartition(".")[2] == name]
     hint = did_you_mean(elsewhere[0], elsewhere) if elsewhere else did_you_mean(name, allowed, prefix)
-    where = recipe.origin(key)
-    return f"unknown key {key!r} ({where}){hint}\nallowed here: {_listed(allowed, prefix.rstrip('.'), name)}"
+    return UnknownKeyError(key, value, f"{hint}\nallowed here: {_listed(allowed, prefix.rstrip('.'), name)}")
 
 
 def _listed(names: list[str], group: str, like: str = "") -> str:
@@ -244,23 +234,20 @@ def _one_of(values: list[Any]) -> str:
     return f"one of {', '.join(repr(value) for value in values)}"
 
 
-def wrong_value(recipe: Recipe, key: str, given: object, problem: str = "", annotation: Any = None) -> str:
-    """Message for a value of the wrong type: the key, what was given, what is allowed, the nearest match.
+def wrong_value(key: str, given: object, problem: str = "", annotation: Any = None) -> OptionError:
+    """The error about a value of the wrong type: what is wrong, the nearest match, what is allowed.
 
-    `problem` is what jsonargparse said; of a class and its arguments it knows more than the type does.
-    `annotation` is the type, where the key is not one of `leaves`.
+    Args:
+        key: of the value.
+        given: the value.
+        problem: what jsonargparse said; of a class and its arguments it knows more than the type does.
+        annotation: the type, where the key is not one of `leaves`.
     """
     annotation = dict(leaves()).get(key) if annotation is None else annotation
-    written = "null" if given is None else repr(given)
-    written = written if len(written) <= LONGEST_VALUE else f"{written[:LONGEST_VALUE]}…"
-    text = f"{key} is {written} ({recipe.origin(key)}){did_you_mean(given, map(str, literals(annotation)))}"
-    if reason := reason_in(problem):
-        text += f": {reason}"
-    remedy = (
-        "; in quotes it is a text" if isinstance(given, int | float) and str in kinds_of(annotation) else ""
-    )
-    return (
-        f"{text}\nallowed: {describe(annotation)}{remedy}"
-        if annotation is not None
-        else f"{text}, which it does not take"
-    )
+    if annotation is None:
+        return OptionError(key, given, "it does not take that")
+    hint = did_you_mean(given, map(str, literals(annotation))).removeprefix("; ")
+    said = "; ".join(text for text in (hint, reason_in(problem)) if text)
+    quoted = isinstance(given, int | float) and str in kinds_of(annotation)
+    remedy = "; in quotes it is a text" if quoted else ""
+    return OptionError(key, given, f"{said}\nallowed: {describe(annotation)}{remedy}".strip())
