@@ -15,6 +15,7 @@ from v1lit.data.errors import ShardError
 from v1lit.data.example import Example
 from v1lit.data.shards import Shard, ShardWriter, iter_shard, list_shards, read_index, verify_shard
 from v1lit.data.shards import member as limits
+from v1lit.data.shards import writer as writer_module
 
 pytestmark = pytest.mark.dependencies
 
@@ -93,6 +94,21 @@ def test_folder_without_index_is_incomplete(tmp_path: Path) -> None:
         read_index(tmp_path)
     with pytest.raises(ValueError, match="does not exist"):
         read_index(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, OSError])
+def test_nothing_half_written_stays_when_a_shard_cannot_be_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: type[BaseException]
+) -> None:
+    def end(*_: object) -> None:
+        raise ending
+
+    monkeypatch.setattr(writer_module, "write_atomically", end)
+    writer = ShardWriter(tmp_path)
+    writer.write(make("a"))
+    with pytest.raises(ending):
+        writer.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_half_written_stays_after_an_error(tmp_path: Path) -> None:

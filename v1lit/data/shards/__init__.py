@@ -29,7 +29,6 @@ from v1lit.data.shards.member import MAX_EXAMPLE_BYTES, MAX_IMAGE_BYTES, MAX_JSO
 from v1lit.data.shards.reader import Shard, iter_shard
 from v1lit.data.shards.sidecar import MAX_SIDECAR_BYTES, ShardIndex, read_shard_index
 from v1lit.data.shards.writer import ShardWriter
-from v1lit.files import sha256_of, write_atomically
 
 __all__ = [
     "INDEX_NAME",
@@ -52,11 +51,9 @@ __all__ = [
     "read_index",
     "read_shard_index",
     "read_sidecar",
-    "sha256_of",
     "shard_location",
     "sidecar_location",
     "sidecar_name",
     "verify_shard",
-    "write_atomically",
     "write_index",
 ]

@@ -24,9 +24,9 @@ class Scan:
     """What the headers of a shard say."""
 
     keys: list[str] = field(default_factory=list)
-    """Of the examples [examples]."""
+    """`[examples]`, names of the examples."""
     offsets: list[int] = field(default_factory=list)
-    """Bytes [examples + 1], as in `ShardIndex`."""
+    """`[examples + 1]` bytes from the start of the file, as in `ShardIndex`."""
     problems: list[DamageError] = field(default_factory=list)
     """What is wrong, in order."""
     damage: DamageError | None = None
@@ -120,7 +120,7 @@ def _check_end(read: Read, end: int) -> None:
 
 
 def checksums(read: Read, offsets: Sequence[int], size: int) -> tuple[npt.NDArray[np.uint32], str]:
-    """CRC32 from each offset to the next (uint32 [examples]), and SHA-256 of the file of `size` bytes.
+    """CRC32 from each offset to the next, `[examples]` uint32, and SHA-256 of the file of `size` bytes.
 
     Raises DamageError where the file ends before `size`.
     """

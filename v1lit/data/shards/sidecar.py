@@ -36,9 +36,9 @@ class ShardIndex:
     """
 
     offsets: npt.NDArray[np.int64]
-    """Int64 [examples + 1] bytes from the start of the file."""
+    """`[examples + 1]` int64, bytes from the start of the file."""
     crc32: npt.NDArray[np.uint32]
-    """Uint32 [examples], `zlib.crc32` of the bytes `offsets[n]` to `offsets[n + 1]`."""
+    """`[examples]` uint32, `zlib.crc32` of the bytes `offsets[n]` to `offsets[n + 1]`."""
 
     def __post_init__(self) -> None:
         if reason := _problem(self.offsets, self.crc32):

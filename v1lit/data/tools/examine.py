@@ -29,7 +29,7 @@ class ExamineTask:
 
 @dataclass
 class ShardReport:
-    """What was found in one shard. `keys`: hashes uint64 [examples, 2] of the names of its examples."""
+    """What is in one shard, and what is wrong with it."""
 
     shard: str
     examples: int = 0
@@ -38,6 +38,7 @@ class ShardReport:
     bytes: int = 0
     findings: dict[Finding, None] = field(default_factory=dict)
     keys: npt.NDArray[np.uint64] = field(default_factory=lambda: hash_keys([]))
+    """`[examples, 2]`, hashes of the names of its examples."""
 
     def add(self, kind: str, reason: str, key: str | None = None) -> None:
         """Note something that is wrong, once."""

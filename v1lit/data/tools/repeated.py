@@ -27,7 +27,7 @@ class KeyPlace(NamedTuple):
 
 
 def hash_keys(keys: Iterable[str]) -> npt.NDArray[np.uint64]:
-    """Hashes uint64 `[keys, 2]`."""
+    """`[keys, 2]` uint64, two halves of the hash of each key."""
     digests = b"".join(
         hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=16).digest() for key in keys
     )
@@ -48,7 +48,7 @@ class RepeatedKeys:
         self._spilled = False
 
     def add(self, shard: int, hashes: npt.NDArray[np.uint64]) -> None:
-        """Take the hashes `[examples, 2]` of all examples of a shard, in their order."""
+        """Take the hashes, `[examples, 2]`, of all examples of a shard, in their order."""
         records = np.empty(len(hashes), dtype=_RECORD)
         records["high"], records["low"] = hashes[:, 0], hashes[:, 1]
         records["shard"], records["example"] = shard, np.arange(len(hashes))

@@ -99,10 +99,12 @@ def make_table(
 
 @dataclass
 class _ShardRows:
-    """The examples of one shard: rows [examples], and hashes [examples, 2] of their names."""
+    """The examples of one shard."""
 
     rows: Rows = field(default_factory=lambda: np.empty(0, dtype=ROW))
+    """`[examples]`."""
     keys: npt.NDArray[np.uint64] = field(default_factory=lambda: hash_keys([]))
+    """`[examples, 2]`, hashes of their names."""
     findings: list[Finding] = field(default_factory=list)
 
 
