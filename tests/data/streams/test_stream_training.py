@@ -34,7 +34,7 @@ from v1lit.data.remote import DEFAULT_RETRY
 from v1lit.data.sampling.grouping import Grouping
 from v1lit.data.sampling.remaining import MicroBatchState
 from v1lit.data.sources.registry import prepare_source
-from v1lit.data.streams.examples import StreamExamples, StreamFiles
+from v1lit.data.streams.examples import Readers, StreamExamples, StreamFiles
 from v1lit.data.streams.reader_state import FileStart, RankState, ReaderState
 from v1lit.data.streams.state import StreamLayout, StreamProgress, stream_from_dict, stream_to_dict
 
@@ -89,7 +89,7 @@ def test_a_reader_goes_on_from_its_state_as_if_it_had_not_stopped(
     part = [FileStart(4, 1), FileStart(0), FileStart(2), FileStart(5)]
 
     def rows(state: ReaderState) -> list[tuple[list[str | None], int, ReaderState]]:
-        examples = StreamExamples(files, part, state, epoch=2)
+        examples = StreamExamples(Readers(files, [part], [state], epoch=2), 0)
         make = GROUPINGS[kind].make_rows(lengths_of(examples))
         rows_read = []
         for row in make(examples, MicroBatchState(state.read, state.waiting)):
@@ -114,7 +114,8 @@ def test_windows_are_permuted_by_seed_and_epoch(folder: Path) -> None:
         files = StreamFiles(
             [str(folder / "s0.tar"), str(folder / "s2.tar")], None, DEFAULT_RETRY, shuffle, seed
         )
-        examples = StreamExamples(files, [FileStart(0), FileStart(1)], ReaderState(), epoch)
+        readers = Readers(files, [[FileStart(0), FileStart(1)]], [ReaderState()], epoch)
+        examples = StreamExamples(readers, 0)
         return [str(examples.key(place)) for place in examples.find(list(range(9))) if place is not None]
 
     assert order(0, 0, 0) == sorted(order(0, 0))

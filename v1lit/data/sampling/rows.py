@@ -75,24 +75,19 @@ class MicroBatchStream(Protocol):
     def length(self) -> int | None:
         """Indices of all micro-batches together; None while that is not known."""
 
-    def indices(self, read: int, count: int) -> list[int]:
-        """Up to `count` indices after the first `read` ones; fewer or none at the end, if it is known."""
-
     def find(self, indices: list[int]) -> list[ExampleRef | None]:
         """The example at every index; None where there is none."""
 
 
-def strided_indices(
-    micro_batch: int, micro_batches: int, length: int | None, read: int, count: int
-) -> list[int]:
-    """The `count` indices after the first `read` ones that one of the micro-batches reads of `length`.
+def own_indices(stream: MicroBatchStream, read: int, count: int) -> list[int]:
+    """Up to `count` indices of the stream's micro-batch, after the first `read` ones.
 
-    They are fewer or none at the end, where `length` is not None, which is: not known.
+    They are fewer or none at the end, where that is known.
     """
-    first = micro_batch + micro_batches * read
-    if length is not None:
-        count = min(count, max(0, -((first - length) // micro_batches)))
-    return [first + micro_batches * step for step in range(count)]
+    first = stream.micro_batch + stream.micro_batches * read
+    if stream.length is not None:
+        count = min(count, max(0, -((first - stream.length) // stream.micro_batches)))
+    return [first + stream.micro_batches * step for step in range(count)]
 
 
 @dataclass(frozen=True)
@@ -111,10 +106,6 @@ class Substream:
         epoch_length = self.sequence.length
         return None if epoch_length is None else self.remaining.length(epoch_length)
 
-    def indices(self, read: int, count: int) -> list[int]:
-        """Up to `count` indices after the first `read` ones; fewer or none at the end, if it is known."""
-        return strided_indices(self.micro_batch, self.micro_batches, self.length, read, count)
-
     def find(self, indices: list[int]) -> list[ExampleRef | None]:
         """The example at every index; None where its epoch index is empty."""
         if not indices:
@@ -132,7 +123,7 @@ def counted_rows(stream: MicroBatchStream, state: MicroBatchState, size: int) ->
     """Rows of `size` examples, as many for each micro-batch; the last ones may be smaller or empty."""
     read = state.read
     while stream.length is None or read * stream.micro_batches < stream.length:
-        refs = stream.find(stream.indices(read, size))
+        refs = stream.find(own_indices(stream, read, size))
         if stream.length is not None and read * stream.micro_batches >= stream.length:
             return  # reading has come to the end
         read += size
@@ -175,7 +166,7 @@ def similar_rows(
     read, waiting = state.read, list(state.waiting)
     while True:
         if not waiting:
-            indices = stream.indices(read, size * ahead)
+            indices = own_indices(stream, read, size * ahead)
             waiting = _by_length(
                 stream, indices, size, measure, f"{seed} {stream.epoch} {stream.micro_batch} {read}"
             )
@@ -221,10 +212,10 @@ class _ReadAhead:
         """The next example and its index, None at the end."""
         while True:
             if not self._ahead:
-                indices = self.stream.indices(self.read, LOOKED_UP_AT_ONCE)
+                indices = own_indices(self.stream, self.read, LOOKED_UP_AT_ONCE)
                 self._ahead.extend(zip(indices, self.stream.find(indices), strict=True))
                 # Reading may have come to the end, behind which there is nothing.
-                within = len(self.stream.indices(self.read, LOOKED_UP_AT_ONCE))
+                within = len(own_indices(self.stream, self.read, LOOKED_UP_AT_ONCE))
                 while len(self._ahead) > within:
                     self._ahead.pop()
                 if not self._ahead:

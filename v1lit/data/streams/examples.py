@@ -13,7 +13,6 @@ from v1lit.data.errors import ShardError
 from v1lit.data.example import Example, ExampleRef
 from v1lit.data.remote import Retry
 from v1lit.data.sampling.remaining import MicroBatchState
-from v1lit.data.sampling.rows import strided_indices
 from v1lit.data.shards.examples import OpenShard
 from v1lit.data.streams.members import Members
 from v1lit.data.streams.reader_state import FileStart, ReaderState
@@ -43,6 +42,23 @@ class StreamFiles:
 
 
 @dataclass(frozen=True)
+class Readers:
+    """What the readers of a rank read of an epoch; sent to the workers."""
+
+    stream: StreamFiles
+    parts: Sequence[Sequence[FileStart]]
+    """Which files each reader reads, from which samples on."""
+    states: Sequence[ReaderState]
+    """How far each reader has come."""
+    epoch: int
+    micro_batch: int = 0
+    """Every `micro_batches`-th example only is kept, from this one on; all are read alike."""
+    micro_batches: int = 1
+    limit: int | None = None
+    """Examples that each reader reads at most."""
+
+
+@dataclass(frozen=True)
 class _StreamItem:
     """One sample, or what is wrong in its place."""
 
@@ -66,28 +82,14 @@ class StreamExamples:
     state of a reader is where the window of its oldest open example begins.
 
     Args:
-        stream: the files.
-        part: which of them to read, from which samples on.
-        state: how far that has come.
-        epoch: the epoch in which it is read.
-        micro_batch: keep every `micro_batches`-th example only, from this one on; all are read alike.
-        micro_batches: see `micro_batch`.
-        limit: read that many examples at most.
+        readers: the readers of a rank.
+        reader: which of them this is.
     """
 
-    def __init__(
-        self,
-        stream: StreamFiles,
-        part: Sequence[FileStart],
-        state: ReaderState,
-        epoch: int,
-        *,
-        micro_batch: int = 0,
-        micro_batches: int = 1,
-        limit: int | None = None,
-    ) -> None:
-        self.stream, self.part, self.epoch = stream, part, epoch
-        self.micro_batch, self.micro_batches, self.limit = micro_batch, micro_batches, limit
+    def __init__(self, readers: Readers, reader: int) -> None:
+        self.stream, self.epoch, self.limit = readers.stream, readers.epoch, readers.limit
+        self.micro_batch, self.micro_batches = readers.micro_batch, readers.micro_batches
+        self.part, state = readers.parts[reader], readers.states[reader]
         self._next = state.first
         self._from, self._waiting = state.read, set(state.waiting)
         self._starts = [(state.first, FileStart(state.file, state.sample))]
@@ -97,10 +99,6 @@ class StreamExamples:
         self.length: int | None = None
 
     # ------------------------------------------------------------------ by index
-
-    def indices(self, read: int, count: int) -> list[int]:
-        """The next indices, as of `MicroBatchStream`."""
-        return strided_indices(self.micro_batch, self.micro_batches, self.length, read, count)
 
     def find(self, indices: list[int]) -> list[ExampleRef | None]:
         """The example at every index; None behind the end, or where it was forgotten.
@@ -141,8 +139,7 @@ class StreamExamples:
 
     def key(self, ref: ExampleRef) -> str | None:
         """Name of an example, as far as it can be read."""
-        content = self._content(ref)
-        return content.key
+        return self._content(ref).key
 
     def file(self, ref: ExampleRef) -> str:
         """What messages call the file that an example is in."""
@@ -166,15 +163,9 @@ class StreamExamples:
 
     def _in_order(self, start: FileStart) -> Iterator[_StreamItem]:
         """The examples in the order of their indices."""
-        samples = self._samples(start)
-        if not self.stream.shuffle:
-            for item, behind in samples:
-                self._starts.append((self._next + 1, behind))
-                yield item
-            return
         window: list[_StreamItem] = []
         size = 0
-        for item, behind in samples:
+        for item, behind in self._samples(start):
             window.append(item)
             size += item.size
             if len(window) >= self.stream.shuffle or size >= MAX_WINDOW_BYTES:
@@ -212,30 +203,3 @@ class _SampleShard:
         if isinstance(self.content, ShardError):
             raise self.content
         return self.content.example(self.members)
-
-
-@dataclass(frozen=True)
-class Readers:
-    """What the readers of a rank read of an epoch; sent to the workers."""
-
-    stream: StreamFiles
-    parts: Sequence[Sequence[FileStart]]
-    """The files of each reader."""
-    states: Sequence[ReaderState]
-    """How far each reader has come."""
-    epoch: int
-    micro_batch: int = 0
-    micro_batches: int = 1
-    limit: int | None = None
-
-    def examples(self, reader: int) -> StreamExamples:
-        """The examples of one reader, from where it has come to."""
-        return StreamExamples(
-            self.stream,
-            self.parts[reader],
-            self.states[reader],
-            self.epoch,
-            micro_batch=self.micro_batch,
-            micro_batches=self.micro_batches,
-            limit=self.limit,
-        )

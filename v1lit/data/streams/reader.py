@@ -61,7 +61,7 @@ class StreamReader(Dataset[MicroBatch]):
         return StreamMicroBatch(read.batch, read.failures, read.left_out, row, examples.after(row.after))
 
     def _begin(self, reader: int) -> tuple[StreamExamples, MicroBatchReader, Iterator[MicroBatchPlan]]:
-        examples, state = self.readers.examples(reader), self.readers.states[reader]
+        examples, state = StreamExamples(self.readers, reader), self.readers.states[reader]
         measure = partial(measure_at, examples=examples, options=self.encoder.length_options)
         rows = self.grouping.make_rows(measure)(examples, MicroBatchState(state.read, state.waiting))
         return examples, MicroBatchReader(examples, self.encoder), rows

@@ -6,10 +6,12 @@ import gzip
 import io
 import os
 import signal
+import subprocess
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any
+from itertools import chain
+from typing import cast
 
 from v1lit.data.errors import DamageError, ShardError
 from v1lit.data.remote import Retry, is_remote, remote_chunks, shown
@@ -30,10 +32,10 @@ def open_tar(location: str, retry: Retry) -> Iterator[TarBytes]:
     also where that shows while the body of the `with` reads, whatever else goes wrong there.
     """
     if location.startswith(PIPE):
-        with _command(location) as stream:
-            yield TarBytes(stream)
+        with _command(location) as chunks:
+            yield TarBytes(chunks)
     elif is_remote(location):
-        yield TarBytes(_ChunkStream(remote_chunks(location, retry)))
+        yield TarBytes(remote_chunks(location, retry))
     else:
         try:
             file = open(location, "rb")  # noqa: SIM115
@@ -41,7 +43,7 @@ def open_tar(location: str, retry: Retry) -> Iterator[TarBytes]:
             reason = f"cannot be opened ({error.strerror})"
             raise ShardError(location, None, reason, "unreachable") from error
         with file:
-            yield TarBytes(file)
+            yield TarBytes(iter(lambda: file.read(_CHUNK), b""))
 
 
 def name_of(location: str) -> str:
@@ -55,17 +57,15 @@ class TarBytes(io.RawIOBase):
     Between two calls of `begin_member` it reads no more bytes than an example may have.
     """
 
-    def __init__(self, stream: IO[bytes] | io.RawIOBase) -> None:
-        begin = stream.read(BLOCK) or b""
-        self.empty = not begin
-        self._stream: Any = _PrefixedStream(begin, stream)
-        if begin.startswith(_GZIP):
-            self._stream = gzip.GzipFile(fileobj=self._stream)
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        first = next(chunks, b"")
+        self.empty = not first
+        self._chunks: Iterator[bytes] = chain([first], chunks)
+        if first.startswith(_GZIP):
+            unpacked = gzip.GzipFile(fileobj=_ChunkStream(self._chunks))
+            self._chunks = iter(lambda: unpacked.read(_CHUNK), b"")
         self._buffer, self._at = b"", 0
         self._block, self._blocks, self._since = b"", 0, 0
-
-    def readable(self) -> bool:
-        return True
 
     def read(self, size: int = -1) -> bytes:
         """The next block, or what is left of it; nothing at the end. `size` is not looked at.
@@ -93,7 +93,7 @@ class TarBytes(io.RawIOBase):
         kept = [self._buffer[self._at :]]
         have = len(kept[0])
         try:
-            while have < BLOCK and (data := self._stream.read(_CHUNK)):
+            while have < BLOCK and (data := next(self._chunks, b"")):
                 kept.append(data)
                 have += len(data)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -124,31 +124,11 @@ def _refuse_packed(block: bytes) -> None:
             raise DamageError(f"is compressed with {name}{how}")
 
 
-class _PrefixedStream(io.RawIOBase):
-    """Some bytes, then a stream."""
-
-    def __init__(self, begin: bytes, stream: Any) -> None:
-        self._begin, self._stream = begin, stream
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        if self._begin:
-            size = len(self._begin) if size < 0 else size
-            data, self._begin = self._begin[:size], self._begin[size:]
-            return data
-        return self._stream.read(size) or b""
-
-
 class _ChunkStream(io.RawIOBase):
     """Pieces of any size as a stream."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks, self._left = chunks, b""
-
-    def readable(self) -> bool:
-        return True
 
     def read(self, size: int = -1) -> bytes:
         if not self._left:
@@ -159,47 +139,39 @@ class _ChunkStream(io.RawIOBase):
 
 
 @contextmanager
-def _command(location: str) -> Iterator[IO[bytes]]:
+def _command(location: str) -> Iterator[Iterator[bytes]]:
     """What a shell command of the recipe writes. It has failed where it ends with another code than 0.
 
     It runs in a session of its own: Ctrl-C is meant for the training, which still needs its data. Where
     nobody reads to its end, all of its processes are ended.
     """
-    from webdataset.gopen import Pipe
+    process = subprocess.Popen(
+        location.removeprefix(PIPE),
+        shell=True,
+        stdout=subprocess.PIPE,
+        bufsize=_CHUNK,
+        start_new_session=True,
+    )
+    output, ended = cast(io.BufferedReader, process.stdout), False
 
-    command = location.removeprefix(PIPE)
-    pipe = Pipe(command, mode="r", shell=True, bufsize=_CHUNK, ignore_errors=True, start_new_session=True)
-    output = _PipeStream(pipe.stream)
-    try:
-        yield output  # type: ignore[misc]
-    except Exception as error:
-        if output.ended and pipe.proc.wait():
-            raise _failed(location, pipe.proc.returncode) from error
-        raise
-    else:
-        if output.ended and pipe.proc.wait():
-            raise _failed(location, pipe.proc.returncode)
-    finally:
-        if not output.ended and pipe.proc.poll() is None:
-            os.killpg(pipe.proc.pid, signal.SIGKILL)
-        pipe.close()
+    def chunks() -> Iterator[bytes]:
+        nonlocal ended
+        yield from iter(lambda: output.read1(_CHUNK), b"")
+        ended = True
 
+    def check() -> None:
+        if ended and (code := process.wait()):
+            how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+            raise ShardError(location, None, f"the command {how}", "unreachable")
 
-class _PipeStream(io.RawIOBase):
-    """What comes through a pipe, as soon as it comes, and whether that was all."""
-
-    def __init__(self, stream: io.BufferedReader) -> None:
-        self._stream, self.ended = stream, False
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._stream.read1(size)
-        self.ended = self.ended or not data
-        return data
-
-
-def _failed(location: str, code: int) -> ShardError:
-    ended = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    return ShardError(location, None, f"the command {ended}", "unreachable")
+    with process:
+        try:
+            yield chunks()
+        except Exception:
+            check()
+            raise
+        else:
+            check()
+        finally:
+            if not ended and process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
