@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from v1lit.data.synthetic import (
     shapes,
     synthesize,
 )
-from v1lit.data.synthetic.questions import Search, Turn
+from v1lit.data.synthetic.questions import NoQuestionError, Search, Turn
 from v1lit.data.synthetic.scene import COLORS, INK
 from v1lit.grounding.trace import format_trace, parse_trace
 
@@ -44,9 +45,8 @@ def turns(look: str, kind: str, count: int) -> list[tuple[Scene, Turn]]:
     found: list[tuple[Scene, Turn]] = []
     while len(found) < count:
         scene = make_scene(rng, look)
-        turn = LOOKS[look].ask(rng, scene, kind)
-        if turn is not None:
-            found.append((scene, turn))
+        with suppress(NoQuestionError):
+            found.append((scene, getattr(LOOKS[look], kind)(rng, scene)))
     return found
 
 

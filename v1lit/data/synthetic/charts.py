@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from itertools import permutations
 
 from PIL import ImageDraw
 
-from v1lit.data.synthetic.questions import Search, Turn, choose, two_searches, yes_no
+from v1lit.data.synthetic.questions import Search, Turn, one_search, say, two_searches, yes_no
 from v1lit.data.synthetic.scene import COLORS, INK, Item, Scene, font, left_to_right, paper
 
 LETTERS = (("A", "B", "C", "D", "E", "F"), ("P", "Q", "R", "S", "T", "U"))
@@ -67,12 +66,8 @@ def _values(rng: random.Random, count: int, lines: int, step: int) -> list[float
     return values
 
 
-def ask(rng: random.Random, scene: Scene, kind: str) -> Turn | None:
-    """A question of `kind` with its trace and answer; None where the scene allows none without ambiguity."""
-    return _ASK[kind](rng, scene)
-
-
-def _find(rng: random.Random, scene: Scene) -> Turn:
+def find(rng: random.Random, scene: Scene) -> Turn:
+    """Label or colour of a bar that is named, or the label of the tallest or shortest."""
     return rng.choice((_find_named, _find_extreme))(rng, scene)
 
 
@@ -85,22 +80,21 @@ def _find_named(rng: random.Random, scene: Scene) -> Turn:
     else:
         name, answer = f"the {item.color} bar", item.label
         question = rng.choice(["What is the label of {x}?", "Which label stands under {x}?"])
-    before = rng.choice(["I look for {x}. ", "Let me find {x}. "]).format(x=name)
-    after = rng.choice(["\n{{0}} is {a}.", "\n{{0}}: {a}."]).format(a=answer)
-    return Turn("find", question.format(x=name), (before, Search(name, (item,)), after), answer)
+    steps = (*one_search(rng, name, item), say(rng, ["\n{{0}} is {a}.", "\n{{0}}: {a}."], a=answer))
+    return Turn(question.format(x=name), steps, answer)
 
 
 def _find_extreme(rng: random.Random, scene: Scene) -> Turn:
     word, pick = rng.choice((("tallest", max), ("shortest", min)))
     item = pick(scene.items, key=lambda i: i.value)
-    name = f"the {word} bar"
-    question = rng.choice(["Which bar is the {w}?", "What is the label of the {w} bar?"]).format(w=word)
-    before = rng.choice(["I look for {x}. ", "Let me find {x}. "]).format(x=name)
-    after = rng.choice(["\n{{0}} is {a}.", "\nUnder {{0}} I read {a}."]).format(a=item.label)
-    return Turn("find", question, (before, Search(name, (item,)), after), item.label)
+    question = say(rng, ["Which bar is the {w}?", "What is the label of the {w} bar?"], w=word)
+    search = one_search(rng, f"the {word} bar", item)
+    after = say(rng, ["\n{{0}} is {a}.", "\nUnder {{0}} I read {a}."], a=item.label)
+    return Turn(question, (*search, after), item.label)
 
 
-def _count(rng: random.Random, scene: Scene) -> Turn:
+def count(rng: random.Random, scene: Scene) -> Turn:
+    """Bars that are higher or lower than a gridline."""
     options = []
     for line in scene.gridlines:
         options.append((f"higher than {line:g}", [i for i in scene.items if i.value > line]))
@@ -109,17 +103,14 @@ def _count(rng: random.Random, scene: Scene) -> Turn:
     words, members = rng.choice([o for o in options if len(o[1]) == wanted])
     name = f"bars {words}"
     question = rng.choice(["How many bars are {w}?", "Count the bars {w}.", "How many bars do you see {w}?"])
-    before = rng.choice(["I look for {x}. ", "Let me mark the {x}. "]).format(x=name)
-    after = rng.choice(["\nThat makes {n}.", "\nI count {n}."]).format(n=len(members))
-    return Turn(
-        "count",
-        question.format(w=words),
-        (before, Search(name, left_to_right(members)), after),
-        str(len(members)),
-    )
+    before = say(rng, ["I look for {x}. ", "Let me mark the {x}. "], x=name)
+    after = say(rng, ["\nThat makes {n}.", "\nI count {n}."], n=len(members))
+    steps = (before, Search(name, left_to_right(members)), after)
+    return Turn(question.format(w=words), steps, str(len(members)))
 
 
-def _compare(rng: random.Random, scene: Scene) -> Turn:
+def compare(rng: random.Random, scene: Scene) -> Turn:
+    """Which of two bars is taller or shorter, or whether one is."""
     a, b = rng.sample(scene.items, 2)
     word = rng.choice(("taller", "shorter"))
     winner, loser = (a, b) if (a.value > b.value) == (word == "taller") else (b, a)
@@ -132,28 +123,16 @@ def _compare(rng: random.Random, scene: Scene) -> Turn:
         question = rng.choice(["Is the bar of {a} {w} than the bar of {b}?", "Is {a} {w} than {b}?"])
     last = f"\n{{{(a, b).index(winner)}}} is {word}."
     steps = (*two_searches(rng, f"the {a.name}", (a,), f"the {b.name}", (b,)), last)
-    return Turn("compare", question.format(w=word, a=a.label, b=b.label), steps, answer)
+    return Turn(question.format(w=word, a=a.label, b=b.label), steps, answer)
 
 
-def _relate(rng: random.Random, scene: Scene) -> Turn | None:
-    pair = choose(rng, list(permutations(scene.items, 2)))
-    if pair is None:
-        return None
-    a, b = pair
+def relate(rng: random.Random, scene: Scene) -> Turn:
+    """Whether a bar stands left or right of another."""
+    pair = a, b = rng.choice(list(permutations(scene.items, 2)))
     true_word, false_word = ("left of", "right of") if a.centre < b.centre else ("right of", "left of")
     answer = yes_no(rng)
     word = true_word if answer == "yes" else false_word
     names = [f"the {i.color} bar" for i in pair] if rng.random() < 0.5 else [f"the {i.name}" for i in pair]
-    question = rng.choice(["Is {a} {w} {b}?", "Does {a} stand {w} {b}?"]).format(
-        a=names[0], b=names[1], w=word
-    )
+    question = say(rng, ["Is {a} {w} {b}?", "Does {a} stand {w} {b}?"], a=names[0], b=names[1], w=word)
     last = f"\n{{0}} is {true_word} {{1}}."
-    return Turn("relate", question, (*two_searches(rng, names[0], (a,), names[1], (b,)), last), answer)
-
-
-_ASK: dict[str, Callable[[random.Random, Scene], Turn | None]] = {
-    "find": _find,
-    "count": _count,
-    "compare": _compare,
-    "relate": _relate,
-}
+    return Turn(question, (*two_searches(rng, names[0], (a,), names[1], (b,)), last), answer)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import permutations
 
 from PIL import Image, ImageDraw
 
-from v1lit.data.synthetic.questions import Search, Turn, choose, two_searches, yes_no
+from v1lit.data.synthetic.questions import Turn, choose, one_search, say, two_searches, yes_no
 from v1lit.data.synthetic.scene import (
     COLORS,
     INK,
@@ -150,11 +150,6 @@ def _draw_arrows(
     return mask.reduce(k)
 
 
-def ask(rng: random.Random, scene: Scene, kind: str) -> Turn | None:
-    """A question of `kind` with its trace and answer; None where the scene allows none without ambiguity."""
-    return _ASK[kind](rng, scene)
-
-
 def _targets(scene: Scene, item: Item) -> tuple[Item, ...]:
     """The nodes that `item` points to, from left to right."""
     start = scene.items.index(item)
@@ -167,11 +162,10 @@ def _sources(scene: Scene, item: Item) -> tuple[Item, ...]:
     return left_to_right([scene.items[a] for a, b in scene.arrows if b == end])
 
 
-def _find(rng: random.Random, scene: Scene) -> Turn | None:
+def find(rng: random.Random, scene: Scene) -> Turn:
+    """Corner, colour or letter of a node."""
     how = rng.choice(("corner", "color", "label"))
     item = choose(rng, [i for i in scene.items if how != "corner" or corner(i, scene.image.size)])
-    if item is None:
-        return None
     name = f"the {item.color} node" if how == "label" else item.name
     answer = {"corner": corner(item, scene.image.size) or "", "color": item.color, "label": item.label}[how]
     question = {
@@ -179,36 +173,34 @@ def _find(rng: random.Random, scene: Scene) -> Turn | None:
         "color": ["What colour is {x}?", "Which colour does {x} have?"],
         "label": ["Which letter stands in {x}?", "What is the label of {x}?"],
     }[how]
-    before = rng.choice(["I look for {x}. ", "Let me find {x}. "]).format(x=name)
-    after = rng.choice(["\n{{0}}: {a}.", "\nFor {{0}} it is {a}."]).format(a=answer)
-    return Turn("find", rng.choice(question).format(x=name), (before, Search(name, (item,)), after), answer)
+    search = one_search(rng, name, item)
+    after = say(rng, ["\n{{0}}: {a}.", "\nFor {{0}} it is {a}."], a=answer)
+    return Turn(say(rng, question, x=name), (*search, after), answer)
 
 
-def _count(rng: random.Random, scene: Scene) -> Turn | None:
+def count(rng: random.Random, scene: Scene) -> Turn:
+    """Arrows that leave a node, or end at it."""
     leaving = rng.random() < 0.5
     reach = _targets if leaving else _sources
     options = [i for i in scene.items if order_is_clear(reach(scene, i), scene.image.width)]
-    if not options:
-        return None
-    wanted = rng.choice(sorted({len(reach(scene, i)) for i in options}))
+    wanted = choose(rng, sorted({len(reach(scene, i)) for i in options}))
     item = rng.choice([i for i in options if len(reach(scene, i)) == wanted])
-    question = rng.choice(
-        ["How many arrows leave {x}?", "How many nodes does {x} point to?"]
-        if leaving
-        else ["How many arrows end at {x}?", "How many nodes point to {x}?"]
-    ).format(x=item.name)
-    query = f"nodes that {item.label} points to" if leaving else f"nodes that point to {item.label}"
-    last = rng.choice(["\nThat makes {n}.", "\nI count {n}."]).format(n=wanted)
+    if leaving:
+        question = rng.choice(["How many arrows leave {x}?", "How many nodes does {x} point to?"])
+        query = f"nodes that {item.label} points to"
+    else:
+        question = rng.choice(["How many arrows end at {x}?", "How many nodes point to {x}?"])
+        query = f"nodes that point to {item.label}"
+    last = say(rng, ["\nThat makes {n}.", "\nI count {n}."], n=wanted)
     steps = (*two_searches(rng, item.name, (item,), query, reach(scene, item)), last)
-    return Turn("count", question, steps, str(wanted))
+    return Turn(question.format(x=item.name), steps, str(wanted))
 
 
-def _compare(rng: random.Random, scene: Scene) -> Turn | None:
+def compare(rng: random.Random, scene: Scene) -> Turn:
+    """From which of two nodes more arrows leave, or whether they do."""
     clear = [i for i in scene.items if order_is_clear(_targets(scene, i), scene.image.width)]
     pairs = [p for p in permutations(clear, 2) if len(_targets(scene, p[0])) > len(_targets(scene, p[1]))]
     pair = choose(rng, pairs)
-    if pair is None:
-        return None
     if rng.random() < 0.5:
         a, b = rng.sample(pair, 2)
         question = rng.choice(
@@ -223,51 +215,39 @@ def _compare(rng: random.Random, scene: Scene) -> Turn | None:
         )
     found = _targets(scene, a), _targets(scene, b)
     queries = [f"nodes that {i.label} points to" for i in (a, b)]
-    last = rng.choice(["\n{m} against {n}.", "\nThat is {m} and {n}."]).format(
-        m=len(found[0]), n=len(found[1])
-    )
+    last = say(rng, ["\n{m} against {n}.", "\nThat is {m} and {n}."], m=len(found[0]), n=len(found[1]))
     steps = (*two_searches(rng, queries[0], found[0], queries[1], found[1]), last)
-    return Turn("compare", question.format(a=a.label, b=b.label), steps, answer)
+    return Turn(question.format(a=a.label, b=b.label), steps, answer)
 
 
-def _relate(rng: random.Random, scene: Scene) -> Turn | None:
+def relate(rng: random.Random, scene: Scene) -> Turn:
+    """To which nodes one points, or whether it points to another."""
     return _name_targets(rng, scene) if rng.random() < 0.5 else _points_to(rng, scene)
 
 
-def _name_targets(rng: random.Random, scene: Scene) -> Turn | None:
+def _name_targets(rng: random.Random, scene: Scene) -> Turn:
     item = choose(rng, [i for i in scene.items if order_is_clear(_targets(scene, i), scene.image.width)])
-    if item is None:
-        return None
     found = _targets(scene, item)
     answer = ", ".join(i.label for i in found) or "none"
-    question = rng.choice(
+    question = say(
+        rng,
         [
             "Which nodes does {x} point to, from left to right?",
             "Name the nodes that {x} points to, from left to right.",
-        ]
-    ).format(x=item.label)
+        ],
+        x=item.label,
+    )
     query = f"nodes that {item.label} points to"
     steps = (*two_searches(rng, item.name, (item,), query, found), f"\nI read {answer}.")
-    return Turn("relate", question, steps, answer)
+    return Turn(question, steps, answer)
 
 
-def _points_to(rng: random.Random, scene: Scene) -> Turn | None:
+def _points_to(rng: random.Random, scene: Scene) -> Turn:
     answer = yes_no(rng)
     pairs = [p for p in permutations(scene.items, 2) if (p[1] in _targets(scene, p[0])) == (answer == "yes")]
-    pair = choose(rng, pairs)
-    if pair is None:
-        return None
-    a, b = pair
-    question = rng.choice(["Does {a} point to {b}?", "Is there an arrow from {a} to {b}?"]).format(
-        a=a.label, b=b.label
+    a, b = choose(rng, pairs)
+    question = say(
+        rng, ["Does {a} point to {b}?", "Is there an arrow from {a} to {b}?"], a=a.label, b=b.label
     )
     last = f"\nAn arrow from {{0}} to {{1}}: {answer}."
-    return Turn("relate", question, (*two_searches(rng, a.name, (a,), b.name, (b,)), last), answer)
-
-
-_ASK: dict[str, Callable[[random.Random, Scene], Turn | None]] = {
-    "find": _find,
-    "count": _count,
-    "compare": _compare,
-    "relate": _relate,
-}
+    return Turn(question, (*two_searches(rng, a.name, (a,), b.name, (b,)), last), answer)

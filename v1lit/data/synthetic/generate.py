@@ -6,7 +6,7 @@ import io
 import os
 import random
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +15,7 @@ from v1lit.data.example import Example, Message
 from v1lit.data.example.images import EncodedImage
 from v1lit.data.shards import ShardWriter, list_shards, read_index, write_index
 from v1lit.data.synthetic import charts, diagrams, shapes
-from v1lit.data.synthetic.questions import QUESTION_KINDS, Turn, write_turn
+from v1lit.data.synthetic.questions import QUESTION_KINDS, NoQuestionError, Turn, write_turn
 from v1lit.data.synthetic.scene import Scene
 from v1lit.errors import OptionError, name_allowed
 from v1lit.files import aside
@@ -24,7 +24,8 @@ from v1lit.paths import expand_path
 from v1lit.processes import count_workers, ordered, progress_bar
 
 LOOKS: Mapping[str, ModuleType] = {"shapes": shapes, "bars": charts, "diagrams": diagrams}
-"""A look is a module with `draw(rng, size) -> Scene` and `ask(rng, scene, kind) -> Turn | None`."""
+"""A look is a module with `draw(rng, size) -> Scene` and a function `(rng, scene) -> Turn` for every kind of
+question, which raises NoQuestionError where the scene allows none without ambiguity."""
 
 DRAWING_VERSION = 1
 """Raised whenever the same settings make other examples than before."""
@@ -83,12 +84,9 @@ def _scene_with_turns(
     for _ in range(TRIES):
         scene = make_scene(rng, look, size)
         turns: list[Turn] = []
-        for kind in kinds:
-            turn = _new_turn(rng, scene, kind, {t.question for t in turns})
-            if turn is None:
-                break
-            turns.append(turn)
-        if len(turns) == len(kinds):
+        with suppress(NoQuestionError):
+            for kind in kinds:
+                turns.append(_new_turn(rng, scene, kind, {turn.question for turn in turns}))
             return scene, turns
     raise ValueError(
         f"found no {look} scene of {size[0]}x{size[1]} pixels with {len(kinds)} different questions of the "
@@ -96,12 +94,13 @@ def _scene_with_turns(
     )
 
 
-def _new_turn(rng: random.Random, scene: Scene, kind: str, asked: set[str]) -> Turn | None:
+def _new_turn(rng: random.Random, scene: Scene, kind: str, asked: set[str]) -> Turn:
     for _ in range(4 if asked else 1):
-        turn: Turn | None = LOOKS[scene.look].ask(rng, scene, kind)
-        if turn is not None and turn.question not in asked:
-            return turn
-    return None
+        with suppress(NoQuestionError):
+            turn: Turn = getattr(LOOKS[scene.look], kind)(rng, scene)
+            if turn.question not in asked:
+                return turn
+    raise NoQuestionError
 
 
 def _png(scene: Scene) -> EncodedImage:

@@ -27,7 +27,6 @@ class Search:
 class Turn:
     """A question about a scene with its steps and answer."""
 
-    kind: str
     question: str
     steps: tuple[str | Search, ...]
     """Text and searches. In the text, `{0}` stands for the first object that this turn found, `{1}` for the
@@ -35,14 +34,30 @@ class Turn:
     answer: str
 
 
-def choose(rng: random.Random, options: Sequence[T]) -> T | None:
-    """One of `options`, or None where there are none."""
-    return rng.choice(options) if options else None
+class NoQuestionError(Exception):
+    """A scene allows no question of some kind without ambiguity."""
+
+
+def choose(rng: random.Random, options: Sequence[T]) -> T:
+    """One of `options`. Raises NoQuestionError where there are none."""
+    if not options:
+        raise NoQuestionError
+    return rng.choice(options)
+
+
+def say(rng: random.Random, sentences: Sequence[str], **words: object) -> str:
+    """One of some sentences, with these words in the places that it has for them, such as `{x}`."""
+    return rng.choice(sentences).format(**words)
 
 
 def yes_no(rng: random.Random) -> str:
     """The answer of the next yes/no question, which is made to fit, so that both are as frequent."""
     return rng.choice(("yes", "no"))
+
+
+def one_search(rng: random.Random, name: str, item: Item) -> tuple[str | Search, ...]:
+    """A call that looks for one thing, with the words before it."""
+    return say(rng, ["I look for {x}. ", "Let me find {x}. "], x=name), Search(name, (item,))
 
 
 def two_searches(

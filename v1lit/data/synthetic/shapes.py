@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from itertools import combinations, permutations
 
 from PIL import Image, ImageDraw
 
-from v1lit.data.synthetic.questions import Search, Turn, choose, two_searches, yes_no
+from v1lit.data.synthetic.questions import NoQuestionError, Search, Turn, choose, say, two_searches, yes_no
 from v1lit.data.synthetic.scene import (
     CLEAR_SHARE,
     COLORS,
@@ -80,25 +80,19 @@ def _mask(shape: str, side: int) -> Image.Image:
     return mask.reduce(OVERSAMPLE)
 
 
-def ask(rng: random.Random, scene: Scene, kind: str) -> Turn | None:
-    """A question of `kind` with its trace and answer; None where the scene allows none without ambiguity."""
-    return _ASK[kind](rng, scene)
-
-
 def _single(scene: Scene) -> list[Item]:
     """Items whose colour and shape together occur once."""
     names = [item.name for item in scene.items]
     return [item for item in scene.items if names.count(item.name) == 1]
 
 
-def _find(rng: random.Random, scene: Scene) -> Turn | None:
+def find(rng: random.Random, scene: Scene) -> Turn:
+    """In which corner a shape lies."""
     item = choose(rng, [i for i in _single(scene) if corner(i, scene.image.size)])
-    if item is None:
-        return None
     name, word = f"the {item.name}", str(corner(item, scene.image.size))
     question = rng.choice(
         ["Where is {x}?", "In which corner is {x}?", "Find {x}. Where is it?", "Which corner is {x} in?"]
-    ).format(x=name)
+    )
     before, after = rng.choice(
         [
             ("I look for {x}. ", "\n{{0}} is in the {w}."),
@@ -107,7 +101,7 @@ def _find(rng: random.Random, scene: Scene) -> Turn | None:
         ]
     )
     steps = (before.format(x=name), Search(name, (item,)), after.format(w=word))
-    return Turn("find", question, steps, word)
+    return Turn(question.format(x=name), steps, word)
 
 
 def _groups(scene: Scene) -> Iterator[tuple[str, tuple[Item, ...]]]:
@@ -118,11 +112,12 @@ def _groups(scene: Scene) -> Iterator[tuple[str, tuple[Item, ...]]]:
         yield f"{shape}s", left_to_right([i for i in scene.items if i.shape == shape])
 
 
-def _count(rng: random.Random, scene: Scene) -> Turn | None:
+def count(rng: random.Random, scene: Scene) -> Turn:
+    """Shapes of one colour, or of one kind."""
     groups = [g for g in _groups(scene) if order_is_clear(g[1], scene.image.width)]
     wanted = choose(rng, sorted({len(members) for _, members in groups}))
-    if wanted is None or (wanted == 0 and rng.random() < 0.6):  # an empty group is nearly always there
-        return None
+    if wanted == 0 and rng.random() < 0.6:  # an empty group is nearly always there
+        raise NoQuestionError
     name, members = rng.choice([g for g in groups if len(g[1]) == wanted])
     question = rng.choice(
         [
@@ -131,13 +126,14 @@ def _count(rng: random.Random, scene: Scene) -> Turn | None:
             "How many {x} do you see?",
             "What is the number of {x}?",
         ]
-    ).format(x=name)
-    before = rng.choice(["I look for {x}. ", "Let me mark the {x}. ", "I count the {x}. "]).format(x=name)
-    after = rng.choice(["\nThat makes {n}.", "\nI count {n}.", "\nI see {n}."]).format(n=len(members))
-    return Turn("count", question, (before, Search(name, members), after), str(len(members)))
+    )
+    before = say(rng, ["I look for {x}. ", "Let me mark the {x}. ", "I count the {x}. "], x=name)
+    after = say(rng, ["\nThat makes {n}.", "\nI count {n}.", "\nI see {n}."], n=len(members))
+    return Turn(question.format(x=name), (before, Search(name, members), after), str(len(members)))
 
 
-def _compare(rng: random.Random, scene: Scene) -> Turn | None:
+def compare(rng: random.Random, scene: Scene) -> Turn:
+    """Sizes of two shapes, or numbers of two groups."""
     return _compare_sizes(rng, scene) if rng.random() < 0.5 else _compare_groups(rng, scene)
 
 
@@ -147,54 +143,47 @@ def _clearly_larger(a: Item, b: Item) -> bool:
     return side_a >= 1.15 * side_b and AREA[a.shape] * side_a**2 >= 1.2 * AREA[b.shape] * side_b**2
 
 
-def _compare_sizes(rng: random.Random, scene: Scene) -> Turn | None:
+def _compare_sizes(rng: random.Random, scene: Scene) -> Turn:
     pair = choose(rng, [p for p in permutations(_single(scene), 2) if _clearly_larger(*p)])
-    if pair is None:
-        return None
     word, winner = rng.choice([("larger", pair[0]), ("smaller", pair[1])])
     first, second = rng.sample(pair, 2)
     a, b = f"the {first.name}", f"the {second.name}"
     question = rng.choice(
         ["Which is {w}, {a} or {b}?", "Which one is {w}: {a} or {b}?", "Is {a} or {b} the {w} one?"]
-    ).format(w=word, a=a, b=b)
+    )
     index = (first, second).index(winner)
-    last = rng.choice(["\n{{{i}}} is {w}.", "\nOf the two, {{{i}}} is {w}."]).format(i=index, w=word)
+    last = say(rng, ["\n{{{i}}} is {w}.", "\nOf the two, {{{i}}} is {w}."], i=index, w=word)
     steps = (*two_searches(rng, a, (first,), b, (second,)), last)
-    return Turn("compare", question, steps, f"the {winner.name}")
+    return Turn(question.format(w=word, a=a, b=b), steps, f"the {winner.name}")
 
 
-def _compare_groups(rng: random.Random, scene: Scene) -> Turn | None:
+def _compare_groups(rng: random.Random, scene: Scene) -> Turn:
     groups = [g for g in _groups(scene) if order_is_clear(g[1], scene.image.width)]
     same_sort = [
         p for p in permutations(groups, 2) if p[0][0].endswith("objects") == p[1][0].endswith("objects")
     ]
-    answer = rng.choice(["yes", "no"])
+    answer = yes_no(rng)
     pairs = [
         p for p in same_sort if (len(p[0][1]) > len(p[1][1])) == (answer == "yes") and (p[0][1] or p[1][1])
     ]
-    pair = choose(rng, [p for p in pairs if p[0][1] and p[1][1]]) or choose(rng, pairs)
-    if pair is None:
-        return None
-    (a, many), (b, few) = pair
+    (a, many), (b, few) = choose(rng, [p for p in pairs if p[0][1] and p[1][1]] or pairs)
     question = rng.choice(
         ["Are there more {a} than {b}?", "Do you see more {a} than {b}?", "Do the {a} outnumber the {b}?"]
-    ).format(a=a, b=b)
+    )
     last = rng.choice(["\n{m} against {n}, so {y}.", "\nThat is {m} and {n}: {y}."])
     steps = (*two_searches(rng, a, many, b, few), last.format(m=len(many), n=len(few), y=answer))
-    return Turn("compare", question, steps, answer)
+    return Turn(question.format(a=a, b=b), steps, answer)
 
 
-def _relate(rng: random.Random, scene: Scene) -> Turn | None:
+def relate(rng: random.Random, scene: Scene) -> Turn:
+    """Whether a shape lies beside, above or below another."""
     choices = [
         (a, b, axis)
         for a, b in combinations(_single(scene), 2)
         for axis in (0, 1)
         if abs(a.centre[axis] - b.centre[axis]) >= 2 * CLEAR_SHARE * scene.image.size[axis]
     ]
-    choice = choose(rng, choices)
-    if choice is None:
-        return None
-    first, second, axis = choice
+    first, second, axis = choose(rng, choices)
     if rng.random() < 0.5:
         first, second = second, first
     words = (("left of", "right of"), ("above", "below"))[axis]
@@ -203,14 +192,6 @@ def _relate(rng: random.Random, scene: Scene) -> Turn | None:
     word = true_word if answer == "yes" else false_word
     a, b = f"the {first.name}", f"the {second.name}"
     question = rng.choice(["Is {a} {w} {b}?", "Does {a} lie {w} {b}?", "Is it true that {a} is {w} {b}?"])
-    last = rng.choice(["\n{{0}} is {w} {{1}}.", "\n{{0}} lies {w} {{1}}."]).format(w=true_word)
+    last = say(rng, ["\n{{0}} is {w} {{1}}.", "\n{{0}} lies {w} {{1}}."], w=true_word)
     steps = (*two_searches(rng, a, (first,), b, (second,)), last)
-    return Turn("relate", question.format(a=a, b=b, w=word), steps, answer)
-
-
-_ASK: dict[str, Callable[[random.Random, Scene], Turn | None]] = {
-    "find": _find,
-    "count": _count,
-    "compare": _compare,
-    "relate": _relate,
-}
+    return Turn(question.format(a=a, b=b, w=word), steps, answer)
