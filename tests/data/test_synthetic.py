@@ -280,7 +280,7 @@ def test_every_answer_and_every_search_is_right(look: str, kind: str) -> None:
         assert turn.answer == expected(turn.question, scene), turn.question
         searches = [step for step in turn.steps if isinstance(step, Search)]
         for search in searches:
-            assert list(search.found) == resolve(search.query, scene), search.query
+            assert list(search.items) == resolve(search.query, scene), search.query
         two_steps = kind in ("compare", "relate") or (look, kind) == ("diagrams", "count")
         assert len(searches) == (2 if two_steps else 1)
 

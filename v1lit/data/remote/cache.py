@@ -124,8 +124,8 @@ class ShardCache:
         if sha256 is not None:
             return bool(note["sha256"] == sha256.lower())
         if size is None and entry.name not in self._current:
-            found = self.retry.run(entry.url, lambda: look_up(entry.url, self.retry))
-            if found.tag != note["tag"] or found.size not in (None, note["size"]):
+            info = self.retry.run(entry.url, lambda: look_up(entry.url, self.retry))
+            if info.tag != note["tag"] or info.size not in (None, note["size"]):
                 return False
             self._current.add(entry.name)
         return True
@@ -133,11 +133,11 @@ class ShardCache:
     def _note(self, entry: _Entry) -> dict[str, Any] | None:
         """The note of a file; None where there is no file of just that inode and size."""
         try:
-            found = entry.file.stat()
+            status = entry.file.stat()
         except OSError:
             return None
         for note in (self._seen.get(entry.name), read_json(entry.note)):
-            if note and (note.get("inode"), note.get("size")) == (found.st_ino, found.st_size):
+            if note and (note.get("inode"), note.get("size")) == (status.st_ino, status.st_size):
                 self._seen[entry.name] = note
                 return note
         return None
@@ -243,7 +243,7 @@ class ShardCache:
 
     def _scan(self, own: _Entry) -> list[_CachedFile]:
         """All files but our own part. Parts first: one that is finished meanwhile counts twice, not never."""
-        found = []
+        files = []
         for folder in ("parts", "files"):
             for item in os.scandir(self.folder / folder):
                 if folder == "parts" and not item.name.endswith(".part"):
@@ -261,8 +261,8 @@ class ShardCache:
                         continue
                     reserved = read_json(entry.part_note).get("reserved")
                     size = max(size, reserved if isinstance(reserved, int) else 0)
-                found.append(_CachedFile(entry, folder, size, stat.st_mtime_ns))
-        return found
+                files.append(_CachedFile(entry, folder, size, stat.st_mtime_ns))
+        return files
 
     def _evict(self, item: _CachedFile, own: _Entry) -> bool:
         """Delete a file, unless a process is at work on it."""

@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Search:
-    """One `detect` call of a trace: what was looked for, and what was found, in the order of the trace."""
+    """One `detect` call of a trace: a query, and the items it finds, in the order of the trace."""
 
     query: str
-    found: tuple[Item, ...]
+    items: tuple[Item, ...]
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,14 @@ def write_turn(turn: Turn, first: int = 1) -> tuple[str, dict[str, PixelBox]]:
     Object k of the turn is called `<obj{first + k}>` and stands on `<|region_{first + k}|>`; a conversation
     counts on from turn to turn, so that every name in it is unique.
     """
-    found = [item for step in turn.steps if isinstance(step, Search) for item in step.found]
-    names = [f"<obj{first + k}>" for k in range(len(found))]
-    regions = {f"<|region_{first + k}|>": item.box for k, item in enumerate(found)}
+    items = [item for step in turn.steps if isinstance(step, Search) for item in step.items]
+    names = [f"<obj{first + k}>" for k in range(len(items))]
+    regions = {f"<|region_{first + k}|>": item.box for k, item in enumerate(items)}
     objects = (DetectedObject(name=n, region=r) for n, r in zip(names, regions, strict=True))
     parts: list[str | Detect] = ["<think> "]
     for step in turn.steps:
         if isinstance(step, Search):
-            parts.append(Detect(query=step.query, objects=tuple(next(objects) for _ in step.found)))
+            parts.append(Detect(query=step.query, objects=tuple(next(objects) for _ in step.items)))
         else:
             parts.append(step.format(*names))
     parts.append(f" </think><answer>{turn.answer}</answer>")

@@ -95,7 +95,7 @@ def _compare_file(info: ShardInfo, sha256: str, report: ShardReport) -> bool:
 def _add_problems(scan: Scan, report: ShardReport) -> None:
     report.examples, report.keys = len(scan.keys), hash_keys(scan.keys)
     odd = set(scan.odd.values())  # Noted again, as examples that cannot be read.
-    for problem in [one for one in scan.problems if one not in odd]:
+    for problem in [problem for problem in scan.problems if problem not in odd]:
         reason = problem.reason
         if problem is scan.damage:
             last = f", the last one is {scan.keys[-1]!r}" if scan.keys else ""
