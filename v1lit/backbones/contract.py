@@ -276,7 +276,7 @@ class Backbone(ABC):
     def explain_foreign(self, config: Mapping[str, Any], weights: str) -> str | None:
         """What `weights` are and what to take instead, where this family knows their foreign `config.json`.
 
-        Every family is asked when a checkpoint's `model_type` is not that of the recipe's backbone.
+        The recipe's backbone and v1lit's own are asked when the `model_type` is not that of the recipe's.
         """
         return None
 
