@@ -14,6 +14,7 @@ from v1lit.data import config as of_data
 from v1lit.errors import OptionError, check_choices, check_least, did_you_mean, name_allowed, named
 from v1lit.pointer.config import PointerConfig
 from v1lit.training.config import OptimizerConfig, RunConfig
+from v1lit.training.module import V1Module
 
 OPTIONS: list[Any] = [
     BackboneConfig,
@@ -80,6 +81,13 @@ def test_choices_are_read_from_the_annotations(given: dict[str, Any], message: s
     with pytest.raises(OptionError) as caught:
         check_choices(Options(**given))
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("wrong", [{"on_nonfinite": "halt"}, {"verify_loss": -1}])
+def test_the_module_refuses_its_own_options(wrong: dict[str, Any]) -> None:
+    with pytest.raises(OptionError) as caught:
+        V1Module(BackboneConfig(), **wrong)
+    assert caught.value.key == f"model.{next(iter(wrong))}"
 
 
 def test_none_is_no_number_that_is_too_small() -> None:

@@ -88,6 +88,30 @@ MISTAKES = {
         "--model.pointer.loss=separate",
         ["error: model.pointer.loss is 'separate' (command line)", "set model.pointer.z_weight to 0"],
     ),
+    "refused by the data module": (
+        "--data.batch_size=0",
+        ["error: data.batch_size is 0 (command line); give 1 or more\n"],
+    ),
+    "refused by the module": (
+        "--model.verify_loss=-1",
+        ["error: model.verify_loss is -1 (command line); give 0 or more\n"],
+    ),
+    "two groups that do not go together": (
+        "--data.packing.length=100",
+        ["error: data.encoding.max_tokens is ", "data.packing.length is 100, so an example may be"],
+    ),
+    "refused in one of a list": (
+        "--data.source.mixture=[{shards: x}, {shards: y, limit: 0}]",
+        ["error: data.source.mixture.1.limit is 0 (command line); give 1 or more\n"],
+    ),
+    "one of a list without what it needs": (
+        "--data.source.mixture=[{weight: 1}]",
+        ["data.source.mixture.0 is {'weight': 1} (command line); it lacks 'shards'"],
+    ),
+    "nothing to resume from": (
+        ["run", "tiny_qwen", "--run.name=x", "--run.resume=last"],
+        ["run.resume is 'last' (command line); there is no complete checkpoint in runs/x", "resume=auto"],
+    ),
     "unknown accelerator": (
         "--trainer.accelerator=gppu",
         ["trainer.accelerator is 'gppu'", "did you mean 'gpu'", "cpu"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning import LightningModule
@@ -63,6 +63,8 @@ class V1Module(LightningModule):
             up to 256 positions of the batch, and stop where they differ; 0 for never.
         init_seed: of the weights that start at random: the pointer head's, and a tiny backbone's.
     """
+
+    GROUP: ClassVar = "model"
 
     model: PointAndCopyModel
 
