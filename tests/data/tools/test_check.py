@@ -346,7 +346,7 @@ def test_a_check_that_fails_leaves_an_older_file_alone(
 ) -> None:
     out = tmp_path / "p.jsonl"
     out.write_text("older")
-    monkeypatch.setattr(check_module, "examine", lambda task: 1 / 0)
+    monkeypatch.setattr(check_module, "examine", lambda *task: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         look(folder, out=out)
     assert out.read_text() == "older"

@@ -16,7 +16,7 @@ from typing import TextIO
 
 from v1lit.data import shards
 from v1lit.data.tools.content import fetch, scan_file
-from v1lit.data.tools.examine import ExamineTask, ShardReport, examine
+from v1lit.data.tools.examine import examine
 from v1lit.data.tools.find import Finding, ShardFile, find_shards
 from v1lit.data.tools.repeated import KeyPlace, RepeatedKeys
 from v1lit.files import aside
@@ -61,6 +61,15 @@ class CheckReport:
         """Whether nothing was found."""
         return not self.kinds
 
+    def note(self, findings: Iterable[Finding], file: TextIO | None) -> None:
+        """Count findings, keep the first ones, and write all of them."""
+        for finding in findings:
+            self.kinds[finding.kind] += 1
+            if len(self.first) < LISTED:
+                self.first.append(finding)
+            if file is not None:
+                file.write(json.dumps(asdict(finding), ensure_ascii=True) + "\n")
+
 
 def check(
     locations: Sequence[str],
@@ -93,41 +102,23 @@ def check(
     )
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="v1lit-check-")))
-        take = _Findings(report, stack.enter_context(_written_aside(out)))
+        file = stack.enter_context(_written_aside(out))
         cache = (str(folder / "cache"), CHECK_CACHE_BYTES)
-        take.all(shard_list.findings)
+        report.note(shard_list.findings, file)
         repeated = RepeatedKeys(folder)
-        tasks = [ExamineTask(shard, decode, cache) for shard in shard_list.shards]
-        results = stack.enter_context(closing(ordered(examine, tasks, min(workers, len(tasks)))))
-        advance = stack.enter_context(progress_bar("checking", len(tasks), progress))
+        shards = shard_list.shards
+        results = ordered(examine, shards, min(workers, len(shards)), decode, cache)
+        stack.enter_context(closing(results))
+        advance = stack.enter_context(progress_bar("checking", len(shards), progress))
         for shard_index, shard_report in enumerate(results):
-            _add(report, shard_report)
-            take.all(shard_report.findings)
+            for what in ("examples", "images", "regions", "bytes"):
+                setattr(report, what, getattr(report, what) + getattr(shard_report, what))
+            report.note(shard_report.findings, file)
             repeated.add(shard_index, shard_report.keys)
             advance(shard_report.examples)
-        take.all(_repeats(repeated, shard_list.shards, cache))
+        report.note(_repeats(repeated, shards, cache), file)
     report.seconds = time.monotonic() - started
     return report
-
-
-def _add(report: CheckReport, shard_report: ShardReport) -> None:
-    for what in ("examples", "images", "regions", "bytes"):
-        setattr(report, what, getattr(report, what) + getattr(shard_report, what))
-
-
-class _Findings:
-    """Counts findings, keeps the first ones, and writes all of them."""
-
-    def __init__(self, report: CheckReport, file: TextIO | None) -> None:
-        self.report, self.file = report, file
-
-    def all(self, findings: Iterable[Finding]) -> None:
-        for finding in findings:
-            self.report.kinds[finding.kind] += 1
-            if len(self.report.first) < LISTED:
-                self.report.first.append(finding)
-            if self.file is not None:
-                self.file.write(json.dumps(asdict(finding), ensure_ascii=True) + "\n")
 
 
 @contextmanager

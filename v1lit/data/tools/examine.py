@@ -18,15 +18,6 @@ from v1lit.data.tools.find import Finding, ShardFile
 from v1lit.data.tools.repeated import hash_keys
 
 
-@dataclass(frozen=True)
-class ExamineTask:
-    """A shard to examine. `cache`: see `fetch`."""
-
-    shard: ShardFile
-    decode: bool
-    cache: tuple[str, int]
-
-
 @dataclass
 class ShardReport:
     """What is in one shard, and what is wrong with it."""
@@ -45,15 +36,18 @@ class ShardReport:
         self.findings[Finding(self.shard, key, kind, reason)] = None
 
 
-def examine(task: ExamineTask) -> ShardReport:
-    """Examine one shard; everything wrong is in the result."""
+def examine(shard: ShardFile, decode: bool, cache: tuple[str, int]) -> ShardReport:
+    """Examine one shard, its images decoded if `decode`; everything wrong is in the result.
+
+    `cache`: see `fetch`.
+    """
     for again in (True, False):
-        report, path = ShardReport(task.shard.location), None
+        report, path = ShardReport(shard.location), None
         try:
-            path = fetch(task.shard, task.cache)
-            _examine_file(task, path, report)
+            path = fetch(shard, cache)
+            _examine_file(shard, path, decode, report)
         except ShardError as error:
-            _add_unread(task.shard, error, report)
+            _add_unread(shard, error, report)
         if path is None or path.is_file() or not again:  # Else others made room in the cache meanwhile.
             return report
     raise AssertionError("unreachable")
@@ -68,15 +62,15 @@ def _add_unread(shard: ShardFile, error: ShardError, report: ShardReport) -> Non
         report.add(error.kind, error.reason, error.key)
 
 
-def _examine_file(task: ExamineTask, path: Path, report: ShardReport) -> None:
-    info, report.bytes = task.shard.info, path.stat().st_size
+def _examine_file(shard: ShardFile, path: Path, decode: bool, report: ShardReport) -> None:
+    info, report.bytes = shard.info, path.stat().st_size
     scan = scan_file(path)
     index, sha256 = index_of(path, scan)
     changed = info is not None and _compare_file(info, sha256, report)
     _add_problems(scan, report)
-    if info is not None and task.shard.index is not None:
-        _compare_sidecar(task.shard.index, info, scan, index, changed, report)
-    _read_examples(task, path, scan, index, report)
+    if info is not None and shard.index is not None:
+        _compare_sidecar(shard.index, info, scan, index, changed, report)
+    _read_examples(path, scan, index, decode, report)
     if info is not None and not report.findings:
         _compare_counts(info, report)
 
@@ -126,8 +120,8 @@ def _compare_sidecar(
                 )
 
 
-def _read_examples(task: ExamineTask, path: Path, scan: Scan, index: ShardIndex, report: ShardReport) -> None:
-    with Shard(path, name=task.shard.location, index=index) as shard:
+def _read_examples(path: Path, scan: Scan, index: ShardIndex, decode: bool, report: ShardReport) -> None:
+    with Shard(path, name=report.shard, index=index) as shard:
         for example_index, key in enumerate(scan.keys):
             try:
                 example = shard.example(example_index)
@@ -136,7 +130,7 @@ def _read_examples(task: ExamineTask, path: Path, scan: Scan, index: ShardIndex,
                 continue
             report.images += len(example.images)
             report.regions += len(example.regions)
-            for place, image in enumerate(example.images if task.decode else ()):
+            for place, image in enumerate(example.images if decode else ()):
                 try:
                     decode_image(image)
                 except ImageError as error:

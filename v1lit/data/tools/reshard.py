@@ -50,9 +50,9 @@ from v1lit.data.tools.find import Finding, ShardList, find_shards
 from v1lit.data.tools.reshard_shards import (
     INPUT_CACHE_BYTES,
     UNITS,
-    WriteTask,
+    InputShards,
+    OutputShard,
     cut,
-    forget_inputs,
     has_size,
     unit_name,
     write_shard,
@@ -209,21 +209,17 @@ def _write_shards(
     staging = staged.path
     cache = (str(staging / "inputs"), INPUT_CACHE_BYTES)
     make_table(staging, shard_list.shards, cache, skip, min(workers, len(shard_list.shards)), progress)
-    table, table_time = ExampleTable.load(staging), (staging / "table.bin").stat().st_mtime_ns
-    cuts = cut(table, options.shuffle, options.examples_per_shard, options.max_shard_mb * 2**20)
-    tasks = [
-        WriteTask(staged, table_time, shard_index, start, stop)
-        for shard_index, (start, stop) in enumerate(pairwise(cuts))
+    inputs = InputShards(staged)
+    cuts = cut(inputs.table, options.shuffle, options.examples_per_shard, options.max_shard_mb * 2**20)
+    outputs = [
+        OutputShard(shard_index, start, stop) for shard_index, (start, stop) in enumerate(pairwise(cuts))
     ]
-    todo = [task for task in tasks if not staged.is_done(task.unit)]
-    written = ordered(write_shard, todo, min(workers, max(len(todo), 1)))
-    try:
-        with closing(written), progress_bar("writing", len(todo), progress) as advance:
-            for examples in written:
-                advance(examples)
-    finally:
-        forget_inputs()
-    staged.finish({"shards": len(tasks)})
+    todo = [output for output in outputs if not staged.is_done(output.unit)]
+    written = ordered(write_shard, todo, count_workers(workers, len(todo)), inputs)
+    with closing(written), progress_bar("writing", len(todo), progress) as advance:
+        for examples in written:
+            advance(examples)
+    staged.finish({"shards": len(outputs)})
 
 
 def _publish(staged: StagedFolder, options: ReshardOptions, skipped: Sequence[Finding]) -> ReshardReport:

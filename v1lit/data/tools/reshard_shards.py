@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -59,10 +58,13 @@ def cut(table: ExampleTable, seed: int | None, max_examples: int, max_bytes: int
 
 
 class InputShards:
-    """What a process needs to write shards: the table of all examples, and the shards that they are in."""
+    """What a process needs to write shards: the table of all examples, and the shards that they are in.
+
+    Sent to other processes, it opens both there.
+    """
 
     def __init__(self, staged: StagedFolder) -> None:
-        plan = staged.plan
+        self.staged, plan = staged, staged.plan
         self.table = ExampleTable.load(staged.path)
         self.seed: int | None = plan["shuffle"]
         self._skip = plan["on_bad"] == "skip"
@@ -98,14 +100,14 @@ class InputShards:
                 raise
             return Finding.of(error)
 
+    def __reduce__(self) -> tuple[type[InputShards], tuple[StagedFolder]]:
+        return type(self), (self.staged,)
+
 
 @dataclass(frozen=True)
-class WriteTask:
-    """One output shard to be written."""
+class OutputShard:
+    """One shard to be written."""
 
-    staged: StagedFolder
-    table_time: int
-    """When the table of all examples was written, in nanoseconds: another table has another time."""
     shard_index: int
     start: int
     """Position in the output of the shard's first example."""
@@ -130,24 +132,13 @@ def has_size(folder: Path, shard: ShardInfo) -> bool:
     return sized and (folder / sidecar_name(shard.file)).is_file()
 
 
-@lru_cache(maxsize=1)
-def _open_inputs(staged: StagedFolder, table_time: int) -> InputShards:
-    return InputShards(staged)
-
-
-def forget_inputs() -> None:
-    """Close what `write_shard` keeps open in this process."""
-    _open_inputs.cache_clear()
-
-
-def write_shard(task: WriteTask) -> int:
+def write_shard(output: OutputShard, inputs: InputShards) -> int:
     """Write one output shard, and its record; returns its number of examples. Raises ShardError."""
-    inputs = _open_inputs(task.staged, task.table_time)
     skipped: list[Finding] = []
-    size = task.stop - task.start
-    with task.staged.unit(task.unit) as unfinished:
+    size = output.stop - output.start
+    with inputs.staged.unit(output.unit) as unfinished:
         with ShardWriter(unfinished, max_examples=size, max_bytes=2**62, unique="shard") as writer:
-            for data in inputs.read(order(inputs.table, inputs.seed, task.start, task.stop)):
+            for data in inputs.read(order(inputs.table, inputs.seed, output.start, output.stop)):
                 if isinstance(data, Finding):
                     skipped.append(data)
                 else:
