@@ -90,6 +90,17 @@ def test_the_module_refuses_its_own_options(wrong: dict[str, Any]) -> None:
     assert caught.value.key == f"model.{next(iter(wrong))}"
 
 
+def test_a_subclass_with_a_constructor_of_its_own_has_the_same_options() -> None:
+    class Mine(V1Module):
+        def __init__(self, mode: Literal["a", "b"], **options: Any) -> None:
+            super().__init__(BackboneConfig(), **options)
+            self.mode = mode
+
+    assert Mine("a").on_nonfinite == "stop"
+    with pytest.raises(OptionError, match=r"^model\.on_nonfinite is 'halt'"):
+        Mine("a", on_nonfinite="halt")
+
+
 def test_none_is_no_number_that_is_too_small() -> None:
     check_least(Options(), 1, "number")
     check_least(Options(number=1), 1, "number")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cache
-from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Protocol, get_args, get_origin, get_type_hints
 
 MISTAKE, FAILURE = 2, 1
 """Exit codes of a command: something was asked for that cannot be done, or doing it failed.
@@ -54,6 +54,13 @@ class OptionError(ValueError):
         return OptionError(self.key, self.given, self.why, group)
 
 
+class Options(Protocol):
+    """An object whose attributes are options of one group of a recipe."""
+
+    GROUP: ClassVar[str]
+    """Where they stand in a recipe; from Python, errors name it."""
+
+
 @contextmanager
 def named(key: str) -> Iterator[None]:
     """Put `key` before what a ValueError says; of an OptionError it is the group of its option."""
@@ -84,7 +91,7 @@ def explain_unknown(what: str, name: object, names: Iterable[str]) -> str:
     return f"unknown {what} {name!r}; {name_allowed(name, sorted(names))}"
 
 
-def check_fields(options: Any, names: Iterable[str], allowed: Callable[[Any], bool], why: str) -> None:
+def check_fields(options: Options, names: Iterable[str], allowed: Callable[[Any], bool], why: str) -> None:
     """Raises OptionError, with `why`, for a field of `options` that is neither None nor `allowed`."""
     for name in names:
         value = getattr(options, name)
@@ -92,18 +99,18 @@ def check_fields(options: Any, names: Iterable[str], allowed: Callable[[Any], bo
             raise OptionError(name, value, why, options.GROUP)
 
 
-def check_least(options: Any, least: int, *names: str) -> None:
+def check_least(options: Options, least: int, *names: str) -> None:
     """Raises OptionError for a number of `options` that is below `least`; None is allowed."""
     check_fields(options, names, lambda number: number >= least, f"give {least} or more")
 
 
-def check_choices(options: Any) -> None:
+def check_choices(options: Options) -> None:
     """Raises OptionError for an option that has none of the values which its `Literal` annotation names.
 
     Args:
-        options: made by a constructor whose annotated parameters are its attributes; its class has a `GROUP`.
+        options: made by a constructor whose annotated parameters are its attributes.
     """
-    for name, allowed in _choices(cast(Hashable, type(options))).items():
+    for name, allowed in _choices(type(options)).items():
         value = getattr(options, name)
         several = isinstance(value, list | tuple)
         for item in value if several else [value]:
@@ -113,7 +120,8 @@ def check_choices(options: Any) -> None:
 
 
 @cache
-def _choices(kind: Hashable) -> dict[str, tuple[Any, ...]]:
-    hints = get_type_hints(vars(kind)["__init__"]).items()
+def _choices(kind: Any) -> dict[str, tuple[Any, ...]]:
+    owner = next(base for base in kind.__mro__ if "GROUP" in vars(base))  # subclasses may take other options
+    hints = get_type_hints(vars(owner)["__init__"]).items()
     items = {name: get_args(hint)[0] if get_origin(hint) is list else hint for name, hint in hints}
     return {name: get_args(item) for name, item in items.items() if get_origin(item) is Literal}
