@@ -171,21 +171,17 @@ _WITH_NAN = json.JSONDecoder(parse_constant=float, object_pairs_hook=_object_of_
 def _problem_of_text(example: Example) -> str | None:
     if not all(isinstance(message, Message) for message in example.messages):
         return "messages must be Message objects"
-    texts: list[object] = [example.id, example.source, *[message.content for message in example.messages]]
+    texts: dict[str, object] = {"the id": example.id, "the source": example.source}
+    for number, message in enumerate(example.messages, start=1):
+        texts[f"the text of message {number}"] = message.content
     if example.answer is not None:
-        texts.append(example.answer)
-    for index, text in enumerate(texts):
+        texts["the answer"] = example.answer
+    for what, text in texts.items():
         if not isinstance(text, str):
-            return f"{_name_of_text(example, index)} is {text!r} instead of text"
+            return f"{what} is {text!r} instead of text"
         if not _is_unicode(text):
-            what = _name_of_text(example, index)
             return f"{what} holds half of a surrogate pair, which is no character"
     return None if example.id else "the id is empty"
-
-
-def _name_of_text(example: Example, index: int) -> str:
-    messages = [f"the text of message {number}" for number in range(1, len(example.messages) + 1)]
-    return ["the id", "the source", *messages, "the answer"][index]
 
 
 def _is_unicode(text: str) -> bool:

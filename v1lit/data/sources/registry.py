@@ -12,7 +12,7 @@ from v1lit.data.config import MixtureConfig, SourceConfig
 from v1lit.data.remote import DEFAULT_RETRY, Retry, exists, expand, is_pattern, is_remote, join, may_be_folder
 from v1lit.data.shards import INDEX_NAME
 from v1lit.data.shards.compressed import hint_of_names
-from v1lit.data.streams.options import check_stream
+from v1lit.data.streams.options import StreamOptions
 from v1lit.errors import OptionError, explain_unknown, name_allowed, named
 
 VAL_SEED = 1_000_003
@@ -120,7 +120,7 @@ def synthetic_source(
     synthesize(folder / "val", examples=val_examples, seed=seed + VAL_SEED, **drawn_as)
 
 
-def check_synthetic(options: Mapping[str, Any]) -> None:
+def _check_synthetic(options: Mapping[str, Any]) -> None:
     """Raise ValueError for option values that cannot be drawn."""
     from v1lit.data.synthetic.generate import check_setting
 
@@ -159,8 +159,6 @@ SOURCES: Mapping[str, SourceFunction] = {
     "v1g": v1g_source,
     "webdataset": webdataset_source,
 }
-CHECKS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {"synthetic": check_synthetic}
-"""What is wrong with the values of a source's options can be told before anything is written."""
 
 
 def check_source(config: SourceConfig) -> None:
@@ -180,8 +178,9 @@ def check_source(config: SourceConfig) -> None:
             )
             raise OptionError(f"options.{name}", config.options[name], why, config.GROUP)
     if is_stream(config):
-        check_stream(config)
-    CHECKS.get(config.name, lambda options: None)(config.options)
+        StreamOptions.read(config)
+    elif config.name == "synthetic":
+        _check_synthetic(config.options)
 
 
 def prepare_source(config: SourceConfig, retry: Retry = DEFAULT_RETRY) -> None:

@@ -20,6 +20,8 @@ from v1lit.data.streams.samples import Sample, read_samples
 from v1lit.data.streams.tar_bytes import name_of
 
 T = TypeVar("T")
+Content = Sample | ShardError
+"""A sample, or what is wrong in its place."""
 MAX_WINDOW_BYTES = 2**28
 """A window ends where it holds that much, however few examples it has."""
 
@@ -58,22 +60,6 @@ class Readers:
     """Examples that each reader reads at most."""
 
 
-@dataclass(frozen=True)
-class _StreamItem:
-    """One sample, or what is wrong in its place."""
-
-    file: int
-    """Index of its file."""
-    index: int
-    """Index of the sample in the file."""
-    content: Sample | ShardError
-
-    @property
-    def size(self) -> int:
-        """In bytes."""
-        return self.content.size if isinstance(self.content, Sample) else 0
-
-
 class StreamExamples:
     """The examples of some files, in windows that are permuted; a `MicroBatchStream`, and `Readable`.
 
@@ -94,8 +80,8 @@ class StreamExamples:
         self._from, self._waiting = state.read, set(state.waiting)
         self._starts = [(state.first, FileStart(state.file, state.sample))]
         self._order = self._in_order(self._starts[0][1])
-        self._kept: dict[int, _StreamItem] = {}
-        self._index: dict[tuple[int, int], int] = {}
+        self._kept: dict[int, ExampleRef] = {}
+        self._contents: dict[ExampleRef, Content] = {}
         self.length: int | None = None
 
     # ------------------------------------------------------------------ by index
@@ -107,11 +93,7 @@ class StreamExamples:
         """
         while indices and self._next <= max(indices) and self.length is None:
             self._read_next()
-        items = (self._kept.get(index) for index in indices)
-        return [
-            None if item is None else ExampleRef(item.index, 0, item.file, item.index, self.epoch)
-            for item in items
-        ]
+        return [self._kept.get(index) for index in indices]
 
     def after(self, state: MicroBatchState) -> ReaderState:
         """State of the reader when its rows have come as far as `state`. Forgets what lies before."""
@@ -122,8 +104,7 @@ class StreamExamples:
         waiting = set(state.waiting)
         done = [index for index in self._kept if index < unread and index not in waiting]
         for index in done:
-            item = self._kept.pop(index)
-            del self._index[item.file, item.index]
+            del self._contents[self._kept.pop(index)]
         first, start = self._starts[0]
         return ReaderState(start.file, start.sample, first, state.read, state.waiting)
 
@@ -131,7 +112,7 @@ class StreamExamples:
 
     def use(self, ref: ExampleRef, action: Callable[[OpenShard], T]) -> T:
         """What an action does with an example that is kept."""
-        return action(_SampleShard(self.file(ref), self._content(ref), self.stream.members))
+        return action(_SampleShard(self.file(ref), self._contents[ref], self.stream.members))
 
     def read(self, ref: ExampleRef) -> Example:
         """One example. Raises ShardError."""
@@ -139,14 +120,11 @@ class StreamExamples:
 
     def key(self, ref: ExampleRef) -> str | None:
         """Name of an example, as far as it can be read."""
-        return self._content(ref).key
+        return self._contents[ref].key
 
     def file(self, ref: ExampleRef) -> str:
         """What messages call the file that an example is in."""
         return name_of(self.stream.files[ref.shard])
-
-    def _content(self, ref: ExampleRef) -> Sample | ShardError:
-        return self._kept[self._index[ref.shard, ref.index]].content
 
     # ------------------------------------------------------------------ reading further
 
@@ -158,29 +136,28 @@ class StreamExamples:
             return
         index, self._next = self._next, self._next + 1
         if (index >= self._from or index in self._waiting) and index % self.micro_batches == self.micro_batch:
-            self._kept[index] = item
-            self._index[item.file, item.index] = index
+            self._kept[index], self._contents[item[0]] = item
 
-    def _in_order(self, start: FileStart) -> Iterator[_StreamItem]:
+    def _in_order(self, start: FileStart) -> Iterator[tuple[ExampleRef, Content]]:
         """The examples in the order of their indices."""
-        window: list[_StreamItem] = []
+        window: list[tuple[ExampleRef, Content]] = []
         size = 0
-        for item, behind in self._samples(start):
-            window.append(item)
-            size += item.size
+        for ref, content, behind in self._samples(start):
+            window.append((ref, content))
+            size += content.size if isinstance(content, Sample) else 0
             if len(window) >= self.stream.shuffle or size >= MAX_WINDOW_BYTES:
                 self._starts.append((self._next + len(window), behind))
                 yield from self._permuted(window)
                 window, size = [], 0
         yield from self._permuted(window)
 
-    def _permuted(self, window: list[_StreamItem]) -> Iterator[_StreamItem]:
+    def _permuted(self, window: list[tuple[ExampleRef, Content]]) -> Iterator[tuple[ExampleRef, Content]]:
         if window:
-            first = window[0]
-            random = np.random.default_rng([self.stream.seed, self.epoch, first.file, first.index])
+            first = window[0][0]
+            random = np.random.default_rng([self.stream.seed, self.epoch, first.shard, first.index])
             yield from (window[place] for place in random.permutation(len(window)))
 
-    def _samples(self, start: FileStart) -> Iterator[tuple[_StreamItem, FileStart]]:
+    def _samples(self, start: FileStart) -> Iterator[tuple[ExampleRef, Content, FileStart]]:
         """The samples as they come, each with the place behind it."""
         for at in range(start.file, len(self.part)):
             file, skip = self.part[at]
@@ -188,7 +165,8 @@ class StreamExamples:
                 skip = max(skip, start.sample)
             for index, content in enumerate(read_samples(self.stream.files[file], self.stream.retry)):
                 if index >= skip:
-                    yield _StreamItem(file, index, content), FileStart(at, index + 1)
+                    ref = ExampleRef(index, 0, file, index, self.epoch)
+                    yield ref, content, FileStart(at, index + 1)
 
 
 @dataclass(frozen=True)
@@ -196,7 +174,7 @@ class _SampleShard:
     """One sample as an open shard."""
 
     name: str
-    content: Sample | ShardError
+    content: Content
     members: Members | None
 
     def example(self, index: int) -> Example:

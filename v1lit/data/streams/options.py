@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from v1lit.data.config import SourceConfig
 from v1lit.data.remote import Retry, expand, is_remote, unbrace
 from v1lit.data.streams.members import Members
-from v1lit.errors import OptionError, name_allowed
+from v1lit.errors import OptionError
 
 PIPE = "pipe:"
 OPTION = "data.source.options"
@@ -31,7 +31,10 @@ class StreamOptions:
 
     @classmethod
     def read(cls, config: SourceConfig) -> StreamOptions:
-        """The options in the source of a recipe. Raises ValueError naming the key."""
+        """The options in the source of a recipe; looks at no file. Raises ValueError naming the key.
+
+        Which names they have is for `check_source`.
+        """
         if not config.path:
             why = (
                 "it needs data.source.path: files, URLs or pipe: commands, such as "
@@ -44,12 +47,7 @@ class StreamOptions:
                 "index of the shards with `v1lit data index` and use data.source.name=shards"
             )
             raise OptionError("mixture", [source.shards for source in config.mixture], why, config.GROUP)
-        options = dict(config.options)
-        names = [option.name for option in fields(cls) if option.name != "path"]
-        if unknown := [name for name in options if name not in names]:
-            name = unknown[0]
-            why = f"a stream has no such option; {name_allowed(name, names)}"
-            raise OptionError(name, options[name], why, OPTION)
+        options = config.options
         shuffle = options.get("shuffle", cls.shuffle)
         if not isinstance(shuffle, int) or isinstance(shuffle, bool) or shuffle < 0:
             raise OptionError("shuffle", shuffle, "give a number of examples, or 0 for none", OPTION)
@@ -78,8 +76,3 @@ def files_of(path: str, retry: Retry) -> list[str]:
     if times > 1:
         raise ValueError(f"{path} names {name} {times} times; give each file once")
     return files
-
-
-def check_stream(config: SourceConfig) -> None:
-    """Raise ValueError for options that a stream cannot have; looks at no file."""
-    StreamOptions.read(config)

@@ -31,6 +31,8 @@ GAP = 2.5
 OVERSAMPLE = 3
 
 Point = tuple[float, float]
+Line = tuple[Point, Point]
+"""Tail and tip of an arrow."""
 
 
 def draw(rng: random.Random, size: tuple[int, int]) -> Scene:
@@ -43,7 +45,7 @@ def draw(rng: random.Random, size: tuple[int, int]) -> Scene:
     )
     arrows = _connect(rng, items)
     image = paper(rng, size, tint=6)
-    image.paste(INK, (0, 0), _draw_arrows(items, arrows, size))
+    image.paste(INK, (0, 0), _draw_arrows(list(arrows.values()), size))
     pen = ImageDraw.Draw(image)
     letters = font(max(10, min(size) // 12))
     for item in items:
@@ -66,10 +68,9 @@ def _place(rng: random.Random, count: int, size: tuple[int, int]) -> list[PixelB
     return boxes
 
 
-def _connect(rng: random.Random, items: Sequence[Item]) -> list[tuple[int, int]]:
+def _connect(rng: random.Random, items: Sequence[Item]) -> dict[tuple[int, int], Line]:
     """Straight arrows that keep clear of other boxes, cross no other arrow and are long enough to be seen."""
-    arrows: list[tuple[int, int]] = []
-    lines: list[tuple[Point, Point]] = []
+    arrows: dict[tuple[int, int], Line] = {}
     pairs = list(permutations(range(len(items)), 2))
     rng.shuffle(pairs)
     wanted = rng.randint(len(items) - 1, len(items) + 2)
@@ -79,15 +80,14 @@ def _connect(rng: random.Random, items: Sequence[Item]) -> list[tuple[int, int]]
             continue
         others = [item for k, item in enumerate(items) if k not in (a, b)]
         if any(_inside(_grown(o.box, 5), *line) for o in others) or any(
-            _cross(line, other) for other in lines
+            _cross(line, other) for other in arrows.values()
         ):
             continue
-        arrows.append((a, b))
-        lines.append(line)
+        arrows[a, b] = line
     return arrows
 
 
-def _line(a: Item, b: Item) -> tuple[Point, Point] | None:
+def _line(a: Item, b: Item) -> Line | None:
     """Tail and tip of the arrow between two boxes; None where it would be too short to read."""
     p, q = a.centre, b.centre
     leaves, enters = _inside(_grown(a.box, GAP), p, q), _inside(_grown(b.box, GAP), p, q)
@@ -121,26 +121,21 @@ def _inside(box: tuple[float, float, float, float], p: Point, q: Point) -> tuple
     return (low, high) if low <= high else None
 
 
-def _cross(one: tuple[Point, Point], two: tuple[Point, Point]) -> bool:
-    def side(p: Point, line: tuple[Point, Point]) -> bool:
+def _cross(one: Line, two: Line) -> bool:
+    def side(p: Point, line: Line) -> bool:
         (ax, ay), (bx, by) = line
         return (bx - ax) * (p[1] - ay) > (by - ay) * (p[0] - ax)
 
     return side(one[0], two) != side(one[1], two) and side(two[0], one) != side(two[1], one)
 
 
-def _draw_arrows(
-    items: Sequence[Item], arrows: Sequence[tuple[int, int]], size: tuple[int, int]
-) -> Image.Image:
+def _draw_arrows(arrows: Sequence[Line], size: tuple[int, int]) -> Image.Image:
     """Coverage of all arrows: [height, width], 0..255, smooth edges."""
     k = OVERSAMPLE
     mask = Image.new("L", (size[0] * k, size[1] * k), 0)
     pen = ImageDraw.Draw(mask)
-    for a, b in arrows:
-        line = _line(items[a], items[b])
-        assert line is not None
-        (x1, y1), (x2, y2) = line
-        length = math.dist(*line)
+    for (x1, y1), (x2, y2) in arrows:
+        length = math.dist((x1, y1), (x2, y2))
         dx, dy = (x2 - x1) / length, (y2 - y1) / length
         head, half = 7.5, 3.6
         base = (x2 - head * dx, y2 - head * dy)

@@ -66,16 +66,16 @@ img { display: block; max-width: 100%; border: 1px solid #dcdce2; margin-bottom:
 def render_html(title: str, cards: Sequence[Card]) -> bytes:
     """A page that needs no other file; all text is escaped."""
     body = "\n".join(_html_card(card) for card in cards)
-    legend = _html_text([TextRun(f" {words} ", mark=m) for m, (_, words) in _legend(cards)])
+    legend = _html_text(_legend(cards))
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f"<style>{STYLE}</style></head>\n<body><h1>{html.escape(title)}</h1>\n{legend}\n{body}\n</body></html>\n"
     ).encode()
 
 
-def _legend(cards: Sequence[Card]) -> list[tuple[str, tuple[str, str]]]:
+def _legend(cards: Sequence[Card]) -> list[TextRun]:
     used = {piece.mark for card in cards for _, pieces in card.sections for piece in pieces}
-    return [entry for entry in TOKEN_STYLES.items() if entry[0] in used]
+    return [TextRun(f" {words} ", mark=mark) for mark, (_, words) in TOKEN_STYLES.items() if mark in used]
 
 
 def _html_card(card: Card) -> str:
@@ -120,8 +120,7 @@ WIDTH, TEXT_LEFT, MARGIN, LINE, FONT = 1180, 490, 20, 22, 15
 def render_png(title: str, cards: Sequence[Card]) -> bytes:
     """All cards below each other in one picture."""
     strips = [_text_strip([TextRun(title, bold=True)], WIDTH - 2 * MARGIN)]
-    legend = [TextRun(f" {words} ", mark=mark) for mark, (_, words) in _legend(cards)]
-    if legend:
+    if legend := _legend(cards):
         strips.append(_text_strip(legend, WIDTH - 2 * MARGIN))
     strips += [_png_card(card) for card in cards]
     page = Image.new("RGB", (WIDTH, sum(s.height + MARGIN for s in strips) + MARGIN), "#ffffff")
