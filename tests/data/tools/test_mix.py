@@ -108,7 +108,7 @@ def test_it_shows_single_sources_too(
         ("[{shards: a, weight: heavy}]", ["mixture.0.weight is 'heavy'", "a number or null"]),
         ("[{shards: a, limit: 1.5}]", ["mixture.0.limit is 1.5", "an integer or null"]),
         ("[{shards: a, limit: 0}]", ["data.source.mixture.0.limit is 0", "1 or more", "command line"]),
-        ("[{shards: a, weight: 1}, {shards: b}]", ["1 of 2 sources have a weight", "number 1"]),
+        ("[{shards: a, weight: 1}, {shards: b}]", ["1 of 2 sources have a weight", "source 1 has none"]),
         ("[{shards: a, weight: -1}, {shards: b, weight: 2}]", ["weights must be positive"]),
         ("a", ["data.source.mixture is 'a'", "a list, each a mapping with shards, weight, limit"]),
         ("[a, b]", ["data.source.mixture.0 is 'a'", "shards, weight, limit"]),

@@ -135,14 +135,13 @@ def _with_arguments(target: Any, arguments: Mapping[str, Any]) -> Callable[..., 
     """A function with its arguments, or the object that a class makes of them."""
     if not callable(target):
         raise ValueError(f"that is no function or class but {type(target).__name__}")
+    is_class = isinstance(target, type)
     try:
-        if isinstance(target, type):
-            inspect.signature(target).bind(**arguments)
-        else:
-            inspect.signature(target).bind_partial(**arguments)
+        signature = inspect.signature(target)
+        (signature.bind if is_class else signature.bind_partial)(**arguments)
     except TypeError as error:
         raise ValueError(f"it does not take its init_args {dict(arguments)!r}: {error}") from error
-    if not isinstance(target, type):
+    if not is_class:
         return partial(target, **arguments) if arguments else target
     try:
         instance = target(**arguments)

@@ -33,9 +33,7 @@ def known_table(catalog: Catalog, options: LengthOptions) -> LengthTable | None:
     return None
 
 
-def measured_table(
-    catalog: Catalog, options: LengthOptions, workers: int | None = None
-) -> LengthTable | None:
+def measured_table(catalog: Catalog, options: LengthOptions) -> LengthTable | None:
     """The table of a source, measured and kept where there is none yet.
 
     It is measured in parallel, and resumed where an earlier attempt was stopped. None without an index, and
@@ -48,7 +46,7 @@ def measured_table(
     rank_zero_info(f"measuring the lengths of {examples} examples in {catalog.location}, once")
     path, many = _places(catalog, options)[-1], examples >= MANY
     try:
-        return _write(catalog, options, path, workers if many else 1, progress=many)
+        return _write(catalog, options, path, None if many else 1, progress=many)
     except ShardError as error:
         rank_zero_info(f"lengths are measured while examples are read: {error}")
         return None

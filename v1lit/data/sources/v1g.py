@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -52,8 +51,6 @@ class ImportReport:
     """Numbers of rows."""
     shards: int
     """Number of files."""
-    seconds: float
-    """How long this call took."""
     already_done: bool
     """True if everything was there before and nothing was done."""
     folder: Path
@@ -103,7 +100,6 @@ def import_v1g(
     Raises ValueError where there is nothing to import, the rows are not in the v1g format, or `out` holds
     something else.
     """
-    started = time.monotonic()
     workers = workers if workers is not None else available_cores()
     if workers < 1 or max_examples_per_shard < 1:
         raise ValueError(
@@ -130,13 +126,12 @@ def import_v1g(
         reports[name] = _import_folder(task, name, workers, overwrite, console)
         if len(plans) > 1 and name != list(plans)[-1]:
             taken |= dict.fromkeys(job.ids_of(folder), f"the split {name!r}")
-    return _total(reports, out, parquet.ignored, time.monotonic() - started)
+    return _total(reports, out, parquet.ignored)
 
 
 def _import_folder(
     task: Job, name: str | None, workers: int, overwrite: bool, console: Console
 ) -> ImportReport:
-    started = time.monotonic()
     done = job.is_finished(task, overwrite=overwrite)
     if not done:
         total = sum(unit.rows for unit in task.units)
@@ -152,21 +147,15 @@ def _import_folder(
         message += f"\n  all of them are listed in {task.out / job.REJECTED_NAME}"
     log.info(message)
     console.print(message, soft_wrap=True)
-    seconds = time.monotonic() - started
-    return ImportReport(
-        index["examples"], index["rejected"], shards, seconds, done, task.out, reasons=tuple(reasons)
-    )
+    return ImportReport(index["examples"], index["rejected"], shards, done, task.out, reasons=tuple(reasons))
 
 
-def _total(
-    reports: dict[str | None, ImportReport], out: Path, ignored: tuple[str, ...], seconds: float
-) -> ImportReport:
+def _total(reports: dict[str | None, ImportReport], out: Path, ignored: tuple[str, ...]) -> ImportReport:
     parts = list(reports.values())
     return ImportReport(
         accepted=sum(part.accepted for part in parts),
         rejected=sum(part.rejected for part in parts),
         shards=sum(part.shards for part in parts),
-        seconds=seconds,
         already_done=all(part.already_done for part in parts),
         folder=out,
         splits={name: report for name, report in reports.items() if name is not None},

@@ -214,7 +214,7 @@ def _write_shards(
     outputs = [
         OutputShard(shard_index, start, stop) for shard_index, (start, stop) in enumerate(pairwise(cuts))
     ]
-    todo = [output for output in outputs if not staged.is_done(output.unit)]
+    todo = [output for output in outputs if not staged.is_done(unit_name(output.shard_index))]
     written = ordered(write_shard, todo, count_workers(workers, len(todo)), inputs)
     with closing(written), progress_bar("writing", len(todo), progress) as advance:
         for examples in written:

@@ -114,11 +114,6 @@ class OutputShard:
     stop: int
     """Position behind its last one."""
 
-    @property
-    def unit(self) -> str:
-        """Name of the unit that the shard is."""
-        return unit_name(self.shard_index)
-
 
 def unit_name(shard_index: int) -> str:
     """Name of the unit of one output shard."""
@@ -136,7 +131,7 @@ def write_shard(output: OutputShard, inputs: InputShards) -> int:
     """Write one output shard, and its record; returns its number of examples. Raises ShardError."""
     skipped: list[Finding] = []
     size = output.stop - output.start
-    with inputs.staged.unit(output.unit) as unfinished:
+    with inputs.staged.unit(unit_name(output.shard_index)) as unfinished:
         with ShardWriter(unfinished, max_examples=size, max_bytes=2**62, unique="shard") as writer:
             for data in inputs.read(order(inputs.table, inputs.seed, output.start, output.stop)):
                 if isinstance(data, Finding):

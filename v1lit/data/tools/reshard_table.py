@@ -19,7 +19,7 @@ from v1lit.data.shards.scan import Scan
 from v1lit.data.tools.content import fetch, index_of, scan_file
 from v1lit.data.tools.find import Finding, ShardFile
 from v1lit.data.tools.repeated import RepeatedKeys, hash_keys
-from v1lit.files import aside, write_atomically
+from v1lit.files import aside, remove, write_atomically
 from v1lit.processes import ordered, progress_bar
 
 ROW = np.dtype([("start", "<i8"), ("end", "<i8"), ("crc32", "<u4"), ("shard", "<u4")])
@@ -73,11 +73,9 @@ def make_table(
     """
     if (folder / "table.json").is_file():
         return
-    keys_folder = folder / "keys"
-    keys_folder.mkdir(exist_ok=True)
-    for old in keys_folder.iterdir():
-        old.unlink()
-    repeated, counts, findings = RepeatedKeys(keys_folder), list[int](), list[Finding]()
+    remove(folder / "keys")
+    (folder / "keys").mkdir()
+    repeated, counts, findings = RepeatedKeys(folder / "keys"), list[int](), list[Finding]()
     scanned = ordered(partial(_scan_shard, cache=cache, skip=skip), shards, workers)
     with (
         aside(folder / "table.bin") as unfinished,

@@ -148,18 +148,15 @@ def _with_regions(
 
 
 def _scaled(region: Region, scale: tuple[float, float], size: tuple[int, int]) -> Region:
-    def moved(numbers: Sequence[float]) -> list[float]:
-        return [index * scale[k % 2] for k, index in enumerate(numbers)]
-
     if region.kind == "mask":
         return Region.from_mask(
             np.asarray(Image.fromarray(region.data).resize(size, Image.Resampling.NEAREST))
         )
     if region.kind == "polygon":
-        return Region.from_polygon([moved(point) for point in region.data])
+        return Region.from_polygon((np.array(region.data) * scale).tolist())
     boxes = region.boxes()
     assert boxes is not None
-    return Region.from_boxes([moved(box) for box in boxes.tolist()])
+    return Region.from_boxes((boxes * (*scale, *scale)).tolist())
 
 
 def color_names(text: str, colors: Mapping[str, str]) -> list[TextRun]:
