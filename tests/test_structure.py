@@ -14,21 +14,21 @@ PACKAGE = ROOT / "v1lit"
 LIMITS = {
     # package: rooms, floors, arrows
     "v1lit": (14, 7, 50),  # all packages may use the single files of the two lowest floors
-    "v1lit.backbones": (28, 8, 75),
-    "v1lit.cli": (36, 10, 80),
-    "v1lit.data": (18, 10, 70),
-    "v1lit.grounding": (7, 4, 8),
-    "v1lit.inference": (2, 2, 1),
-    "v1lit.pointer": (12, 5, 20),
-    "v1lit.testing": (8, 4, 12),
-    "v1lit.training": (26, 5, 46),
+    "v1lit.backbones": (24, 8, 60),
+    "v1lit.cli": (32, 10, 70),
+    "v1lit.data": (17, 10, 66),
+    "v1lit.grounding": (6, 4, 7),
+    "v1lit.inference": (1, 1, 0),
+    "v1lit.pointer": (11, 5, 17),
+    "v1lit.testing": (7, 3, 9),
+    "v1lit.training": (24, 5, 46),
 }
 """How many rooms a package may have, on how many floors, and how many arrows may lead from room to room."""
 LONGEST_FILE = 412
 LONGEST_FUNCTION = 60
-CODE_LINES = 29_900
+CODE_LINES = 29_397
 """Of `v1lit/` without `v1lit/testing/`, which authors of backbones use and no run does."""
-ALL_LINES = 31_500
+ALL_LINES = 30_300
 
 MODULES = tool.read_modules(PACKAGE)
 GRAPH = tool.import_graph(MODULES)
