@@ -72,6 +72,11 @@ def named(key: str) -> Iterator[None]:
         raise ValueError(f"{key}: {error}") from error
 
 
+def one_line(error: BaseException) -> str:
+    """The message of an error on one line, or its kind where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def did_you_mean(name: object, names: Iterable[str], prefix: str = "") -> str:
     """`; did you mean 'x'?` for the one of `names` most like `name`, with `prefix`, or an empty text."""
     close = get_close_matches(str(name), list(names), n=1, cutoff=0.5)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from v1lit.backbones.weight_files import WeightsUnavailable
-from v1lit.grounding.picture import one_line
+from v1lit.errors import one_line
 
 
 @contextmanager

@@ -14,8 +14,7 @@ from v1lit.backbones.hub import hub_errors
 from v1lit.backbones.registry import BUILTIN, get_backbone, list_backbones
 from v1lit.backbones.tiny import tiny_tokenizer
 from v1lit.backbones.weight_files import WeightsUnavailable
-from v1lit.errors import OptionError, explain_unknown, name_allowed, named
-from v1lit.grounding.picture import one_line
+from v1lit.errors import OptionError, explain_unknown, name_allowed, named, one_line
 
 if TYPE_CHECKING:
     from torch import nn

@@ -10,7 +10,7 @@ from v1lit.backbones.contract import ChatFormat
 from v1lit.backbones.folder import check_tokenizer_files
 from v1lit.backbones.tiny import token_id
 from v1lit.backbones.weight_files import read_json
-from v1lit.grounding.picture import one_line
+from v1lit.errors import one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase

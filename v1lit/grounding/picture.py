@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import ExifTags, Image
 
+from v1lit.errors import one_line
+
 MAX_PIXELS = 2**26
 """Default limit on width x height, checked before any pixel is decoded (8192 x 8192)."""
 
@@ -91,11 +93,6 @@ def orientation(image: Image.Image, *, header_only: bool = False) -> int:
 def by(size: tuple[int, int]) -> str:
     """A size as text: `640 x 480`."""
     return f"{size[0]} x {size[1]}"
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an error on one line, or its kind where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _transparent(image: Image.Image) -> object:

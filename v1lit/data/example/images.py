@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from v1lit.data.example.jpeg import plain_jpeg_size
-from v1lit.grounding.picture import MAX_PIXELS, ImageError, as_seen, by, check_size, one_line, orientation
+from v1lit.errors import one_line
+from v1lit.grounding.picture import MAX_PIXELS, ImageError, as_seen, by, check_size, orientation
 
 FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "GIF": "gif"}
 """Names of formats in Pillow, and ours, the file extensions. MPO: a JPEG with extras, as of phones."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from v1lit.errors import one_line
+
 SPLIT_NAMES = {
     "train": "train",
     "training": "train",
@@ -128,9 +130,7 @@ def _splits_of_readme(folder: Path) -> dict[str | None, list[Path]] | None:
     try:
         front = yaml.safe_load(match[1])
     except yaml.YAMLError as error:
-        raise ValueError(
-            f"{readme}: the front matter is not YAML ({' '.join(str(error).split())})"
-        ) from error
+        raise ValueError(f"{readme}: the front matter is not YAML ({one_line(error)})") from error
     configs = front.get("configs") if isinstance(front, dict) else None
     if not isinstance(configs, list):
         return None
@@ -179,9 +179,8 @@ def _download(source: str) -> Path:
 
         return Path(snapshot_download(source, repo_type="dataset", allow_patterns=["*.parquet", "README.md"]))
     except Exception as error:
-        reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
         raise ValueError(
             f"{source} is no local file or folder, and the dataset cannot be had from the Hugging Face hub "
-            f"({type(error).__name__}: {reason}); download its parquet files elsewhere and give "
-            "their folder as SOURCE"
+            f"({type(error).__name__}: {one_line(error)[:200]}); download its parquet files elsewhere and "
+            "give their folder as SOURCE"
         ) from error

@@ -59,11 +59,11 @@ def has_train(config: SourceConfig, retry: Retry = DEFAULT_RETRY) -> bool:
 
 def has_val(config: SourceConfig, retry: Retry = DEFAULT_RETRY) -> bool:
     """Whether there are validation shards."""
+    if config.val is not None:
+        return True
     if is_stream(config):
-        return config.val is not None or config.options.get("val_path") is not None
-    if config.val is None and _names_shards(config.folder):
-        return False
-    return config.val is not None or _holds_shards(val_location(config), retry)
+        return config.options.get("val_path") is not None
+    return not _names_shards(config.folder) and _holds_shards(val_location(config), retry)
 
 
 def _names_shards(location: str) -> bool:

@@ -24,6 +24,7 @@ from v1lit.data.shards import MAX_IMAGE_BYTES, read_index
 from v1lit.data.sources import import_job as job
 from v1lit.data.sources.import_job import Job, RowResult, Unit
 from v1lit.data.sources.parquet_files import ParquetSource, find_source
+from v1lit.errors import one_line
 from v1lit.grounding.region import Region
 from v1lit.grounding.trace import parse_trace
 from v1lit.paths import expand_path
@@ -199,7 +200,7 @@ def _row_groups(path: Path) -> list[int]:
             schema, metadata = file.schema_arrow, file.metadata
             groups = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is not a readable parquet file ({' '.join(str(error).split())})") from error
+        raise ValueError(f"{path} is not a readable parquet file ({one_line(error)})") from error
     missing = [column for column in COLUMNS if column not in schema.names]
     if missing:
         raise ValueError(
@@ -244,9 +245,7 @@ def _read_rows(unit: Unit) -> Iterator[RowResult]:
                     yield _read_row(batch, index, row, f"v1g:{unit.file}")
                     row += 1
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(
-            f"{unit.path} is damaged behind row {row} ({' '.join(str(error).split())})"
-        ) from error
+        raise ValueError(f"{unit.path} is damaged behind row {row} ({one_line(error)})") from error
 
 
 def _read_row(batch: pa.RecordBatch, index: int, row: int, source: str) -> RowResult:

@@ -72,12 +72,9 @@ class TarBytes(io.RawIOBase):
 
         Raises DamageError for more than the limit, a compression that is not unpacked here, and damaged gzip.
         """
-        if self._at == len(self._buffer):
+        if len(self._buffer) - self._at < BLOCK:  # the pieces of a network end anywhere
             self._fill()
         block = self._buffer[self._at : self._at + BLOCK]
-        if len(block) < BLOCK and block:  # the pieces of a network end anywhere
-            self._fill()
-            block = self._buffer[self._at : self._at + BLOCK]
         self._at += len(block)
         self._blocks += 1
         self._since += len(block)

@@ -24,12 +24,8 @@ def draw(rng: random.Random, size: tuple[int, int]) -> Scene:
     values = _values(rng, count, lines, step)
     gridlines = tuple(float(k * step) for k in range(1, lines + 1))
     letters = font(max(9, min(size) // 15))
-    left, right, top, bottom = (
-        round(0.15 * width),
-        width - 4,
-        round(0.06 * height),
-        height - round(0.12 * height),
-    )
+    left, right = round(0.15 * width), width - 4
+    top, bottom = round(0.06 * height), height - round(0.12 * height)
     image = paper(rng, size, tint=5)
     pen = ImageDraw.Draw(image)
 

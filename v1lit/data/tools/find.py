@@ -82,13 +82,10 @@ def _of_folder(folder: str, shard_list: ShardList) -> Iterator[ShardFile]:
     """The shards of a folder with an index, and those that lie beside them."""
     infos = _infos(folder, shard_list)
     yield from infos.values()
-    if infos and any(is_remote(shard.location) != is_remote(folder) for shard in infos.values()):
+    if any(is_remote(shard.location) != is_remote(folder) for shard in infos.values()):
         return  # An index of files elsewhere.
     for path in _tars(folder):
-        if _identity(path) not in infos:
-            if infos:
-                shard_list.findings.append(_unlisted(path))
-            yield ShardFile(path)
+        yield _as_listed(path, infos, shard_list)
 
 
 def _of_files(location: str, shard_list: ShardList) -> Iterator[ShardFile]:
@@ -105,9 +102,7 @@ def _of_files(location: str, shard_list: ShardList) -> Iterator[ShardFile]:
             infos[folder] = _infos(folder, shard_list) if has_index else {}
             if not has_index:
                 shard_list.without_index.append(folder)
-        if infos[folder] and _identity(path) not in infos[folder]:
-            shard_list.findings.append(_unlisted(path))
-        yield infos[folder].get(_identity(path), ShardFile(path))
+        yield _as_listed(path, infos[folder], shard_list)
 
 
 def _infos(folder: str, shard_list: ShardList) -> dict[str, ShardFile]:
@@ -121,9 +116,13 @@ def _infos(folder: str, shard_list: ShardList) -> dict[str, ShardFile]:
     return {_identity(shard.location): shard for shard in shards}
 
 
-def _unlisted(path: str) -> Finding:
-    reason = f"{INDEX_NAME} beside it does not name it, so nobody reads it; {REINDEX}, with this shard"
-    return Finding(path, None, "unlisted", reason)
+def _as_listed(path: str, infos: dict[str, ShardFile], shard_list: ShardList) -> ShardFile:
+    """A shard as the index beside it names it; a finding where there is one that does not."""
+    identity = _identity(path)
+    if infos and identity not in infos:
+        reason = f"{INDEX_NAME} beside it does not name it, so nobody reads it; {REINDEX}, with this shard"
+        shard_list.findings.append(Finding(path, None, "unlisted", reason))
+    return infos.get(identity, ShardFile(path))
 
 
 def _tars(folder: str) -> list[str]:
