@@ -201,7 +201,7 @@ class Backbone(ABC):
     # ---- model --------------------------------------------------------------------------------------------
 
     def encode_images(self, model: PreTrainedModel, **image_inputs: Tensor) -> Tensor:
-        """Embeddings of all image tokens of a batch, `[image tokens, hidden]`, images in order.
+        """Embeddings of all image tokens of a batch, `[image_tokens, hidden]`, images in order.
 
         They belong where `input_ids == image_token_id`. An image attends to itself only.
         """

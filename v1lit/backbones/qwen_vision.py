@@ -188,7 +188,7 @@ class Qwen25Attention(FastAttention, qwen25.Qwen2_5_VLVisionAttention):
 
 
 def encode(tower: nn.Module, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
-    """Features of all images in one call of the tower, `[image tokens, hidden]`.
+    """Features of all images in one call of the tower, `[image_tokens, hidden]`.
 
     `pixel_values` are patches `[patches, values]`, `image_grid_thw [images, 3]` their frames, rows and
     columns. On a GPU nothing waits if the grids are on the host, and once if they are not.
