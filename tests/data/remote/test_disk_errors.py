@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from v1lit.data.remote import CacheError
-from v1lit.data.remote.cache import ShardCache, _touch
+from v1lit.data.remote.cache import ShardCache, _touch, name_of
 from v1lit.data.remote.download import PartialFile, write_json
 
 
@@ -67,8 +67,7 @@ def test_a_copy_that_cannot_be_looked_at_cannot_be_discarded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = ShardCache(tmp_path / "cache", 10**6)
-    entry = cache._entry("https://host/a.tar")
-    entry.file.mkdir(parents=True)  # a folder cannot be read as a file
+    (cache.folder / "files" / name_of("https://host/a.tar")).mkdir()  # a folder cannot be read as a file
     with pytest.raises(CacheError, match="Is a directory"):
         cache.discard("https://host/a.tar", "0" * 64)
 

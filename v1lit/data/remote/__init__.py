@@ -9,7 +9,7 @@ FSSPEC_S3='{"anon": true}' in the environment. They are read once per process.
 
 from v1lit.data.remote.cache import ShardCache
 from v1lit.data.remote.chunks import remote_chunks
-from v1lit.data.remote.download import DownloadResult, download
+from v1lit.data.remote.download import download
 from v1lit.data.remote.error import CacheError, RemoteError, shown
 from v1lit.data.remote.location import (
     exists,
@@ -28,7 +28,6 @@ from v1lit.data.remote.retry import DEFAULT_RETRY, Retry
 __all__ = [
     "DEFAULT_RETRY",
     "CacheError",
-    "DownloadResult",
     "RemoteError",
     "Retry",
     "ShardCache",

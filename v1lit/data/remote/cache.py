@@ -16,11 +16,10 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from v1lit.data.remote.body import look_up
@@ -28,6 +27,7 @@ from v1lit.data.remote.download import PartialFile, disk_error, fill, read_json,
 from v1lit.data.remote.error import CacheError, shown
 from v1lit.data.remote.location import is_remote
 from v1lit.data.remote.retry import DEFAULT_RETRY, Retry
+from v1lit.files import sha256_of
 
 FOLDERS = ("files", "notes", "parts", "locks")
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class ShardCache:
         """
         if not is_remote(location):
             return Path(location)
-        entry = self._entry(location)
+        entry = _Entry(self.folder, name_of(location), location)
         for _ in range(3):  # Another process may delete it before it counts as used.
             if not self._has(entry, size, sha256):
                 with self._locked(entry):
@@ -97,11 +97,9 @@ class ShardCache:
 
         Raises CacheError where the folder cannot be written.
         """
-        from v1lit.files import sha256_of
-
         if not is_remote(location):
             return
-        entry = self._entry(location)
+        entry = _Entry(self.folder, name_of(location), location)
         with self._locked(entry):
             try:
                 if sha256 is None or sha256_of(entry.file) != sha256.lower():
@@ -112,9 +110,6 @@ class ShardCache:
                 raise disk_error(entry.file, error) from error
 
     # --- one file ---
-
-    def _entry(self, url: str) -> _Entry:
-        return _Entry(self.folder, name_of(url), url)
 
     def _has(self, entry: _Entry, size: int | None, sha256: str | None) -> bool:
         """Whether the file is there, whole, and the right one."""
@@ -144,8 +139,6 @@ class ShardCache:
 
     def _adopt(self, entry: _Entry) -> None:
         """Take in a file that has another inode than its note says: the folder was copied, say."""
-        from v1lit.files import sha256_of
-
         note = read_json(entry.note)
         try:
             inode = entry.file.stat().st_ino
@@ -237,7 +230,7 @@ class ShardCache:
         for item in sorted(used, key=lambda item: item.used_at):
             if free >= size:
                 break
-            if self._evict(item, own):
+            if self._evict(item.name, own):
                 free += item.bytes
         return free
 
@@ -246,75 +239,51 @@ class ShardCache:
         files = []
         for folder in ("parts", "files"):
             for item in os.scandir(self.folder / folder):
-                if folder == "parts" and not item.name.endswith(".part"):
-                    continue
-                entry = _Entry(
-                    self.folder, item.name.removesuffix(".part") if folder == "parts" else item.name
-                )
-                try:
-                    stat = item.stat()
-                except FileNotFoundError:
-                    continue
-                size = stat.st_size
+                name, reserved = item.name, None
                 if folder == "parts":
-                    if entry.name == own.name:
+                    name = item.name.removesuffix(".part")
+                    if name in (item.name, own.name):  # A note, or our own.
                         continue
-                    reserved = read_json(entry.part_note).get("reserved")
-                    size = max(size, reserved if isinstance(reserved, int) else 0)
-                files.append(_CachedFile(entry, folder, size, stat.st_mtime_ns))
+                    reserved = read_json(_Entry(self.folder, name).part_note).get("reserved")
+                with suppress(FileNotFoundError):
+                    status = item.stat()
+                    size = max(status.st_size, reserved if isinstance(reserved, int) else 0)
+                    files.append(_CachedFile(name, size, status.st_mtime_ns))
         return files
 
-    def _evict(self, item: _CachedFile, own: _Entry) -> bool:
+    def _evict(self, name: str, own: _Entry) -> bool:
         """Delete a file, unless a process is at work on it."""
         from filelock import FileLock, Timeout
 
-        if item.entry.name == own.name:  # The version before; its lock is ours already.
-            item.entry.file.unlink(missing_ok=True)
+        if name == own.name:  # The version before; its lock is ours already.
+            own.file.unlink(missing_ok=True)
             return True
+        entry = _Entry(self.folder, name)
         try:
-            with FileLock(item.entry.lock, timeout=0):
-                self._delete(item.entry)
+            with FileLock(entry.lock, timeout=0):
+                self._delete(entry)
         except Timeout:
             return False
-        log.debug("deleted %s from the cache", item.entry.name)
+        log.debug("deleted %s from the cache", name)
         return True
 
 
-@dataclass(frozen=True)
 class _Entry:
     """Where a file of the cache, and what belongs to it, lies."""
 
-    folder: Path
+    def __init__(self, folder: Path, name: str, url: str = "") -> None:
+        self.name, self.url = name, url
+        self.file = folder / "files" / name
+        self.note = folder / "notes" / name
+        self.part = folder / "parts" / f"{name}.part"
+        self.part_note = folder / "parts" / f"{name}.note"
+        self.lock = folder / "locks" / name
+
+
+class _CachedFile(NamedTuple):
+    """A file that takes up room, complete or not: its name, size, and when it was last used."""
+
     name: str
-    url: str = ""
-
-    @property
-    def file(self) -> Path:
-        return self.folder / "files" / self.name
-
-    @property
-    def note(self) -> Path:
-        return self.folder / "notes" / self.name
-
-    @property
-    def part(self) -> Path:
-        return self.folder / "parts" / f"{self.name}.part"
-
-    @property
-    def part_note(self) -> Path:
-        return self.folder / "parts" / f"{self.name}.note"
-
-    @property
-    def lock(self) -> Path:
-        return self.folder / "locks" / self.name
-
-
-@dataclass(frozen=True)
-class _CachedFile:
-    """A file that takes up room: complete ("files") or not ("parts"), in bytes, and when it was last used."""
-
-    entry: _Entry
-    folder: str
     bytes: int
     used_at: int
 

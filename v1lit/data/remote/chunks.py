@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Iterator
 
 from v1lit.data.remote.body import open_body
 from v1lit.data.remote.download import check_framed
-from v1lit.data.remote.error import ProblemError, RemoteError, as_problem, shown
+from v1lit.data.remote.error import ProblemError
 from v1lit.data.remote.retry import Retry
-
-log = logging.getLogger(__name__)
 
 
 def remote_chunks(url: str, retry: Retry) -> Iterator[bytes]:
@@ -40,12 +36,5 @@ def remote_chunks(url: str, retry: Retry) -> Iterator[bytes]:
                     raise ProblemError(f"{done} of {body.total} bytes came")
             return
         except Exception as error:
-            problem = as_problem(error)
-            if problem is None:
-                raise
             failed += 1
-            if problem.final or failed >= retry.attempts:
-                raise RemoteError(url, failed, problem.reason, problem.kind, problem.status) from error
-            seconds = max(retry.wait(failed), min(problem.wait, retry.longest_wait))
-            log.info("%s: %s (attempt %d of %d)", shown(url), problem.reason, failed, retry.attempts)
-        time.sleep(seconds)
+            retry.pause(url, failed, error)

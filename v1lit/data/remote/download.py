@@ -16,6 +16,7 @@ from v1lit.data.remote.answer import Body
 from v1lit.data.remote.body import open_body
 from v1lit.data.remote.error import CacheError, ProblemError
 from v1lit.data.remote.retry import DEFAULT_RETRY, Retry
+from v1lit.data.remote.web import can_resume
 from v1lit.files import write_atomically
 
 STEP = 64 * 2**20
@@ -64,15 +65,18 @@ def fill(
     size: int | None,
     sha256: str | None,
     retry: Retry,
-    reserve: Reserve | None = None,
+    reserve: Reserve = lambda size, more: sys.maxsize,
 ) -> DownloadResult:
     """Complete a part, verified. `reserve` is asked for room before the bytes come."""
 
     def attempt() -> DownloadResult:
         try:
             if size is None or part.size != size:
-                _read_on(part, url, size, sha256, retry, reserve or _boundless)
-            return _verified(part, size, sha256)
+                _read_on(part, url, size, sha256, retry, reserve)
+            digest = part.sha256.hexdigest()
+            if sha256 is not None and digest != sha256.lower():
+                raise _mismatch(f"the file has the SHA-256 {digest}, {sha256.lower()} was expected")
+            return DownloadResult(part.size, digest, part.tag)
         except ProblemError as problem:
             if problem.restart:
                 part.restart(None)
@@ -84,12 +88,11 @@ def fill(
 def _read_on(
     part: PartialFile, url: str, size: int | None, sha256: str | None, retry: Retry, reserve: Reserve
 ) -> None:
-    from v1lit.data.remote.web import can_resume
-
     # Without a tag only the SHA-256 can tell whether the rest belongs to what is there.
     start = part.size if can_resume(part.tag) or sha256 is not None else 0
     with open_body(url, retry, start, part.tag if start else None) as body:
-        _check_size(size, body.total)
+        if size is not None and body.total not in (None, size):
+            raise _mismatch(f"the file has {body.total} bytes, {size} were expected")
         if size is None and sha256 is None:
             check_framed(body)
         if body.start == 0 or body.start != part.size:
@@ -112,28 +115,10 @@ def _append(part: PartialFile, body: Body, total: int | None, reserve: Reserve) 
         raise ProblemError(f"the answer ended after {part.size} of {total} bytes")
 
 
-def _boundless(size: int, more: int) -> int:
-    return sys.maxsize
-
-
 def check_framed(body: Body) -> None:
     """Refuse what nobody could tell from its first half."""
     if not body.framed:
         raise ProblemError("the server does not say how long the file is (no Content-Length)", final=True)
-
-
-def _check_size(expected: int | None, total: int | None) -> None:
-    if expected is not None and total is not None and expected != total:
-        raise _mismatch(f"the file has {total} bytes, {expected} were expected")
-
-
-def _verified(part: PartialFile, size: int | None, sha256: str | None) -> DownloadResult:
-    digest = part.digest()
-    if size is not None and part.size != size:
-        raise _mismatch(f"the file has {part.size} bytes, {size} were expected")
-    if sha256 is not None and digest != sha256.lower():
-        raise _mismatch(f"the file has the SHA-256 {digest}, {sha256.lower()} was expected")
-    return DownloadResult(part.size, digest, part.tag)
 
 
 def _mismatch(reason: str) -> ProblemError:
@@ -150,13 +135,13 @@ class PartialFile:
         self.path, self.note_path = path, note
         tag = read_json(note).get("tag")
         self.size, self.tag, self.reserved = 0, tag if isinstance(tag, str) and tag.isprintable() else None, 0
-        self._sha = hashlib.sha256()
+        self.sha256 = hashlib.sha256()
         try:
             self._file = open(path, "r+b" if path.exists() else "w+b", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise disk_error(path, error) from error
         while block := self._file.read(2**20):
-            self._sha.update(block)
+            self.sha256.update(block)
             self.size += len(block)
 
     def restart(self, tag: str | None) -> None:
@@ -166,7 +151,7 @@ class PartialFile:
             self._file.truncate()
         except OSError as error:
             raise disk_error(self.path, error) from error
-        self.size, self.tag, self._sha = 0, tag, hashlib.sha256()
+        self.size, self.tag, self.sha256 = 0, tag, hashlib.sha256()
         self.write_note()
 
     def write(self, chunk: bytes) -> None:
@@ -177,15 +162,11 @@ class PartialFile:
                 written += self._file.write(memoryview(chunk)[written:])
         except OSError as error:
             raise disk_error(self.path, error) from error
-        self._sha.update(chunk)
+        self.sha256.update(chunk)
         self.size += len(chunk)
 
     def write_note(self) -> None:
         write_json(self.note_path, {"tag": self.tag, "reserved": self.reserved})
-
-    def digest(self) -> str:
-        """SHA-256 of what is there, in hexadecimal."""
-        return self._sha.hexdigest()
 
     def become(self, path: Path) -> None:
         """Give the complete file its name."""

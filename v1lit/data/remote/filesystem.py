@@ -29,6 +29,11 @@ def scheme_of(location: str) -> str | None:
     return match[1].lower() if match else None
 
 
+def is_web(location: str) -> bool:
+    """Whether a location is on a web server."""
+    return scheme_of(location) in ("http", "https")
+
+
 def open_filesystem(url: str, retry: Retry) -> Any:
     """The fsspec file system of a URL; one per process and scheme.
 

@@ -15,7 +15,7 @@ from v1lit.data.errors import ShardError
 from v1lit.data.remote.body import look_up, open_body
 from v1lit.data.remote.download import check_framed
 from v1lit.data.remote.error import RemoteError, shown
-from v1lit.data.remote.filesystem import call, open_filesystem, scheme_of
+from v1lit.data.remote.filesystem import call, is_web, open_filesystem, scheme_of
 from v1lit.data.remote.retry import DEFAULT_RETRY, Retry
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def is_remote(location: str | Path) -> bool:
 
 def is_pattern(location: str) -> bool:
     """Whether a location names files itself, as a .tar file or a pattern, rather than a folder of them."""
-    path = location.partition("?")[0] if _is_web(location) else location
+    path = location.partition("?")[0] if is_web(location) else location
     return path.endswith(".tar") or "{" in location or any(char in _MAGIC for char in path)
 
 
@@ -73,7 +73,7 @@ def join(folder: str, name: str) -> str:
         raise ValueError(f"{name!r:.200} is not the name of a file in the folder {shown(folder)}")
     if not is_remote(folder):
         return os.path.join(folder, name)
-    if not _is_web(folder):
+    if not is_web(folder):
         return f"{folder.rstrip('/')}/{name}"
     parts = urlsplit(folder)
     return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(name, safe='*')}"))
@@ -83,7 +83,7 @@ def parent(location: str) -> str:
     """The folder that a file is in, the reverse of `join`: a query of the file's URL stays at the end."""
     if not is_remote(location):
         return os.path.dirname(location) or "."
-    if not _is_web(location):
+    if not is_web(location):
         return location.rpartition("/")[0]
     parts = urlsplit(location)
     return urlunsplit(parts._replace(path=parts.path.rpartition("/")[0]))
@@ -151,10 +151,6 @@ def _read_remote(url: str, max_bytes: int, retry: Retry) -> bytes:
     return bytes(data)
 
 
-def _is_web(location: str) -> bool:
-    return scheme_of(location) in ("http", "https")
-
-
 def _too_large(location: str, max_bytes: int) -> ShardError:
     return ShardError(shown(location), None, f"is larger than the {max_bytes} bytes allowed here", "shard")
 
@@ -191,19 +187,18 @@ def _expand_local(location: str, whole: str) -> list[str]:
 
 
 def _expand_remote(url: str, whole: str, retry: Retry) -> Iterable[str]:
-    scheme = scheme_of(url)
-    is_web = _is_web(url)
-    path = url.partition("?")[0] if is_web else url
+    on_web = is_web(url)
+    path = url.partition("?")[0] if on_web else url
     if not any(char in _MAGIC for char in path):
         return [url]
     filesystem = open_filesystem(url, retry)
     # A listing is many requests, each with the limits of the library.
-    pattern = url if is_web else filesystem._strip_protocol(url)
+    pattern = url if on_web else filesystem._strip_protocol(url)
     filesystem.invalidate_cache()
     matches = retry.run(url, lambda: call(filesystem, "glob", pattern, timeout=10 * retry.timeout))
     if not matches:
         raise _nothing(url, whole)
-    return matches if is_web else [f"{scheme}://{name}" for name in matches]
+    return matches if on_web else [f"{scheme_of(url)}://{name}" for name in matches]
 
 
 def _nothing(location: str, whole: str) -> ValueError:

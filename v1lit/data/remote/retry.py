@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from v1lit.data.remote.error import RemoteError, as_problem, shown
+from v1lit.data.remote.error import ProblemError, RemoteError, as_problem, shown
 
 _random = random.SystemRandom()  # The seeded generators belong to the training.
 log = logging.getLogger(__name__)
@@ -59,22 +59,29 @@ class Retry:
         Raises RemoteError where all attempts failed, one failed in a way that no other can mend, or the
         content was twice not the expected one.
         """
-        mismatches = 0
-        for tries in range(1, self.attempts + 1):
+        tries = mismatches = 0
+        while True:
             try:
                 return attempt()
             except Exception as error:
-                problem = as_problem(error)
-                if problem is None:
-                    raise
-                mismatches += problem.kind == "checksum"
-                if problem.final or mismatches == 2 or tries == self.attempts:
-                    raise RemoteError(url, tries, problem.reason, problem.kind, problem.status) from error
-                seconds = max(self.wait(tries), min(problem.wait, self.longest_wait))
-                told = (shown(url), problem.reason, tries, self.attempts, seconds)
-            log.info("%s: %s (attempt %d of %d, the next in %.1f s)", *told)
-            time.sleep(seconds)
-        raise AssertionError("there is at least one attempt")
+                tries += 1
+                mismatches += isinstance(error, ProblemError) and error.kind == "checksum"
+                self.pause(url, tries, error, give_up=mismatches == 2)
+
+    def pause(self, url: str, tries: int, error: Exception, give_up: bool = False) -> None:
+        """Wait after the `tries`-th failed attempt, which ended in `error`, for the next one.
+
+        Raises RemoteError where there is to be no other, and `error` itself where it is none of the file's.
+        """
+        problem = as_problem(error)
+        if problem is None:
+            raise error
+        if give_up or problem.final or tries >= self.attempts:
+            raise RemoteError(url, tries, problem.reason, problem.kind, problem.status) from error
+        seconds = max(self.wait(tries), min(problem.wait, self.longest_wait))
+        told = (shown(url), problem.reason, tries, self.attempts, seconds)
+        log.info("%s: %s (attempt %d of %d, the next in %.1f s)", *told)
+        time.sleep(seconds)
 
     def _longest(self, attempt: int) -> float:
         return min(self.longest_wait, self.first_wait * 2.0 ** min(attempt - 1, 60))
