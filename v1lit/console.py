@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 from rich.console import Console as Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import TextColumn
 
 
 def screen(*, stderr: bool = False, quiet: bool = False, width: int | None = None) -> Console:
@@ -20,9 +20,3 @@ def screen(*, stderr: bool = False, quiet: bool = False, width: int | None = Non
 def text_column(text: str, justify: Literal["left", "right"] = "left") -> TextColumn:
     """A column of a progress bar: `text` with its {fields} filled in, and otherwise unchanged."""
     return TextColumn(text, markup=False, justify=justify)
-
-
-def counting_bar(after: str, shown: bool) -> Progress:
-    """A bar on stderr: description, bar, count and total, `after` with its {fields}, and time left."""
-    columns = (text_column("{task.description}"), BarColumn(), MofNCompleteColumn(), text_column(after))
-    return Progress(*columns, TimeRemainingColumn(), console=screen(stderr=True), disable=not shown)

@@ -16,7 +16,9 @@ from multiprocessing import connection, get_context, parent_process
 from types import ModuleType
 from typing import Any, TypeVar
 
-from v1lit.console import counting_bar
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from v1lit.console import screen, text_column
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -133,7 +135,9 @@ def progress_bar(
     Without a `unit` it is of shards, and the function counts one more shard with that many examples.
     """
     after = unit or "shards, {task.fields[n]:,} examples, {task.fields[rate]:,.0f} examples/s"
-    with counting_bar(after, shown) as bar:
+    columns = (text_column("{task.description}"), BarColumn(), MofNCompleteColumn(), text_column(after))
+    console = screen(stderr=True)
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not shown) as bar:
         task = bar.add_task(doing, total=total, n=0, rate=0.0)
         examples = 0
 
