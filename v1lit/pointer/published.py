@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     GenerationConfig,
@@ -77,7 +76,9 @@ def load_published(
     config = _config(read_json(path), path)
     refuse_adapter(folder)
     read_headers(folder)
-    state = {_our_name(name): tensor for name, tensor in _read_tensors(folder).items()}
+    state: dict[str, Tensor] = {}
+    for file in weight_files(folder):
+        state |= {_our_name(name): tensor for name, tensor in load_file(file).items()}
     if dtype is not None:
         state = {name: tensor.to(dtype) for name, tensor in state.items()}
     embedding = state.get("backbone.model.language_model.embed_tokens.weight")
@@ -209,15 +210,6 @@ def _published_config(config: PointAndCopyConfig, dtype: str) -> dict[str, Any]:
         "z_loss_top_k": options.z_top_k,
         "label_smoothing": options.label_smoothing > 0,
     }
-
-
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of `model.safetensors` or of the shards that its index names."""
-    tensors: dict[str, Tensor] = {}
-    for path in weight_files(folder):
-        with safe_open(path, framework="pt") as file:
-            tensors.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118  not a dict
-    return tensors
 
 
 def _our_name(name: str) -> str:

@@ -5,14 +5,13 @@ without ever holding `[positions, vocabulary]`: see `chunked.py` for how, `rows.
 the softmax and its gradient. `pointer_cross_entropy` is the one function to call.
 """
 
-from v1lit.pointer.joint_loss.choice import LossChoice, choose_loss
+from v1lit.pointer.joint_loss.choice import choose_loss
 from v1lit.pointer.joint_loss.cross_entropy import pointer_cross_entropy
 from v1lit.pointer.joint_loss.reference import joint_logits
 from v1lit.pointer.joint_loss.terms import LossOptions, PointerLoss, Pointers, Reduction
 from v1lit.pointer.joint_loss.verify import LossMismatchError, verify_pointer_loss
 
 __all__ = [
-    "LossChoice",
     "LossMismatchError",
     "LossOptions",
     "PointerLoss",
