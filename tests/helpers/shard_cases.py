@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import io
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from helpers.pictures import encoded
 from v1lit.data.example import Example, Message
 from v1lit.data.example.images import read_header
-from v1lit.data.shards import ShardWriter, write_index
+from v1lit.data.shards import Shard, ShardIndex, ShardWriter, write_index
+from v1lit.data.shards.file import RandomAccess
+from v1lit.data.shards.scan import checksums, scan_headers
 from v1lit.grounding.region import Region
 
 
@@ -40,6 +45,20 @@ def write(folder: Path, ids: list[str], **options: Any) -> Path:
             writer.write(make(id))
     write_index(folder, writer.shards)
     return folder
+
+
+def read_all(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """All examples of a shard in order, as (key, member kind -> content)."""
+    with Shard(path) as shard:
+        for index in range(len(shard)):
+            yield shard.key(index), shard.members(index)
+
+
+def index_of(path: Path) -> ShardIndex:
+    """The index of a shard, from its bytes alone."""
+    with RandomAccess(path) as file:
+        offsets = scan_headers(file.read, file.size).offsets
+        return ShardIndex(np.array(offsets), checksums(file.read, offsets, file.size)[0])
 
 
 def tar(path: Path, members: list[tuple[str, bytes]], **attributes: object) -> Path:

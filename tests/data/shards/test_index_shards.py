@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.shard_cases import jpeg, make, members_of, tar, write
+from helpers.shard_cases import index_of, jpeg, make, members_of, tar, write
 
 from v1lit.data.errors import ShardError
 from v1lit.data.example import Example
@@ -185,7 +185,7 @@ def test_of_a_damaged_shard_the_part_before_is_indexed(tmp_path: Path, damage: s
     folder = foreign(tmp_path / "x", shards=2)
     path = folder / "data-1.tar"
     whole = path.read_bytes()
-    third = Shard(path).build_index().offsets[2]
+    third = index_of(path).offsets[2]
     path.write_bytes(
         {
             "cut in a header": whole[: third + 100],

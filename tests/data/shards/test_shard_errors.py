@@ -114,7 +114,7 @@ def test_a_sidecar_that_cannot_be_fetched_is_an_error_of_its_shard(
 ) -> None:
     catalog = Catalog(folder, StreamConfig())
     shard = catalog.files[0]
-    catalog._folders[0] = "https://host/shards"
+    catalog._shards[0] = catalog._shards[0]._replace(folder="https://host/shards")
 
     class Cache:
         def fetch(self, url: str) -> Path:

@@ -9,11 +9,11 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from helpers.shard_cases import jpeg, make, members_of, tar, write
+from helpers.shard_cases import jpeg, make, members_of, read_all, tar, write
 
 from v1lit.data.errors import ShardError
 from v1lit.data.example import Example
-from v1lit.data.shards import Shard, ShardWriter, iter_shard, list_shards, read_index, verify_shard
+from v1lit.data.shards import Shard, ShardWriter, list_shards, read_index, verify_shard
 from v1lit.data.shards import member as limits
 from v1lit.data.shards import writer as writer_module
 
@@ -27,7 +27,7 @@ def test_written_examples_come_back_in_order(tmp_path: Path) -> None:
     with ShardWriter(tmp_path) as writer:
         for example in originals:
             writer.write(example)
-    read = [Example.from_members(key, members) for key, members in iter_shard(tmp_path / "shard-000000.tar")]
+    read = [Example.from_members(key, members) for key, members in read_all(tmp_path / "shard-000000.tar")]
     assert read == originals
 
 
@@ -124,7 +124,7 @@ def test_nothing_half_written_stays_after_an_error(tmp_path: Path) -> None:
         "shard-000000.index.safetensors",
         "shard-000000.tar",
     ]
-    assert len(list(iter_shard(tmp_path / "shard-000000.tar"))) == 1
+    assert len(list(read_all(tmp_path / "shard-000000.tar"))) == 1
 
 
 def test_writer_refuses_doubles_large_members_and_used_folders(
@@ -156,7 +156,7 @@ def test_plain_webdataset_reads_the_shards(tmp_path: Path) -> None:
 def test_long_ids_survive(tmp_path: Path) -> None:
     ids = ["x" * 300 + str(number) for number in range(2)]
     write(tmp_path, ids)
-    assert [key for key, _ in iter_shard(tmp_path / "shard-000000.tar")] == ids
+    assert [key for key, _ in read_all(tmp_path / "shard-000000.tar")] == ids
 
 
 # --- suspicion ---
@@ -197,23 +197,23 @@ def test_unknown_kinds_are_refused_and_never_decoded(tmp_path: Path, kind: str) 
 def test_links_and_special_files_are_refused(tmp_path: Path, type: bytes) -> None:
     path = tar(tmp_path / "link.tar", [("a.json", b"")], type=type, linkname="/etc/passwd")
     with pytest.raises(ShardError, match=r"link\.tar, example 'a': .* only plain files"):
-        list(iter_shard(path))
+        list(read_all(path))
 
 
 def test_member_size_is_limited_before_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, ["a"])
     monkeypatch.setattr(limits, "MAX_JSON_BYTES", 100)
     with pytest.raises(ShardError, match=r"example 'a': the member 'a\.json' has .* bytes, the limit is 100"):
-        list(iter_shard(tmp_path / "shard-000000.tar"))
+        list(read_all(tmp_path / "shard-000000.tar"))
 
 
 def test_double_members_and_examples_are_refused(tmp_path: Path) -> None:
     double = tar(tmp_path / "member.tar", [*members_of("a"), ("a.jpg", jpeg(1))])
     with pytest.raises(ShardError, match=r"the member 'a\.jpg' occurs twice"):
-        list(iter_shard(double))
+        list(read_all(double))
     again = tar(tmp_path / "example.tar", [*members_of("a"), *members_of("b"), *members_of("a")])
     with pytest.raises(ShardError, match="example 'a': occurs twice"):
-        list(iter_shard(again))
+        list(read_all(again))
 
 
 def test_bad_example_names_shard_and_key(tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_damaged_header_in_the_middle_is_noticed(tmp_path: Path, position: int) 
     path = tmp_path / "damaged.tar"
     path.write_bytes(data)
     with pytest.raises(ShardError, match=r"damaged\.tar"):
-        list(iter_shard(path))
+        list(read_all(path))
 
 
 @pytest.mark.parametrize("size", [-512, -1024])
@@ -272,7 +272,7 @@ def test_sparse_members_are_refused(tmp_path: Path) -> None:
     sparse = {"GNU.sparse.map": "0,2", "GNU.sparse.size": str(2**20)}
     path = tar(tmp_path / "sparse.tar", [("a.json", b"{}")], pax_headers=sparse)
     with pytest.raises(ShardError, match=r"sparse\.tar, example 'a': .* only plain files"):
-        list(iter_shard(path))
+        list(read_all(path))
 
 
 @pytest.mark.parametrize("content", [b"", b"no tar file at all" * 100, b"\x1f\x8b" + bytes(2000)])

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 from helpers.faulty_server import FaultyServer, status
-from helpers.shard_cases import jpeg, make, members_of, tar, write
+from helpers.shard_cases import index_of, jpeg, make, members_of, tar, write
 from PIL import Image
 
-from v1lit.data.shards import Shard, index_shards, sidecar_name
+from v1lit.data.shards import index_shards, sidecar_name
 from v1lit.data.shards.scan import Scan
 from v1lit.data.tools import check as check_module
 from v1lit.data.tools import examine as examine_module
@@ -130,8 +130,7 @@ def cut_off(folder: Path) -> None:
 
 
 def shorten_the_end(folder: Path) -> None:
-    with Shard(folder / SECOND) as shard:
-        os.truncate(folder / SECOND, int(shard.build_index().offsets[-1]))
+    os.truncate(folder / SECOND, int(index_of(folder / SECOND).offsets[-1]))
 
 
 def change_an_image(folder: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.faulty_server import FaultyServer
-from helpers.shard_cases import jpeg, make, members_of, tar, write
+from helpers.shard_cases import index_of, jpeg, make, members_of, tar, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -317,9 +317,7 @@ def changed_bytes(folder: Path) -> None:
 
 
 def cut_off(folder: Path) -> None:
-    with Shard(folder / SECOND) as shard:
-        offsets = shard.build_index().offsets
-    os.truncate(folder / SECOND, int(offsets[1]) + 1536)
+    os.truncate(folder / SECOND, int(index_of(folder / SECOND).offsets[1]) + 1536)
 
 
 def missing(folder: Path) -> None:

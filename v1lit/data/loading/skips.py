@@ -33,7 +33,7 @@ class Skipped:
     number: int
     """Of the example in its shard."""
     kind: str
-    """One of `v1lit.data.shards.KINDS`."""
+    """One of `v1lit.data.errors.KINDS`."""
     reason: str
 
     @property

@@ -8,11 +8,8 @@
 Any WebDataset reader opens them.
 """
 
-from v1lit.data.errors import KINDS, ShardError
 from v1lit.data.shards.index import (
     INDEX_NAME,
-    MAX_INDEX_BYTES,
-    SCHEMA_VERSION,
     ShardInfo,
     ShardTable,
     list_shards,
@@ -26,27 +23,22 @@ from v1lit.data.shards.index import (
 )
 from v1lit.data.shards.make_index import index_shards
 from v1lit.data.shards.member import MAX_EXAMPLE_BYTES, MAX_IMAGE_BYTES, MAX_JSON_BYTES
-from v1lit.data.shards.reader import Shard, iter_shard
+from v1lit.data.shards.reader import Shard
 from v1lit.data.shards.sidecar import MAX_SIDECAR_BYTES, ShardIndex, read_shard_index
 from v1lit.data.shards.writer import ShardWriter
 
 __all__ = [
     "INDEX_NAME",
-    "KINDS",
     "MAX_EXAMPLE_BYTES",
     "MAX_IMAGE_BYTES",
-    "MAX_INDEX_BYTES",
     "MAX_JSON_BYTES",
     "MAX_SIDECAR_BYTES",
-    "SCHEMA_VERSION",
     "Shard",
-    "ShardError",
     "ShardIndex",
     "ShardInfo",
     "ShardTable",
     "ShardWriter",
     "index_shards",
-    "iter_shard",
     "list_shards",
     "read_index",
     "read_shard_index",

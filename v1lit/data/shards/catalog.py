@@ -53,9 +53,14 @@ class ShardEntry(NamedTuple):
     """Where a shard lies, and the folder, table and row of the index that lists it, if any does."""
 
     location: str
-    folder: str | None = None
+    folder: str = ""
     table: ShardTable | None = None
     row: int = 0
+
+    @property
+    def info(self) -> ShardInfo | None:
+        """Its line of the index."""
+        return None if self.table is None else self.table[self.row]
 
 
 def _listed(location: str, retry: Retry) -> Iterator[ShardEntry]:
@@ -94,23 +99,15 @@ class Catalog:
     def __init__(self, location: str | Path, config: StreamConfig | None = None) -> None:
         self.location, self.config = expand_path(location), config or StreamConfig()
         self.retry = self.config.retry
-        self.files: list[str] = []
-        self._folders: list[str | None] = []
-        self._tables: list[ShardTable | None] = []
-        self._rows: list[int] = []
-        counts = []
-        for file, folder, table, row in _listed(self.location, self.retry):
-            self.files.append(file)
-            self._folders.append(folder)
-            self._tables.append(table)
-            self._rows.append(row)
-            counts.append(-1 if table is None else int(table.examples[row]))
-        if not counts:
+        self._shards = list(_listed(self.location, self.retry))
+        self.files = [shard.location for shard in self._shards]
+        if not self.files:
             raise ValueError(
                 f"{location}: its {INDEX_NAME} names no shards; where an import has rejected every row, its "
                 "rejected.jsonl says why"
             )
-        self.counts: npt.NDArray[np.int64] = np.array(counts, dtype=np.int64)
+        counts = (-1 if shard.table is None else shard.table.examples[shard.row] for shard in self._shards)
+        self.counts: npt.NDArray[np.int64] = np.fromiter(counts, dtype=np.int64)
 
     @property
     def indexed(self) -> bool:
@@ -121,7 +118,7 @@ class Catalog:
     def content(self) -> str:
         """Hexadecimal digits that change when the shards do; without an index, when their names do."""
         digest = hashlib.sha256()
-        for file, table, row in zip(self.files, self._tables, self._rows, strict=True):
+        for file, _, table, row in self._shards:
             digest.update((file if table is None else table.sha256[row]).encode() + b"\n")
         return digest.hexdigest()
 
@@ -141,8 +138,8 @@ class Catalog:
 
     def index(self, shard: int) -> ShardIndex | None:
         """Where the examples of one shard lie; None where it has no index. Raises ShardError."""
-        folder, info = self._folders[shard], self._info(shard)
-        if folder is None or info is None:
+        folder, info = self._shards[shard].folder, self._shards[shard].info
+        if info is None:
             return None
         sidecar = sidecar_location(folder, info.file)
         if not is_remote(sidecar):
@@ -156,10 +153,6 @@ class Catalog:
         data = read_bytes(str(path), MAX_SIDECAR_BYTES)
         return read_shard_index(data, shard=self.files[shard], examples=info.examples, size=info.bytes)
 
-    def _info(self, shard: int) -> ShardInfo | None:
-        table = self._tables[shard]
-        return None if table is None else table[self._rows[shard]]
-
     @cached_property
     def cache(self) -> ShardCache:
         """Where remote shards are kept."""
@@ -167,7 +160,7 @@ class Catalog:
 
     def fetch(self, shard: int) -> Path:
         """Path of one shard on a local disk. Raises ShardError where it cannot be had."""
-        file, info = self.files[shard], self._info(shard)
+        file, info = self.files[shard], self._shards[shard].info
         if not is_remote(file):
             return Path(file)
         return self.cache.fetch(file) if info is None else self.cache.fetch(file, info.bytes, info.sha256)
@@ -190,11 +183,11 @@ class Catalog:
         if isinstance(error, RemoteError) or error.kind not in kinds or not is_remote(self.files[shard]):
             return False
         # With an index, members are looked at only after their checksum was found to be right.
-        return error.kind != "member" or self._tables[shard] is None
+        return error.kind != "member" or self._shards[shard].table is None
 
     def discard(self, shard: int) -> None:
         """Delete the copies of a remote shard and its index, unless they are right. Raises CacheError."""
-        folder, info = self._folders[shard], self._info(shard)
+        folder, info = self._shards[shard].folder, self._shards[shard].info
         self.cache.discard(self.files[shard], None if info is None else info.sha256)
-        if folder is not None and info is not None:
+        if info is not None:
             self.cache.discard(sidecar_location(folder, info.file))

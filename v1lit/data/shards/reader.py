@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import zlib
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from v1lit.data.shards import member as limits
 from v1lit.data.shards.file import RandomAccess
 from v1lit.data.shards.member import unpack
 from v1lit.data.shards.names import common_keys, is_clutter, possible_keys
-from v1lit.data.shards.scan import NEIGHBOURS, Scan, checksums, scan_headers
+from v1lit.data.shards.scan import NEIGHBOURS, Scan, scan_headers
 from v1lit.data.shards.sidecar import ShardIndex
 from v1lit.data.shards.tar import walk
 from v1lit.paths import expand_path
@@ -113,14 +112,6 @@ class Shard:
                 reason += f"; {NEIGHBOURS}"
             raise ShardError(self.name, key, reason, kind) from error
 
-    def build_index(self) -> ShardIndex:
-        """Read the whole file and compute its index. Raises ShardError where the file ends early."""
-        try:
-            crc32, _ = checksums(self._file.read, self._offsets.tolist(), self._file.size)
-        except DamageError as problem:
-            raise problem.in_shard(self.name) from problem
-        return ShardIndex(np.asarray(self._offsets), crc32)
-
     def close(self) -> None:
         """Give the file back. Not needed where the object is just dropped."""
         self._file.close()
@@ -187,13 +178,6 @@ class Shard:
                     if len(keys) < 2:
                         break
         return keys[-1] if keys else None
-
-
-def iter_shard(path: str | Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """All examples of a shard in order, as (key, member kind -> content). Raises as `Shard`."""
-    with Shard(path) as shard:
-        for index in range(len(shard)):
-            yield shard.key(index), shard.members(index)
 
 
 def _kind_of(error: BaseException, members: dict[str, bytes]) -> str:

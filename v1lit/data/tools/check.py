@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TextIO
 
-from v1lit.data import shards
+from v1lit.data.errors import KINDS
 from v1lit.data.tools.content import fetch, scan_file
 from v1lit.data.tools.examine import examine
 from v1lit.data.tools.find import Finding, ShardFile, find_shards
@@ -23,7 +23,7 @@ from v1lit.files import aside
 from v1lit.paths import expand_path
 from v1lit.processes import count_workers, ordered, progress_bar
 
-FINDING_KINDS = (*shards.KINDS, "missing", "unlisted", "index", "duplicate")
+FINDING_KINDS = (*KINDS, "missing", "unlisted", "index", "duplicate")
 """Kinds of findings: those of `ShardError`, and missing: a shard that the index names. unlisted: one that the
 index does not name. index: it is missing, damaged, or made for other content. duplicate: an id that occurs
 again."""
