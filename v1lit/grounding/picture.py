@@ -9,8 +9,6 @@ from __future__ import annotations
 import numpy as np
 from PIL import ExifTags, Image
 
-from v1lit.errors import one_line
-
 MAX_PIXELS = 2**26
 """Default limit on width x height, checked before any pixel is decoded (8192 x 8192)."""
 
@@ -58,7 +56,7 @@ def as_seen(image: Image.Image, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises many kinds, depending on the format and the damage.
-        raise ImageError(f"the image data is damaged or cut off ({one_line(error)})") from error
+        raise ImageError(f"the image data is damaged or cut off ({' '.join(str(error).split())})") from error
     if turn is not None:
         rgb = rgb.transpose(turn)
     if rgb is not image:
