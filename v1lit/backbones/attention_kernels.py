@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from importlib import import_module
 from itertools import groupby
 from typing import Any
 
@@ -61,9 +62,10 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: f
 
 def flash(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float) -> Tensor:
     """The variable-length attention of flash-attn."""
-    attend = _flash_library()
+    from flash_attn import flash_attn_varlen_func
+
     bounds, longest = segments.bounds(query.device), segments.longest
-    output: Tensor = attend(
+    output: Tensor = flash_attn_varlen_func(
         query, key, value, bounds, bounds, longest, longest, softmax_scale=scale, causal=True
     )
     return output
@@ -72,23 +74,25 @@ def flash(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: 
 def varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float) -> Tensor:
     """The variable-length attention of torch; a window of nothing to the right is what makes it causal."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.attention.varlen import varlen_attn
 
-    attend = _varlen_library()
     bounds, longest = segments.bounds(query.device), segments.longest
     options: dict[str, Any] = {"scale": scale, "window_size": (-1, 0)}
-    if _takes_shared_heads(attend):
+    if _takes_shared_heads(varlen_attn):
         options["enable_gqa"] = query.shape[1] != key.shape[1]
     else:
         key, value = _repeat_heads(key, query), _repeat_heads(value, query)
     # Newer versions of torch would take cuDNN, which builds a graph for every new geometry: for every row.
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        output: Tensor = attend(query, key, value, bounds, bounds, longest, longest, **options)
+        output = varlen_attn(query, key, value, bounds, bounds, longest, longest, **options)
+    assert isinstance(output, Tensor)  # further results are not asked for
     return output
 
 
 def xformers(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float) -> Tensor:
     """The memory-efficient attention of xformers with a block-diagonal mask; repeats shared key heads."""
-    ops = _xformers_library()
+    from xformers import ops
+
     mask = _block_diagonal_mask(segments.lengths, query.device)
     rows = (query, _repeat_heads(key, query), _repeat_heads(value, query))
     output: Tensor = ops.memory_efficient_attention(*(x[None] for x in rows), attn_bias=mask, scale=scale)
@@ -103,24 +107,6 @@ def flex(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: f
         q, k, v, block_mask=mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
     )
     return output[0].transpose(0, 1)
-
-
-def _flash_library() -> Any:
-    from flash_attn import flash_attn_varlen_func
-
-    return flash_attn_varlen_func
-
-
-def _varlen_library() -> Any:
-    from torch.nn.attention.varlen import varlen_attn
-
-    return varlen_attn
-
-
-def _xformers_library() -> Any:
-    import xformers.ops as ops
-
-    return ops
 
 
 @lru_cache(maxsize=2)
@@ -138,8 +124,9 @@ def _repeat_heads(x: Tensor, query: Tensor) -> Tensor:
 @lru_cache(maxsize=2)
 @torch.inference_mode(False)
 def _block_diagonal_mask(lengths: tuple[int, ...], device: torch.device) -> Any:
-    block_diagonal = _xformers_library().fmha.attn_bias.BlockDiagonalCausalMask
-    return block_diagonal.from_seqlens(list(lengths), device=device)
+    from xformers import ops
+
+    return ops.fmha.attn_bias.BlockDiagonalCausalMask.from_seqlens(list(lengths), device=device)
 
 
 @lru_cache(maxsize=2)
@@ -177,10 +164,8 @@ class Kernel:
     """The implementation of transformers for the vision tower and for generation beside it."""
     anywhere: bool = False
     """Whether it runs on every device and in every precision."""
-    library: Callable[[], Any] = lambda: None
-    """Imports what it needs, and raises where that is not installed or does not load."""
-    package: str = "torch"
-    """The package that is imported."""
+    module: str = "torch"
+    """The module that it needs."""
     half: bool = True
     """Whether it needs half precision."""
 
@@ -197,11 +182,12 @@ class Kernel:
     def missing(self) -> str | None:
         """Why its package cannot be imported; None if it can."""
         try:
-            self.library()
+            import_module(self.module)
         except Exception as error:  # a package built for another torch fails in ways of its own
             name = str(getattr(error, "name", "")).partition(".")[0]
-            absent = isinstance(error, ModuleNotFoundError) and name == self.package
-            hint = f"is not installed (pip install 'v1lit[{self.package.replace('_', '-')}]')"
+            package = self.module.partition(".")[0]
+            absent = isinstance(error, ModuleNotFoundError) and name == package
+            hint = f"is not installed (pip install 'v1lit[{package.replace('_', '-')}]')"
             return hint if absent else f"fails: {_first_line(error)}"
         return None
 
@@ -230,11 +216,9 @@ def _first_line(error: Exception) -> str:
 
 KERNELS: dict[str, Kernel] = {
     "sdpa": Kernel(sdpa, anywhere=True),
-    "flash_attention_2": Kernel(
-        flash, stock="flash_attention_2", library=_flash_library, package="flash_attn"
-    ),
-    "varlen": Kernel(varlen, library=_varlen_library),
-    "xformers": Kernel(xformers, library=_xformers_library, package="xformers"),
+    "flash_attention_2": Kernel(flash, stock="flash_attention_2", module="flash_attn"),
+    "varlen": Kernel(varlen, module="torch.nn.attention.varlen"),
+    "xformers": Kernel(xformers, module="xformers.ops"),
     "flex_attention": Kernel(flex, half=False),
     "eager": Kernel(eager, stock="eager", anywhere=True),
 }
