@@ -12,7 +12,24 @@ from v1lit.labels import first_pointers
 from v1lit.training.logged import LOSS_PARTS, POINTING
 
 
-class PointingMetrics(Metric):
+class Means(Metric):
+    """Means of several things over the positions of all batches and ranks.
+
+    Args:
+        things: how many.
+    """
+
+    full_state_update = False
+    sums: Tensor
+    counts: Tensor
+
+    def __init__(self, things: int) -> None:
+        super().__init__()
+        for name in ("sums", "counts"):
+            self.add_state(name, torch.zeros(things, dtype=torch.float64), dist_reduce_fx="sum")
+
+
+class PointingMetrics(Means):
     """Accuracies of pointers and text, and the overlap of pointed and true patches; given the true prefix.
 
     A run is a stretch of consecutive pointers: the patches of one region. A prediction counts over all
@@ -28,80 +45,44 @@ class PointingMetrics(Metric):
     - `text_accuracy`: share of text tokens that are exactly the true one
     """
 
-    full_state_update = False
-    pointers: Tensor
-    pointers_right: Tensor
-    runs: Tensor
-    first_right: Tensor
-    first_inside: Tensor
-    iou: Tensor
-    texts: Tensor
-    texts_right: Tensor
-    _COUNTS = (
-        "pointers",
-        "pointers_right",
-        "runs",
-        "first_right",
-        "first_inside",
-        "iou",
-        "texts",
-        "texts_right",
-    )
-
     def __init__(self, pointer_start: int) -> None:
-        super().__init__()
+        super().__init__(len(POINTING))
         self.pointer_start = pointer_start
-        for name in self._COUNTS:
-            self.add_state(name, default=torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, targets: Tensor, predictions: Tensor) -> None:
         """Both `[positions]`, in row-major order; ids from `pointer_start` on are pointers."""
-        is_pointer = targets >= self.pointer_start
-        right = targets == predictions
-        self.texts += (~is_pointer).sum()
-        self.texts_right += (right & ~is_pointer).sum()
-        self.pointers += is_pointer.sum()
-        self.pointers_right += (right & is_pointer).sum()
-        if not bool(is_pointer.any()):
-            return
+        is_pointer, right = targets >= self.pointer_start, targets == predictions
         first = first_pointers(targets, self.pointer_start)
+        inside, iou = self._regions(targets, predictions, is_pointer, first)
+        sums = [(right & is_pointer).sum(), (right & first).sum(), inside, iou, (right & ~is_pointer).sum()]
+        runs = first.sum()
+        self.sums += torch.stack([value.double() for value in sums])
+        self.counts += torch.stack([is_pointer.sum(), runs, runs, runs, (~is_pointer).sum()])
+
+    def _regions(
+        self, targets: Tensor, predictions: Tensor, is_pointer: Tensor, first: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Runs whose first pointer lies in the true region, and the sum of the runs' overlaps."""
+        runs = int(first.sum())
+        if not runs:
+            return first.sum(), first.sum()
         run = (first.cumsum(0) - 1)[is_pointer]
         true, predicted = targets[is_pointer], predictions[is_pointer]
-        runs = int(first.sum())
-        self.runs += runs
-        self.first_right += (right & first).sum()
-        inside = true == predictions[first][run]
-        self.first_inside += (
-            torch.zeros(runs, dtype=torch.long, device=run.device)
-            .index_add_(0, run, inside.long())
-            .gt(0)
-            .sum()
-        )
-        self.iou += _overlap(run, true - self.pointer_start, predicted - self.pointer_start, runs)
+        inside = torch.zeros(runs, dtype=torch.bool, device=run.device)
+        inside[run[true == predictions[first][run]]] = True
+        overlap = _overlap(run, true - self.pointer_start, predicted - self.pointer_start, runs)
+        return inside.sum(), overlap
 
     def compute(self) -> dict[str, Tensor]:
         """The shares by name; nan where nothing was counted."""
-        shares = (
-            self.pointers_right / self.pointers,
-            self.first_right / self.runs,
-            self.first_inside / self.runs,
-            self.iou / self.runs,
-            self.texts_right / self.texts,
-        )
-        return dict(zip(POINTING, shares, strict=True))
+        return dict(zip(POINTING, self.sums / self.counts, strict=True))
 
 
-class LossMeans(Metric):
+class LossMeans(Means):
     """The parts of the loss as means over all positions of all batches and ranks, by name."""
 
-    full_state_update = False
-    sums: Tensor
-    counts: Tensor
-
     def __init__(self) -> None:
-        super().__init__()
-        for name in ("sums", "counts"):
-            self.add_state(name, torch.zeros(len(LOSS_PARTS), dtype=torch.float64), dist_reduce_fx="sum")
+        super().__init__(len(LOSS_PARTS))
 
     def update(self, sums: Mapping[str, Tensor], counts: Mapping[str, Tensor]) -> None:
         """Weighted sums over positions and the sums of the weights, as in `PointerLoss`."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from timeit import timeit
 
 import torch
 
@@ -89,17 +89,14 @@ def measured_peak(device: str, kind: str, seconds: float = 0.3) -> float:
     dtype = torch.float32 if kind == "tf32" else getattr(torch, kind)
     side = 8192 if device.startswith("cuda") else 1024
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    waits = torch.accelerator.synchronize if not device.startswith("cpu") else (lambda: None)
-    _timed(lambda: left @ right, waits)
+
+    def multiply() -> None:
+        left @ right
+        if not device.startswith("cpu"):
+            torch.accelerator.synchronize()
+
+    multiply()
     best, end = float("inf"), time.perf_counter() + seconds
     while best == float("inf") or time.perf_counter() < end:
-        best = min(best, _timed(lambda: left @ right, waits))
+        best = min(best, timeit(multiply, number=1))
     return 2 * side**3 / best
-
-
-def _timed(run: Callable[[], object], wait: Callable[[], object]) -> float:
-    wait()
-    start = time.perf_counter()
-    run()
-    wait()
-    return time.perf_counter() - start

@@ -10,9 +10,9 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch import Tensor
 
 from v1lit.data.encode.batch import Batch
+from v1lit.data.loading.ranks import Ranks
 from v1lit.training.flops import ModelFlops, WorkSum
 from v1lit.training.logged import MFU, RATES
 from v1lit.training.peak import Peak, find_peak, product_kind
@@ -166,8 +166,9 @@ class Throughput(Callback):
         flops = 0.0 if self._flops is None or self._work is None else self._flops.total(self._work.sum())
         _finish_queue(device)
         seconds = time.perf_counter() - interval.start - interval.away - (self._clock(SAVE) - self._saved)
-        sums = _over_ranks(trainer, [*interval.counts, flops, seconds, self._clock(FETCH) - self._waited])
-        examples, tokens, real, images, supervised, flops, seconds, waited = sums
+        own = [*interval.counts, flops, seconds, self._clock(FETCH) - self._waited]
+        sums = Ranks.of(trainer).add_up(torch.tensor(own, dtype=torch.float64))
+        examples, tokens, real, images, supervised, flops, seconds, waited = sums.tolist()
         seconds_each = seconds / trainer.world_size
         rates = (
             examples / seconds_each,
@@ -192,15 +193,6 @@ def _log_short_runs(trainer: Trainer) -> None:
     steps = total_steps(trainer)
     if steps and steps < trainer.log_every_n_steps:  # type: ignore[attr-defined]  # a connector sets it
         trainer.log_every_n_steps = steps  # type: ignore[attr-defined]
-
-
-def _over_ranks(trainer: Trainer, values: list[float]) -> list[float]:
-    if trainer.world_size == 1:
-        return values
-    mine = torch.tensor(values, dtype=torch.float64, device=trainer.strategy.root_device)
-    summed: Any = trainer.strategy.reduce(mine, reduce_op="sum")
-    assert isinstance(summed, Tensor)
-    return [float(value) for value in summed.tolist()]
 
 
 def _finish_queue(device: torch.device) -> None:
