@@ -246,7 +246,7 @@ def steps(
     """What all ranks read together, step by step, and the progress after it."""
     progress = progress.divided(StepLayout(micro_batches, kind), sequence.length)
     readers = [rank_rows(sequence, progress, make_rows, rank=rank, ranks=ranks) for rank in range(ranks)]
-    states = [progress.state_of(micro_batch) for micro_batch in range(micro_batches)]
+    states = progress.states_of(0, 1)
     while True:
         rows: list[MicroBatchPlan] = [MicroBatchPlan((), state) for state in states]
         for rank, reader in enumerate(readers):

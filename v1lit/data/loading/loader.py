@@ -45,14 +45,6 @@ class TrainLoader(StepLoader):
         steps, ranks, length = self.steps, self.context.ranks, self.steps.opened.sequence.length
         progress = self.reading.begin(self.context.current_epoch, steps.layout, length, ranks)
         left, index = steps.left(progress), progress.steps
-        own = range(ranks.own, steps.layout.micro_batches, ranks.size)
-        states = [progress.state_of(micro_batch) for micro_batch in own]
-
-        def after(index: int, micro_batch: MicroBatch) -> object:
-            if micro_batch.row is not None:
-                states[index] = micro_batch.row.after
-            return states[index]
-
         batches, done = self._micro_batches(progress), steps.batches_done(progress)
         with self._prefetcher(progress) as prefetcher:
             for index, step in self._iter_steps(progress, batches, done, left):
@@ -60,7 +52,7 @@ class TrainLoader(StepLoader):
                 prefetcher.reached(max((ref.epoch_index for row in rows for ref in row.refs), default=-1))
                 if left is not None and index + 1 == progress.steps + left:
                     self._report(progress)  # now: nobody asks for more batches
-                yield from self._batches(step, progress.epoch, after)
+                yield from self._batches(step, progress.epoch)
         if not steps.opened.indexed:  # the last shards of all may be damaged ones
             self.failures.note([], progress.epoch, index, self.failures.take_lost())
         if left is None:

@@ -38,6 +38,11 @@ class MicroBatch:
         """Whether there were examples in it; the map may have left out all, and found that when planning."""
         return len(self.batch) > 0 or bool(self.failures) or bool(self.row is not None and self.row.refs)
 
+    @property
+    def reached(self) -> object:
+        """How far its micro-batch of the step has come with it; None for a blank batch."""
+        return None if self.row is None else self.row.after
+
     def pin_memory(self) -> MicroBatch:
         """The same with the batch in page-locked memory."""
         return replace(self, batch=self.batch.pin_memory())

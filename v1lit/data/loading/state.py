@@ -46,15 +46,14 @@ class ReadingState:
         if resumed is not None and resumed.epoch >= current_epoch:
             progress = resumed.divided(layout, length)
         self._progress, self._step = progress, {}
-        own = range(ranks.own, layout.micro_batches, ranks.size)
-        self._own = [progress.state_of(micro_batch) for micro_batch in own]
+        self._own = progress.states_of(ranks.own, ranks.size)
         return progress
 
     def used(self, read: ReadPosition, epoch_ends: bool) -> None:
         """Training has used a batch."""
         assert self._progress is not None
-        assert isinstance(read.after, MicroBatchState)
-        self._step[read.micro_batch] = read.after
+        if isinstance(read.after, MicroBatchState):
+            self._step[read.micro_batch] = read.after
         if epoch_ends:
             self._progress, self._own, self._step = Progress(read.epoch + 1), [], {}
         elif read.last:

@@ -93,10 +93,8 @@ class StepLoader:
         raise ValueError(too_few)
 
     @staticmethod
-    def _batches(
-        step: StepBatches, epoch: int, after: Callable[[int, MicroBatch], object]
-    ) -> Iterator[Batch]:
-        """The batches of a step, each with what it leaves behind: `after(index in the step, micro-batch)`."""
+    def _batches(step: StepBatches, epoch: int) -> Iterator[Batch]:
+        """The batches of a step, each with how far the data have been read with it."""
         for index, (micro_batch, batch) in enumerate(zip(step.micro_batches, step.batches, strict=True)):
             last = index == len(step.batches) - 1
-            yield replace(batch, read=ReadPosition(epoch, index, last, after(index, micro_batch)))
+            yield replace(batch, read=ReadPosition(epoch, index, last, micro_batch.reached))

@@ -15,9 +15,8 @@ from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader, Dataset
 
-from v1lit.data.loading.micro_batch import MicroBatch
-
 Asked = TypeVar("Asked")
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Workers:
     prefetch: int = 2
     """Batches that each of them makes ahead."""
 
-    def run(self, reader: Dataset[MicroBatch], asked: Iterator[Asked]) -> Iterator[tuple[Asked, MicroBatch]]:
+    def run(self, reader: Dataset[Read], asked: Iterator[Asked]) -> Iterator[tuple[Asked, Read]]:
         """What the reader makes of what it is asked for, in this order, with any number of workers.
 
         Worker w of W is asked for the items w, W + w, 2 W + w, ...
@@ -43,22 +42,17 @@ class Workers:
 
         options: dict[str, Any] = {"prefetch_factor": self.prefetch} if self.count else {}
         _end_readers_at_exit()
-        loader: DataLoader[MicroBatch] = DataLoader(
+        loader: DataLoader[Read] = DataLoader(
             reader,
             batch_size=None,
             sampler=noted(),  # any iterable will do
             num_workers=self.count,
             worker_init_fn=_leave_signals_to_trainer,
-            collate_fn=_as_it_is,  # type: ignore[arg-type]  # one row at a time
             pin_memory=self.pin_memory,
             **options,
         )
-        for micro_batch in loader:
-            yield waiting.popleft(), micro_batch
-
-
-def _as_it_is(micro_batch: MicroBatch) -> MicroBatch:
-    return micro_batch
+        for read in loader:
+            yield waiting.popleft(), read
 
 
 def _leave_signals_to_trainer(worker: int) -> None:

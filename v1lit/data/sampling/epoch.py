@@ -62,9 +62,11 @@ class Progress:
         read = sum(state.read - len(state.waiting) for state in self.states)
         return self.remaining.tail - len(self.remaining.head) + read
 
-    def state_of(self, micro_batch: int) -> MicroBatchState:
-        """State of one micro-batch."""
-        return self.states[micro_batch] if self.states else MicroBatchState()
+    def states_of(self, rank: int, ranks: int) -> list[MicroBatchState]:
+        """States of the micro-batches of a rank: `rank`, `ranks + rank` and so on."""
+        assert self.layout is not None
+        states = self.states or (MicroBatchState(),) * self.layout.micro_batches
+        return list(states[rank::ranks])
 
 
 def rank_rows(
@@ -77,11 +79,10 @@ def rank_rows(
     """
     assert progress.layout is not None
     micro_batches = progress.layout.micro_batches
-    own = range(rank, micro_batches, ranks)
-    states = [progress.state_of(micro_batch) for micro_batch in own]
+    states = progress.states_of(rank, ranks)
     streams = [
         make_rows(Substream(sequence, progress.epoch, progress.remaining, micro_batch, micro_batches), state)
-        for micro_batch, state in zip(own, states, strict=True)
+        for micro_batch, state in zip(range(rank, micro_batches, ranks), states, strict=True)
     ]
     while True:
         step = [next(stream, None) for stream in streams]

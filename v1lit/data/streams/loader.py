@@ -17,7 +17,7 @@ from v1lit.data.loading.val_loader import val_batches
 from v1lit.data.loading.workers import Workers
 from v1lit.data.sampling.grouping import Grouping
 from v1lit.data.streams.examples import Readers, StreamFiles
-from v1lit.data.streams.reader import StreamMicroBatch, StreamReader
+from v1lit.data.streams.reader import StreamReader
 from v1lit.data.streams.reader_state import FileStart, RankState, ReaderState
 from v1lit.data.streams.source import StreamSource
 from v1lit.data.streams.state import StreamLayout, StreamProgress, StreamReading
@@ -75,17 +75,9 @@ class StreamLoader(StepLoader):
             lambda epoch: self.source.order(context.order_of(epoch)),
             context.ranks.own,
         )
-        state = progress.of_rank(context.ranks.own)
-
-        def after(index: int, micro_batch: MicroBatch) -> object:
-            nonlocal state
-            if isinstance(micro_batch, StreamMicroBatch) and micro_batch.rank is not None:
-                state = micro_batch.rank
-            return state
-
         done = progress.steps * context.accumulate
         for _, step in self._iter_steps(progress, self._micro_batches(progress), done):
-            yield from self._batches(step, progress.epoch, after)
+            yield from self._batches(step, progress.epoch)
         if not self.used and not progress.steps:
             self._refuse_nothing(
                 "data.source.path: the files hold no examples, or too few for one optimizer step"
@@ -101,7 +93,6 @@ class StreamLoader(StepLoader):
         reader = StreamReader(readers, self.encoder, self.grouping)
         turns = ((state.next + turn) % size for turn in count())
         for turn, micro_batch in self.context.workers.run(reader, turns):
-            assert isinstance(micro_batch, StreamMicroBatch)
             if micro_batch.error is not None:
                 raise micro_batch.error
             if micro_batch.ended:
@@ -144,7 +135,6 @@ class StreamValLoader:
         readers = Readers(self.stream, [files], [ReaderState()], 0, ranks.own, ranks.size, self.limit)
         reader = StreamReader(readers, self.encoder, Grouping(self.size))
         for _, micro_batch in Workers(self.context.num_workers).run(reader, repeat(0)):
-            assert isinstance(micro_batch, StreamMicroBatch)
             if micro_batch.error is not None:
                 raise micro_batch.error
             if micro_batch.ended:

@@ -33,8 +33,12 @@ class StreamMicroBatch(MicroBatch):
     rank: RankState | None = None
     """How far the reader's rank has come with it."""
 
+    @property
+    def reached(self) -> RankState | None:
+        return self.rank
 
-class StreamReader(Dataset[MicroBatch]):
+
+class StreamReader(Dataset[StreamMicroBatch]):
     """The next batch of each reader, by the index of the reader in its rank.
 
     Args:
@@ -47,7 +51,7 @@ class StreamReader(Dataset[MicroBatch]):
         self.readers, self.encoder, self.grouping = readers, encoder, grouping
         self._open: dict[int, tuple[StreamExamples, MicroBatchReader, Iterator[MicroBatchPlan]]] = {}
 
-    def __getitem__(self, reader: int) -> MicroBatch:
+    def __getitem__(self, reader: int) -> StreamMicroBatch:
         if reader not in self._open:
             self._open[reader] = self._begin(reader)
         examples, batches, rows = self._open[reader]

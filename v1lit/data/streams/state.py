@@ -87,6 +87,7 @@ class StreamReading:
         self._progress: StreamProgress | None = None
         self._resumed: StreamProgress | None = None
         self._own: RankState | None = None
+        self._step: RankState | None = None
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Resume where a checkpoint's state was saved, at the next `begin`."""
@@ -103,17 +104,18 @@ class StreamReading:
             epoch = current_epoch if resumed is None else max(current_epoch, resumed.epoch)
             progress = StreamProgress(epoch, layout=layout, files=tuple(map(FileStart, order(epoch))))
         self._progress = progress
-        self._own = progress.of_rank(rank)
+        self._own = self._step = progress.of_rank(rank)
         return progress
 
     def used(self, read: ReadPosition, epoch_ends: bool) -> None:
         """Note that training has used a batch."""
         assert self._progress is not None
+        if isinstance(read.after, RankState):
+            self._step = read.after
         if epoch_ends:
             self._progress, self._own = StreamProgress(read.epoch + 1), None
         elif read.last:
-            assert isinstance(read.after, RankState)
-            self._own = read.after
+            self._own = self._step
             self._progress = replace(self._progress, steps=self._progress.steps + 1)
 
     def of_all(self, ranks: Ranks) -> StreamProgress | None:
