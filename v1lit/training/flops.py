@@ -141,16 +141,21 @@ class WorkSum:
 
     def __init__(self, model: PointAndCopyModel) -> None:
         self.family, self.config = model.family, model.backbone.config
+        self.examples = self.images = self.positions = 0
+        self.tokens = self.real_tokens = 0
+        """With padding, and without."""
+        self._pairs = 0
         self._images: list[dict[str, Tensor]] = []
         self._masks: list[Tensor] = []
-        self._pairs = self._tokens = self._positions = self._examples = 0
 
     def add(self, batch: Batch) -> None:
         """Note a training batch, and of its pixels only the shape."""
         assert batch.counts is not None, "training batches count their labels"
-        self._tokens += batch.real_tokens
-        self._examples += len(batch)
-        self._positions += batch.counts.text + batch.counts.pointers
+        self.examples += len(batch)
+        self.images += batch.images
+        self.positions += batch.counts.text + batch.counts.pointers
+        self.tokens += batch.tokens
+        self.real_tokens += batch.real_tokens
         if batch.segment_lengths is not None:
             self._pairs += sum(length**2 for length in batch.segment_lengths)
         else:
@@ -163,10 +168,10 @@ class WorkSum:
         padded = int(torch.cat(self._masks).square().sum()) if self._masks else 0
         images = [self.family.vision_work(self.config, inputs) for inputs in self._images]
         return Work(
-            tokens=self._tokens,
+            tokens=self.real_tokens,
             pairs=self._pairs + padded,
-            positions=self._positions,
-            examples=self._examples,
+            positions=self.positions,
+            examples=self.examples,
             vision=VisionWork(*map(sum, zip(*images, strict=True))),
         )
 

@@ -60,18 +60,10 @@ class Interval:
     """What happened on this rank since the last time it was logged."""
 
     start: float
+    work: WorkSum
     steps: int = 0
-    counts: tuple[int, ...] = (0,) * 5
-    """Examples, tokens, tokens that are no padding, images, and supervised tokens."""
     away: float = 0.0
     """Seconds spent in validation and on checkpoints."""
-
-    def add(self, batch: Batch) -> None:
-        """Count one more training batch."""
-        assert batch.counts is not None, "training batches count their labels"
-        supervised = batch.counts.text + batch.counts.pointers
-        own = (len(batch), batch.tokens, batch.real_tokens, batch.images, supervised)
-        self.counts = tuple(map(sum, zip(self.counts, own, strict=True)))
 
 
 class Throughput(Callback):
@@ -106,7 +98,7 @@ class Throughput(Callback):
         self._prepare_mfu(trainer, module)
         _log_short_runs(trainer)
         self._logged = trainer.global_step
-        self._begin()
+        self._begin(module)
 
     def _prepare_mfu(self, trainer: Trainer, module: LightningModule) -> None:
         """Find formula and peak, and say which; without one of them, say why there is no MFU."""
@@ -121,9 +113,8 @@ class Throughput(Callback):
         else:
             rank_zero_info(f"MFU is the share of {self._peak.flops / 1e12:.3g} TFLOP/s ({self._peak.source})")
 
-    def _begin(self) -> None:
-        self._interval = Interval(time.perf_counter())
-        self._work = None if self._flops is None else WorkSum(self._flops.model)
+    def _begin(self, module: Any) -> None:
+        self._interval = Interval(time.perf_counter(), WorkSum(module.model))
         self._waited, self._saved = self._clock(FETCH), self._clock(SAVE)
 
     def _clock(self, name: str) -> float:
@@ -142,9 +133,7 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self._interval.add(batch)
-        if self._work is not None:
-            self._work.add(batch)
+        self._interval.work.add(batch)
         self.unseen += batch.unseen
         self.cut += batch.cut
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # a connector sets it
@@ -153,7 +142,7 @@ class Throughput(Callback):
         self._interval.steps = trainer.global_step - self._logged
         self._log(trainer, module, len(batch))
         self._logged = trainer.global_step
-        self._begin()
+        self._begin(module)
 
     def _log(self, trainer: Trainer, module: LightningModule, batch_size: int) -> None:
         values = self._values(trainer, module.device)
@@ -162,11 +151,12 @@ class Throughput(Callback):
         module.log_dict(values, batch_size=batch_size)
 
     def _values(self, trainer: Trainer, device: torch.device) -> dict[str, float]:
-        interval = self._interval
-        flops = 0.0 if self._flops is None or self._work is None else self._flops.total(self._work.sum())
+        interval, work = self._interval, self._interval.work
+        flops = 0.0 if self._flops is None else self._flops.total(work.sum())
         _finish_queue(device)
         seconds = time.perf_counter() - interval.start - interval.away - (self._clock(SAVE) - self._saved)
-        own = [*interval.counts, flops, seconds, self._clock(FETCH) - self._waited]
+        counts = (work.examples, work.tokens, work.real_tokens, work.images, work.positions)
+        own = [*counts, flops, seconds, self._clock(FETCH) - self._waited]
         sums = Ranks.of(trainer).add_up(torch.tensor(own, dtype=torch.float64))
         examples, tokens, real, images, supervised, flops, seconds, waited = sums.tolist()
         seconds_each = seconds / trainer.world_size

@@ -29,13 +29,7 @@ def save_reading(
     state = reading.saved(ranks)
     if not state:
         return {}
-    return {
-        **state,
-        "data": identity(),
-        "examples_read": skips.read,
-        "left_out": skips.left_out,
-        "skipped": dict(skips.kinds(state["epoch"], state["steps"])),
-    }
+    return {**state, "data": identity(), **skips.saved(state["epoch"], state["steps"])}
 
 
 def load_reading(
@@ -51,13 +45,7 @@ def load_reading(
             "steps; set trainer.max_steps, and trainer.max_epochs=-1"
         )
     refuse_other_order(state, identity)
-    skips.resume(
-        int(state["epoch"]),
-        int(state["steps"]),
-        int(state["examples_read"]),
-        state["skipped"],
-        int(state.get("left_out", 0)),
-    )
+    skips.resume(state)
     reading.resume(state)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 
 from v1lit.data.errors import ShardError
 from v1lit.data.example import ExampleRef
@@ -47,8 +48,7 @@ class FailureLog:
             return
         failures = [failure for micro_batch in step.micro_batches for failure in micro_batch.failures]
         self._in_a_row, _ = run_of_failures(failures, self._in_a_row)
-        self.skips.note(step.examples, [], 0)
-        self.skips.note_left_out(step.left_out)
+        self.skips.note(step.examples, [], 0, step.left_out)
 
     def note(
         self, micro_batches: Sequence[MicroBatch], epoch: int, index: int, lost: Sequence[Failure] = ()
@@ -68,8 +68,7 @@ class FailureLog:
         reads, skips, longests, left_outs = zip(
             *self.ranks.gather((read, skipped, longest, left_out)), strict=True
         )
-        self.skips.note(sum(reads), [skip for skipped in skips for skip in skipped], max(longests))
-        self.skips.note_left_out(sum(left_outs))
+        self.skips.note(sum(reads), [*chain.from_iterable(skips)], max(longests), sum(left_outs))
 
 
 def run_of_failures(failures: Sequence[Failure | None], before: int) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from v1lit.data.config import StreamConfig
 from v1lit.data.errors import BadDataError
@@ -74,28 +75,40 @@ class SkipList:
         """Training examples that this process has seen skipped in an epoch."""
         return sum(skip.split == "train" and skip.epoch == epoch for skip in self.skipped)
 
-    def kinds(self, epoch: int, step: int) -> Counter[str]:
-        """How many of every kind were skipped before this step of training."""
-        return self.before + Counter(skip.kind for skip in self.skipped if skip.is_before(epoch, step))
+    def saved(self, epoch: int, step: int) -> dict[str, Any]:
+        """What a checkpoint keeps before this step of training, the same on every rank."""
+        kinds = Counter(skip.kind for skip in self.skipped if skip.is_before(epoch, step))
+        return {
+            "examples_read": self.read,
+            "left_out": self.left_out,
+            "skipped": dict(self.before + kinds),
+        }
 
-    def resume(self, epoch: int, step: int, read: int, kinds: Mapping[str, int], left_out: int = 0) -> None:
-        """Take up the list of a resumed run, without what was skipped at this step or later.
-
-        read, kinds, left_out: examples that the run had read, skipped, and left out by its map; the same on
-        every rank, and so is what depends on them.
-        """
-        self.read, self.before, self.skipped, self.left_out = read, Counter(kinds), [], left_out
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Take up the list of a resumed run, without what was skipped at its step or later."""
+        epoch, step, self.skipped = int(state["epoch"]), int(state["steps"]), []
+        self.read, self.left_out = int(state["examples_read"]), int(state.get("left_out", 0))
+        self.before = Counter(state["skipped"])
         if self.path is not None and self.path.is_file():
             kept = [skip for skip in _listed_in(self.path) if skip.is_before(epoch, step)]
             write_atomically(self.path, "".join(map(_line, kept)))
             self._listed = {skip.identity for skip in kept}
 
-    def note(self, read: int, skipped: Sequence[Skipped], in_a_row: int) -> None:
+    def note(self, read: int, skipped: Sequence[Skipped], in_a_row: int, left_out: int) -> None:
         """Count examples that were asked for, and those of them that were skipped.
 
-        in_a_row: most skipped one after another, on any rank. Raises BadDataError if these are too many.
+        Raises BadDataError if these are too many, or where the map leaves out the first thousand, and all.
+
+        Args:
+            read: examples that were asked for, but for those that the map has left out.
+            skipped: those of them that could not be used.
+            in_a_row: most skipped one after another, on any rank.
+            left_out: examples that the map has left out.
         """
         self.read += read
+        self.left_out += left_out
+        if left_out and not self.read and self.left_out >= AT_FIRST:
+            raise BadDataError(f"data.map leaves out every example so far, {self.left_out} of them")
         if not skipped:
             return
         self.skipped.extend(skipped)
@@ -110,15 +123,6 @@ class SkipList:
                 else f"more than data.stream.max_bad_in_a_row={self.config.max_bad_in_a_row} in a row"
             )
             raise BadDataError(f"{self.summary()}: {limit}; the last one: {_of(skipped[-1])}")
-
-    def note_left_out(self, count: int) -> None:
-        """Count examples that the map has left out.
-
-        Raises BadDataError where these are the first thousand, and all.
-        """
-        self.left_out += count
-        if count and not self.read and self.left_out >= AT_FIRST:
-            raise BadDataError(f"data.map leaves out every example so far, {self.left_out} of them")
 
     def summary(self) -> str:
         """How many were skipped, of how many, of which kinds, and where they are listed."""
