@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cache
@@ -86,9 +86,13 @@ def did_you_mean(name: object, names: Iterable[str], prefix: str = "") -> str:
 def name_allowed(name: object, names: Iterable[str]) -> str:
     """What may stand in place of `name`: `did you mean 'x'? allowed: x, y, z`."""
     names = list(names)
-    listed = ", ".join(names[:MOST_NAMED]) or "none"
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return f"{did_you_mean(name, names)} allowed: {listed}{more}".lstrip("; ")
+    return f"{did_you_mean(name, names)} allowed: {first_of(names, MOST_NAMED) or 'none'}".lstrip("; ")
+
+
+def first_of(names: Sequence[str], most: int = 3) -> str:
+    """The first N names, and how many more there are: `a, b, c and 4 more`."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def explain_unknown(what: str, name: object, names: Iterable[str]) -> str:

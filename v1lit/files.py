@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain, count
 from pathlib import Path
 from uuid import uuid4
 
@@ -33,6 +34,12 @@ def aside(path: Path) -> Iterator[Path]:
         os.replace(unfinished, path)
     finally:
         remove(unfinished)
+
+
+def free_path(path: Path) -> Path:
+    """`path`, or the first of `NAME-2`, `NAME-3`, ... that is free; its suffix stays."""
+    numbered = (path.with_stem(f"{path.stem}-{number}") for number in count(2))
+    return next(place for place in chain([path], numbered) if not place.exists())
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -44,9 +44,7 @@ def held(
         text, answer, parse_trace(text).trace, pointers, (PatchMap.grid(example.images[0].size, 4, 4),)
     )
     name = next(iter(example.regions), None)
-    return HeldOutAnswer(
-        example, example.messages[:1], prediction, frozenset(truth) or None, name, example.answer
-    )
+    return HeldOutAnswer(example, example.messages[:1], prediction, frozenset(truth), name, example.answer)
 
 
 @pytest.fixture

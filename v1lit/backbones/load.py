@@ -14,7 +14,7 @@ from v1lit.backbones.hub import hub_errors
 from v1lit.backbones.registry import BUILTIN, get_backbone, list_backbones
 from v1lit.backbones.tiny import tiny_tokenizer
 from v1lit.backbones.weight_files import WeightsUnavailable
-from v1lit.errors import OptionError, explain_unknown, name_allowed, named, one_line
+from v1lit.errors import OptionError, explain_unknown, first_of, name_allowed, named, one_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -139,8 +139,7 @@ def refuse_incomplete(report: Mapping[str, Iterable[Any]], source: str) -> None:
 
 def _listed(what: str, names: Iterable[Any]) -> str:
     ordered = sorted(map(str, names))
-    rest = f" and {len(ordered) - SHOWN} more" if len(ordered) > SHOWN else ""
-    return f"{what} ({len(ordered)}): {', '.join(ordered[:SHOWN])}{rest}" if ordered else ""
+    return f"{what} ({len(ordered)}): {first_of(ordered, SHOWN)}" if ordered else ""
 
 
 def _mismatch(entry: Any) -> str:

@@ -10,12 +10,10 @@ from v1lit.backbones.contract import ChatFormat
 from v1lit.backbones.folder import check_tokenizer_files
 from v1lit.backbones.tiny import token_id
 from v1lit.backbones.weight_files import read_json
-from v1lit.errors import one_line
+from v1lit.errors import first_of, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
-
-SHOWN = 3
 
 
 def load_tokenizer(source: str, hub_id: str) -> PreTrainedTokenizerBase:
@@ -48,11 +46,10 @@ def check_vocabulary(vocabulary: dict[str, int], pointer_start: int) -> None:
     """Raise ValueError for tokens whose ids would be pointers: those from `pointer_start` on."""
     beyond = sorted((number, token) for token, number in vocabulary.items() if number >= pointer_start)
     if beyond:
-        shown = ", ".join(f"{token!r} ({number})" for number, token in beyond[:SHOWN])
-        more = f" and {len(beyond) - SHOWN} more" if len(beyond) > SHOWN else ""
+        shown = first_of([f"{token!r} ({number})" for number, token in beyond])
         raise ValueError(
             f"the tokenizer has tokens beyond the {pointer_start} rows of the model's embedding table, "
-            f"where ids are pointers: {shown}{more}\n"
+            f"where ids are pointers: {shown}\n"
             f"enlarge the table with model.resize_token_embeddings({beyond[-1][0] + 1}) and save the model, "
             "or use the tokenizer that came with it"
         )

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from v1lit.errors import first_of, one_line
+
 LONGEST_JSON = 64 * 2**20
 LONGEST_HEADER = 100 * 2**20
 """Bytes; the limit of the safetensors format itself."""
@@ -38,7 +40,6 @@ BITS = {
     "BOOL": 8,
 }
 PLAIN = ("F64", "F32", "F16", "BF16")
-SHOWN = 3
 
 
 class WeightsUnavailable(ValueError):  # noqa: N818 - it names a state, like FileNotFound
@@ -72,8 +73,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise WeightsUnavailable(
-            f"{path} is not valid JSON: {_first_line(error)}\n"
-            "get the file again from where the folder came from"
+            f"{path} is not valid JSON: {one_line(error)}\nget the file again from where the folder came from"
         ) from None
     if not isinstance(content, dict):
         raise WeightsUnavailable(f"{path} must hold a mapping, not {type(content).__name__}")
@@ -103,7 +103,8 @@ def weight_files(folder: Path) -> list[Path]:
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise WeightsUnavailable(
-            f"{folder} lacks {len(missing)} of the {len(names)} shards that {INDEX} names: {_some(missing)}\n"
+            f"{folder} lacks {len(missing)} of the {len(names)} shards that {INDEX} names: "
+            f"{first_of(missing)}\n"
             f"get the missing files as well, for instance with: {download(folder)}"
         )
     return [folder / name for name in names]
@@ -208,18 +209,19 @@ def _no_safetensors(folder: Path) -> str:
     other = [name for name in names if name.endswith(".safetensors")]
     if shards:
         return (
-            f"{folder} has shards ({_some(shards)}), but not {INDEX}, which says what is in which\n"
+            f"{folder} has shards ({first_of(shards)}), but not {INDEX}, which says what is in which\n"
             f"get that file as well, for instance with: {download(folder, INDEX)}"
         )
     if any(name.startswith("pytorch_model") for name in pickled):
         return (
-            f"{folder} has pickled weights only ({_some(pickled)}), which could run code, and no {SINGLE}\n"
+            f"{folder} has pickled weights only ({first_of(pickled)}), which could run code, "
+            f"and no {SINGLE}\n"
             'if you trust them, write safetensors beside them: python -c "from transformers import '
             f"AutoModelForImageTextToText as M; M.from_pretrained('{folder}').save_pretrained('{folder}')\""
         )
     if pickled or gguf or other:
         return (
-            f"{folder} has weights as {_some([*gguf, *pickled, *other])} only; v1lit reads {SINGLE}, "
+            f"{folder} has weights as {first_of([*gguf, *pickled, *other])} only; v1lit reads {SINGLE}, "
             f"or shards and their index\nget the checkpoint in the transformers layout: {download(folder)}"
         )
     return (
@@ -231,12 +233,3 @@ def _no_safetensors(folder: Path) -> str:
 def _is_weights(name: str) -> bool:
     """Whether a pickled file may be a model's weights, by its name; trainers leave others beside them."""
     return not name.startswith(("training_args", "optimizer", "scheduler", "rng_state", "adapter_", "scaler"))
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -13,7 +13,7 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_only
 
 from v1lit.cli.errors import UserError
-from v1lit.files import write_atomically
+from v1lit.files import free_path, write_atomically
 from v1lit.training.checkpoints import FOLDER, checkpoint_to_resume
 from v1lit.training.config import RunConfig
 
@@ -65,14 +65,8 @@ def forget_attempt(folder: Path) -> None:
 
 def save_recipe(folder: Path, text: str) -> None:
     """Write `recipe.yaml` (first process only); a run that is resumed keeps its earlier ones beside it."""
-    if not is_first():
-        return
-    path = folder / "recipe.yaml"
-    number = 2
-    while path.exists():
-        path = folder / f"recipe-{number}.yaml"
-        number += 1
-    write_atomically(path, text)
+    if is_first():
+        write_atomically(free_path(folder / "recipe.yaml"), text)
 
 
 def _wanted(run: RunConfig, recipe: str) -> Path:

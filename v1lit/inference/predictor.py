@@ -102,7 +102,8 @@ class Predictor:
         conversation: messages that end with the user's turn, in which every `<image>` marks a place.
         Raises ValueError for images that cannot be read and prompts longer than the model's.
         """
-        config = EncodingConfig(max_tokens=self._max_tokens())
+        text_config = self.model.config.get_text_config()
+        config = EncodingConfig(max_tokens=int(getattr(text_config, "max_position_embeddings", 32768)))
         encoded = []
         for index, (images, question) in enumerate(questions):
             opened = [open_picture(image) for image in images]
@@ -137,9 +138,6 @@ class Predictor:
             pointers=pointer_runs(ids, self.processor.pointer_start),
             patch_maps=patch_maps,
         )
-
-    def _max_tokens(self) -> int:
-        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 32768))
 
 
 def load(folder: str | Path, dtype: str = "auto", device: str = "cpu", **kwargs: Any) -> Predictor:

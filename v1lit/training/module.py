@@ -170,7 +170,8 @@ class V1Module(LightningModule):
         assert out.loss is not None
         assert out.losses is not None
         assert out.terms is not None
-        self._note_consumed(batch)
+        if self._data is not None:
+            self._data.consumed(batch)
         if self._is_nonfinite(out.loss):
             self._skip(out, batch)
             return self._nothing()
@@ -207,11 +208,6 @@ class V1Module(LightningModule):
         self.log_dict({TRAIN + name: value for name, value in values.items()}, batch_size=batch_size)
         pointing = values["pointer_first_in_region"]
         self.log("pointing", pointing, prog_bar=True, logger=False, batch_size=batch_size)
-
-    def _note_consumed(self, batch: Batch) -> None:
-        consumed = getattr(getattr(self.trainer, "datamodule", None), "consumed", None)
-        if consumed is not None:
-            consumed(batch)
 
     def _is_nonfinite(self, loss: Tensor) -> bool:
         """The same on every rank where batches may be skipped: a rank that skips alone hangs the others."""

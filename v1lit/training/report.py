@@ -24,8 +24,8 @@ class HeldOutAnswer:
     question: tuple[Message, ...]
     """The conversation up to the first answer."""
     prediction: Prediction
-    truth: frozenset[int] | None
-    """Image tokens of the first region of the first answer; None where it names no region that is seen."""
+    truth: frozenset[int]
+    """Image tokens of the first region of the first answer; none where it names no region that is seen."""
     truth_name: str | None
     answer: str | None
 
@@ -40,11 +40,11 @@ class HeldOutAnswer:
 
     @property
     def first_in_region(self) -> bool:
-        return bool(self.first_run) and self.truth is not None and self.first_run[0] in self.truth
+        return bool(self.first_run) and self.first_run[0] in self.truth
 
     @property
     def region_iou(self) -> float:
-        return overlap(frozenset(self.first_run), self.truth or frozenset())
+        return overlap(frozenset(self.first_run), self.truth)
 
 
 def overlap(a: frozenset[int], b: frozenset[int]) -> float:
@@ -100,7 +100,7 @@ def score(answers: Sequence[HeldOutAnswer], seed: int = 0) -> dict[str, float]:
         scores |= {
             "val/pointer_first_in_region": _mean(float(answer.first_in_region) for answer in pointed),
             "val/region_iou": _mean(answer.region_iou for answer in pointed),
-            "chance/pointer_first_in_region": _mean(len(a.truth or ()) / a.tokens for a in pointed),
+            "chance/pointer_first_in_region": _mean(len(answer.truth) / answer.tokens for answer in pointed),
             "chance/region_iou": _chance_iou(pointed, random.Random(seed)),
         }
     if answered:
@@ -141,15 +141,13 @@ def _question(example: Example) -> tuple[Message, ...]:
 def _answer(example: Example, question: tuple[Message, ...], prediction: Prediction) -> HeldOutAnswer:
     reply = example.messages[len(question)].content
     names = REGION_NAME.findall(reply)
-    truth = (
-        frozenset(region_tokens(prediction.patch_maps, example.regions[names[0]])) if names else frozenset()
-    )
+    truth = region_tokens(prediction.patch_maps, example.regions[names[0]]) if names else ()
     single = sum(message.role == "assistant" for message in example.messages) == 1
     return HeldOutAnswer(
         example=example,
         question=question,
         prediction=prediction,
-        truth=truth or None,
+        truth=frozenset(truth),
         truth_name=names[0] if names else None,
         answer=example.answer if single else None,
     )
@@ -159,7 +157,7 @@ def _chance_iou(answers: Sequence[HeldOutAnswer], rng: random.Random) -> float:
     others = list(answers)
     rng.shuffle(others)
     return _mean(
-        overlap(answer.truth or frozenset(), frozenset(t % answer.tokens for t in other.truth or ()))
+        overlap(answer.truth, frozenset(token % answer.tokens for token in other.truth))
         for answer, other in zip(answers, others[1:] + others[:1], strict=True)
     )
 

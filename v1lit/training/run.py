@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from v1lit.data.datamodule import V1DataModule
+from v1lit.files import free_path
 from v1lit.training.checkpoints import FOLDER, LastCheckpoint, checkpoint_to_resume, newest_checkpoint
 from v1lit.training.config import RunConfig
 from v1lit.training.module import V1Module
@@ -44,7 +44,8 @@ def trainer_defaults(
         RunProgress(),
     ]
     loggers = [
-        CSVLogger(folder, name="", version=_free_name(folder, "csv")),  # it deletes what is in its folder
+        # It deletes what is in its folder.
+        CSVLogger(folder, name="", version=free_path(folder / "csv").name),
         TensorBoardLogger(folder, name="", version="tensorboard"),
     ]
     return {
@@ -95,9 +96,3 @@ def _weights(trainer: Trainer, folder: Path) -> ChosenWeights:
         return ChosenWeights(None, newest_checkpoint(folder))
     score = getattr(callback, "best_model_score", None)
     return ChosenWeights(best, best, None if score is None else float(score))
-
-
-def _free_name(folder: Path, name: str) -> str:
-    """`name`, or `name-2`, `name-3`, ... where that is taken."""
-    names = chain([name], (f"{name}-{index}" for index in count(2)))
-    return next(name for name in names if not (folder / name).exists())
