@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from v1lit.files import aside, remove_leftovers, write_atomically
+from v1lit.files import aside, free_path, remove_leftovers, write_atomically
 
 pytestmark = pytest.mark.dependencies
 
@@ -150,3 +150,12 @@ def test_a_rename_is_seen(tmp_path: Path, call: str) -> None:
     assert renames(tmp_path / "module.py")
     (tmp_path / "module.py").write_text("x = 'a'.replace('a', 'b'); y = replace(x, file=x)\n")
     assert not renames(tmp_path / "module.py")
+
+
+def test_a_free_path_is_the_name_itself_or_the_first_free_number_behind_it(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    for name in ("recipe.yaml", "recipe-2.yaml", "recipe-3.yaml"):
+        assert free_path(path).name == name
+        make_file(tmp_path / name)
+    (tmp_path / "csv").mkdir()
+    assert free_path(tmp_path / "csv") == tmp_path / "csv-2"
