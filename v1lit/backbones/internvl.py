@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from v1lit.backbones.contract import Backbone, ChatFormat, VisionWork, blank_pixels, layers_used, square_work
 from v1lit.backbones.image_options import as_size, check_flag, check_positive, plain_size
-from v1lit.backbones.tiny import text_sizes, token_id, vision_sizes
+from v1lit.backbones.tiny import SIZES, text_sizes, token_id, vision_sizes
 from v1lit.errors import OptionError
 from v1lit.grounding.patch_map import OVERVIEW, PatchMap, Views
 from v1lit.grounding.region import Size
@@ -56,20 +56,9 @@ class InternVL(Backbone):
         "image_std": [0.229, 0.224, 0.225],
     }
     tiny_sizes: ClassVar[Mapping[str, Any]] = {
-        "hidden_size": 64,
-        "layers": 2,
-        "heads": 4,
-        "kv_heads": 2,
-        "intermediate_size": 128,
-        "vision_hidden_size": 32,
-        "vision_layers": 2,
-        "vision_heads": 2,
-        "vision_intermediate_size": 64,
+        **SIZES,
         "image_size": 56,
-        "patch_size": 14,
         "max_patches": 12,
-        "tie_word_embeddings": False,
-        "initializer_range": 0.02,
     }
 
     def canonical(self, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from v1lit.backbones.contract import Backbone, ChatFormat, VisionWork, blank_pixels, layers_used, square_work
 from v1lit.backbones.image_options import as_size, check_flag, check_positive, plain_size
-from v1lit.backbones.tiny import text_sizes, token_id, vision_sizes
+from v1lit.backbones.tiny import SIZES, text_sizes, token_id, vision_sizes
 from v1lit.errors import OptionError
 from v1lit.grounding.patch_map import PatchMap, Views
 from v1lit.grounding.region import Size
@@ -61,19 +61,9 @@ class Llava(Backbone):
         "image_std": [0.26862954, 0.26130258, 0.27577711],
     }
     tiny_sizes: ClassVar[Mapping[str, Any]] = {
-        "hidden_size": 64,
-        "layers": 2,
-        "heads": 4,
+        **SIZES,
         "kv_heads": 4,
-        "intermediate_size": 128,
-        "vision_hidden_size": 32,
-        "vision_layers": 2,
-        "vision_heads": 2,
-        "vision_intermediate_size": 64,
         "image_size": 84,
-        "patch_size": 14,
-        "tie_word_embeddings": False,
-        "initializer_range": 0.02,
     }
 
     def canonical(self, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,16 +96,10 @@ class Processor:
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
         """Text of ids; pointers as `<|copy_N|>`, ids that the tokenizer lacks as `<|unused_N|>`."""
         pieces: list[str] = []
-        run: list[int] = []
-        for token in map(int, ids):
-            if 0 <= token < self.vocab_size and token not in self._gaps:
-                run.append(token)
-                continue
-            if token < 0:
-                raise ValueError(f"{token} is not a token id")
-            pieces += [self._decode_text(run, skip_special), self._foreign(token)]
-            run = []
-        return "".join([*pieces, self._decode_text(run, skip_special)])
+        for is_text, run in groupby(map(int, ids), self._is_text):
+            tokens = list(run)
+            pieces += [self._decode_text(tokens, skip_special)] if is_text else map(self._foreign, tokens)
+        return "".join(pieces)
 
     def images(self, images: Sequence[Image.Image]) -> tuple[dict[str, Tensor], list[PatchMap]]:
         """Tensors for the model and one patch map per image; both empty for no images."""
@@ -153,9 +148,10 @@ class Processor:
         except TypeError as error:
             raise ValueError(f"{path / FILE} cannot be read: {error}") from None
 
+    def _is_text(self, token: int) -> bool:
+        return 0 <= token < self.vocab_size and token not in self._gaps
+
     def _decode_text(self, ids: list[int], skip_special: bool) -> str:
-        if not ids:
-            return ""
         decoded = self.tokenizer.decode(
             self._anchor + ids, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
         )
@@ -163,6 +159,8 @@ class Processor:
         return text.removeprefix(ANCHOR) if self._anchor else text
 
     def _foreign(self, token: int) -> str:
+        if token < 0:
+            raise ValueError(f"{token} is not a token id")
         pointer = token - self.pointer_start
         return f"<|copy_{pointer}|>" if pointer >= 0 else f"<|unused_{token}|>"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from v1lit.backbones.contract import Backbone, ChatFormat, VisionWork, blank_pixels
 from v1lit.backbones.image_options import check_positive, plain_size
-from v1lit.backbones.tiny import text_sizes, token_id
+from v1lit.backbones.tiny import SIZES, text_sizes, token_id
 from v1lit.errors import OptionError
 from v1lit.grounding.patch_map import PatchMap, Views
 from v1lit.grounding.region import Size
@@ -58,21 +58,10 @@ class QwenVL(Backbone):
         "image_std": [0.26862954, 0.26130258, 0.27577711],
     }
     tiny_sizes: ClassVar[Mapping[str, Any]] = {
-        "hidden_size": 64,
-        "layers": 2,
-        "heads": 4,
-        "kv_heads": 2,
-        "intermediate_size": 128,
-        "vision_hidden_size": 32,
-        "vision_layers": 2,
-        "vision_heads": 2,
-        "vision_intermediate_size": 64,
-        "patch_size": 14,
+        **SIZES,
         "temporal_patch_size": 2,
         "min_pixels": 56 * 56,
         "max_pixels": 448 * 448,
-        "tie_word_embeddings": False,
-        "initializer_range": 0.02,
     }
 
     def canonical(self, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,12 +107,8 @@ class QwenVL(Backbone):
         }
 
     def tiny_image_options(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            "patch_size": sizes["patch_size"],
-            "temporal_patch_size": sizes["temporal_patch_size"],
-            "min_pixels": sizes["min_pixels"],
-            "max_pixels": sizes["max_pixels"],
-        }
+        names = ("patch_size", "temporal_patch_size", "min_pixels", "max_pixels")
+        return {name: sizes[name] for name in names}
 
     def check_fit(self, options: Mapping[str, Any], config: PreTrainedConfig) -> None:
         vision = config.vision_config

@@ -1,4 +1,4 @@
-"""The small tokenizer that every tiny version shares: about a thousand tokens, any text, no download.
+"""What every tiny version shares: its sizes, and a tokenizer of about a thousand tokens; no download.
 
 `tiny_tokenizer.json` is made by `tools/make_tiny_tokenizer.py`.
 """
@@ -14,6 +14,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PAD = "<|endoftext|>"
+SIZES: Mapping[str, Any] = {
+    "hidden_size": 64,
+    "layers": 2,
+    "heads": 4,
+    "kv_heads": 2,
+    "intermediate_size": 128,
+    "vision_hidden_size": 32,
+    "vision_layers": 2,
+    "vision_heads": 2,
+    "vision_intermediate_size": 64,
+    "patch_size": 14,
+    "tie_word_embeddings": False,
+    "initializer_range": 0.02,
+}
+"""Of all families; each has further ones of its own."""
 
 
 @cache

@@ -77,11 +77,8 @@ class SelfTestError(AssertionError):
 
 def choose_device(wanted: str) -> torch.device:
     """The device of that name, for `auto` the fastest there is. Raises ValueError where there is none."""
-    usable = ["cpu"]
-    if torch.backends.mps.is_available():
-        usable.insert(0, "mps")
-    if torch.cuda.is_available():
-        usable.insert(0, "cuda")
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    usable = [name for name, is_there in available.items() if is_there]
     if wanted == "auto":
         return torch.device(usable[0])
     if wanted not in usable:

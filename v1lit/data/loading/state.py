@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -68,9 +69,9 @@ class ReadingState:
         everyone = ranks.gather(self._own)
         if layout is None or not self._progress.steps - self._progress.since:
             return self._progress
-        return self._progress.with_states(
-            [everyone[at % ranks.size][at // ranks.size] for at in range(layout.micro_batches)]
-        )
+        micro_batches = range(layout.micro_batches)
+        states = (everyone[index % ranks.size][index // ranks.size] for index in micro_batches)
+        return replace(self._progress, states=tuple(states))
 
     def saved(self, ranks: Ranks) -> dict[str, Any]:
         """What a checkpoint keeps, empty where there is nothing yet; to be called on all ranks."""

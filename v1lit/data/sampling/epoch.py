@@ -52,10 +52,6 @@ class Progress:
         """One step further, after which its micro-batches are in these states."""
         return replace(self, steps=self.steps + 1, states=tuple(states))
 
-    def with_states(self, states: Sequence[MicroBatchState]) -> Progress:
-        """The same with the states of the micro-batches."""
-        return replace(self, states=tuple(states))
-
     @property
     def examples_read(self) -> int:
         """Indices of the epoch that have been put into rows."""
