@@ -380,6 +380,13 @@ def test_bad_data_stops_and_leaves_nothing_that_looks_complete(
     assert {path.name for path in tmp_path.glob("out/*")} <= {".reshard"}
 
 
+def test_shards_come_in_the_order_in_which_their_index_lists_them(tmp_path: Path) -> None:
+    source = plain(tmp_path / "in", named(6), max_examples=2)
+    write_index(source, list_shards(source)[::-1])
+    run(source, tmp_path / "out", examples_per_shard=2)
+    assert keys(tmp_path / "out") == [["00004", "00005"], ["00002", "00003"], ["00000", "00001"]]
+
+
 def test_an_example_that_changes_between_the_passes_is_noticed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

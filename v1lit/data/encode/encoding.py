@@ -203,12 +203,10 @@ class SequenceBuilder:
         Source: jun297/v1, v1/processor.py, lines 398-424.
         """
         start = len(self.ids)
-        coordinates = (
-            format_box(region.box, self.patch_maps[region.image].image_size)
-            if self.config.coordinates
-            else ""
-        )
-        self.add_text("<region>" + coordinates, learn)
+        before = "<region>"
+        if self.config.coordinates:
+            before += format_box(region.box, self.patch_maps[region.image].image_size)
+        self.add_text(before, learn)
         pointers = region_tokens(self.patch_maps, region)
         first = len(self.ids)
         self.add_tokens([self.processor.pointer_start + token for token in pointers], learn)

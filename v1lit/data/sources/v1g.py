@@ -116,9 +116,8 @@ def import_v1g(
     console = screen(stderr=True, quiet=not progress)
     if parquet.ignored:
         console.print(f"not imported, because they belong to no split: {', '.join(parquet.ignored)}")
-    plans = {
-        name: _plan(parquet, name, max_examples_per_shard) for name in parquet.splits
-    }  # All checked before any work.
+    # All checked before any work.
+    plans = {name: _plan(parquet, name, max_examples_per_shard) for name in parquet.splits}
     reports: dict[str | None, ImportReport] = {}
     taken: dict[str, str] = {}
     for name, (plan, units) in plans.items():

@@ -125,15 +125,14 @@ class Members:
         """The members that a mapping of a recipe names. Raises ValueError naming the option."""
         if not isinstance(mapping, Mapping):
             raise OptionError(option, mapping, "give a mapping, such as {image: jpg, reply: txt}")
-        hints = get_type_hints(cls)
-        if unknown := [name for name in mapping if name not in hints]:
-            name, why = unknown[0], f"no such option; {name_allowed(unknown[0], hints)}"
-            raise OptionError(f"{option}.{name}", mapping[name], why)
-        values: dict[str, Any] = {}
+        hints, values = get_type_hints(cls), dict[str, Any]()
         for name, value in mapping.items():
+            key = f"{option}.{name}"
+            if name not in hints:
+                raise OptionError(key, value, f"no such option; {name_allowed(name, hints)}")
             if value is None:
                 continue
-            key, allowed = f"{option}.{name}", get_args(hints[name])
+            allowed = get_args(hints[name])
             if name == "image":
                 several = value if isinstance(value, (list, tuple)) else [value] if value else []
                 values[name] = tuple(MemberPath.read(image, key) for image in several)

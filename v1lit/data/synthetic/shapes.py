@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from functools import lru_cache
 from itertools import combinations, permutations
 
@@ -104,17 +103,17 @@ def find(rng: random.Random, scene: Scene) -> Turn:
     return Turn(question.format(x=name), steps, word)
 
 
-def _groups(scene: Scene) -> Iterator[tuple[str, tuple[Item, ...]]]:
-    """Every group that can be named by one word, with its members from left to right; some are empty."""
-    for color in COLORS:
-        yield f"{color} objects", left_to_right([i for i in scene.items if i.color == color])
-    for shape in SHAPES:
-        yield f"{shape}s", left_to_right([i for i in scene.items if i.shape == shape])
+def _groups(scene: Scene) -> list[tuple[str, tuple[Item, ...]]]:
+    """Groups with a name of one word whose members have one order from left to right; some are empty."""
+    groups = [(f"{color} objects", [i for i in scene.items if i.color == color]) for color in COLORS]
+    groups += [(f"{shape}s", [i for i in scene.items if i.shape == shape]) for shape in SHAPES]
+    width = scene.image.width
+    return [(name, left_to_right(items)) for name, items in groups if order_is_clear(items, width)]
 
 
 def count(rng: random.Random, scene: Scene) -> Turn:
     """Shapes of one colour, or of one kind."""
-    groups = [g for g in _groups(scene) if order_is_clear(g[1], scene.image.width)]
+    groups = _groups(scene)
     wanted = choose(rng, sorted({len(members) for _, members in groups}))
     if wanted == 0 and rng.random() < 0.6:  # an empty group is nearly always there
         raise NoQuestionError
@@ -158,10 +157,8 @@ def _compare_sizes(rng: random.Random, scene: Scene) -> Turn:
 
 
 def _compare_groups(rng: random.Random, scene: Scene) -> Turn:
-    groups = [g for g in _groups(scene) if order_is_clear(g[1], scene.image.width)]
-    same_sort = [
-        p for p in permutations(groups, 2) if p[0][0].endswith("objects") == p[1][0].endswith("objects")
-    ]
+    pairs_of_groups = permutations(_groups(scene), 2)
+    same_sort = [p for p in pairs_of_groups if p[0][0].endswith("objects") == p[1][0].endswith("objects")]
     answer = yes_no(rng)
     pairs = [
         p for p in same_sort if (len(p[0][1]) > len(p[1][1])) == (answer == "yes") and (p[0][1] or p[1][1])

@@ -110,14 +110,11 @@ def _compare_sidecar(
         reason = f"its index puts {len(said)} examples at other places than the file does"
         report.add("index", f"{reason}: get the shard again, or {REINDEX}")
     elif same_places:
+        kind, reason = "index", f"the index has another checksum for it; {REINDEX}"
+        if changed:
+            kind, reason = "checksum", "was changed: it does not have the checksum that the index says"
         for example_index in np.flatnonzero(said.crc32 != is_so.crc32):
-            if changed:
-                reason = "was changed: it does not have the checksum that the index says"
-                report.add("checksum", reason, scan.keys[example_index])
-            else:
-                report.add(
-                    "index", f"the index has another checksum for it; {REINDEX}", scan.keys[example_index]
-                )
+            report.add(kind, reason, scan.keys[example_index])
 
 
 def _read_examples(path: Path, scan: Scan, index: ShardIndex, decode: bool, report: ShardReport) -> None:

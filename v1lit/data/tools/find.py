@@ -85,7 +85,8 @@ def _of_folder(folder: str, shard_list: ShardList) -> Iterator[ShardFile]:
     if any(is_remote(shard.location) != is_remote(folder) for shard in infos.values()):
         return  # An index of files elsewhere.
     for path in _tars(folder):
-        yield _as_listed(path, infos, shard_list)
+        if _identity(path) not in infos:
+            yield _as_listed(path, infos, shard_list)
 
 
 def _of_files(location: str, shard_list: ShardList) -> Iterator[ShardFile]:

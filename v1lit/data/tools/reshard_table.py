@@ -110,20 +110,19 @@ def _scan_shard(shard: ShardFile, cache: tuple[str, int], skip: bool) -> _ShardR
     try:
         path = fetch(shard, cache)
         scan = scan_file(path)
-        scanned = _ShardRows(findings=_findings(shard, scan, skip))
+        findings = _findings(shard, scan, skip)
         index = index_of(path, scan)[0] if shard.index is None else _sidecar(shard, scan)
     except ShardError as error:
         finding = Finding(shard.location, error.key, error.kind, error.reason)
         if not skip:
             raise finding.as_error() from error
         return _ShardRows(findings=[finding])
-    scanned.rows = np.zeros(len(scan.keys), dtype=ROW)
-    scanned.rows["start"], scanned.rows["end"] = scan.offsets[:-1], scan.offsets[1:]
-    scanned.rows["crc32"] = index.crc32[: len(scan.keys)]
+    rows = np.zeros(len(scan.keys), dtype=ROW)
+    rows["start"], rows["end"] = scan.offsets[:-1], scan.offsets[1:]
+    rows["crc32"] = index.crc32[: len(scan.keys)]
     # What is no example stands in the table and is left out later; its name may come again.
     names = (f"\0{shard.location}\0{n}" if n in scan.odd else key for n, key in enumerate(scan.keys))
-    scanned.keys = hash_keys(names)
-    return scanned
+    return _ShardRows(rows, hash_keys(names), findings)
 
 
 def _findings(shard: ShardFile, scan: Scan, skip: bool) -> list[Finding]:

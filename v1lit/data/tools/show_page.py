@@ -92,7 +92,8 @@ def _html_text(pieces: Sequence[TextRun]) -> str:
 
 
 def _html_piece(piece: TextRun) -> str:
-    text = html.escape(_visible(piece))
+    # A line end inside a token gets a sign of its own: it is learned like any other token.
+    text = html.escape(piece.text.replace("\n", "↵\n") if piece.mark else piece.text)
     if piece.mark:
         background, words = TOKEN_STYLES[piece.mark]
         return f'<span class="token" title="{words}" style="background:{background}">{text}</span>'
@@ -100,11 +101,6 @@ def _html_piece(piece: TextRun) -> str:
         return text
     weight = ";font-weight:600" if piece.bold else ""
     return f'<span style="color:{piece.color}{weight}">{text}</span>'
-
-
-def _visible(piece: TextRun) -> str:
-    """Line ends inside tokens get a sign of their own: they are learned like any other token."""
-    return piece.text.replace("\n", "↵\n") if piece.mark else piece.text
 
 
 def _data_url(image: Image.Image) -> str:
