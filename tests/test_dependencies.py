@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from v1lit.cli.tried import runs
+from v1lit.cli.tried_versions import runs
 
 if sys.version_info >= (3, 11):
     import tomllib

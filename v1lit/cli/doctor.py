@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 
 from v1lit.cli.environment import versions
 from v1lit.cli.errors import Parser, UserError
-from v1lit.cli.tried import remarks, runs
+from v1lit.cli.tried_versions import remarks, runs
 from v1lit.processes import available_cores
 
 EXTRAS = {

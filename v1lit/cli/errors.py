@@ -70,7 +70,7 @@ def guard(command: Callable[[], int | None], debug: bool = False) -> int:
 
 def _tell_newer() -> None:
     """A bug may be that a dependency changed: say so above the traceback where one is newer than tested."""
-    from v1lit.cli.tried import newer_line
+    from v1lit.cli.tried_versions import newer_line
 
     if line := newer_line():
         sys.stderr.write(f"{line}\n")

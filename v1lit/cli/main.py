@@ -14,7 +14,7 @@ COMMANDS = {
     "report": ("v1lit.cli.report", "export, report and pictures of a run again, without training"),
     "data": ("v1lit.cli.data", "import, draw and look at data"),
     "doctor": ("v1lit.cli.doctor", "versions, devices, which `lightning` comes first, missing extras"),
-    "list": ("v1lit.cli.listing", "backbones and recipes"),
+    "list": ("v1lit.cli.list", "backbones and recipes"),
 }
 
 

@@ -39,7 +39,7 @@ from v1lit.cli.run_folder import forget_attempt, is_first, run_folder, save_reci
 from v1lit.cli.schema import check_keys, leaves, with_all_groups, wrong_value
 from v1lit.cli.stopped import stoppable, tell_stopped
 from v1lit.cli.trainer_arguments import refuse_parts
-from v1lit.cli.tried import newer_line
+from v1lit.cli.tried_versions import newer_line
 from v1lit.cli.yaml_texts import PutAside
 from v1lit.data.datamodule import V1DataModule
 from v1lit.errors import MISTAKE, OptionError, did_you_mean

@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     )
 
     if flags & {"--help", "-h"}:
-        from v1lit.cli.reference import key_reference
+        from v1lit.cli.key_reference import key_reference
 
         print(key_reference(RecipeCLI(recipe, parse_only=True).config.as_dict()))
     elif flags:

@@ -7,7 +7,7 @@ import traceback
 
 from v1lit.cli.environment import versions
 from v1lit.cli.errors import two_lines
-from v1lit.cli.tried import remarks
+from v1lit.cli.tried_versions import remarks
 from v1lit.training.held_back import HeldBack
 
 LONGEST = 160

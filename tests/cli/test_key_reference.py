@@ -6,9 +6,9 @@ import re
 
 import pytest
 
+from v1lit.cli.key_reference import WIDTH, key_reference
 from v1lit.cli.recipe import compose
 from v1lit.cli.recipe_cli import RecipeCLI
-from v1lit.cli.reference import WIDTH, key_reference
 from v1lit.cli.schema import leaves
 
 pytestmark = pytest.mark.dependencies

@@ -12,11 +12,11 @@ from types import ModuleType
 
 import pytest
 
-from v1lit.cli import tried as tried_module
+from v1lit.cli import tried_versions as tried_module
 from v1lit.cli.doctor import version_lines
 from v1lit.cli.errors import UserError, guard
 from v1lit.cli.failures import Told
-from v1lit.cli.tried import MAJOR, Tried, newer_line, remarks, tried
+from v1lit.cli.tried_versions import MAJOR, Tried, newer_line, remarks, tried
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNTS = {"passed": 10, "failed": 0, "skipped": 1, "seconds": 5}
