@@ -136,26 +136,28 @@ def filled_rows(
     """Rows filled to `packing.length` tokens, as `Packer` chooses them."""
     packer: Packer[tuple[int, ExampleRef]] = Packer(packing)
     waiting = zip(state.waiting, stream.find(list(state.waiting)), strict=True)
-    first = deque((index, ref) for index, ref in waiting if ref is not None)
-    ahead = _ReadAhead(stream, state.read)
+    read, first = state.read, deque((state.read, index, ref) for index, ref in waiting)
+    ahead = _one_by_one(stream, state.read)
     while True:
         refused, left_out = [], 0
         while first or packer.hungry:
-            item = first.popleft() if first else ahead.next()
+            item = first.popleft() if first else next(ahead, None)
             if item is None:
                 break
-            ref = item[1]
+            read, index, ref = item
+            if ref is None:
+                continue
             length = measure(ref)
             if length is None:
                 left_out += 1
             elif problem := packer.problem(length):
                 refused.append(Refusal(ref, problem))
             else:
-                packer.add(item, length)
+                packer.add((index, ref), length)
         chosen = packer.row() if packer.waiting else []
         if not (chosen or refused or left_out):
             return
-        after = MicroBatchState(ahead.read, tuple(index for index, _ in packer.items))
+        after = MicroBatchState(read, tuple(index for index, _ in packer.items))
         yield MicroBatchPlan(tuple(ref for _, ref in chosen), after, tuple(refused), left_out)
 
 
@@ -201,26 +203,12 @@ def _by_length(
     return [*(index for row in rows for index in row), *short]
 
 
-class _ReadAhead:
-    """Reads a substream one example at a time, and looks them up many at a time."""
-
-    def __init__(self, stream: MicroBatchStream, read: int) -> None:
-        self.stream, self.read = stream, read
-        self._ahead: deque[tuple[int, ExampleRef | None]] = deque()
-
-    def next(self) -> tuple[int, ExampleRef] | None:
-        """The next example and its index, None at the end."""
-        while True:
-            if not self._ahead:
-                indices = own_indices(self.stream, self.read, LOOKED_UP_AT_ONCE)
-                self._ahead.extend(zip(indices, self.stream.find(indices), strict=True))
-                # Reading may have come to the end, behind which there is nothing.
-                within = len(own_indices(self.stream, self.read, LOOKED_UP_AT_ONCE))
-                while len(self._ahead) > within:
-                    self._ahead.pop()
-                if not self._ahead:
-                    return None
-            index, ref = self._ahead.popleft()
-            self.read += 1
-            if ref is not None:
-                return index, ref
+def _one_by_one(stream: MicroBatchStream, read: int) -> Iterator[tuple[int, int, ExampleRef | None]]:
+    """How many indices have been read, the last of them and its example; looked up many at a time."""
+    while indices := own_indices(stream, read, LOOKED_UP_AT_ONCE):
+        refs = stream.find(indices)
+        # Reading may have come to the end, behind which there is nothing.
+        within = own_indices(stream, read, LOOKED_UP_AT_ONCE)
+        for index, ref in zip(within, refs, strict=False):
+            read += 1
+            yield read, index, ref

@@ -95,7 +95,7 @@ class StreamLoader(StepLoader):
         for turn, micro_batch in self.context.workers.run(reader, turns):
             if micro_batch.error is not None:
                 raise micro_batch.error
-            if micro_batch.ended:
+            if micro_batch.after is None:
                 at_end.add(turn)
                 if len(at_end) == size:
                     return
@@ -137,6 +137,6 @@ class StreamValLoader:
         for _, micro_batch in Workers(self.context.num_workers).run(reader, repeat(0)):
             if micro_batch.error is not None:
                 raise micro_batch.error
-            if micro_batch.ended:
+            if micro_batch.after is None:
                 return
             yield micro_batch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,10 +24,8 @@ from v1lit.data.streams.reader_state import RankState, ReaderState
 class StreamMicroBatch(MicroBatch):
     """A batch of one reader."""
 
-    after: ReaderState = field(default_factory=ReaderState)
-    """How far the reader has come with it."""
-    ended: bool = False
-    """Whether the reader had no more."""
+    after: ReaderState | None = None
+    """How far the reader has come with it; None where it had no more."""
     error: ShardError | None = None
     """Why the reader cannot read further."""
     rank: RankState | None = None
@@ -60,7 +58,7 @@ class StreamReader(Dataset[StreamMicroBatch]):
         except ShardError as error:
             return StreamMicroBatch(self.encoder.blank(), (), error=error)
         if row is None:
-            return StreamMicroBatch(self.encoder.blank(), (), ended=True)
+            return StreamMicroBatch(self.encoder.blank(), ())
         read = batches[row]
         return StreamMicroBatch(read.batch, read.failures, read.left_out, row, examples.after(row.after))
 
