@@ -20,7 +20,7 @@ from v1lit.pointer.joint_loss import (
     verify_pointer_loss,
 )
 from v1lit.pointer.joint_loss.chunked import _adds_in_place
-from v1lit.pointer.joint_loss.rows import RowTerms, torch_rows
+from v1lit.pointer.joint_loss.rows import LogitRows, RowTerms, torch_rows
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 TALL = Shape(positions=(120, 136), image_tokens=(6, 4), start=500, vocabulary=500)
@@ -134,11 +134,11 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], None]]:
 def test_a_kernel_that_does_what_plain_torch_does_is_taken(kernel: Any, dtype: torch.dtype) -> None:
     calls = []
 
-    def rows(*arguments: Any) -> RowTerms:
+    def noting_rows(rows: LogitRows) -> RowTerms:
         calls.append(1)
-        return torch_rows(*arguments)
+        return torch_rows(rows)
 
-    kernel(rows)
+    kernel(noting_rows)
     for _ in range(2):
         assert choose_loss("triton", CPU, dtype) == ("triton", "loss: triton, as asked for")
         assert choose_loss("auto", CPU, dtype).name == ("chunked" if dtype == torch.float32 else "triton")
@@ -147,19 +147,19 @@ def test_a_kernel_that_does_what_plain_torch_does_is_taken(kernel: Any, dtype: t
 
 @pytest.mark.parametrize("wrong", ["raises", "loss", "gradient", "predictions"])
 def test_a_kernel_that_fails_on_this_device_is_not_taken(kernel: Any, wrong: str) -> None:
-    def rows(logits: torch.Tensor, *arguments: Any) -> RowTerms:
+    def failing_rows(rows: LogitRows) -> RowTerms:
         if wrong == "raises":
             raise RuntimeError("PTX is of a newer version\nthan the driver")
-        terms = torch_rows(logits, *arguments)
+        terms = torch_rows(rows)
         if wrong == "gradient":
-            logits *= 1.05
+            rows.logits.mul_(1.05)
         if wrong == "loss":
             terms = terms._replace(cross_entropy=terms.cross_entropy * 1.05)
         if wrong == "predictions":
             terms = terms._replace(predictions=terms.predictions + 1)
         return terms
 
-    kernel(rows)
+    kernel(failing_rows)
     found = {"raises": "RuntimeError: PTX is of a newer version"}.get(wrong, "its results are not those of")
     name, line = choose_loss("auto", CPU, torch.bfloat16)
     assert name == "chunked"
@@ -281,10 +281,10 @@ def test_a_good_implementation_passes_and_the_model_is_left_alone(
 def test_a_wrong_implementation_is_named_with_its_error(
     wrong: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def rows_with_an_error(logits: torch.Tensor, *arguments: Any) -> RowTerms:
-        terms = torch_rows(logits, *arguments)
+    def rows_with_an_error(rows: LogitRows) -> RowTerms:
+        terms = torch_rows(rows)
         if wrong == "gradient":
-            logits *= 1.05
+            rows.logits.mul_(1.05)
             return terms
         return terms._replace(cross_entropy=terms.cross_entropy * 1.05)
 
@@ -297,9 +297,9 @@ def test_a_wrong_implementation_is_named_with_its_error(
 def test_verification_takes_few_positions_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def noting_rows(logits: torch.Tensor, *arguments: Any) -> RowTerms:
-        seen.append(len(logits))
-        return torch_rows(logits, *arguments)
+    def noting_rows(rows: LogitRows) -> RowTerms:
+        seen.append(len(rows.logits))
+        return torch_rows(rows)
 
     monkeypatch.setattr("v1lit.pointer.joint_loss.choice.torch_rows", noting_rows)
     verify(make_rows(TALL, torch.float32), limit=100, implementation="chunked")

@@ -223,10 +223,10 @@ def test_verify_loss_stops_at_a_wrong_loss(
     original = choice.torch_rows
     steps: list[int] = []
 
-    def wrong(logits: torch.Tensor, *rest: Any) -> Any:
-        terms = original(logits, *rest)
+    def wrong(rows: Any) -> Any:
+        terms = original(rows)
         if steps:
-            logits.mul_(1.01)
+            rows.logits.mul_(1.01)
         return terms
 
     class Count(Callback):

@@ -12,7 +12,7 @@ import torch
 from v1lit.errors import OptionError, name_allowed
 from v1lit.pointer.joint_loss.chunked import chunked_terms
 from v1lit.pointer.joint_loss.reference import reference_terms
-from v1lit.pointer.joint_loss.rows import torch_rows
+from v1lit.pointer.joint_loss.rows import LogitRows, torch_rows
 from v1lit.pointer.joint_loss.terms import JointRows, LossOptions, Terms
 
 IMPLEMENTATIONS = ("auto", "reference", "chunked", "triton")
@@ -89,9 +89,9 @@ def _trial(device: torch.device, dtype: torch.dtype) -> str | None:
         classes = torch.tensor([vocabulary + n for n in tokens], dtype=torch.int32, device=device)
         labels = torch.tensor([7, vocabulary + 2], device=device)
         weights = torch.tensor([0.5, 2.0], device=device)
-        rest = (labels, classes, weights, vocabulary, LossOptions(z_weight=0.01))
-        ours, expected = logits.clone(), logits.clone()
-        pairs = zip((*triton_rows(ours, *rest), ours), (*torch_rows(expected, *rest), expected), strict=True)
+        rows = LogitRows(logits, labels, classes, weights, vocabulary, LossOptions(z_weight=0.01))
+        ours = rows._replace(logits=logits.clone())
+        pairs = zip((*triton_rows(ours), ours.logits), (*torch_rows(rows), logits), strict=True)
         relative = 2 * torch.finfo(dtype).eps
         close = all(torch.allclose(a.float(), b.float(), rtol=relative, atol=1e-5) for a, b in pairs)
     except Exception as error:  # of the compiler, the driver, the build: each has its own

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from v1lit.pointer.joint_loss.rows import RowFunction, RowTerms
+from v1lit.pointer.joint_loss.rows import LogitRows, RowFunction, RowTerms
 from v1lit.pointer.joint_loss.terms import JointRows, LossOptions, Terms, wide
 
 BUFFER = {"cpu": 5 * 2**25, "cuda": 5 * 2**26}
@@ -209,8 +209,8 @@ def sweep(
         logits = buffer[: rows.stop - start]
         _write_logits(logits, inputs, rows, plan)
         own = None if weights is None else weights[rows]
-        of_rows = plan.row_function(logits, labels[rows], classes[rows], own, plan.vocabulary, plan.options)
-        for of_all, of_chunk in zip(terms, of_rows, strict=True):
+        of_rows = LogitRows(logits, labels[rows], classes[rows], own, plan.vocabulary, plan.options)
+        for of_all, of_chunk in zip(terms, plan.row_function(of_rows), strict=True):
             of_all[rows] = of_chunk
         if weights is not None:
             _add_gradients(gradients, logits, inputs, rows, plan)

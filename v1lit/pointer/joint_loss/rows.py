@@ -11,7 +11,8 @@ no consequence: no product reads it.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,69 +36,54 @@ class RowTerms(NamedTuple):
         return RowTerms(cross_entropy, z, like.new_empty(rows, dtype=torch.long))
 
 
-class RowFunction(Protocol):
-    """One implementation of the formulas of this module."""
+class LogitRows(NamedTuple):
+    """The logits of some joint rows, and what their loss depends on beside them."""
 
-    def __call__(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        classes: Tensor,
-        weights: Tensor | None,
-        vocabulary: int,
-        options: LossOptions,
-    ) -> RowTerms:
-        """The terms of `logits` `[rows, width]`, which with `weights` `[rows]` become their gradient.
+    logits: Tensor
+    """`[rows, width]`; where there are weights, their gradient is written over them."""
+    labels: Tensor
+    """`[rows]`: column of the true class."""
+    classes: Tensor
+    """`[rows]`: how many columns count; the others, behind them, hold the lowest float."""
+    weights: Tensor | None
+    """`[rows]`"""
+    vocabulary: int
+    """How many columns count in every row."""
+    options: LossOptions
 
-        `labels` and `classes` are `[rows]`: the first `classes` columns of a row count, of which the first
-        `vocabulary` are in every row; the others hold the lowest float.
-        """
+    def part(self, rows: slice) -> LogitRows:
+        logits, labels, classes = (tensor[rows] for tensor in self[:3])
+        weights = None if self.weights is None else self.weights[rows]
+        return LogitRows(logits, labels, classes, weights, self.vocabulary, self.options)
 
 
-def torch_rows(
-    logits: Tensor,
-    labels: Tensor,
-    classes: Tensor,
-    weights: Tensor | None,
-    vocabulary: int,
-    options: LossOptions,
-) -> RowTerms:
+RowFunction = Callable[[LogitRows], RowTerms]
+"""One implementation of the formulas of this module."""
+
+
+def torch_rows(rows: LogitRows) -> RowTerms:
     """A `RowFunction` that takes a few rows at a time: one pass finds in the cache what the last one left."""
+    logits = rows.logits
     dtype = wide(logits.dtype)
     count = max(1, SCRATCH.get(logits.device.type, 2**27) // (dtype.itemsize * logits.shape[1]))
     scratch = logits.new_empty(min(count, len(logits)), logits.shape[1], dtype=dtype)
     terms = RowTerms.empty(len(logits), logits)
     for start in range(0, len(logits), count):
         few = slice(start, min(start + count, len(logits)))
-        terms_of_few = _few_rows(
-            logits[few],
-            scratch[: few.stop - start],
-            labels[few, None],
-            classes[few],
-            None if weights is None else weights[few],
-            vocabulary,
-            options,
-        )
+        terms_of_few = _few_rows(rows.part(few), scratch[: few.stop - start])
         for of_all, of_few in zip(terms, terms_of_few, strict=True):
             of_all[few] = of_few
     return terms
 
 
-def _few_rows(
-    logits: Tensor,
-    scratch: Tensor,
-    labels: Tensor,
-    classes: Tensor,
-    weights: Tensor | None,
-    vocabulary: int,
-    options: LossOptions,
-) -> RowTerms:
-    """The same for few rows: `labels` `[rows, 1]`, `scratch` as `logits`, in the type of the softmax."""
+def _few_rows(rows: LogitRows, scratch: Tensor) -> RowTerms:
+    """The same for few rows: `scratch` has the shape of their logits and the type of the softmax."""
+    logits, labels, weights, options = rows.logits, rows.labels[:, None], rows.weights, rows.options
     smoothing = options.label_smoothing
     peak, predictions = logits.max(dim=1)
     target = logits.gather(1, labels)[:, 0].to(scratch.dtype)
     if smoothing:
-        target = (1 - smoothing) * target + smoothing * _mean(logits, classes, vocabulary, scratch.dtype)
+        target = (1 - smoothing) * target + smoothing * _mean(rows, scratch.dtype)
     top = None if options.z_top_k is None else logits.topk(min(options.z_top_k, logits.shape[1]))
     torch.softmax(logits, 1, dtype=scratch.dtype, out=scratch)
     # The largest probability never vanishes: its logarithm is safe, and saves a pass of its own.
@@ -109,7 +95,7 @@ def _few_rows(
         gradient = logits if logits.dtype == scratch.dtype else scratch
         torch.mul(scratch, scale[:, None], out=gradient)
         if smoothing:
-            gradient.sub_((weights * smoothing / classes)[:, None])
+            gradient.sub_((weights * smoothing / rows.classes)[:, None])
         if top is not None:
             share = top.values.to(scratch.dtype).softmax(dim=1)
             gradient.scatter_add_(1, top.indices, (weights * 2 * options.z_weight * z)[:, None] * share)
@@ -119,8 +105,9 @@ def _few_rows(
     return RowTerms(lse - target, z.square(), predictions)
 
 
-def _mean(logits: Tensor, classes: Tensor, vocabulary: int, dtype: torch.dtype) -> Tensor:
+def _mean(rows: LogitRows, dtype: torch.dtype) -> Tensor:
     """`[rows]`: the mean of the logits that count."""
+    logits, _, classes, _, vocabulary, _ = rows
     pointers = logits[:, vocabulary:].to(dtype)
     column = torch.arange(vocabulary, logits.shape[1], device=logits.device)
     pointers = pointers.masked_fill(column >= classes[:, None], 0.0)

@@ -13,25 +13,17 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from v1lit.pointer.joint_loss.rows import RowTerms
-from v1lit.pointer.joint_loss.terms import LossOptions
+from v1lit.pointer.joint_loss.rows import LogitRows, RowTerms
 
 BLOCK = 2**13
 """Columns that a program holds at once, at most: by 16 warps, so that a processor works on several rows."""
 LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
 
 
-def triton_rows(
-    logits: Tensor,
-    labels: Tensor,
-    classes: Tensor,
-    weights: Tensor | None,
-    vocabulary: int,
-    options: LossOptions,
-) -> RowTerms:
+def triton_rows(rows: LogitRows) -> RowTerms:
     """The kernel as a `RowFunction`; see `rows.py`."""
+    logits, labels, classes, weights, _, options = rows
     assert options.z_top_k is None, "choose_loss refuses this"
     terms = RowTerms.empty(len(logits), logits)
     labels = labels.contiguous()
