@@ -46,6 +46,7 @@ class LengthLookup:
 def measure_at(ref: ExampleRef, examples: Readable, options: LengthOptions) -> Length | None:
     """How long one example is, by reading it; None where the map leaves it out. Raises MapError."""
     try:
-        return options.measure(examples.read(ref), examples.file(ref), ref)
+        example = examples.use(ref, lambda shard: shard.example(ref.index))
+        return options.measure(example, examples.file(ref), ref)
     except (ShardError, EncodingError, ImageError):
         return UNUSABLE

@@ -116,7 +116,7 @@ def _draws(sources: Sequence[MixtureConfig], orders: Sequence[SourceOrder]) -> l
 def _discover(examples: Examples, lost: list[ShardError], source: int, shard: int) -> int:
     """Count the examples of a shard without an index; none of one that is damaged."""
     try:
-        return len(examples.shard(source, shard))
+        return len(examples.get(source, shard))
     except ShardError as error:
         if error.kind == "unreachable":  # Another rank may have reached it, and would read another order.
             raise

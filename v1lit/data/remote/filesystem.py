@@ -17,7 +17,8 @@ from typing import Any
 from v1lit.data.remote.error import shown
 from v1lit.data.remote.retry import Retry
 
-EXTRA_OF_SCHEME = {"s3": "s3", "gs": "gs", "az": "az"}
+WITH_EXTRA = ("s3", "gs", "az")
+"""Schemes of which each needs the extra of its name."""
 SCHEMES = ("http", "https", "s3", "gs", "az", "hf")
 
 _opened: dict[tuple[int, str, float], Any] = {}
@@ -76,12 +77,10 @@ def _new(url: str, scheme: str, retry: Retry) -> Any:
     try:
         filesystem = fsspec.filesystem(scheme, skip_instance_cache=True, **_options(scheme, retry))
     except ImportError as error:
-        if scheme not in EXTRA_OF_SCHEME:
+        if scheme not in WITH_EXTRA:
             raise
-        install = f"pip install 'v1lit[{EXTRA_OF_SCHEME[scheme]}]'"
-        raise ValueError(
-            f"{shown(url)}: {scheme}:// needs a package that is not installed: {install}"
-        ) from error
+        why = f"needs a package that is not installed: pip install 'v1lit[{scheme}]'"
+        raise ValueError(f"{shown(url)}: {scheme}:// {why}") from error
     if scheme in ("s3", "gs"):
         filesystem.retries = 1  # Attempts are counted in one place only.
     return filesystem

@@ -130,7 +130,8 @@ def read_bytes(location: str, max_bytes: int, retry: Retry = DEFAULT_RETRY) -> b
         return retry.run(location, lambda: _read_remote(location, max_bytes, retry))
     try:
         with open(location, "rb") as file:
-            data = file.read(max_bytes + 1)
+            # As large as the file is, or one byte more than is accepted: `read` takes the memory first.
+            data = file.read(min(os.fstat(file.fileno()).st_size, max_bytes) + 1)
     except OSError as error:
         raise ShardError(location, None, f"cannot be read ({error.strerror})", "unreachable") from error
     if len(data) > max_bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from v1lit.data.errors import ShardError
@@ -10,17 +10,12 @@ from v1lit.data.example.example import Example
 from v1lit.data.example.reference import ExampleRef
 from v1lit.data.shards.catalog import Catalog
 from v1lit.data.shards.open_shards import CatalogShards
-from v1lit.data.shards.reader import Shard
 
 T = TypeVar("T")
 
 
-class Examples:
+class Examples(CatalogShards):
     """The examples of several sources, read in any order. Sent to other processes, it opens files there."""
-
-    def __init__(self, catalogs: Sequence[Catalog]) -> None:
-        self.catalogs = list(catalogs)
-        self._open = CatalogShards(self.catalogs)
 
     def read(self, ref: ExampleRef) -> Example:
         """One example. Raises ShardError."""
@@ -31,22 +26,18 @@ class Examples:
 
         Raises ShardError where the shard cannot be opened, or as the action raises.
         """
-        shard = self.shard(ref.source, ref.shard)
+        shard = self.get(ref.source, ref.shard)
         try:
             return action(shard)
         except ShardError as error:
-            if not self._open.renew(ref.source, ref.shard, error):
+            if not self.renew(ref.source, ref.shard, error):
                 raise
-        return action(self.shard(ref.source, ref.shard))
-
-    def shard(self, source: int, shard: int) -> Shard:
-        """A shard of a source, open. Raises ShardError."""
-        return self._open.get(source, shard)
+        return action(self.get(ref.source, ref.shard))
 
     def key(self, ref: ExampleRef) -> str | None:
         """Name of an example, as far as it can be read."""
         try:
-            return self._open.get(ref.source, ref.shard).key(ref.index)
+            return self.get(ref.source, ref.shard).key(ref.index)
         except ShardError:
             return None
 
@@ -73,9 +64,6 @@ class Readable(Protocol):
 
     def use(self, ref: ExampleRef, action: Callable[[OpenShard], T]) -> T:
         """Do something with the open shard of a place. Raises ShardError."""
-
-    def read(self, ref: ExampleRef) -> Example:
-        """One example. Raises ShardError."""
 
     def key(self, ref: ExampleRef) -> str | None:
         """Name of an example, as far as it can be read."""

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from v1lit.data.errors import ShardError
-from v1lit.data.remote import DEFAULT_RETRY, Retry, exists, is_remote, join, read_bytes
+from v1lit.data.remote import DEFAULT_RETRY, RemoteError, Retry, exists, is_remote, join, read_bytes
 from v1lit.data.shards.sidecar import MAX_SIDECAR_BYTES, SUFFIX, ShardIndex, read_shard_index
 from v1lit.files import sha256_of, write_atomically
 from v1lit.paths import expand_path
@@ -206,19 +206,13 @@ def read_sidecar(location: str | Path, shard: ShardInfo) -> ShardIndex:
     """
     path, name = sidecar_location(location, shard.file), shard_location(location, shard.file)
     try:
-        data = _read_bytes(path)
-    except OSError as error:
-        reason = f"its index {path} cannot be read ({error.strerror}); `v1lit data index` makes it"
-        raise ShardError(name, None, reason, "unreachable") from error
+        data = read_bytes(path, MAX_SIDECAR_BYTES)
+    except RemoteError:
+        raise
+    except ShardError as error:
+        reason = f"its index {path} {error.reason}; `v1lit data index` makes it"
+        raise ShardError(name, None, reason, error.kind) from error
     return read_shard_index(data, shard=name, examples=shard.examples, size=shard.bytes)
-
-
-def _read_bytes(path: str) -> bytes:
-    if is_remote(path):
-        return read_bytes(path, MAX_SIDECAR_BYTES)
-    with open(path, "rb") as file:
-        # As large as the file is, or one byte more than is accepted: `read` takes the memory first.
-        return file.read(min(os.fstat(file.fileno()).st_size, MAX_SIDECAR_BYTES + 1))
 
 
 # --- files ---

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from v1lit.data.errors import DamageError, ShardError
-from v1lit.data.remote import DEFAULT_RETRY, download, is_remote
+from v1lit.data.remote import DEFAULT_RETRY, download, is_remote, read_bytes
 from v1lit.data.remote.body import look_up
 from v1lit.data.shards.file import RandomAccess
 from v1lit.data.shards.index import ShardInfo, ShardTable
@@ -85,8 +85,7 @@ def _stamp(location: str) -> list[Any] | None:
 def _known(task: IndexTask, stamp: list[Any] | None) -> IndexedShard | None:
     """What the sidecar that is there says, if the shard has not changed since."""
     try:
-        with open(task.sidecar, "rb") as file:
-            data = file.read(min(os.fstat(file.fileno()).st_size, MAX_SIDECAR_BYTES + 1))
+        data = read_bytes(str(task.sidecar), MAX_SIDECAR_BYTES)
         record = read_record(data)
         if stamp is None or record.get("stamp") != stamp:
             return None
@@ -97,7 +96,7 @@ def _known(task: IndexTask, stamp: list[Any] | None) -> IndexedShard | None:
         ]
         problems = {str(kind): int(n) for kind, n in record["problems"].items()}
         return IndexedShard(info, problems, bad, int(record["unusable"]))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None
 
 

@@ -51,7 +51,7 @@ class CatalogShards:
     """
 
     def __init__(self, catalogs: list[Catalog]) -> None:
-        self._catalogs = catalogs
+        self.catalogs = catalogs
         self._open = OpenShards[tuple[int, int]](lambda key: catalogs[key[0]].open(key[1]))
         self._broken: dict[tuple[int, int], ShardError] = {}
         self._renewed: set[tuple[int, int]] = set()
@@ -71,7 +71,7 @@ class CatalogShards:
 
     def renew(self, source: int, shard: int, error: ShardError) -> bool:
         """After an error of a shard: whether it is worth another try, fetched anew. Raises CacheError."""
-        key, catalog = (source, shard), self._catalogs[source]
+        key, catalog = (source, shard), self.catalogs[source]
         if key in self._renewed or not catalog.may_mend(shard, error):
             return False
         self._renewed.add(key)

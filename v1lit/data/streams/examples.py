@@ -114,10 +114,6 @@ class StreamExamples:
         """What an action does with an example that is kept."""
         return action(_SampleShard(self.file(ref), self._contents[ref], self.stream.members))
 
-    def read(self, ref: ExampleRef) -> Example:
-        """One example. Raises ShardError."""
-        return self.use(ref, lambda shard: shard.example(ref.index))
-
     def key(self, ref: ExampleRef) -> str | None:
         """Name of an example, as far as it can be read."""
         return self._contents[ref].key
