@@ -69,7 +69,9 @@ def written(module: V1Module, step: int = 4, epochs: int = 0) -> dict[str, Any]:
 
 
 def refuse(checkpoint: dict[str, Any], options: dict[str, Any], trainer: Any) -> None:
-    refuse_changes(checkpoint, differences(checkpoint, options, {}, {}), Resumed(options, trainer), "x.ckpt")
+    refuse_changes(
+        checkpoint, differences(checkpoint, {"model": options}), Resumed(options, trainer), "x.ckpt"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +242,7 @@ def test_what_is_applied_is_said_with_what_was_and_what_is(
     checkpoint = written(plain)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("v1lit.training.resuming.rank_zero_info", lines.append)
-        carry_over(checkpoint, differences(checkpoint, now, {}, {}), make_trainer())
+        carry_over(checkpoint, differences(checkpoint, {"model": now}), make_trainer())
     assert lines == ["changed since the checkpoint: model.optimizer.lr 3e-05 -> 1e-05"]
 
 

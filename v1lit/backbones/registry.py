@@ -66,16 +66,13 @@ def get_backbone(name: str) -> Backbone:
 
 def _resolve(name: str) -> type:
     plugins = _entry_points()
-    if name in plugins and (name in BUILTIN or len(plugins[name]) > 1):
-        owners = [BUILTIN[name]] if name in BUILTIN else []
-        owners += [point.value for point in plugins[name]]
-        raise ValueError(f"backbone name {name!r} is claimed several times: {', '.join(owners)}")
+    owners = [BUILTIN[name]] if name in BUILTIN else []
+    owners += [_address(_registered[name])] if name in _registered else []
+    owners += [point.value for point in plugins.get(name, [])]
+    if len(set(owners)) > 1:
+        several = ", ".join(dict.fromkeys(owners))
+        raise ValueError(f"backbone name {name!r} is claimed several times: {several}")
     if name in _registered:
-        if name in plugins and plugins[name][0].value != _address(_registered[name]):
-            raise ValueError(
-                f"backbone name {name!r} is claimed several times: "
-                f"{_address(_registered[name])}, {plugins[name][0].value}"
-            )
         return _registered[name]
     if name in BUILTIN:
         module, _, attribute = BUILTIN[name].partition(":")

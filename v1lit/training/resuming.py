@@ -109,15 +109,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def differences(
-    checkpoint: Mapping[str, Any],
-    model: Mapping[str, Any],
-    data: Mapping[str, Any],
-    around: Mapping[str, Any],
-) -> dict[str, tuple[Any, Any]]:
-    """Keys with another value in a checkpoint than now, with both values; what only one has is left out."""
-    before = _flat(**{"model": {}, "data": {}, "around": {}, **checkpoint.get(RECIPE, {})})
-    now = _flat(model, data, around)
+def differences(checkpoint: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Keys with another value in a checkpoint than now, with both values; what only one has is left out.
+
+    recipe: that of now, as a checkpoint keeps it under `RECIPE`.
+    """
+    before, now = _flat(checkpoint.get(RECIPE, {})), _flat(recipe)
     contents = before.pop(CONTENT, None), now.pop(CONTENT, None)
     changed = {key: (before[key], now[key]) for key in now if key in before and before[key] != now[key]}
     if None not in contents:  # the folder may have been moved, or another one put in its place
@@ -139,25 +136,24 @@ class Resumed:
 
     def differences(self, checkpoint: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Keys with another value than in the checkpoint, with both values."""
-        options = {} if self.data is None else self.data.options
-        return differences(checkpoint, self.model, options, self.surroundings)
+        return differences(checkpoint, self.recipe)
 
     @property
-    def surroundings(self) -> dict[str, Any]:
-        """What is compared beside the options."""
-        values: dict[str, Any] = {"trainer.limit_val_batches": self.trainer.limit_val_batches}
+    def recipe(self) -> dict[str, Any]:
+        """What is compared: the options, and what else counts."""
+        around: dict[str, Any] = {"trainer.limit_val_batches": self.trainer.limit_val_batches}
         if (content := weights_content(self.model["backbone"]["weights"])) is not None:
-            values[CONTENT] = content
+            around[CONTENT] = content
         if self.data is not None and self.data.val_content is not None:
-            values[VALIDATION] = self.data.val_content
-        return values
+            around[VALIDATION] = self.data.val_content
+        data = {} if self.data is None else self.data.options
+        return {"model": dict(self.model), "data": data, "around": around}
 
     def save(self, checkpoint: dict[str, Any]) -> None:
         """Write down what a resumed run is compared with, and what makes the module again."""
         key = LightningModule.CHECKPOINT_HYPER_PARAMS_KEY
         checkpoint[key] = {**checkpoint.get(key, {}), **self.model}
-        data = {} if self.data is None else self.data.options
-        checkpoint[RECIPE] = {"model": dict(self.model), "data": data, "around": self.surroundings}
+        checkpoint[RECIPE] = self.recipe
 
 
 @cache
@@ -182,7 +178,7 @@ def weights_content(weights: str) -> str | None:
 
 def refuse_other_model(checkpoint: Mapping[str, Any], model: Mapping[str, Any], name: str) -> None:
     """Raise RecipeChangedError where the checkpoint's weights are not those of such a model."""
-    changed = differences(checkpoint, model, {}, {})
+    changed = differences(checkpoint, {"model": model})
     if keys := [key for key in changed if _kind(key) is Change.MODEL]:
         listed = _listed(changed, keys)
         raise RecipeChangedError(f"{name} holds the weights of another model: {listed}", keys)
@@ -275,12 +271,12 @@ def _kind(key: str) -> Change:
     return CHANGES.get(key, Change.MEASURE)  # VALIDATION is no key
 
 
-def _flat(model: Mapping[str, Any], data: Mapping[str, Any], around: Mapping[str, Any]) -> dict[str, Any]:
+def _flat(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Recorded options by their keys of a recipe, spelled one way."""
-    groups, values = {"model": model, "data": data}, dict(around)
+    values = dict(recipe.get("around", {}))
     for key, change in CHANGES.items():
-        if key.partition(".")[0] in groups and change is not Change.CONTENT:
-            values.update((key, value) for value in _at(groups, key))
+        if change is not Change.CONTENT:
+            values.update((key, value) for value in _at(recipe, key))
     if values.get("model.backbone.weights") != "tiny":
         values.pop("model.backbone.tiny", None)
     if "model.backbone.freeze" in values:

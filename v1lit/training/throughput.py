@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -55,17 +54,6 @@ class Stopwatch(Profiler):
         return self.inner.summary()
 
 
-@dataclass
-class Interval:
-    """What happened on this rank since the last time it was logged."""
-
-    start: float
-    work: WorkSum
-    steps: int = 0
-    away: float = 0.0
-    """Seconds spent in validation and on checkpoints."""
-
-
 class Throughput(Callback):
     """Logs rates over all ranks, the share of time that data was waited for, and the share of the peak (MFU).
 
@@ -114,7 +102,8 @@ class Throughput(Callback):
             rank_zero_info(f"MFU is the share of {self._peak.flops / 1e12:.3g} TFLOP/s ({self._peak.source})")
 
     def _begin(self, module: Any) -> None:
-        self._interval = Interval(time.perf_counter(), WorkSum(module.model))
+        self._start, self._work = time.perf_counter(), WorkSum(module.model)
+        self._away = 0.0  # seconds spent in validation
         self._waited, self._saved = self._clock(FETCH), self._clock(SAVE)
 
     def _clock(self, name: str) -> float:
@@ -128,18 +117,17 @@ class Throughput(Callback):
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         if not trainer.sanity_checking:
             # A checkpoint written meanwhile counts once.
-            self._interval.away += time.perf_counter() - self._left - (self._clock(SAVE) - self._saved_before)
+            self._away += time.perf_counter() - self._left - (self._clock(SAVE) - self._saved_before)
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self._interval.work.add(batch)
+        self._work.add(batch)
         self.unseen += batch.unseen
         self.cut += batch.cut
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # a connector sets it
         if trainer.global_step == self._logged or trainer.global_step % max(1, every):
             return
-        self._interval.steps = trainer.global_step - self._logged
         self._log(trainer, module, len(batch))
         self._logged = trainer.global_step
         self._begin(module)
@@ -151,10 +139,10 @@ class Throughput(Callback):
         module.log_dict(values, batch_size=batch_size)
 
     def _values(self, trainer: Trainer, device: torch.device) -> dict[str, float]:
-        interval, work = self._interval, self._interval.work
+        work = self._work
         flops = 0.0 if self._flops is None else self._flops.total(work.sum())
         _finish_queue(device)
-        seconds = time.perf_counter() - interval.start - interval.away - (self._clock(SAVE) - self._saved)
+        seconds = time.perf_counter() - self._start - self._away - (self._clock(SAVE) - self._saved)
         counts = (work.examples, work.tokens, work.real_tokens, work.images, work.positions)
         own = [*counts, flops, seconds, self._clock(FETCH) - self._waited]
         sums = Ranks.of(trainer).add_up(torch.tensor(own, dtype=torch.float64))
@@ -165,7 +153,7 @@ class Throughput(Callback):
             tokens / seconds_each,
             real / seconds_each,
             images / seconds_each,
-            seconds_each / interval.steps,
+            seconds_each / (trainer.global_step - self._logged),
             waited / seconds,
             1.0 - real / tokens,
             supervised / max(1, real),

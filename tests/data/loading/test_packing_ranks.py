@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -57,18 +58,25 @@ def made(name: str, text: int, examples: int = 1) -> MicroBatch:
     )
 
 
+def context(size: int, ranks: Ranks, drop: bool = False, limit: float = math.inf) -> Any:
+    """What steps are made of: `size` batches of each rank."""
+    return SimpleNamespace(accumulate=size, ranks=ranks, drops_tail=drop, limit=limit)
+
+
 def blank() -> Batch:
     return blank_batch(0, flat=True)
 
 
-def played(ranks: Ranks, numbers: tuple[int, ...], **options: Any) -> list[list[list[Any]]]:
+def played(
+    ranks: Ranks, numbers: tuple[int, ...], steps: int | None = None, drop: bool = False
+) -> list[list[list[Any]]]:
     """Per rank, of every step: examples, text of the step, and the names of this rank's batches."""
 
     def play(rank: int) -> list[list[Any]]:
         source = [made(f"{rank}-{number}", 10 * rank + number) for number in range(numbers[rank])]
         return [
             [step.examples, int(step.batches[0].step_sums[0]), [one.ids for one in step.batches]]
-            for step in iter_steps(source, 3, ranks, blank, **options)
+            for step in iter_steps(source, context(3, ranks, drop), blank, steps=steps)
         ]
 
     with ThreadPoolExecutor(len(numbers)) as pool:
@@ -98,7 +106,7 @@ def test_or_a_step_that_is_not_full_is_dropped() -> None:
 
 
 def test_counts_are_shares_of_the_whole_step() -> None:
-    (step,) = iter_steps([made("a", 3), made("b", 5)], 2, Ranks(), blank)
+    (step,) = iter_steps([made("a", 3), made("b", 5)], context(2, Ranks()), blank)
     for batch in step.batches:
         assert batch.step_counts is not None
         assert batch.step_counts.tolist() == [4.0, 8.0, 1.0]
@@ -106,7 +114,7 @@ def test_counts_are_shares_of_the_whole_step() -> None:
 
 def test_failures_are_told_to_all() -> None:
     failure = Failure(ExampleRef(0, 0, 0, 0), "shard", "key", "image", "why")
-    (step,) = iter_steps([MicroBatch(blank(), (failure, failure)), made("b", 5)], 2, Ranks(), blank)
+    (step,) = iter_steps([MicroBatch(blank(), (failure, failure)), made("b", 5)], context(2, Ranks()), blank)
     assert (step.examples, step.failures) == (1, 2)
 
 
@@ -184,6 +192,6 @@ def test_a_limit_ends_the_last_step_where_lightning_steps() -> None:
     source = [made(str(number), 10 + number) for number in range(9)]
     found = [
         [one.ids[0] for one in step.batches] + [step.batches[0].step_counts[0].item() * 3]  # type: ignore[index]
-        for step in iter_steps(source, 3, Ranks(), blank, limit=4)
+        for step in iter_steps(source, context(3, Ranks(), limit=4), blank)
     ]
     assert found == [["0", "1", "2", pytest.approx(33)], ["3", pytest.approx(13)]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -12,8 +11,8 @@ import torch
 from torch import Tensor
 
 from v1lit.data.encode.batch import Batch
+from v1lit.data.loading.context import LoaderContext
 from v1lit.data.loading.micro_batch import MicroBatch
-from v1lit.data.loading.ranks import Ranks
 
 
 class Column(IntEnum):
@@ -50,38 +49,34 @@ class StepBatches:
 
 def iter_steps(
     micro_batches: Iterable[MicroBatch],
-    size: int,
-    ranks: Ranks,
+    context: LoaderContext,
     blank: Callable[[], Batch],
     *,
     steps: int | None = None,
-    drop: bool = False,
     first: int = 0,
-    limit: float = math.inf,
 ) -> Iterator[StepBatches]:
-    """Put `size` batches into one step and tell each of them the label counts of the whole step.
+    """Put batches that are accumulated into one step and tell each the label counts of the whole step.
 
     All ranks have the same steps, and all steps are whole: where a rank has no batch left, a blank one
     stands. Where the map has left out more examples behind the last step, a step without batches says so.
 
     Args:
         micro_batches: of this rank.
-        size: batches of a rank that make a step.
-        ranks: all of which iterate together.
+        context: the run, all of whose ranks iterate together.
         blank: makes a batch without examples.
-        steps: how many; None for until no rank has a batch left.
-        drop: where `steps` is None, end when not every rank has a whole step left.
-        first: batches of the epoch that were used before; these count for `limit`.
-        limit: batches of the epoch that are read: the last step may be smaller for it.
+        steps: how many; None for until no rank has a batch left or, where tails are dropped, a whole step.
+        first: batches of the epoch that were used before; these count for the limit of the context, for which
+            the last step may be smaller.
     """
-    source, step = iter(micro_batches), 0
+    source, step, size, ranks = iter(micro_batches), 0, context.accumulate, context.ranks
     while steps is None or step < steps:
-        wanted = int(min(size, limit - first))
+        wanted = int(min(size, context.limit - first))
         own = list(islice(source, max(0, wanted)))
         table = ranks.add_up(_table(own, size))
         rows = int(table[:, Column.ROWS].sum())
         left_out = int(table[:, Column.LEFT_OUT].sum())
-        if wanted <= 0 or (steps is None and (rows == 0 or (drop and rows < wanted * ranks.size))):
+        least = wanted * ranks.size if context.drops_tail else 1
+        if wanted <= 0 or (steps is None and rows < least):
             if left_out and not rows:
                 yield StepBatches([], [], 0, 0, left_out)
             return

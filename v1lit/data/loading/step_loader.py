@@ -62,16 +62,7 @@ class StepLoader:
         """
         context, begun = self.context, time.perf_counter()
         self.used = self.left_out = 0
-        steps = iter_steps(
-            micro_batches,
-            context.accumulate,
-            context.ranks,
-            self.blank,
-            steps=left,
-            drop=context.drops_tail,
-            first=done,
-            limit=context.limit,
-        )
+        steps = iter_steps(micro_batches, context, self.blank, steps=left, first=done)
         for index, step in enumerate(steps, progress.steps):
             if progress.steps and index == progress.steps:
                 rank_zero_info(
