@@ -8,9 +8,9 @@ padding, elementwise work, and what is computed a second time (activation checkp
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -92,9 +92,9 @@ class ModelFlops:
 
     def parts(self, work: Work) -> dict[str, Flops]:
         """Operations of a batch by part: `vision`, `projector`, `language`, `head`, `pointer`."""
-        into_vision = _learns(self.model.backbone, self.model.family, ("vision",))
+        into_vision = self._learns("vision")
         into_projector = into_vision or self.projector.learned > 0
-        into_language = into_projector or _learns(self.model.backbone, self.model.family, ("language",))
+        into_language = into_projector or self._learns("language")
         # A token sees half of the others on average.
         causal = self.language_layers * work.pairs / 2 * self.language_width
         return {
@@ -116,6 +116,10 @@ class ModelFlops:
         """Operations of a batch, forward and backward."""
         return sum(part.total for part in self.parts(work).values())
 
+    def _learns(self, part: str) -> bool:
+        parameters = part_parameters(self.model.backbone, self.model.family, part).values()
+        return any(parameter.requires_grad for parameter in parameters)
+
     def _pointer(self, work: Work, gradient: bool) -> Flops:
         head, image_tokens = self.model.pointer_head, work.vision.image_tokens
         query, gate = Weights.of([head.query.weight]), Weights.of([head.gate.weight] if head.gate else [])
@@ -130,10 +134,6 @@ class ModelFlops:
 def _attention(size: float, gradient: bool) -> float:
     """Two products of `size` (pairs x width) forward, and two for each of them backward."""
     return size * (4 + 8 * gradient)
-
-
-def _learns(model: Any, family: Any, parts: Sequence[str]) -> bool:
-    return any(p.requires_grad for part in parts for p in part_parameters(model, family, part).values())
 
 
 class WorkSum:

@@ -14,6 +14,7 @@ from v1lit.data.example.marks import REGION_NAME, words_of
 from v1lit.grounding.draw import panel
 from v1lit.grounding.patch_map import region_tokens, token_ranges
 from v1lit.inference.predictor import Prediction, Predictor
+from v1lit.training.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -53,33 +54,28 @@ def overlap(a: frozenset[int], b: frozenset[int]) -> float:
 
 
 def answer_held_out(
-    predictor: Predictor,
-    held_out: Iterable[Example],
-    count: int,
-    batch_size: int,
-    max_new_tokens: int,
-    left_out: Callable[[str], object],
+    predictor: Predictor, held_out: Iterable[Example], run: RunConfig, left_out: Callable[[str], object]
 ) -> Iterator[HeldOutAnswer]:
-    """Generate for the first `count` of some examples.
+    """Generate for the first `run.report_examples` of some examples.
 
     One that cannot be asked, with a damaged image for instance, is left out and told to `left_out`.
     """
-    examples = iter(islice(held_out, count))
-    while chunk := list(islice(examples, batch_size)):
+    examples = iter(islice(held_out, run.report_examples))
+    while chunk := list(islice(examples, run.report_batch_size)):
         try:
-            yield from _ask(predictor, chunk, max_new_tokens)
+            yield from _ask(predictor, chunk, run)
         except ValueError:  # it does not say which one
             for example in chunk:
                 try:
-                    yield from _ask(predictor, [example], max_new_tokens)
+                    yield from _ask(predictor, [example], run)
                 except ValueError as error:
                     left_out(f"{example.id}: {error}")
 
 
-def _ask(predictor: Predictor, chunk: Sequence[Example], max_new_tokens: int) -> list[HeldOutAnswer]:
+def _ask(predictor: Predictor, chunk: Sequence[Example], run: RunConfig) -> list[HeldOutAnswer]:
     questions = [_question(example) for example in chunk]
     asked = [([image.data for image in e.images], q) for e, q in zip(chunk, questions, strict=True)]
-    predictions = predictor.batch(asked, max_new_tokens=max_new_tokens)
+    predictions = predictor.batch(asked, max_new_tokens=run.report_max_new_tokens)
     return [_answer(*parts) for parts in zip(chunk, questions, predictions, strict=True)]
 
 

@@ -139,9 +139,8 @@ def _of_training(metrics: dict[str, float]) -> dict[str, float]:
 
 def _answers(predictor: Predictor, data: V1DataModule, run: RunConfig) -> list[HeldOutAnswer]:
     bad: list[str] = []
-    limits = (run.report_examples, run.report_batch_size, run.report_max_new_tokens)
     with torch.inference_mode():
-        answers = list(answer_held_out(predictor, data.examples("val"), *limits, bad.append))
+        answers = list(answer_held_out(predictor, data.examples("val"), run, bad.append))
     if bad:
         sys.stderr.write(f"left out of the report, {len(bad)} examples; the first: {bad[0]}\n")
     return answers

@@ -62,7 +62,12 @@ class FailureLog:
         """
         failures = [*lost, *(failure for micro_batch in micro_batches for failure in micro_batch.failures)]
         self._in_a_row, longest = run_of_failures(failures, self._in_a_row)
-        skipped = skipped_of(failures, self.split, epoch, index)
+        place = self.split, epoch, index
+        skipped = [
+            Skipped(*place, f.ref.epoch_index, f.shard, f.key, f.ref.index, f.kind, f.reason)
+            for f in failures
+            if f is not None
+        ]
         read = sum(len(micro_batch.batch) for micro_batch in micro_batches) + len(skipped)
         left_out = sum(micro_batch.left_out for micro_batch in micro_batches)
         reads, skips, longests, left_outs = zip(
@@ -78,12 +83,3 @@ def run_of_failures(failures: Sequence[Failure | None], before: int) -> tuple[in
         run = 0 if failure is None else run + 1
         longest = max(longest, run)
     return run, longest
-
-
-def skipped_of(failures: Sequence[Failure | None], split: str, epoch: int, step: int) -> list[Skipped]:
-    """Failures as they are listed."""
-    return [
-        Skipped(split, epoch, step, f.ref.epoch_index, f.shard, f.key, f.ref.index, f.kind, f.reason)
-        for f in failures
-        if f is not None
-    ]
