@@ -9,12 +9,7 @@ from transformers import GenerationMixin
 NAMES = ("cache", "past_key_values")
 """The name since transformers 5.24, and the one before, which transformers removes in 5.40."""
 
-
-def _name_in_use() -> str:
-    # Asked, never tried out: a decoder swallows the wrong name in `**kwargs` and continues without a cache.
-    taken = signature(GenerationMixin.prepare_inputs_for_generation).parameters
-    return next(name for name in NAMES if name in taken)
-
-
-CACHE = _name_in_use()
+# Asked, never tried out: a decoder swallows the wrong name in `**kwargs` and continues without a cache.
+_TAKEN = signature(GenerationMixin.prepare_inputs_for_generation).parameters
+CACHE = next(name for name in NAMES if name in _TAKEN)
 """The name under which decoders take and return their cache, and `generate` looks for it."""

@@ -49,8 +49,12 @@ def compile_layers(model: PreTrainedModel, backbone: Backbone, parts: Iterable[s
     """
     layers = [layer for part in parts for layer in part_layers(model, backbone, part)]
     if layers:
+        import torch._dynamo
+
         check_compiler()
-        _keep_layers_whole()
+        # Under DDP, torch.compile would split graphs by DDP's buckets, to send gradients early. Layers are
+        # graphs of their own, between which gradients are sent anyway.
+        torch._dynamo.config.optimize_ddp = False
     for layer in layers:
         recomputed = getattr(layer, "gradient_checkpointing", False)
         _while_training(layer, _recomputed_compiled if recomputed else _run_compiled)
@@ -119,16 +123,6 @@ def _compiled_layer(forward: partial[Any]) -> partial[Any]:
         # would have one of its own and be kept by the cache. Hooks of the layer itself do not run then.
         function, bound = type(layer).forward, (layer, *bound)
     return partial(_compiled(function), *bound, **forward.keywords)
-
-
-def _keep_layers_whole() -> None:
-    """Under DDP, torch.compile would split graphs by DDP's buckets, to send gradients early.
-
-    Layers are graphs of their own, between which gradients are sent anyway.
-    """
-    import torch._dynamo
-
-    torch._dynamo.config.optimize_ddp = False
 
 
 @cache

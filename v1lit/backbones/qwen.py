@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 MAX_ASPECT = 200
 """Longer side over shorter side of an image that its processor takes."""
+PATCHES = ("patch_size", "temporal_patch_size", "merge_size")
+"""Image options that the vision tower decides."""
 
 CHATML = ChatFormat(
     system=("<|im_start|>system\n", "<|im_end|>\n"),
@@ -89,9 +91,7 @@ class QwenVL(Backbone):
     def processor_arguments(self, options: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "size": {"shortest_edge": options["min_pixels"], "longest_edge": options["max_pixels"]},
-            "patch_size": options["patch_size"],
-            "temporal_patch_size": options["temporal_patch_size"],
-            "merge_size": options["merge_size"],
+            **{name: options[name] for name in PATCHES},
         }
 
     def checkpoint_image_options(self, processor: Any, config: PreTrainedConfig) -> dict[str, Any]:
@@ -101,9 +101,7 @@ class QwenVL(Backbone):
         return {
             "min_pixels": size["shortest_edge"],
             "max_pixels": size["longest_edge"],
-            "patch_size": processor.patch_size,
-            "temporal_patch_size": processor.temporal_patch_size,
-            "merge_size": processor.merge_size,
+            **{name: getattr(processor, name) for name in PATCHES},
         }
 
     def tiny_image_options(self, sizes: Mapping[str, Any]) -> dict[str, Any]:

@@ -118,7 +118,9 @@ def _leaks(model: PointAndCopyModel, packed: Batch, together: Sequence[Tensor]) 
     assert packed.segment_lengths is not None
     lengths = list(packed.segment_lengths)
     is_image = packed.input_ids == model.config.image_token_id
-    is_text = (packed.input_ids < model.config.pointer_start) & ~is_image & ~_beside(is_image)
+    # Some backbones count images by the tokens beside them.
+    beside_image = is_image.roll(-1, dims=1) | is_image.roll(1, dims=1)
+    is_text = (packed.input_ids < model.config.pointer_start) & ~is_image & ~beside_image
     # A text token of the row itself means nothing special to the backbone, as an image's would.
     other_text = torch.where(is_text, packed.input_ids[is_text][0], packed.input_ids)
     leaks = []
@@ -131,11 +133,6 @@ def _leaks(model: PointAndCopyModel, packed: Batch, together: Sequence[Tensor]) 
         mine = losses.split(list(map(len, together)))[index]
         leaks.append((mine - own).abs().max().item() if len(own) else 0.0)
     return leaks
-
-
-def _beside(is_image: Tensor) -> Tensor:
-    """Tokens beside an image, by which some backbones count images, `[1, tokens]`."""
-    return is_image.roll(-1, dims=1) | is_image.roll(1, dims=1)
 
 
 def _gradient_difference(
