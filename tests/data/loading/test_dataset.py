@@ -96,7 +96,7 @@ def test_few_files_are_open_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(open_shards, "MAX_OPEN_SHARDS", 1)
     dataset = ShardDataset(folder)
     assert sorted(ids(dataset)) == list(range(COUNT))
-    assert len(dataset._opened.examples._open._open._shards) == 1
+    assert len(dataset._opened.examples._open._shards) == 1
 
 
 def test_without_an_index_the_order_is_the_same(folder: Path, tmp_path: Path) -> None:
