@@ -54,7 +54,6 @@ class ShardCache:
         if max_bytes <= 0:
             raise ValueError(f"data.stream.cache_gb must be above 0, given {max_bytes} bytes")
         self.folder, self.max_bytes, self.retry = Path(folder), max_bytes, retry
-        self._seen: dict[str, dict[str, Any]] = {}  # Notes read before, by name.
         self._current: set[str] = set()  # Names of files that are as on the server, asked for or downloaded.
         for name in FOLDERS:
             try:
@@ -131,11 +130,8 @@ class ShardCache:
             status = entry.file.stat()
         except OSError:
             return None
-        for note in (self._seen.get(entry.name), read_json(entry.note)):
-            if note and (note.get("inode"), note.get("size")) == (status.st_ino, status.st_size):
-                self._seen[entry.name] = note
-                return note
-        return None
+        note = read_json(entry.note)
+        return note if (note.get("inode"), note.get("size")) == (status.st_ino, status.st_size) else None
 
     def _adopt(self, entry: _Entry) -> None:
         """Take in a file that has another inode than its note says: the folder was copied, say."""
@@ -157,7 +153,6 @@ class ShardCache:
             note = {"size": done.bytes, "sha256": done.sha256, "tag": done.tag, "inode": inode}
             write_json(entry.note, {**note, "url": shown(entry.url)})
             part.become(entry.file)
-        self._seen[entry.name] = note
         self._current.add(entry.name)
 
     def _delete(self, entry: _Entry) -> None:
