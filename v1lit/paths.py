@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Container
 from typing import Any
 
-from v1lit.errors import OptionError
+from v1lit.errors import OptionError, named
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|pipe:")
 """A URL, or a command, which a shell expands."""
@@ -73,10 +73,8 @@ def expand_fields(config: Any) -> None:
         if value == "":
             raise OptionError(name, value, "give a path, or leave it out", config.GROUP)
         if isinstance(value, str | os.PathLike):
-            try:
+            with named(name):
                 object.__setattr__(config, name, expand_path(value))
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from None
 
 
 def expand_within(

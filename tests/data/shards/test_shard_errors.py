@@ -82,7 +82,7 @@ def test_files_that_are_too_large_to_be_an_index_are_not_read(
     with pytest.raises(ShardError, match="more than 10 bytes"):
         Catalog(folder).open(0)
     monkeypatch.setattr(index, "MAX_INDEX_BYTES", 10)
-    with pytest.raises(ValueError, match="the limit is 10"):
+    with pytest.raises(ValueError, match="larger than the 10 bytes"):
         read_index(folder)
 
 

@@ -10,10 +10,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +43,7 @@ class ShardInfo:
     sha256: str
 
 
-class ShardTable(Sequence[ShardInfo]):
+class ShardTable:
     """The shards of an index as columns, small for 100,000 of them: lists and int64 arrays `[shards]`."""
 
     def __init__(self, shards: Iterable[ShardInfo | Mapping[str, Any]]) -> None:
@@ -58,13 +58,10 @@ class ShardTable(Sequence[ShardInfo]):
     def __len__(self) -> int:
         return len(self.files)
 
-    @overload
-    def __getitem__(self, index: int) -> ShardInfo: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[ShardInfo]: ...
-    def __getitem__(self, index: int | slice) -> ShardInfo | list[ShardInfo]:
-        if isinstance(index, slice):
-            return [self[k] for k in range(*index.indices(len(self)))]
+    def __iter__(self) -> Iterator[ShardInfo]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, index: int) -> ShardInfo:
         return ShardInfo(
             file=self.files[index],
             examples=int(self.examples[index]),
@@ -118,7 +115,9 @@ def read_index(location: str | Path, retry: Retry = DEFAULT_RETRY) -> dict[str, 
     version cannot read.
     """
     location = expand_path(location)
-    path, data = _read_file(location, retry)
+    path = join(location, INDEX_NAME)
+    _check_presence(location, path, retry)
+    data = read_bytes(path, MAX_INDEX_BYTES, retry)
     try:
         index = json.loads(data)
         version = index["schema_version"]
@@ -140,20 +139,15 @@ def read_index(location: str | Path, retry: Retry = DEFAULT_RETRY) -> dict[str, 
     return index
 
 
-def _read_file(location: str, retry: Retry) -> tuple[str, bytes]:
-    path = join(location, INDEX_NAME)
+def _check_presence(location: str, path: str, retry: Retry) -> None:
+    if exists(path, retry):
+        return
     if is_remote(location):
-        if not exists(path, retry):
-            raise ValueError(f"{location} has no {INDEX_NAME}: make one with `v1lit data index`")
-        return path, read_bytes(path, MAX_INDEX_BYTES, retry)
-    folder = Path(location)
-    if not (folder / INDEX_NAME).is_file():
-        what = "is incomplete or not a folder of shards" if folder.is_dir() else "does not exist"
-        hint = "; `v1lit data index` makes one" if folder.is_dir() else ""
-        raise ValueError(f"{folder} {what}: it has no {INDEX_NAME}{hint}")
-    if (size := os.path.getsize(path)) > MAX_INDEX_BYTES:
-        raise ValueError(f"{path} has {size} bytes, the limit is {MAX_INDEX_BYTES}")
-    return path, Path(path).read_bytes()
+        raise ValueError(f"{location} has no {INDEX_NAME}: make one with `v1lit data index`")
+    if os.path.isdir(location):
+        why = f"it has no {INDEX_NAME}; `v1lit data index` makes one"
+        raise ValueError(f"{location} is incomplete or not a folder of shards: {why}")
+    raise ValueError(f"{location} does not exist: it has no {INDEX_NAME}")
 
 
 def list_shards(location: str | Path) -> list[ShardInfo]:

@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
+from v1lit.data.errors import ShardError
 from v1lit.data.remote import expand, is_remote, join, may_be_folder
 from v1lit.data.shards.compressed import hint_of_names
 from v1lit.data.shards.index import (
@@ -81,9 +82,9 @@ def index_shards(
 
 def _choose(location: str, out: str | None) -> tuple[Path, list[str]]:
     """Folder of the index, and the shards as the index calls them."""
-    beside = _folder_of_all(location, files := _list_files(location))
-    if not files:
+    if not (files := _list_files(location)):
         raise ValueError(f"{location} holds no shards (.tar files){hint_of_names(location)}")
+    beside = _folder_of_all(files)
     if beside is not None and (out is None or Path(out).resolve() == beside.resolve()):
         names = [os.path.basename(file) for file in files]
         if odd := [name for name in names if not is_plain_name(name)]:
@@ -106,12 +107,9 @@ def _tars(folder: Path) -> list[str]:
     return sorted(str(path) for path in folder.glob("*.tar") if not path.name.startswith("."))
 
 
-def _folder_of_all(location: str, files: list[str]) -> Path | None:
+def _folder_of_all(files: list[str]) -> Path | None:
     """The local folder of which these are all the shards, None where there is no such folder."""
-    folders = {os.path.dirname(file) for file in files}
-    if is_remote(location) or len(folders) != 1:
-        return Path(location) if os.path.isdir(location) else None
-    folder = Path(folders.pop())
+    folder = Path(os.path.dirname(files[0]))
     return folder if {str(Path(file)) for file in files} == set(_tars(folder)) else None
 
 
@@ -129,6 +127,8 @@ def _old_index(folder: Path, location: str | None) -> dict[str, Any] | None:
         old = read_index(folder)
     except OSError as error:
         raise ValueError(f"the folder {folder} cannot be used ({error.strerror})") from error
+    except ShardError as error:
+        raise ValueError(f"the folder {folder} cannot be used: its {INDEX_NAME} {error.reason}") from error
     except ValueError:
         return None
     if (other := old.get("location")) != location:

@@ -26,13 +26,13 @@ _RECORD = 20 * BLOCK
 
 
 class ShardWriter:
-    """Write examples to `<folder>/<prefix>-000000.tar`, `-000001.tar`, ..., and the index of each beside it.
+    """Write examples to `<folder>/shard-000000.tar`, `-000001.tar`, ..., and the index of each beside it.
 
     The files depend on the examples alone (no times, no user names). A shard gets its name when it is
     complete; inside of a `with` block that ends in an error the unfinished one is removed.
 
     Args:
-        folder: made if missing; must not hold shards of that prefix yet.
+        folder: made if missing; must not hold such shards yet.
         max_examples: most examples of a shard.
         max_bytes: most bytes of a shard's file.
         unique: where an id must not come again: in "all" shards of this writer, which keeps all keys in
@@ -42,7 +42,6 @@ class ShardWriter:
     def __init__(
         self,
         folder: str | Path,
-        prefix: str = "shard",
         *,
         max_examples: int = 1000,
         max_bytes: int = 512 * 2**20,
@@ -54,13 +53,13 @@ class ShardWriter:
             )
         if unique not in ("all", "shard"):
             raise ValueError(f'unique must be "all" or "shard", given {unique!r}')
-        self.folder, self.prefix, self.unique = Path(expand_path(folder)), prefix, unique
+        self.folder, self.unique = Path(expand_path(folder)), unique
         self.max_examples, self.max_bytes = max_examples, max_bytes
         self.shards: list[ShardInfo] = []
         self._keys: set[str] = set()
         self._open: _OpenShard | None = None
         self.folder.mkdir(parents=True, exist_ok=True)
-        if present := sorted(path.name for path in self.folder.glob(f"{prefix}-*.tar")):
+        if present := sorted(path.name for path in self.folder.glob("shard-*.tar")):
             raise ValueError(f"{self.folder} already holds shards ({present[0]}, ...): choose another folder")
 
     def write(self, example: Example) -> None:
@@ -103,7 +102,7 @@ class ShardWriter:
         if key in self._keys:
             raise ValueError(f"the id {id!r} was written before")
         if self._open is None:
-            self._open = _OpenShard(self.folder / f"{self.prefix}-{len(self.shards):06d}.tar")
+            self._open = _OpenShard(self.folder / f"shard-{len(self.shards):06d}.tar")
         self._open.add(data, images, regions)
         self._keys.add(key)
 
