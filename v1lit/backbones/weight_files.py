@@ -27,6 +27,7 @@ BITS = {
     **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "I8", "U8", "BOOL"), 8),
     "F4": 4,
 }
+NOT_WHOLE = "is no whole safetensors file"
 PLAIN = ("F64", "F32", "F16", "BF16")
 
 
@@ -129,9 +130,9 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > LONGEST_HEADER:
-            raise _damaged(path, "it does not begin as one")
+            raise _unusable(path, f"{NOT_WHOLE}: it does not begin as one")
         if length > size - 8:
-            raise _cut(path, size, 8 + length, "at least ")
+            raise _unusable(path, f"is cut off: it has {size} bytes of at least {8 + length}")
         raw = file.read(length)
     try:
         content = json.loads(raw)
@@ -139,12 +140,12 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         tensors = {name: _tensor(entry) for name, entry in entries.items()}
         ends = [int(entry["data_offsets"][1]) for entry in entries.values()]
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
-        raise _damaged(path, "its header cannot be read") from None
+        raise _unusable(path, f"{NOT_WHOLE}: its header cannot be read") from None
     whole = 8 + length + max(ends, default=0)
     if size < whole:
-        raise _cut(path, size, whole)
+        raise _unusable(path, f"is cut off: it has {size} bytes of {whole}")
     if size > whole:
-        raise _damaged(path, f"{size - whole} bytes follow its last tensor")
+        raise _unusable(path, f"{NOT_WHOLE}: {size - whole} bytes follow its last tensor")
     return tensors
 
 
@@ -172,17 +173,9 @@ def _weight_map(index: Path) -> dict[str, str]:
     return files
 
 
-def _cut(path: Path, size: int, whole: int, least: str = "") -> WeightsUnavailable:
+def _unusable(path: Path, why: str) -> WeightsUnavailable:
     return WeightsUnavailable(
-        f"{path} is cut off: it has {size} bytes of {least}{whole}\n"
-        f"copy or download it again, for instance with: {download(path.parent, path.name)}"
-    )
-
-
-def _damaged(path: Path, reason: str) -> WeightsUnavailable:
-    return WeightsUnavailable(
-        f"{path} is no whole safetensors file: {reason}\n"
-        f"copy or download it again, for instance with: {download(path.parent, path.name)}"
+        f"{path} {why}\ncopy or download it again, for instance with: {download(path.parent, path.name)}"
     )
 
 

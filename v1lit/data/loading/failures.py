@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -33,10 +33,10 @@ class FailureLog:
 
     def with_lost(self, micro_batch: MicroBatch) -> MicroBatch:
         """The same with the shards that planning has found to be unusable since this was last called."""
-        lost = self.take_lost()
+        lost = self._take_lost()
         return replace(micro_batch, failures=(*lost, *micro_batch.failures)) if lost else micro_batch
 
-    def take_lost(self) -> list[Failure]:
+    def _take_lost(self) -> list[Failure]:
         """Shards found to be unusable since the last call; none but on rank 0: every rank finds the same."""
         lost, self._lost[:] = list(self._lost), []
         return [Failure(NOWHERE, e.shard, e.key, e.kind, e.reason) for e in lost if self.ranks.own == 0]
@@ -46,21 +46,20 @@ class FailureLog:
         if step.failures:  # all ranks know, so all of them tell each other
             self.note(step.micro_batches, epoch, index)
             return
-        failures = [failure for micro_batch in step.micro_batches for failure in micro_batch.failures]
+        failures = chain.from_iterable(micro_batch.failures for micro_batch in step.micro_batches)
         self._in_a_row, _ = run_of_failures(failures, self._in_a_row)
         self.skips.note(step.examples, [], 0, step.left_out)
 
-    def note(
-        self, micro_batches: Sequence[MicroBatch], epoch: int, index: int, lost: Sequence[Failure] = ()
-    ) -> None:
+    def note(self, micro_batches: Sequence[MicroBatch], epoch: int, index: int) -> None:
         """Note what became of batches on all ranks, each of which must call it. Raises BadDataError.
+
+        Shards that planning has found to be unusable, and that are in none of the batches, come first.
 
         Args:
             micro_batches: of this rank.
             epoch, index: the epoch, and the step in it; in validation the batch.
-            lost: of `take_lost`, where they are in none of the batches.
         """
-        failures = [*lost, *(failure for micro_batch in micro_batches for failure in micro_batch.failures)]
+        failures = [*self._take_lost(), *chain.from_iterable(batch.failures for batch in micro_batches)]
         self._in_a_row, longest = run_of_failures(failures, self._in_a_row)
         place = self.split, epoch, index
         skipped = [
@@ -76,7 +75,7 @@ class FailureLog:
         self.skips.note(sum(reads), [*chain.from_iterable(skips)], max(longests), sum(left_outs))
 
 
-def run_of_failures(failures: Sequence[Failure | None], before: int) -> tuple[int, int]:
+def run_of_failures(failures: Iterable[Failure | None], before: int) -> tuple[int, int]:
     """Failures in a row at the end, and at most, where there were `before` just before these examples."""
     longest = run = before
     for failure in failures:

@@ -54,7 +54,7 @@ class TrainLoader(StepLoader):
                     self._report(progress)  # now: nobody asks for more batches
                 yield from self._batches(step, progress.epoch)
         if not steps.opened.indexed:  # the last shards of all may be damaged ones
-            self.failures.note([], progress.epoch, index, self.failures.take_lost())
+            self.failures.note([], progress.epoch, index)
         if left is None:
             self._report(progress)
 

@@ -48,7 +48,7 @@ class ValLoader:
 
 def val_batches(micro_batches: Iterable[MicroBatch], failures: FailureLog) -> Iterator[Batch]:
     """The batches of validation, of which all ranks have equally many; what could not be used is noted."""
-    failures.note([], 0, 0, failures.take_lost())
+    failures.note([], 0, 0)  # shards that could not even be counted
     for index, micro_batch in enumerate(micro_batches):
         failures.note([micro_batch], 0, index)  # at once, because validation may be cut short
         yield micro_batch.batch
