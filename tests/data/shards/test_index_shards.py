@@ -340,6 +340,21 @@ def test_a_pattern_of_all_shards_of_a_folder_is_that_folder(tmp_path: Path) -> N
     assert "location" not in read_index(folder)
 
 
+@pytest.mark.parametrize("content", [b"", b"not JSON", b"{}" + b" " * 600])
+def test_an_index_that_nobody_can_use_is_made_again(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = foreign(tmp_path / "f")
+    index_shards(folder, workers=1)
+    whole = (folder / "index.json").read_bytes()
+    (folder / "index.json").write_bytes(content)
+    with monkeypatch.context() as patch:
+        if len(content) > 512:
+            patch.setattr("v1lit.data.shards.index.MAX_INDEX_BYTES", 512)
+        index_shards(folder, workers=1)
+    assert json.loads((folder / "index.json").read_bytes()) == json.loads(whole)
+
+
 def test_the_index_of_other_shards_is_not_overwritten(tmp_path: Path) -> None:
     first, second = foreign(tmp_path / "p"), foreign(tmp_path / "q")
     out = str(tmp_path / "index")

@@ -127,9 +127,10 @@ def _old_index(folder: Path, location: str | None) -> dict[str, Any] | None:
         old = read_index(folder)
     except OSError as error:
         raise ValueError(f"the folder {folder} cannot be used ({error.strerror})") from error
-    except ShardError as error:
-        raise ValueError(f"the folder {folder} cannot be used: its {INDEX_NAME} {error.reason}") from error
-    except ValueError:
+    except ValueError as error:
+        if isinstance(error, ShardError) and error.kind == "unreachable":
+            unread = f"its {INDEX_NAME} {error.reason}"
+            raise ValueError(f"the folder {folder} cannot be used: {unread}") from error
         return None
     if (other := old.get("location")) != location:
         advice = f"choose another folder, or delete its {INDEX_NAME}"
