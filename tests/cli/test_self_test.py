@@ -23,11 +23,11 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Checks as they shall come out, in place of real ones."""
 
     def made(*checks: Check, noise: str = "") -> None:
-        def self_test(device: Any, held_back: Any) -> Iterator[Check]:
+        def self_test(device: Any, captured: Any) -> Iterator[Check]:
             for check in checks:
-                with held_back.here():
+                with captured.capture():
                     os.write(2, noise.encode())
-                    held_back.warnings.update([noise] if noise else [])
+                    captured.warnings.update([noise] if noise else [])
                 yield check
 
         monkeypatch.setattr(module, "self_test", self_test)

@@ -34,7 +34,7 @@ from v1lit.data.loading.state import progress_to_dict
 from v1lit.data.sampling.epoch import MakeRows, Progress, StepLayout, rank_rows
 from v1lit.data.sampling.mixture import GlobalSequence, draws_per_epoch
 from v1lit.data.sampling.rows import MicroBatchPlan, counted_rows, filled_rows, similar_rows
-from v1lit.data.sampling.source import Shuffle, SourceOrder
+from v1lit.data.sampling.shuffle import Shuffle, SourceOrder
 from v1lit.data.shards import ShardWriter, index_shards, write_index
 from v1lit.data.streams.reader_state import FileStart, RankState, ReaderState
 from v1lit.data.streams.state import StreamLayout, StreamProgress, stream_to_dict

@@ -17,7 +17,7 @@ from v1lit.data.synthetic import synthesize
 from v1lit.pointer import model as pointer_model
 from v1lit.pointer.joint_loss import LossMismatchError
 from v1lit.training import self_test as module
-from v1lit.training.held_back import HeldBack
+from v1lit.training.captured_output import CapturedOutput
 from v1lit.training.self_test import SCENES, Family, SelfTestError, choose_device, self_test
 
 pytestmark = [pytest.mark.dependencies, pytest.mark.dependencies]
@@ -44,12 +44,12 @@ def test_a_sound_installation_passes_and_keeps_no_file(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    held_back, threads = HeldBack(), torch.get_num_threads()
-    checks = list(self_test(CPU, held_back, [family]))
+    captured, threads = CapturedOutput(), torch.get_num_threads()
+    checks = list(self_test(CPU, captured, [family]))
     assert torch.get_num_threads() == threads
     assert [(one.family, one.name, one.error) for one in checks] == [(family, name, None) for name in CHECKS]
     assert all(one.difference is not None and one.difference < 1e-5 for one in checks[1:])
-    assert not held_back.warnings
+    assert not captured.warnings
     assert not list(tmp_path.iterdir())
 
 
@@ -58,7 +58,7 @@ def test_a_failed_check_keeps_none_of_the_others_from_being_made(monkeypatch: py
         raise TypeError("no such argument\nand more about it")
 
     monkeypatch.setattr(Family, "processor", property(broken))
-    checks = list(self_test(CPU, HeldBack(), ["llava", "qwen2_vl"]))
+    checks = list(self_test(CPU, CapturedOutput(), ["llava", "qwen2_vl"]))
     assert len(checks) == 2 * len(CHECKS)
     assert not any(one.passed for one in checks)
     assert {one.compared for one in checks} == {"TypeError: no such argument"}

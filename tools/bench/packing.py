@@ -27,7 +27,7 @@ from v1lit.data.lengths.length import Length, measure
 from v1lit.data.sampling.mixture import GlobalSequence
 from v1lit.data.sampling.remaining import MicroBatchState, Remaining
 from v1lit.data.sampling.rows import Substream, filled_rows
-from v1lit.data.sampling.source import Shuffle, SourceOrder
+from v1lit.data.sampling.shuffle import Shuffle, SourceOrder
 from v1lit.data.synthetic import make_example
 
 LENGTH = 8192

@@ -8,7 +8,7 @@ import traceback
 from v1lit.cli.environment import versions
 from v1lit.cli.errors import two_lines
 from v1lit.cli.tried_versions import remarks
-from v1lit.training.held_back import HeldBack
+from v1lit.training.captured_output import CapturedOutput
 
 LONGEST = 160
 
@@ -17,9 +17,9 @@ def run_self_test(device: str, debug: bool = False) -> int:
     """Print a line per family and check, then the versions and a summary; returns the exit code."""
     start = time.perf_counter()
     print(f"v1lit {versions()['v1lit']}: loading", flush=True)
-    held_back = HeldBack()
+    captured = CapturedOutput()
     try:
-        with held_back.here():
+        with captured.capture():
             from v1lit.training.self_test import choose_device, self_test  # with torch and Lightning
     except Exception as error:  # where a library's change shows first
         if debug:
@@ -30,7 +30,7 @@ def run_self_test(device: str, debug: bool = False) -> int:
     chosen = choose_device(device)
     print(f"every family's tiny version on {chosen}; differences are relative", flush=True)
     failed = count = 0
-    for check in self_test(chosen, held_back):
+    for check in self_test(chosen, captured):
         count += 1
         failed += not check.passed
         told = check.compared if len(check.compared) <= LONGEST else f"{check.compared[: LONGEST - 1]}…"
@@ -43,11 +43,11 @@ def run_self_test(device: str, debug: bool = False) -> int:
             traceback.print_exception(check.error)
     print(f"versions: {_versions()}")
     if debug:
-        print(held_back.printed, end="")
-        for text, times in held_back.warnings.items():
+        print(captured.printed, end="")
+        for text, times in captured.warnings.items():
             print(f"{times} x {two_lines(text)}")
     seconds = time.perf_counter() - start
-    warned = _warnings(len(held_back.warnings), debug)
+    warned = _warnings(len(captured.warnings), debug)
     print(f"{count - failed} of {count} checks passed in {seconds:.0f} s{warned}")
     return 1 if failed else 0
 

@@ -35,8 +35,8 @@ from v1lit.data.loading.dataset import ShardDataset
 from v1lit.data.synthetic import synthesize
 from v1lit.inference.predictor import Predictor, load
 from v1lit.pointer.model import PointAndCopyModel
+from v1lit.training.captured_output import CapturedOutput
 from v1lit.training.config import OptimizerConfig
-from v1lit.training.held_back import HeldBack
 from v1lit.training.module import V1Module
 from v1lit.training.packing_check import check_packing
 from v1lit.training.quiet import no_weights_bar, quiet
@@ -87,11 +87,11 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def self_test(
-    device: torch.device, held_back: HeldBack, families: Sequence[str] = tuple(BUILTIN)
+    device: torch.device, captured: CapturedOutput, families: Sequence[str] = tuple(BUILTIN)
 ) -> Iterator[Check]:
     """Every check of every family, as soon as it is done; after a failed one the others are still made.
 
-    What libraries print meanwhile goes to `held_back`; files are written to a temporary folder only.
+    What libraries print meanwhile goes to `captured`; files are written to a temporary folder only.
     """
     with (
         tempfile.TemporaryDirectory(prefix="v1lit-self-test-") as folder,
@@ -100,12 +100,12 @@ def self_test(
         one_thread(),
     ):
         scenes = Path(folder) / "scenes"
-        with held_back.here():
+        with captured.capture():
             synthesize(scenes / "train", examples=SCENES, image_size=(112, 112), workers=1, progress=False)
         for name in families:
             family = Family(name, scenes, device)
             for check in family.checks:
-                with held_back.here():
+                with captured.capture():
                     result = run_check(name, check.__name__, check)
                 yield result
 

@@ -37,7 +37,7 @@ from v1lit.data.sampling.epoch import Progress
 from v1lit.data.sampling.mixture import GlobalSequence
 from v1lit.data.sampling.remaining import MicroBatchState, Remaining
 from v1lit.data.sampling.rows import Substream, similar_rows
-from v1lit.data.sampling.source import Shuffle, SourceOrder
+from v1lit.data.sampling.shuffle import Shuffle, SourceOrder
 
 REF = ExampleRef(epoch_index=4, source=0, shard=1, index=2, epoch=3)
 

@@ -18,7 +18,7 @@ from v1lit.data.config import MixtureConfig, StreamConfig
 from v1lit.data.loading.prefetch import ShardPrefetcher
 from v1lit.data.loading.sequence import OpenedSequence, open_sequence
 from v1lit.data.sampling.mixture import GlobalSequence
-from v1lit.data.sampling.source import Shuffle, SourceOrder
+from v1lit.data.sampling.shuffle import Shuffle, SourceOrder
 from v1lit.data.shards.catalog import Catalog
 from v1lit.data.shards.examples import Examples
 

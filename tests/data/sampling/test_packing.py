@@ -18,7 +18,7 @@ from v1lit.data.sampling.mixture import GlobalSequence
 from v1lit.data.sampling.packing import Packer, fullest
 from v1lit.data.sampling.remaining import MicroBatchState, Remaining
 from v1lit.data.sampling.rows import Measure, MicroBatchPlan, Substream, filled_rows
-from v1lit.data.sampling.source import Shuffle, SourceOrder
+from v1lit.data.sampling.shuffle import Shuffle, SourceOrder
 
 LENGTH = 60
 

@@ -21,7 +21,7 @@ from v1lit.data.sampling.epoch import MakeRows, Progress, StepLayout, rank_rows,
 from v1lit.data.sampling.mixture import GlobalSequence, draws_per_epoch
 from v1lit.data.sampling.remaining import MicroBatchState, Remaining
 from v1lit.data.sampling.rows import MicroBatchPlan, Substream, counted_rows, filled_rows, similar_rows
-from v1lit.data.sampling.source import Shuffle, SourceOrder
+from v1lit.data.sampling.shuffle import Shuffle, SourceOrder
 
 COUNTS = st.lists(st.integers(0, 30), min_size=1, max_size=12).filter(lambda counts: sum(counts) > 0)
 Step = list[tuple[ExampleRef, ...]]

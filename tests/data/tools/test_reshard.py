@@ -24,8 +24,8 @@ from v1lit.data.errors import ShardError
 from v1lit.data.shards import Shard, ShardWriter, list_shards, read_index, sidecar_name, write_index
 from v1lit.data.tools import reshard_shards
 from v1lit.data.tools.check import check
-from v1lit.data.tools.permutation import Permutation
 from v1lit.data.tools.reshard import ReshardOptions, ReshardReport, reshard
+from v1lit.data.tools.reshard_permutation import Permutation
 
 FIRST, SECOND = "shard-000000.tar", "shard-000001.tar"
 MIB = 2**20

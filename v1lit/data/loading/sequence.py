@@ -13,7 +13,7 @@ import numpy as np
 from v1lit.data.config import MixtureConfig, StreamConfig
 from v1lit.data.errors import ShardError
 from v1lit.data.sampling.mixture import GlobalSequence, draws_per_epoch
-from v1lit.data.sampling.source import Shuffle, SourceOrder
+from v1lit.data.sampling.shuffle import Shuffle, SourceOrder
 from v1lit.data.shards.catalog import Catalog
 from v1lit.data.shards.examples import Examples
 

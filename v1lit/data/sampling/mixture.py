@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from v1lit.data.sampling.source import NOTHING, IntArray, SourceOrder, even_share, groups
+from v1lit.data.sampling.shuffle import NOTHING, IntArray, SourceOrder, even_share, groups
 
 BLOCK = 1_000
 """Examples within which sources are mixed at random; over every block their shares are exact."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from v1lit.data.sampling.source import IntArray
+from v1lit.data.sampling.shuffle import IntArray
 
 
 class MicroBatchState(NamedTuple):

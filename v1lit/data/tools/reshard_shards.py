@@ -16,7 +16,7 @@ from v1lit.data.shards.open_shards import OpenShards
 from v1lit.data.shards.staging import RECORD_NAME, StagedFolder
 from v1lit.data.tools.content import fetch
 from v1lit.data.tools.find import Finding, ShardFile
-from v1lit.data.tools.permutation import Permutation
+from v1lit.data.tools.reshard_permutation import Permutation
 from v1lit.data.tools.reshard_table import ExampleTable
 from v1lit.files import write_atomically
 

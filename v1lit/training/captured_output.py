@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from typing import Any
 
 
-class HeldBack:
-    """Collects over several `with held_back.here():`; nothing reaches the screen meanwhile."""
+class CapturedOutput:
+    """Collects over several `with captured.capture():`; nothing reaches the screen meanwhile."""
 
     def __init__(self) -> None:
         self.warnings: Counter[str] = Counter()
@@ -23,8 +23,8 @@ class HeldBack:
         """All that was written to stdout and stderr."""
 
     @contextmanager
-    def here(self) -> Iterator[None]:
-        """Hold back what is written meanwhile, by C code too, and by handlers that kept the old stderr."""
+    def capture(self) -> Iterator[None]:
+        """Capture what is written meanwhile, by C code too, and by handlers that kept the old stderr."""
         with (
             tempfile.TemporaryFile() as file,
             _descriptors(file.fileno()),

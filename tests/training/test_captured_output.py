@@ -11,15 +11,15 @@ import warnings
 
 import pytest
 
-from v1lit.training.held_back import HeldBack
+from v1lit.training.captured_output import CapturedOutput
 
 NOISY = """
 import ctypes, logging, os, sys, warnings
 early = logging.StreamHandler(); logging.getLogger("library").addHandler(early)  # keeps this stderr
-from v1lit.training.held_back import HeldBack
-held_back = HeldBack()
+from v1lit.training.captured_output import CapturedOutput
+captured = CapturedOutput()
 print("before")
-with held_back.here():
+with captured.capture():
     print("from Python")
     print("to stderr", file=sys.stderr)
     os.write(1, b"from C\\n")
@@ -27,7 +27,7 @@ with held_back.here():
     logging.getLogger("library").warning("from a log")
     warnings.warn("from a warning")
 print("after")
-print(sorted(held_back.printed.split("\\n")), dict(held_back.warnings))
+print(sorted(captured.printed.split("\\n")), dict(captured.warnings))
 """
 
 
@@ -42,20 +42,20 @@ def test_nothing_reaches_the_screen_and_nothing_is_lost() -> None:
 
 
 def test_equal_warnings_are_one_with_a_count_and_remarks_are_none() -> None:
-    held_back = HeldBack()
+    captured = CapturedOutput()
     for _ in range(2):
-        with held_back.here():
+        with captured.capture():
             warnings.warn("old name", FutureWarning, stacklevel=1)
             logging.getLogger("library").info("a remark")
             logging.getLogger("library").error("a problem")
-    assert held_back.warnings == {"FutureWarning: old name": 2, "library: a problem": 2}
+    assert captured.warnings == {"FutureWarning: old name": 2, "library: a problem": 2}
 
 
 def test_the_screen_is_given_back_after_an_error(capfd: pytest.CaptureFixture[str]) -> None:
-    held_back, make = HeldBack(), logging.getLogRecordFactory()
+    captured, make = CapturedOutput(), logging.getLogRecordFactory()
 
     def fails() -> None:
-        with held_back.here():
+        with captured.capture():
             os.write(2, b"kept\n")
             raise KeyError
 
@@ -63,5 +63,5 @@ def test_the_screen_is_given_back_after_an_error(capfd: pytest.CaptureFixture[st
         fails()
     os.write(2, b"shown\n")
     assert capfd.readouterr().err == "shown\n"
-    assert held_back.printed == "kept\n"
+    assert captured.printed == "kept\n"
     assert logging.getLogRecordFactory() is make
