@@ -77,8 +77,8 @@ def test_the_newest_of_a_folders_recipes_is_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "RUN_FOLDER comes first"),
-        (["--run.export=false"], "RUN_FOLDER comes first"),
+        ([], "required: RUN_FOLDER"),
+        (["--run.export=false"], "required: RUN_FOLDER"),
         (["nowhere"], "nowhere is no folder of a run: there is no such folder"),
         (["."], "it has no recipe.yaml"),
     ],

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import torch
 
-from v1lit.data.synthetic import synthesize
 from v1lit.errors import explain_unknown
 from v1lit.testing import image_checks, model_checks, text_checks
-from v1lit.training.quiet import no_weights_bar, quiet
-from v1lit.training.self_test import SCENES, Check, Family, one_thread, run_check
+from v1lit.training.self_test import FAMILY_CHECKS, Check, Family, run_check, scenes_to_try
 
 Outcome = str | tuple[str, float | None]
 """What was compared, and the largest relative difference where numbers were."""
@@ -36,10 +31,8 @@ OWN: dict[str, Callable[[str], Outcome]] = {
     "checkpoint": model_checks.checkpoint,
     "work": model_checks.work,
 }
-SELF_TEST = ("train", "save", "cache", "beams", "packing", "loss")
-"""Checks that `v1lit doctor --self-test` makes too, on examples of a few synthetic scenes."""
-BACKBONE_CHECKS = (*OWN, *SELF_TEST)
-"""Names of all checks, for `pytest.mark.parametrize`."""
+BACKBONE_CHECKS = (*OWN, *FAMILY_CHECKS)
+"""Names of all checks, for `pytest.mark.parametrize`; `v1lit doctor --self-test` makes the last ones too."""
 
 
 class BackboneError(AssertionError):
@@ -68,22 +61,8 @@ def check_backbone(name: str, *checks: str) -> list[Check]:
 
 
 def _run(name: str, checks: tuple[str, ...]) -> Iterator[Check]:
-    with quiet(), no_weights_bar(), one_thread():
+    with scenes_to_try() as scenes:
+        family = Family(name, scenes, torch.device("cpu"))
         for check in checks:
-            if check in OWN:
-                yield run_check(name, check, partial(OWN[check], name))
-        family_checks = [check for check in checks if check in SELF_TEST]
-        if family_checks:
-            with _scenes() as scenes:
-                family = Family(name, scenes, torch.device("cpu"))
-                for check in family_checks:
-                    yield run_check(name, check, getattr(family, check))
-
-
-@contextmanager
-def _scenes() -> Iterator[Path]:
-    """A folder with a few synthetic scenes to train on."""
-    with tempfile.TemporaryDirectory(prefix="v1lit-testing-") as folder:
-        scenes = Path(folder) / "scenes"
-        synthesize(scenes / "train", examples=SCENES, image_size=(112, 112), workers=1, progress=False)
-        yield scenes
+            work = partial(OWN[check], name) if check in OWN else getattr(family, check)
+            yield run_check(name, check, work)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -75,13 +76,10 @@ def with_pointers(example: Encoded, family: str, seed: int = 0) -> Encoded:
     text = torch.randint(5, 200, (6,), generator=generator)
     pointers = start + torch.randint(0, tokens, (4,), generator=generator) if tokens else text[:0]
     answer = torch.cat([text[:3], pointers, text[3:]])
-    return Encoded(
-        id=example.id,
+    return replace(
+        example,
         input_ids=torch.cat([example.input_ids, answer]),
         labels=torch.cat([example.labels, answer]),
-        image_inputs=example.image_inputs,
-        patch_maps=example.patch_maps,
-        regions=(),
     )
 
 

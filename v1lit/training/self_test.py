@@ -42,13 +42,14 @@ from v1lit.training.packing_check import check_packing
 from v1lit.training.quiet import no_weights_bar, quiet
 from v1lit.training.results import export
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
 SCENES = 4
 TRAINED_STEPS = 3
 NEW_TOKENS = 12
 POINT_AT = range(3, 7)
 """Generated tokens that are made pointers: a model of three steps need not point by itself."""
 ENCODING = EncodingConfig(coordinates=False)
+FAMILY_CHECKS = ("train", "save", "cache", "beams", "packing", "loss")
+"""Methods of `Family`, in this order; each returns what it compared and the largest relative difference."""
 ROUNDING = 1e-4
 """Largest relative difference that another order of adding explains, in float32."""
 
@@ -93,6 +94,18 @@ def self_test(
 
     What libraries print meanwhile goes to `captured`; files are written to a temporary folder only.
     """
+    with scenes_to_try() as scenes:
+        for name in families:
+            family = Family(name, scenes, device)
+            for check in FAMILY_CHECKS:
+                with captured.capture():
+                    result = run_check(name, check, getattr(family, check))
+                yield result
+
+
+@contextmanager
+def scenes_to_try() -> Iterator[Path]:
+    """A temporary folder with a few synthetic scenes; meanwhile libraries are quiet, on one thread."""
     with (
         tempfile.TemporaryDirectory(prefix="v1lit-self-test-") as folder,
         quiet(),
@@ -100,14 +113,8 @@ def self_test(
         one_thread(),
     ):
         scenes = Path(folder) / "scenes"
-        with captured.capture():
-            synthesize(scenes / "train", examples=SCENES, image_size=(112, 112), workers=1, progress=False)
-        for name in families:
-            family = Family(name, scenes, device)
-            for check in family.checks:
-                with captured.capture():
-                    result = run_check(name, check.__name__, check)
-                yield result
+        synthesize(scenes / "train", examples=SCENES, image_size=(112, 112), workers=1, progress=False)
+        yield scenes
 
 
 @contextmanager
@@ -149,11 +156,6 @@ class Family:
             batch_size=SCENES,
             stream=StreamConfig(cache=str(scenes.parent / "cache")),
         )
-
-    @property
-    def checks(self) -> tuple[Callable[[], tuple[str, float | None]], ...]:
-        """In the order in which they are made; each returns what was compared and the difference."""
-        return self.train, self.save, self.cache, self.beams, self.packing, self.loss
 
     # ------------------------------------------------------------------ the checks
 
