@@ -29,21 +29,20 @@ def main(argv: Sequence[str]) -> int:
         description="Every byte against the index, every example against its rules, every image decoded. "
         "Exit code 0: nothing is wrong, 1: something is.",
     )
-    parser.add_argument("location", type=a_path, nargs="+", help="folder, tar file or pattern, local or URL")
-    parser.add_argument("--workers", type=int, help="processes; one per core when not given")
+    parser.add_argument(
+        "locations",
+        metavar="location",
+        type=a_path,
+        nargs="+",
+        help="folder, tar file or pattern, local or URL",
+    )
     parser.add_argument("--no-decode", dest="decode", action="store_false", help="read image headers only")
     parser.add_argument(
         "--out", type=a_path, help="file for everything that is found, one JSON object per line"
     )
-    parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")
-    options = parser.read(argv)
-    report = check(
-        options.location,
-        workers=options.workers,
-        decode=options.decode,
-        out=options.out,
-        progress=options.progress,
-    )
+    parser.add_work()
+    options = parser.read_keywords(argv)
+    report = check(**options)
     for folder in report.without_index:
         sys.stderr.write(
             f"{folder} has no index: missing shards and changed bytes cannot be noticed; "
@@ -52,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     if report.passed:
         print(f"nothing is wrong: {_totals(report)}")
         return 0
-    _print_findings(report, options.out)
+    _print_findings(report, options["out"])
     return 1
 
 

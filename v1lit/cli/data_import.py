@@ -21,20 +21,11 @@ def main(argv: Sequence[str]) -> int:
         "--out", type=a_path, required=True, help="folder for the shards, one below it per split"
     )
     parser.add_argument("--split", help="import this split only")
-    parser.add_argument("--workers", type=int, help="processes; one per core when not given")
     parser.add_argument("--overwrite", action="store_true", help="replace an import that the folder holds")
     parser.add_argument("--max-examples-per-shard", type=int, default=1000)
-    parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")
-    options = parser.read(argv)
-    report = get_importer(options.format)(
-        options.source,
-        options.out,
-        split=options.split,
-        workers=options.workers,
-        overwrite=options.overwrite,
-        max_examples_per_shard=options.max_examples_per_shard,
-        progress=options.progress,
-    )
+    parser.add_work()
+    options = parser.read_keywords(argv)
+    report = get_importer(options.pop("format"))(options.pop("source"), options.pop("out"), **options)
     if report.failed:
         sys.stderr.write(f"error: {two_lines(report.failed)}\n")
     return 1 if report.failed else 0

@@ -31,12 +31,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--lengths", metavar="RECIPE", help="also measure how many tokens each example has in this recipe"
     )
-    parser.add_argument("--workers", type=int, help="processes; one per core when not given")
-    parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")
-    overrides = _overrides(argv, parser) if any(word.startswith("--lengths") for word in argv) else []
-    given = parser.read([word for word in argv if word not in overrides])
+    parser.add_work()
+    given, changes = parser.read_with_changes(argv)
+    if not given.lengths:
+        parser.refuse(changes)
     # A mistake in it is told at once.
-    options = _options_of(given.lengths, overrides) if given.lengths else None
+    options = _options_of(given.lengths, changes) if given.lengths else None
     started = time.monotonic()
     index = index_shards(given.location, given.out, workers=given.workers, progress=given.progress)
     folder = given.out or (
@@ -55,19 +55,13 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _overrides(argv: Sequence[str], parser: Parser) -> list[str]:
-    """What changes keys of the recipe: `--key=value` that is no option of ours."""
-    ours = {name for action in parser._actions for name in action.option_strings}
-    return [word for word in argv if word.startswith("--") and "=" in word and word.split("=")[0] not in ours]
-
-
-def _options_of(recipe: str, overrides: list[str]) -> LengthOptions:
+def _options_of(recipe: str, changes: list[str]) -> LengthOptions:
     """What decides lengths in a recipe."""
     from v1lit.cli.recipe import compose
     from v1lit.cli.recipe_cli import RecipeCLI
     from v1lit.data.lengths.length import LengthOptions
 
-    _, data = RecipeCLI(compose(recipe, overrides), parse_only=True).model_and_data()
+    _, data = RecipeCLI(compose(recipe, changes), parse_only=True).model_and_data()
     return LengthOptions(data.processor, data.encoding, data.map)
 
 

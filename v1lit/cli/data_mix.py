@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from v1lit.cli.errors import UserError
-
-USAGE = """usage: v1lit data mix RECIPE [--key=value ...]
-
-What training as RECIPE says will draw from each of its sources (data.source.mixture): examples per epoch, how
-often each comes, and what the first thousand examples are. Reads indices only."""
+from v1lit.cli.errors import Parser
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `v1lit data mix` with the arguments after `mix`; returns the exit code."""
-    argv = [argument for argument in argv if argument != "--debug"]
-    if argv and argv[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0
-    if not argv or argv[0].startswith("-"):
-        raise UserError("RECIPE is missing: v1lit data mix RECIPE [--key=value ...]")
+    parser = Parser(
+        prog="v1lit data mix",
+        usage="v1lit data mix RECIPE [--key=value ...]",
+        description="What training as RECIPE says will draw from each of its sources (data.source.mixture): "
+        "examples per epoch, how often each comes, and what the first thousand examples are. Reads indices "
+        "only.",
+    )
+    parser.add_argument("recipe", metavar="RECIPE")
+    options, changes = parser.read_with_changes(argv)
 
     from rich.table import Table
 
@@ -28,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     from v1lit.console import screen
     from v1lit.data.tools.mix import mixture_shares
 
-    _, data = RecipeCLI(compose(argv[0], argv[1:]), parse_only=True).model_and_data()
+    _, data = RecipeCLI(compose(options.recipe, changes), parse_only=True).model_and_data()
     drawn = mixture_shares(data.train_sources, data.stream, data.seed)
     table = Table(title=f"{sum(source.per_epoch for source in drawn)} examples per epoch, seed {data.seed}")
     table.add_column("source", overflow="fold")

@@ -25,11 +25,10 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--examples-per-shard", type=int, default=1000, metavar="N", help="at most")
     parser.add_argument("--max-shard-mb", type=int, default=512, metavar="M", help="at most M MiB")
-    parser.add_argument("--workers", type=int, help="processes; one per core when not given")
     parser.add_argument(
         "--on-bad", default="stop", help="stop at a shard or example that cannot be used, or skip and list it"
     )
-    parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")
+    parser.add_work()
     options = parser.read(argv)
     how = ReshardOptions(
         shuffle=options.shuffle,

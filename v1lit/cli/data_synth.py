@@ -31,19 +31,6 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--image-size", nargs=2, type=int, default=[168, 168], metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--questions-per-scene", type=int, default=1)
-    parser.add_argument("--workers", type=int, help="processes; as many as pay off when not given")
-    parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")
-    options = parser.read(argv)
-    folder = synthesize(
-        options.out,
-        examples=options.examples,
-        seed=options.seed,
-        look=options.look,
-        kinds=options.kinds,
-        image_size=options.image_size,
-        questions_per_scene=options.questions_per_scene,
-        workers=options.workers,
-        progress=options.progress,
-    )
-    print(folder)
+    parser.add_work("processes; as many as pay off when not given")
+    print(synthesize(**parser.read_keywords(argv)))
     return 0

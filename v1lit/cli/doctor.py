@@ -51,15 +51,14 @@ def main(argv: Sequence[str]) -> int:
         "and opened, generates and packs, each compared with another way to compute the same",
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), help="where --self-test runs")
-    own = ("--packing=", "--device=")
-    overrides = [word for word in argv if "=" in word and not word.startswith(own)]
-    options = parser.read([word for word in argv if word not in overrides])
+    options, changes = parser.read_with_changes(argv)
     if options.packing:
         from v1lit.cli.doctor_packing import check_recipe  # torch and Lightning: only where they are needed
 
-        return check_recipe(options.packing, overrides)
-    if overrides:
-        raise UserError(f"{overrides[0].partition('=')[0]} changes a recipe: name it with --packing RECIPE")
+        return check_recipe(options.packing, changes)
+    if changes and "=" in changes[0]:
+        raise UserError(f"{changes[0].partition('=')[0]} changes a recipe: name it with --packing RECIPE")
+    parser.refuse(changes)
     if options.self_test:
         from v1lit.cli.self_test import run_self_test
 
@@ -137,21 +136,12 @@ def extras(distribution: str = "v1lit") -> Iterator[str]:
     except PackageNotFoundError:
         yield f"unknown: {distribution} is not installed, only imported"
         return
-    for extra in _names(declared):
+    for extra, purpose in EXTRAS.items():
         needed = [need for need in declared if _applies(need, extra) and not _applies(need, "")]
         missing = [need.name for need in needed if not _installed(need)]
-        purpose = EXTRAS.get(extra, "")
-        yield f"{extra:<12}{'present' if not missing else 'missing ' + ', '.join(missing)}  ({purpose})"
-    if any(_names(declared)):
-        yield f"install one with: pip install '{distribution}[NAME]'"
-
-
-def _names(declared: Sequence[Requirement]) -> list[str]:
-    """Names of the extras, in the order of their first requirement."""
-    parts = [
-        str(need.marker).partition('extra == "')[2].partition('"')[0] for need in declared if need.marker
-    ]
-    return list(dict.fromkeys(part for part in parts if part))
+        if needed:
+            yield f"{extra:<12}{'present' if not missing else 'missing ' + ', '.join(missing)}  ({purpose})"
+    yield f"install one with: pip install '{distribution}[NAME]'"
 
 
 def _applies(requirement: Requirement, extra: str) -> bool:

@@ -21,9 +21,9 @@ HALF = {"bf16": torch.bfloat16, "16": torch.float16}
 """What Lightning's precisions begin with, where they compute in less than float32."""
 
 
-def check_recipe(name: str, overrides: Sequence[str]) -> int:
+def check_recipe(name: str, changes: Sequence[str]) -> int:
     """Run the check on a recipe's model and the first training examples; returns the exit code."""
-    cli = RecipeCLI(compose(name, list(overrides)))
+    cli = RecipeCLI(compose(name, changes))
     module, data = cli.model_and_data()
     precision = str(cli.config["trainer"]["precision"] or "32-true")
     data.prepare_data()

@@ -97,16 +97,33 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
+    def add_work(self, workers: str = "processes; one per core when not given") -> None:
+        """The options of a command that works through many files: `--workers` and `--no-progress`."""
+        self.add_argument("--workers", type=int, help=workers)
+        self.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")
+
+    def read_keywords(self, argv: Sequence[str]) -> dict[str, Any]:
+        """Parse `argv` to the keyword arguments of the function that does the work; raises UserError."""
+        return {name: value for name, value in vars(self.read(argv)).items() if name != "debug"}
+
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse `argv`; raises UserError."""
-        options, unknown = self.parse_known_args(list(argv))
+        options, unknown = self.read_with_changes(argv)
+        self.refuse(unknown)
+        return options
+
+    def read_with_changes(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """Parse `argv`, and return the words that are no options of ours: they change keys of a recipe."""
+        return self.parse_known_args(list(argv))
+
+    def refuse(self, unknown: Sequence[str]) -> None:
+        """Raise UserError for the first of these words, if there is one."""
         if unknown:
             names = [name for action in self._actions for name in action.option_strings]
             word = unknown[0].partition("=")[0]
             raise UserError(
                 f"{self.prog} does not take {word!r}{did_you_mean(word, names)}\nallowed: {', '.join(names)}"
             )
-        return options
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}\nsee {self.prog} --help")

@@ -8,7 +8,7 @@ from typing import Any
 
 import docstring_parser
 
-from v1lit.cli.schema import LINKED, ROOTS, describe, subfields, without_none
+from v1lit.cli.schema import ROOTS, describe, subfields, without_none
 
 WIDTH = 100
 
@@ -23,8 +23,6 @@ def _paragraphs(
 ) -> Iterator[str]:
     for name, annotation in fields.items():
         key, inner = f"{prefix}{name}", subfields(annotation)
-        if key in LINKED:
-            continue
         if inner is not None:
             yield from _paragraphs(inner, values[name], f"{key}.", _meanings(without_none(annotation)))
             continue

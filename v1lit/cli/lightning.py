@@ -13,8 +13,8 @@ OTHERS = (("lightning-sdk", "lightning"), ("lightning", "fabric"))
 """Who gets what is not ours, in order: distribution and console script."""
 
 
-def main() -> int:
-    """Run the process's own arguments; returns the exit code of whoever took them."""
+def main() -> int | str | None:
+    """Run the process's own arguments; returns what whoever took them gives to `sys.exit`."""
     if sys.argv[1:2] == ["run"]:
         from v1lit.cli.main import main as v1lit
 
@@ -22,7 +22,8 @@ def main() -> int:
     for owner, script in OTHERS:
         point = console_script(owner, script)
         if point is not None:
-            return _exit_code(point.load()())
+            code: int | str | None = point.load()()
+            return code
     sys.stderr.write(
         "error: neither lightning-sdk nor fabric is installed; v1lit's own part is: lightning run RECIPE\n"
     )
@@ -38,14 +39,6 @@ def console_script(owner: str, script: str) -> EntryPoint | None:
     return next(
         (point for point in points if point.group == "console_scripts" and point.name == script), None
     )
-
-
-def _exit_code(result: object) -> int:
-    """What `sys.exit(result)` would end with."""
-    if result is None or isinstance(result, int):
-        return int(result or 0)
-    sys.stderr.write(f"{result}\n")
-    return 1
 
 
 if __name__ == "__main__":

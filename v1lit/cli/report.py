@@ -7,31 +7,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from v1lit.cli.errors import UserError
+from v1lit.cli.errors import Parser, UserError, a_path
 from v1lit.cli.recipe import compose
-from v1lit.paths import expand_path
-
-USAGE = """usage: v1lit report RUN_FOLDER [--key=value ...] [--debug]
-
-Make model/, pictures/ and metrics.json of a run again, from its best checkpoint (else its newest), as its
-recipe says, without training: after a report that failed, or of a run that did not come to its end.
-
-  --run.KEY=value  change how, such as --run.report_batch_size=4 or --run.export=false
-  --trainer.accelerator=cpu, --data.source.val=PATH, ...   likewise any key but those of another model
-  --debug          show the traceback of an error
-"""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `v1lit report` with the arguments after `report`; returns the exit code."""
-    argv = [argument for argument in argv if argument != "--debug"]
-    if argv and argv[0] in ("-h", "--help"):
-        print(USAGE, end="")
-        return 0
-    if not argv or argv[0].startswith("-"):
-        raise UserError("RUN_FOLDER comes first: v1lit report RUN_FOLDER [--key=value ...]")
-    folder, *changes = argv
-    _report(Path(expand_path(folder)), changes)
+    parser = Parser(
+        prog="v1lit report",
+        usage="v1lit report RUN_FOLDER [--key=value ...] [--debug]",
+        description="Make model/, pictures/ and metrics.json of a run again, from its best checkpoint (else "
+        "its newest), as its recipe says, without training: after a report that failed, or of a run that did "
+        "not come to its end.",
+        epilog="--run.KEY=value changes how, such as --run.report_batch_size=4 or --run.export=false; "
+        "likewise any key but those of another model: --trainer.accelerator=cpu, --data.source.val=PATH, ...",
+    )
+    parser.add_argument("folder", metavar="RUN_FOLDER", type=a_path)
+    options, changes = parser.read_with_changes(argv)
+    _report(Path(options.folder), changes)
     return 0
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import inspect
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -29,8 +29,8 @@ ROOTS: dict[str, Any] = {
     "data": V1DataModule,
     "run": RunConfig,
 }
-LINKED = {"data.backbone": "model.backbone"}
-"""Keys that follow another one and cannot be set by themselves."""
+LINKED = (V1DataModule, "backbone")
+"""The parameter that is always model.backbone: no recipe may set it."""
 
 
 class UnknownKeyError(OptionError):
@@ -49,8 +49,8 @@ def check_keys(recipe: Recipe) -> None:
 def _check(config: Mapping[Any, Any], fields: Mapping[str, Any], prefix: str) -> None:
     for name, value in config.items():
         key = f"{prefix}{name}"
-        if key in LINKED:
-            raise OptionError(key, value, f"it is always {LINKED[key]}: set that")
+        if key == "data.backbone":
+            raise OptionError(key, value, "it is always model.backbone: set that")
         if name not in fields:
             raise _unknown(key, value, fields, prefix)
         kind, item_kind = fields[name], item_dataclass(fields[name])
@@ -66,8 +66,8 @@ def _check(config: Mapping[Any, Any], fields: Mapping[str, Any], prefix: str) ->
 def _check_group(value: object, kind: Any, key: str) -> None:
     fields = subfields(kind) or {}
     if not isinstance(value, Mapping):
-        keys = _listed([name for name in fields if f"{key}.{name}" not in LINKED], key)
-        raise OptionError(key, value, f"it must be a mapping, or the path of a part\nits keys: {keys}")
+        why = f"it must be a mapping, or the path of a part\nits keys: {_listed(list(fields), key)}"
+        raise OptionError(key, value, why)
     _check(value, fields, f"{key}.")
     for field in dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ():
         optional = {field.default, field.default_factory} != {dataclasses.MISSING}
@@ -78,10 +78,10 @@ def _check_group(value: object, kind: Any, key: str) -> None:
 def _unknown(key: str, value: object, fields: Mapping[str, Any], prefix: str) -> UnknownKeyError:
     """The error about an unknown key, with the same name in another group, else the nearest one beside it."""
     name = key.removeprefix(prefix)
-    allowed = [option for option in fields if f"{prefix}{option}" not in LINKED]
     elsewhere = [other for other, _ in leaves() if other.rpartition(".")[2] == name]
-    hint = did_you_mean(elsewhere[0], elsewhere) if elsewhere else did_you_mean(name, allowed, prefix)
-    return UnknownKeyError(key, value, f"{hint}\nallowed here: {_listed(allowed, prefix.rstrip('.'), name)}")
+    hint = did_you_mean(elsewhere[0], elsewhere) if elsewhere else did_you_mean(name, fields, prefix)
+    allowed = _listed(list(fields), prefix.rstrip("."), name)
+    return UnknownKeyError(key, value, f"{hint}\nallowed here: {allowed}")
 
 
 def _listed(names: list[str], group: str, like: str = "") -> str:
@@ -92,14 +92,14 @@ def _listed(names: list[str], group: str, like: str = "") -> str:
 
 
 def subfields(annotation: Any) -> dict[str, Any] | None:
-    """Keys of a group with their types, or None where `annotation` is a plain value."""
+    """Keys of a group that a recipe may set, with their types; None where `annotation` is a plain value."""
     annotation = without_none(annotation)
     if dataclasses.is_dataclass(annotation):
         hints = typing.get_type_hints(annotation)
         return {field.name: hints[field.name] for field in dataclasses.fields(annotation)}
     if annotation in (Trainer, V1Module, V1DataModule):
         hints = typing.get_type_hints(annotation.__init__)
-        names = [name for name in inspect.signature(annotation).parameters if name != "self"]
+        names = [name for name in signature(annotation).parameters if (annotation, name) != LINKED]
         return {name: hints.get(name, Any) for name in names}
     return None
 
@@ -123,53 +123,41 @@ def without_none(annotation: Any) -> Any:
     return kinds[0] if union and len(kinds) == 1 else annotation
 
 
-def with_all_groups(
-    config: Mapping[str, Any], fields: Mapping[str, Any] = ROOTS, prefix: str = ""
-) -> dict[str, Any]:
+def with_all_groups(config: Mapping[str, Any], fields: Mapping[str, Any] = ROOTS) -> dict[str, Any]:
     """A copy of `config` in which every group stands, so that each key gets its default at least."""
     full = dict(config)
     for name, annotation in fields.items():
         inner = subfields(annotation)
-        if inner is not None and f"{prefix}{name}" not in LINKED:
-            full[name] = with_all_groups(full.get(name, {}), inner, f"{prefix}{name}.")
+        if inner is not None:
+            full[name] = with_all_groups(full.get(name, {}), inner)
     return full
 
 
-def leaves() -> Iterator[tuple[str, Any]]:
+def leaves(fields: Mapping[str, Any] = ROOTS, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every key that a recipe may set, with its type."""
-
-    def walk(fields: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-        for name, annotation in fields.items():
-            key = f"{prefix}{name}"
-            inner = subfields(annotation)
-            if key in LINKED:
-                continue
-            if inner is None:
-                yield key, annotation
-            else:
-                yield from walk(inner, f"{key}.")
-
-    return walk(ROOTS, "")
+    for name, annotation in fields.items():
+        inner = subfields(annotation)
+        if inner is None:
+            yield f"{prefix}{name}", annotation
+        else:
+            yield from leaves(inner, f"{prefix}{name}.")
 
 
-def dataclasses_of(config: Mapping[str, Any]) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+def dataclasses_of(
+    values: Mapping[str, Any], fields: Mapping[str, Any] = ROOTS, prefix: str = ""
+) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """Every dataclass of a parsed recipe: its key, its class and its values."""
-
-    def walk(fields: Mapping[str, Any], values: Mapping[str, Any], prefix: str) -> Iterator[Any]:
-        for name, annotation in fields.items():
-            inner, value = subfields(annotation), values.get(name)
-            if (kind := item_dataclass(annotation)) is not None:
-                for index, item in enumerate(value or []):
-                    fields_of_item = vars(item) if isinstance(item, Namespace) else item
-                    yield f"{prefix}{name}.{index}", kind, dict(fields_of_item)
-            if f"{prefix}{name}" in LINKED or inner is None or not isinstance(value, Mapping):
-                continue
-            kind = without_none(annotation)
-            if dataclasses.is_dataclass(kind):
-                yield f"{prefix}{name}", kind, dict(value)
-            yield from walk(inner, value, f"{prefix}{name}.")
-
-    return walk(ROOTS, config, "")
+    for name, annotation in fields.items():
+        key, inner, value = f"{prefix}{name}", subfields(annotation), values.get(name)
+        if (kind := item_dataclass(annotation)) is not None:
+            for index, item in enumerate(value or []):
+                yield f"{key}.{index}", kind, dict(vars(item) if isinstance(item, Namespace) else item)
+        if inner is None or not isinstance(value, Mapping):
+            continue
+        kind = without_none(annotation)
+        if dataclasses.is_dataclass(kind):
+            yield key, kind, dict(value)
+        yield from dataclasses_of(value, inner, f"{key}.")
 
 
 def type_problem(annotation: Any, value: object) -> str | None:
