@@ -69,9 +69,7 @@ def written(module: V1Module, step: int = 4, epochs: int = 0) -> dict[str, Any]:
 
 
 def refuse(checkpoint: dict[str, Any], options: dict[str, Any], trainer: Any) -> None:
-    refuse_changes(
-        checkpoint, differences(checkpoint, {"model": options}), Resumed(options, trainer), "x.ckpt"
-    )
+    refuse_changes(checkpoint, Resumed(options, trainer), "x.ckpt")
 
 
 @pytest.fixture(scope="module")
@@ -186,13 +184,13 @@ def test_a_folder_of_weights_may_move_but_not_hold_others(
         runs[name] = Resumed(options, make_trainer(max_steps=9))
     checkpoint = written(plain)
     runs["old"].save(checkpoint)
-    assert runs["moved"].differences(checkpoint) == {}
-    (key, (was, now)), *rest = runs["tuned"].differences(checkpoint).items()
+    assert differences(checkpoint, runs["moved"].recipe) == {}
+    (key, (was, now)), *rest = differences(checkpoint, runs["tuned"].recipe).items()
     assert (key, rest) == ("model.backbone.weights", [])
     assert was.startswith(f"{tmp_path}/old (")
     assert now.startswith(f"{tmp_path}/tuned (")
     with pytest.raises(RecipeChangedError, match="cannot be resumed"):
-        refuse_changes(checkpoint, {key: (was, now)}, runs["tuned"], "x.ckpt")
+        refuse_changes(checkpoint, runs["tuned"], "x.ckpt")
 
 
 # ---------------------------------------------------------------------- applied
@@ -293,9 +291,12 @@ def test_a_checkpoint_says_with_which_options_it_was_trained_as_plain_data(
     assert checkpoint["v1lit"]["data"] == data.options
     assert "datamodule_hyper_parameters" not in checkpoint  # of which `data.map` would run
     run = Resumed(module.options, make_trainer(limit_val_batches=0), data)
-    assert run.differences(checkpoint) == {}
+    assert differences(checkpoint, run.recipe) == {}
     other = Resumed(module.options, make_trainer(), make_data())
-    assert set(other.differences(checkpoint)) == {"trainer.limit_val_batches", "data.max_val_examples"}
+    assert set(differences(checkpoint, other.recipe)) == {
+        "trainer.limit_val_batches",
+        "data.max_val_examples",
+    }
 
 
 @pytest.mark.parametrize("kind", [V1Module, v1lit.V1DataModule])

@@ -37,7 +37,7 @@ from v1lit.training.logged import (
 )
 from v1lit.training.metrics import LossMeans, PointingMetrics
 from v1lit.training.optimizer import build_optimizer, learning_rate_factor
-from v1lit.training.resuming import Resumed, carry_over, refuse_changes, refuse_other_model
+from v1lit.training.resuming import Resumed, carry_over, differences, refuse_changes, refuse_other_model
 from v1lit.training.steps import steps_of_epochs, total_steps
 
 
@@ -266,9 +266,8 @@ class V1Module(LightningModule):
             refuse_other_model(checkpoint, self.options, "the checkpoint")
             return
         run = Resumed(self.options, trainer, self._data)
-        changed = run.differences(checkpoint)
-        refuse_changes(checkpoint, changed, run, str(trainer.ckpt_path))
-        carry_over(checkpoint, changed, trainer)
+        refuse_changes(checkpoint, run, str(trainer.ckpt_path))
+        carry_over(checkpoint, differences(checkpoint, run.recipe), trainer)
         if run.data is not None:
             align(checkpoint, run.data)
 

@@ -134,10 +134,6 @@ class Resumed:
     trainer: Trainer
     data: V1DataModule | None = None
 
-    def differences(self, checkpoint: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-        """Keys with another value than in the checkpoint, with both values."""
-        return differences(checkpoint, self.recipe)
-
     @property
     def recipe(self) -> dict[str, Any]:
         """What is compared: the options, and what else counts."""
@@ -184,17 +180,8 @@ def refuse_other_model(checkpoint: Mapping[str, Any], model: Mapping[str, Any], 
         raise RecipeChangedError(f"{name} holds the weights of another model: {listed}", keys)
 
 
-def refuse_changes(
-    checkpoint: Mapping[str, Any], changed: Mapping[str, tuple[Any, Any]], run: Resumed, name: str
-) -> None:
-    """Raise RecipeChangedError for what a resumed run can neither apply nor ignore.
-
-    Args:
-        checkpoint: as read.
-        changed: the `differences` to it.
-        run: the resumed run.
-        name: of the checkpoint, for the message.
-    """
+def refuse_changes(checkpoint: Mapping[str, Any], run: Resumed, name: str) -> None:
+    """Raise RecipeChangedError for what a run that resumes from `name` can neither apply nor ignore."""
     if RECIPE not in checkpoint:
         raise RecipeChangedError(
             f"{name} does not say how it was trained (it has no {RECIPE!r}), so it cannot be known "
@@ -203,7 +190,7 @@ def refuse_changes(
     kinds = {Change.MODEL, Change.START}
     if run.data is not None and data_state(checkpoint, run.data).get("steps"):
         kinds.add(Change.ORDER)
-    _refuse(changed, kinds, name)
+    _refuse(differences(checkpoint, run.recipe), kinds, name)
     for key, limit, done in (
         ("max_steps", run.trainer.max_steps, steps_of(checkpoint)),
         ("max_epochs", run.trainer.max_epochs, epochs_of(checkpoint)),
@@ -245,7 +232,7 @@ def check_resume(path: str, run: Resumed) -> None:
     """
     if Path(path).is_file():
         checkpoint = read_checkpoint(path)
-        refuse_changes(checkpoint, run.differences(checkpoint), run, path)
+        refuse_changes(checkpoint, run, path)
         if run.data is not None and run.data.has_train:
             run.data.refuse_other_order(data_state(checkpoint, run.data))
 

@@ -196,11 +196,7 @@ class Family:
         """Greedy generation, in which the model points as well."""
         kept, whole = (self._generate(use_cache=cache, output_logits=True) for cache in (True, False))
         steps = _equal_steps(kept.sequences[:, -NEW_TOKENS:], whole.sequences[:, -NEW_TOKENS:])
-        pairs = [
-            (torch.stack(kept.logits)[:count, row], torch.stack(whole.logits)[:count, row])
-            for row, count in enumerate(steps)
-        ]
-        ours, theirs = (torch.cat([pair[side].flatten() for pair in pairs]) for side in (0, 1))
+        ours, theirs = (torch.stack(run.logits, dim=1)[steps] for run in (kept, whole))
         possible = torch.isfinite(theirs)  # not pointers to images that a row does not have
         if not torch.equal(possible, torch.isfinite(ours)):
             raise SelfTestError("with the cache the model may point elsewhere than without")
@@ -334,7 +330,7 @@ class Pointing(LogitsProcessor):
         return scores
 
 
-def _equal_steps(ours: Tensor, theirs: Tensor) -> list[int]:
-    """Steps of each row whose input was the same: after a tie, rows go different ways."""
-    same = (ours == theirs).cumprod(dim=1).sum(dim=1)
-    return [min(int(count) + 1, ours.shape[1]) for count in same]
+def _equal_steps(ours: Tensor, theirs: Tensor) -> Tensor:
+    """`[rows, steps]`, true where the input was the same: after a tie, rows go different ways."""
+    same = (ours == theirs).cumprod(dim=1).bool()
+    return torch.cat([torch.ones_like(same[:, :1]), same[:, :-1]], dim=1)
