@@ -145,7 +145,7 @@ def test_our_own_exceptions_keep_their_code() -> None:
     assert told(WeightsUnavailable("no connection")).code == MISTAKE
     assert told(ShardError("checksum", "x.tar", "e1", "")).code == FAILURE
     assert told(RemoteError("s3://a/x.tar", 1, "gone")).code == FAILURE  # a ShardError
-    assert told(RunFailed(MISTAKE, "late")) == (MISTAKE, "late")
+    assert told(RunFailed("late", MISTAKE)) == (MISTAKE, "late")
     assert told(NonFiniteLossError("the loss is nan")) == (FAILURE, "the loss is nan")
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
-from v1lit.cli.errors import Parser, a_path, two_lines
+from v1lit.cli.errors import Parser, RunFailed, a_path
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,5 +26,5 @@ def main(argv: Sequence[str]) -> int:
     options = parser.read_keywords(argv)
     report = get_importer(options.pop("format"))(options.pop("source"), options.pop("out"), **options)
     if report.failed:
-        sys.stderr.write(f"error: {two_lines(report.failed)}\n")
-    return 1 if report.failed else 0
+        raise RunFailed(report.failed)
+    return 0

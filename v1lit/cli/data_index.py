@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from v1lit.cli.errors import Parser, a_path, two_lines
+from v1lit.cli.errors import Parser, RunFailed, a_path
 from v1lit.data.reasons import in_words, most_frequent
 from v1lit.data.shards import index_shards
 
@@ -44,9 +43,8 @@ def main(argv: Sequence[str]) -> int:
     )
     _print(folder or ".", index, time.monotonic() - started)
     if index["unusable"] == index["examples"]:
-        why = two_lines(in_words(most_frequent(one["reason"] for one in index["bad"])))
-        sys.stderr.write(f"error: not one of the {index['examples']:,} examples can be used: {why}\n")
-        return 1
+        why = in_words(most_frequent(bad["reason"] for bad in index["bad"]))
+        raise RunFailed(f"not one of the {index['examples']:,} examples can be used: {why}")
     if options is not None:
         from v1lit.data.lengths.store import write_lengths
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from v1lit.cli.errors import Parser, a_path, two_lines
+from v1lit.cli.errors import Parser, RunFailed, a_path
 from v1lit.data.errors import ShardError
 from v1lit.data.reasons import in_words, listed_in, most_frequent
 from v1lit.data.tools.reshard import SKIPPED_NAME, ReshardOptions, ReshardReport, reshard
@@ -41,17 +41,15 @@ def main(argv: Sequence[str]) -> int:
             options.location, options.out, how, workers=options.workers, progress=options.progress
         )
     except ShardError as error:  # Bad data is no mistake in the command.
-        sys.stderr.write(f"error: {two_lines(str(error))}\n--on-bad skip leaves such data out and lists it\n")
-        return 1
+        raise RunFailed(f"{error}\n--on-bad skip leaves such data out and lists it") from error
     except KeyboardInterrupt:
         sys.stderr.write(f"{options.out} is not complete; the same command resumes it\n")
         raise
     _print(report)
-    if report.examples or not report.skipped:
-        return 0
-    why = two_lines(in_words(most_frequent(listed_in(report.folder / SKIPPED_NAME))))
-    sys.stderr.write(f"error: not one example could be used: {why}\n")
-    return 1
+    if report.skipped and not report.examples:
+        why = in_words(most_frequent(listed_in(report.folder / SKIPPED_NAME)))
+        raise RunFailed(f"not one example could be used: {why}")
+    return 0
 
 
 def _print(report: ReshardReport) -> None:

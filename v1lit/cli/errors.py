@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from v1lit.cli.failures import explain
-from v1lit.errors import MISTAKE, did_you_mean
+from v1lit.cli.tried_versions import newer_line
+from v1lit.errors import FAILURE, MISTAKE, did_you_mean
 from v1lit.paths import expand_path
 
 LONGEST = 600
@@ -26,9 +27,9 @@ class UserError(Exception):
 
 
 class RunFailed(Exception):  # noqa: N818  # as RunStopped
-    """A run that failed, in words, with the exit code: 1, or 2 for a mistake that came to light late."""
+    """Work that failed, in words, with the exit code: 1, or 2 for a mistake that came to light late."""
 
-    def __init__(self, exit_code: int, message: str) -> None:
+    def __init__(self, message: str, exit_code: int = FAILURE) -> None:
         super().__init__(message)
         self.exit_code = exit_code
 
@@ -60,20 +61,12 @@ def guard(command: Callable[[], int | None], debug: bool = False) -> int:
         return 1
     except Exception as error:
         told = explain(error)
-        if told is None:
-            _tell_newer()
+        if told is None and (line := newer_line()):  # a bug may be that a dependency changed
+            sys.stderr.write(f"{line}\n")
         if debug or told is None:
             raise
         sys.stderr.write(f"error: {two_lines(told.message)}\n")
         return told.code
-
-
-def _tell_newer() -> None:
-    """A bug may be that a dependency changed: say so above the traceback where one is newer than tested."""
-    from v1lit.cli.tried_versions import newer_line
-
-    if line := newer_line():
-        sys.stderr.write(f"{line}\n")
 
 
 def _stopped() -> int:

@@ -33,12 +33,10 @@ def main() -> int | str | None:
 def console_script(owner: str, script: str) -> EntryPoint | None:
     """The console script of that name in an installed distribution, if there is one."""
     try:
-        points = distribution(owner).entry_points
+        points = distribution(owner).entry_points.select(group="console_scripts", name=script)
     except PackageNotFoundError:
         return None
-    return next(
-        (point for point in points if point.group == "console_scripts" and point.name == script), None
-    )
+    return next(iter(points), None)
 
 
 if __name__ == "__main__":

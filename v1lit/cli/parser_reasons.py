@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from itertools import takewhile
 from typing import Any
 
 from lightning.pytorch import callbacks, loggers, plugins, profilers, strategies
 
 from v1lit.errors import did_you_mean
 
-PROBLEM = re.compile(r"( *)(?:- )?Problem with given class_path '([^']+)':")
+PROBLEM = re.compile(r"^( *)(?:- )?Problem with given class_path '([^']+)':", re.M)
 
 
 def reason_in(problem: str) -> str:
@@ -38,18 +39,12 @@ def reason_in(problem: str) -> str:
 
 def _of_a_class(problem: str) -> str | None:
     """The reason below the first `Problem with given class_path`."""
-    lines = problem.splitlines()
-    for number, line in enumerate(lines):
-        if (start := PROBLEM.match(line)) is None:
-            continue
-        below = []
-        for other in lines[number + 1 :]:
-            if len(other) - len(other.lstrip()) <= len(start[1]) + 2:
-                break
-            below.append(other.strip())
-        reason = re.sub(r'Parser key "([^"]+)": ', r"\1: ", " ".join(below))
-        return f"{start[2]}: {reason}{_hint(start[2], reason)}"
-    return None
+    if (start := PROBLEM.search(problem)) is None:
+        return None
+    indent, lines = len(start[1]), problem[start.end() :].splitlines()[1:]
+    below = takewhile(lambda line: len(line) - len(line.lstrip()) > indent + 2, lines)
+    reason = re.sub(r'Parser key "([^"]+)": ', r"\1: ", " ".join(line.strip() for line in below))
+    return f"{start[2]}: {reason}{_hint(start[2], reason)}"
 
 
 def _hint(path: str, reason: str) -> str:

@@ -75,7 +75,7 @@ def compose(recipe: str, changes: Sequence[str] = ()) -> Recipe:
     """
     path = find_recipe(recipe)
     composer = _Composer()
-    config = composer.recipe(path, ())
+    config = composer.recipe(path)
     for key, text in read_changes(changes):
         composer.change(config, key, text)
     return Recipe(name=path.stem, path=path, config=config, origins=composer.origins, typed=composer.typed)
@@ -163,21 +163,38 @@ def shown(path: Path) -> str:
         return str(path.resolve())
 
 
+def group_of(config: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
+    """The mapping in which a key stands, and its name there."""
+    *groups, last = key.split(".")
+    for group in groups:
+        config = config[group]
+    return config, last
+
+
+def read_typed(text: str) -> Any:
+    """What a text on the command line is as YAML; raises YAMLError or an exception of OmegaConf."""
+    return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index,call-overload]
+
+
 def is_part(value: object) -> bool:
     """Whether a value names a part."""
     return isinstance(value, str) and value.endswith(SUFFIXES) and "${" not in value
 
 
 class _Composer:
-    """Composes files into one mapping and remembers where every key was written."""
+    """Composes files into one mapping and remembers where every key was written.
+
+    A `trail` is the file that is being read, behind those that led to it; the command line has none.
+    """
 
     def __init__(self) -> None:
         self.origins: dict[str, str] = {}
         self.typed: dict[str, Typed] = {}
 
-    def recipe(self, path: Path, trail: tuple[Path, ...]) -> dict[str, Any]:
+    def recipe(self, path: Path, trail: tuple[Path, ...] = ()) -> dict[str, Any]:
         """A whole recipe, its `base` included."""
-        raw, trail = self._open(path, "base", trail)
+        raw = self._open(path, "base", trail)
+        trail = (*trail, path)
         if not isinstance(raw, dict):
             raise UserError(
                 f"{shown(path)}: a recipe is a mapping of trainer, model, data, ...; this is not one"
@@ -191,7 +208,7 @@ class _Composer:
                     f"{shown(path)}: base: there is no recipe {base!r}{did_you_mean(base, shipped_recipes())}"
                 )
             config = self.recipe(below, trail)
-        self._merge(config, raw, "", path, trail)
+        self._merge(config, raw, "", trail)
         return config
 
     def change(self, config: dict[str, Any], key: str, text: str) -> None:
@@ -200,7 +217,7 @@ class _Composer:
         full, problem = key, ""
         if not is_part(text):
             try:
-                value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index,call-overload]
+                value = read_typed(text)
             except (yaml.YAMLError, OmegaConfBaseException) as error:
                 problem = f"--{key}={text}: {_yaml_problem(error)}"
         *groups, last = key.split(".")
@@ -211,16 +228,11 @@ class _Composer:
                 config[group] = {}
                 self.origins[".".join(groups[: depth + 1])] = COMMAND_LINE
             config = config[group]
-        self._merge(config, {last: value}, ".".join(groups), None, ())
+        self._merge(config, {last: value}, ".".join(groups), ())
         self.typed[full] = Typed(text, problem)
 
     def _merge(
-        self,
-        below: dict[str, Any],
-        changes: dict[Any, Any],
-        key: str,
-        path: Path | None,
-        trail: tuple[Path, ...],
+        self, below: dict[str, Any], changes: dict[Any, Any], key: str, trail: tuple[Path, ...]
     ) -> None:
         """Write `changes` into `below`: mappings key by key, all else, and the empty mapping, whole."""
         for name, value in changes.items():
@@ -228,39 +240,38 @@ class _Composer:
             whole = not isinstance(value, dict) or not value or "part" in value or "class_path" in value
             if whole or not isinstance(below.get(name), dict):
                 self._forget(full)
-                below[name] = self._value(value, full, path, trail)
+                below[name] = self._value(value, full, trail)
             else:
-                self._merge(below[name], value, full, path, trail)
+                self._merge(below[name], value, full, trail)
 
-    def _value(self, value: Any, key: str, path: Path | None, trail: tuple[Path, ...]) -> Any:
+    def _value(self, value: Any, key: str, trail: tuple[Path, ...]) -> Any:
         """A value with the parts in it put in place."""
-        self.origins[key] = COMMAND_LINE if path is None else shown(path)
+        self.origins[key] = shown(trail[-1]) if trail else COMMAND_LINE
         if is_part(value):
-            return self._part(value, key, path, trail)
+            return self._part(value, key, trail)
         if isinstance(value, list):
-            return [self._value(item, f"{key}.{index}", path, trail) for index, item in enumerate(value)]
+            return [self._value(item, f"{key}.{index}", trail) for index, item in enumerate(value)]
         if not isinstance(value, dict):
             return value
         config: Any = {}
         if "part" in value:
-            config = self._part(value["part"], key, path, trail)
+            config = self._part(value["part"], key, trail)
             if not isinstance(config, dict):
                 where = f"{self.origins[key]}: {key}"
                 raise UserError(f"{where}: {value['part']} is no mapping, so no key of it can be changed")
-        self._merge(config, {name: item for name, item in value.items() if name != "part"}, key, path, trail)
+        self._merge(config, {name: item for name, item in value.items() if name != "part"}, key, trail)
         return config
 
-    def _part(self, text: object, key: str, path: Path | None, trail: tuple[Path, ...]) -> Any:
+    def _part(self, text: object, key: str, trail: tuple[Path, ...]) -> Any:
         where = self.origins[key]
-        folder = path.parent if path else Path()
+        folder = trail[-1].parent if trail else Path()
         part = find_file(text, folder) if isinstance(text, str) else None
         if part is None:
             others = parts_beside(str(text), folder)
             raise UserError(
                 f"{where}: {key}: there is no part {str(text)!r}{did_you_mean(str(text), others)}"
             )
-        raw, trail = self._open(part, key, trail)
-        return self._value(raw, key, part, trail)
+        return self._value(self._open(part, key, trail), key, (*trail, part))
 
     def _forget(self, key: str) -> None:
         for of_keys in (self.origins, self.typed):
@@ -268,22 +279,21 @@ class _Composer:
                 del of_keys[other]
 
     @staticmethod
-    def _open(path: Path, key: str, trail: tuple[Path, ...]) -> tuple[Any, tuple[Path, ...]]:
-        """Content of a YAML file, interpolations left as they are, and the way that led to it."""
-        resolved = path.resolve()
-        if resolved in trail:
-            circle = " -> ".join(shown(step) for step in (*trail[trail.index(resolved) :], resolved))
+    def _open(path: Path, key: str, trail: tuple[Path, ...]) -> Any:
+        """Content of a YAML file that `trail` led to, interpolations left as they are."""
+        names = [shown(step) for step in (*trail, path)]
+        if names[-1] in names[:-1]:
+            circle = " -> ".join(names[names.index(names[-1]) :])
             raise UserError(f"{key}: these files name each other in a circle: {circle}")
         try:
-            raw = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+            return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
         except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise UserError(f"{shown(path)}: {_yaml_problem(error)}") from error
+            raise UserError(f"{names[-1]}: {_yaml_problem(error)}") from error
         except UnicodeDecodeError as error:
-            raise UserError(f"{shown(path)}: not a text file in UTF-8") from error
+            raise UserError(f"{names[-1]}: not a text file in UTF-8") from error
         except OSError as error:  # OmegaConf.load raises it for a bare scalar as well
             reason = error.strerror or "it holds a single value; a mapping or a list is needed"
-            raise UserError(f"{shown(path)}: {reason}") from error
-        return raw, (*trail, resolved)
+            raise UserError(f"{names[-1]}: {reason}") from error
 
 
 def _yaml_problem(error: Exception) -> str:

@@ -237,7 +237,7 @@ class RecipeCLI(LightningCLI):
         rank = "" if is_first() else f"rank {self.trainer.global_rank}: "
         what, *remedy = two_lines(told.message).split("\n")
         more = "; ".join([*remedy, left] if left else remedy)
-        return RunFailed(told.code, f"{rank}{what}\n{more}" if more else f"{rank}{what}")
+        return RunFailed(f"{rank}{what}\n{more}".rstrip(), told.code)
 
     def _prepare_data(self) -> None:
         """Make the shards: only then is it known whether the best checkpoint can be chosen by validation."""
@@ -247,12 +247,13 @@ class RecipeCLI(LightningCLI):
             self.datamodule.prepare_data()
             if self.datamodule.has_train:
                 self.datamodule.check_limits(self.trainer)
-        if self.datamodule.has_train and not self.datamodule.has_val:
+        if not self.datamodule.has_train:
+            return
+        if not self.datamodule.has_val:
             callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
             best = [callback for callback in self.filled_in if isinstance(callback, ModelCheckpoint)]
             callbacks[:] = [callback for callback in callbacks if callback not in best]
-        if self.datamodule.has_train:
-            check_validation(self.trainer, self.model, self.datamodule.has_val)
+        check_validation(self.trainer, self.model, self.datamodule.has_val)
 
 
 def find_modules_beside(recipe: Path) -> None:

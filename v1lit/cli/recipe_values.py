@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from v1lit.cli.errors import UserError
-from v1lit.cli.recipe import Recipe
+from v1lit.cli.recipe import Recipe, group_of
 from v1lit.cli.schema import ROOTS, item_dataclass, kinds_of, leaves, subfields, type_problem, without_none
 from v1lit.cli.yaml_texts import is_text
 from v1lit.paths import expand_path, expand_within, is_url
@@ -25,10 +25,7 @@ def prepare_values(recipe: Recipe) -> None:
     types = dict(leaves())
     for key in recipe.typed:
         _take_text(recipe, key, types)
-    for name, annotation in ROOTS.items():
-        if name in recipe.config:
-            change = partial(_expanded, recipe)
-            recipe.config[name] = _with_paths(recipe.config[name], annotation, name, change)
+    recipe.config.update(_changed_paths(recipe.config, partial(_expanded, recipe)))
 
 
 # --- texts ---
@@ -37,7 +34,7 @@ def prepare_values(recipe: Recipe) -> None:
 def _take_text(recipe: Recipe, key: str, types: Mapping[str, Any]) -> None:
     """Put what was typed for `key` in place of what YAML took it for, where a text is wanted."""
     typed = recipe.typed[key]
-    group, name = _group_of(recipe.config, key)
+    group, name = group_of(recipe.config, key)
     top = next((group for group in _upwards(key) if group in types), None)
     if top == key and is_text(types[key]):
         optional = type(None) in kinds_of(types[key])
@@ -51,20 +48,13 @@ def _take_text(recipe: Recipe, key: str, types: Mapping[str, Any]) -> None:
 
 def _try_text(recipe: Recipe, key: str, top: str, annotation: Any) -> None:
     """Take the text instead of a number or the like, where only that fits the type of `top`, around `key`."""
-    group, name = _group_of(recipe.config, key)
+    group, name = group_of(recipe.config, key)
     value = group[name]
-    above, last = _group_of(recipe.config, top)
+    above, last = group_of(recipe.config, top)
     if type_problem(annotation, above[last]) is not None:
         group[name] = recipe.typed[key].text
         if type_problem(annotation, above[last]) is not None:
             group[name] = value
-
-
-def _group_of(config: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
-    *groups, last = key.split(".")
-    for group in groups:
-        config = config[group]
-    return config, last
 
 
 def _upwards(key: str) -> list[str]:
@@ -82,8 +72,12 @@ def _quoted(text: str) -> bool:
 
 def absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of a parsed recipe whose paths mean the same in any current directory."""
+    return _changed_paths(config, _absolute)
+
+
+def _changed_paths(config: Mapping[str, Any], change: Callable[[str, str], str]) -> dict[str, Any]:
     return {
-        name: _with_paths(config[name], annotation, name, _absolute)
+        name: _with_paths(config[name], annotation, name, change)
         for name, annotation in ROOTS.items()
         if name in config  # Where jsonargparse notes which files it read, there is nothing of the recipe.
     }

@@ -118,9 +118,8 @@ def kinds_of(annotation: Any) -> tuple[Any, ...]:
 
 def without_none(annotation: Any) -> Any:
     """`X` for `X | None`, any other type as it is."""
-    kinds = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
-    union = typing.get_origin(annotation) in (Union, types.UnionType)
-    return kinds[0] if union and len(kinds) == 1 else annotation
+    kinds = [kind for kind in kinds_of(annotation) if kind is not type(None)]
+    return kinds[0] if len(kinds) == 1 else annotation
 
 
 def with_all_groups(config: Mapping[str, Any], fields: Mapping[str, Any] = ROOTS) -> dict[str, Any]:
@@ -191,13 +190,12 @@ def describe(annotation: Any) -> str:
     }
     if annotation in words:
         return words[annotation]
+    kinds, values = kinds_of(annotation), literals(annotation)
+    if values or len(kinds) > 1:
+        first = [f"one of {', '.join(map(repr, values))}"] if values else []
+        others = [describe(kind) for kind in kinds if typing.get_origin(kind) is not Literal]
+        return " or ".join([*first, *dict.fromkeys(others)])
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (Union, types.UnionType):
-        values = literals(annotation)
-        others = [describe(kind) for kind in inner if typing.get_origin(kind) is not Literal]
-        return " or ".join([*([_one_of(values)] if values else []), *dict.fromkeys(others)])
-    if origin is Literal:
-        return _one_of(list(inner))
     if origin is tuple:
         return f"a list of {len(inner)}: {', '.join(describe(kind) for kind in inner)}"
     if origin is list:
@@ -211,15 +209,8 @@ def describe(annotation: Any) -> str:
 
 def literals(annotation: Any) -> list[Any]:
     """The values that a type spells out."""
-    if typing.get_origin(annotation) is Literal:
-        return list(typing.get_args(annotation))
-    if typing.get_origin(annotation) in (Union, types.UnionType):
-        return [value for kind in typing.get_args(annotation) for value in literals(kind)]
-    return []
-
-
-def _one_of(values: list[Any]) -> str:
-    return f"one of {', '.join(repr(value) for value in values)}"
+    spelled = [kind for kind in kinds_of(annotation) if typing.get_origin(kind) is Literal]
+    return [value for kind in spelled for value in typing.get_args(kind)]
 
 
 def wrong_value(key: str, given: object, problem: str = "", annotation: Any = None) -> OptionError:

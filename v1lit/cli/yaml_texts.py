@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from v1lit.cli.recipe import group_of, read_typed
 from v1lit.cli.schema import kinds_of, leaves
 
 _TEXTS = {str, Path, os.PathLike, type(None)}
@@ -34,9 +34,10 @@ class PutAside:
         self._texts: dict[str, str] = {}
 
     def hide(self, config: dict[str, Any]) -> None:
-        """Put words in place of texts in a recipe."""
-        for group, name in _text_keys(config):
-            text = group[name]
+        """Put words in place of texts in a recipe that has every group."""
+        for key in (key for key, annotation in leaves() if is_text(annotation)):
+            group, name = group_of(config, key)
+            text = group.get(name)
             if isinstance(text, str) and "${" not in text and not _is_plain(text):
                 word = f"text-put-aside-{len(self._texts)}-"
                 self._texts[word] = text
@@ -54,16 +55,6 @@ class PutAside:
         return written
 
 
-def _text_keys(config: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
-    for key, annotation in leaves():
-        *groups, last = key.split(".")
-        group: Any = config
-        for name in groups:
-            group = group.get(name) if isinstance(group, dict) else None
-        if isinstance(group, dict) and last in group and is_text(annotation):
-            yield group, last
-
-
 def _in_quotes(text: str) -> str:
     """A text as YAML, on one line."""
     return "'" + text.replace("'", "''") + "'" if text.isprintable() else json.dumps(text)
@@ -72,7 +63,6 @@ def _in_quotes(text: str) -> str:
 def _is_plain(text: str) -> bool:
     """Whether a text is that text in YAML too."""
     try:
-        read = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+        return bool(read_typed(text) == text)
     except (yaml.YAMLError, OmegaConfBaseException):
         return False
-    return bool(read == {"value": text})
