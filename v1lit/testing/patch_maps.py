@@ -6,8 +6,6 @@ Resizing spreads an edge by the reach of its filter, so rectangles' edges keep a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -41,15 +39,22 @@ def assert_patch_map(name: str, size: Size, **options: Any) -> int:
     """
     torch.manual_seed(0)
     backbone, model = get_backbone(name), load_backbone(BackboneConfig(name, image=options))
-    with blind_vision(model, backbone), torch.no_grad():
-        blank, patch_map = _features(backbone, model, size, None, options)
+    image_processor = load_image_processor(backbone, "tiny", **options)
+    make_blind(model, backbone)
+
+    def features_of(box: Rectangle | None) -> tuple[Tensor, PatchMap]:
+        tensors, maps = backbone.preprocess([painted(size, box)], image_processor)
+        return backbone.encode_images(model, **tensors), maps[0]
+
+    with torch.no_grad():
+        blank, patch_map = features_of(None)
         assert len(blank) == len(patch_map), (
             f"an image of {size[0]}x{size[1]} has {len(blank)} features and a map of {len(patch_map)} tokens"
         )
         drawn = rectangles(patch_map)
         for box in drawn:
-            features, _ = _features(backbone, model, size, box, options)
-            found, named = _changed(blank, features), patch_map.tokens(box)
+            found = (blank != features_of(box)[0]).any(1).nonzero().flatten().tolist()
+            named = patch_map.tokens(box)
             assert found == named, (
                 f"in an image of {size[0]}x{size[1]} the rectangle {box} changes the tokens {_some(found)}, "
                 f"but the patch map names {_some(named)}"
@@ -57,20 +62,13 @@ def assert_patch_map(name: str, size: Size, **options: Any) -> int:
     return len(drawn)
 
 
-@contextmanager
-def blind_vision(model: PreTrainedModel, backbone: Backbone) -> Iterator[None]:
+def make_blind(model: PreTrainedModel, backbone: Backbone) -> None:
     """Keep tokens of the vision tower from seeing each other; it must ask `AttentionInterface`."""
     AttentionInterface.register(BLIND, _blind)
-    modules = [m for path in backbone.parts["vision"] for m in model.get_submodule(path).modules()]
-    configs: list[Any] = list({id(m.config): m.config for m in modules if hasattr(m, "config")}.values())
-    before = [config._attn_implementation for config in configs]
-    for config in configs:
-        config._attn_implementation = BLIND
-    try:
-        yield
-    finally:
-        for config, implementation in zip(configs, before, strict=True):
-            config._attn_implementation = implementation
+    for path in backbone.parts["vision"]:
+        for module in model.get_submodule(path).modules():
+            if (config := getattr(module, "config", None)) is not None:
+                config._attn_implementation = BLIND
 
 
 def _blind(module: Any, query: Tensor, *args: Any, **options: Any) -> tuple[Tensor, None]:
@@ -116,20 +114,6 @@ def painted(size: Size, box: Rectangle | None) -> Image.Image:
     if box is not None:
         pixels[box[1] : box[3], box[0] : box[2]] = 220
     return Image.fromarray(pixels)
-
-
-def _features(
-    backbone: Backbone, model: PreTrainedModel, size: Size, box: Rectangle | None, options: dict[str, Any]
-) -> tuple[Tensor, PatchMap]:
-    tensors, maps = backbone.preprocess(
-        [painted(size, box)], load_image_processor(backbone, "tiny", **options)
-    )
-    return backbone.encode_images(model, **tensors), maps[0]
-
-
-def _changed(before: Tensor, after: Tensor) -> list[int]:
-    changed: list[int] = (before != after).any(1).nonzero().flatten().tolist()
-    return changed
 
 
 def _some(tokens: list[int]) -> str:
