@@ -49,10 +49,6 @@ class OptionError(ValueError):
     def __str__(self) -> str:
         return self.told()
 
-    def below(self, group: str) -> OptionError:
-        """The same error of an option that stands in `group`."""
-        return OptionError(self.key, self.given, self.why, group)
-
 
 class Options(Protocol):
     """An object whose attributes are options of one group of a recipe."""
@@ -67,7 +63,7 @@ def named(key: str) -> Iterator[None]:
     try:
         yield
     except OptionError as error:
-        raise error.below(key) from error
+        raise OptionError(error.key, error.given, error.why, key) from error
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from error
 

@@ -29,13 +29,7 @@ def main(argv: Sequence[str]) -> int:
         description="Every byte against the index, every example against its rules, every image decoded. "
         "Exit code 0: nothing is wrong, 1: something is.",
     )
-    parser.add_argument(
-        "locations",
-        metavar="location",
-        type=a_path,
-        nargs="+",
-        help="folder, tar file or pattern, local or URL",
-    )
+    parser.add_locations()
     parser.add_argument("--no-decode", dest="decode", action="store_false", help="read image headers only")
     parser.add_argument(
         "--out", type=a_path, help="file for everything that is found, one JSON object per line"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 
 from v1lit.cli.errors import Parser, RunFailed, a_path
 from v1lit.data.errors import ShardError
@@ -18,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
         description="Examples of some shards to new shards, their bytes unchanged: merged, split or "
         "shuffled. Stopped and started again, it resumes.",
     )
-    parser.add_argument("location", type=a_path, nargs="+", help="folder, tar file or pattern, local or URL")
+    parser.add_locations()
     parser.add_argument("--out", type=a_path, required=True, help="folder for the shards: empty, or new")
     parser.add_argument(
         "--shuffle", type=int, metavar="SEED", help="mix all examples; the order stays if not given"
@@ -29,21 +30,14 @@ def main(argv: Sequence[str]) -> int:
         "--on-bad", default="stop", help="stop at a shard or example that cannot be used, or skip and list it"
     )
     parser.add_work()
-    options = parser.read(argv)
-    how = ReshardOptions(
-        shuffle=options.shuffle,
-        examples_per_shard=options.examples_per_shard,
-        max_shard_mb=options.max_shard_mb,
-        on_bad=options.on_bad,
-    )
+    options = parser.read_keywords(argv)
+    how = ReshardOptions(**{field.name: options.pop(field.name) for field in fields(ReshardOptions)})
     try:
-        report = reshard(
-            options.location, options.out, how, workers=options.workers, progress=options.progress
-        )
+        report = reshard(**options, options=how)
     except ShardError as error:  # Bad data is no mistake in the command.
         raise RunFailed(f"{error}\n--on-bad skip leaves such data out and lists it") from error
     except KeyboardInterrupt:
-        sys.stderr.write(f"{options.out} is not complete; the same command resumes it\n")
+        sys.stderr.write(f"{options['out']} is not complete; the same command resumes it\n")
         raise
     _print(report)
     if report.skipped and not report.examples:

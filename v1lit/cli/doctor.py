@@ -81,13 +81,9 @@ def version_lines() -> Iterator[str]:
     told = {name: (number, "") for name, number in versions().items()} | remarks()
     for name, (number, remark) in told.items():
         yield f"{name:<17}{number:<12}{remark}".rstrip()
-    yield ""
-    yield _tested()
-
-
-def _tested() -> str:
     tested = [f"{name} ({run['date']})" for name, run in runs().items() if not run["failed"]]
-    return f"tested with: {', '.join(tested) or 'nothing that was recorded'}; docs/versions.md has the table"
+    yield ""
+    yield f"tested with: {', '.join(tested) or 'nothing that was recorded'}; docs/versions.md has the table"
 
 
 def devices() -> Iterator[str]:

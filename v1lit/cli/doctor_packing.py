@@ -12,8 +12,7 @@ from v1lit.backbones.attention import choose_attention
 from v1lit.cli.recipe import compose
 from v1lit.cli.recipe_cli import RecipeCLI
 from v1lit.console import Console, screen
-from v1lit.data.datamodule import V1DataModule
-from v1lit.data.encode.encoding import Encoded, encode
+from v1lit.data.encode.encoding import encode
 from v1lit.training.packing_check import PackingCheck, check_packing
 
 EXAMPLES = 6
@@ -27,7 +26,8 @@ def check_recipe(name: str, changes: Sequence[str]) -> int:
     module, data = cli.model_and_data()
     precision = str(cli.config["trainer"]["precision"] or "32-true")
     data.prepare_data()
-    examples = _encoded(data)
+    drawn = islice(data.examples("train"), EXAMPLES)
+    examples = [encode(example, data.processor, data.encoding) for example in drawn]
     module.configure_model()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, how = precision.partition("-")
@@ -41,12 +41,6 @@ def check_recipe(name: str, changes: Sequence[str]) -> int:
         check = check_packing(module.model, examples, data.processor.pad_token_id, dtype)
     print_check(check, screen())
     return 0 if check.passed else 1
-
-
-def _encoded(data: V1DataModule) -> list[Encoded]:
-    return [
-        encode(example, data.processor, data.encoding) for example in islice(data.examples("train"), EXAMPLES)
-    ]
 
 
 def print_check(check: PackingCheck, console: Console) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 
+from v1lit import __version__
 from v1lit.cli.errors import UserError, guard
 from v1lit.errors import did_you_mean
 
@@ -27,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nv1lit COMMAND --help says more; v1lit --version")
         return 0 if arguments else 2
     if arguments[0] == "--version":
-        return guard(_print_version)
+        return guard(partial(print, __version__))
     return dispatch("v1lit", {name: module for name, (module, _) in COMMANDS.items()}, arguments)
 
 
@@ -46,12 +48,6 @@ def dispatch(prog: str, commands: dict[str, str], arguments: Sequence[str]) -> i
         return code
 
     return guard(command, debug="--debug" in rest)
-
-
-def _print_version() -> None:
-    from v1lit import __version__
-
-    print(__version__)
 
 
 if __name__ == "__main__":

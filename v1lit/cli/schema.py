@@ -178,8 +178,6 @@ def type_problem(annotation: Any, value: object) -> str | None:
 
 def describe(annotation: Any) -> str:
     """A type in words: `one of 'joint', 'separate'`, `an integer or null`, ..."""
-    if isinstance(annotation, str):
-        return annotation
     words = {
         int: "an integer",
         float: "a number",
