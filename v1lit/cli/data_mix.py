@@ -30,30 +30,21 @@ def main(argv: Sequence[str]) -> int:
     drawn = mixture_shares(data.train_sources, data.stream, data.seed)
     table = Table(title=f"{sum(source.per_epoch for source in drawn)} examples per epoch, seed {data.seed}")
     table.add_column("source", overflow="fold")
-    for column in (
-        "shards",
-        "examples",
-        "weight",
-        "limit",
-        "per epoch",
-        "share",
-        "times each",
-        "of the first",
-    ):
-        table.add_column(column, justify="right")
     first = sum(source.first for source in drawn)
-    for source in drawn:
-        table.add_row(
-            source.location,
-            str(source.shards),
-            str(source.examples),
-            "" if source.weight is None else f"{source.weight:g}",
-            "" if source.limit is None else str(source.limit),
-            str(source.per_epoch),
-            f"{source.share:.1%}",
-            f"{source.times:.2f}",
-            f"{source.first}/{first}",
-        )
+    columns = {
+        "shards": [str(source.shards) for source in drawn],
+        "examples": [str(source.examples) for source in drawn],
+        "weight": ["" if source.weight is None else f"{source.weight:g}" for source in drawn],
+        "limit": ["" if source.limit is None else str(source.limit) for source in drawn],
+        "per epoch": [str(source.per_epoch) for source in drawn],
+        "share": [f"{source.share:.1%}" for source in drawn],
+        "times each": [f"{source.times:.2f}" for source in drawn],
+        "of the first": [f"{source.first}/{first}" for source in drawn],
+    }
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row in zip((source.location for source in drawn), *columns.values(), strict=True):
+        table.add_row(*row)
     # A path that is broken over several lines cannot be copied: wider than the screen, if it must be.
     longest = max(len(source.location) for source in drawn)
     screen(width=max(screen().width, 90 + longest)).print(table)

@@ -24,14 +24,10 @@ def _paragraphs(
     for name, annotation in fields.items():
         key, inner = f"{prefix}{name}", subfields(annotation)
         if inner is not None:
-            yield from _paragraphs(inner, values[name], f"{key}.", _meanings(without_none(annotation)))
+            parameters = docstring_parser.parse_from_object(without_none(annotation)).params
+            inner_meanings = {parameter.arg_name: parameter.description or "" for parameter in parameters}
+            yield from _paragraphs(inner, values[name], f"{key}.", inner_meanings)
             continue
         yield f"--{key}={values[name]!r}   ({describe(annotation)})"
         text = " ".join(meanings.get(name, "").split())
         yield from textwrap.wrap(text, WIDTH, initial_indent="    ", subsequent_indent="    ")
-
-
-def _meanings(owner: type) -> dict[str, str]:
-    """What the docstrings say about the keys of a group."""
-    parsed = docstring_parser.parse_from_object(owner)
-    return {parameter.arg_name: parameter.description or "" for parameter in parsed.params}

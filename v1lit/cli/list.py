@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from v1lit.backbones.registry import list_backbones
 from v1lit.cli.errors import Parser
@@ -20,11 +19,6 @@ def main(argv: Sequence[str]) -> int:
     recipes = shipped_recipes()
     width = max(map(len, recipes), default=0)
     for name, path in recipes.items():
-        print(f"  {name:<{width}}  {first_comment(path)}")
+        what = path.read_text(encoding="utf-8").partition("\n")[0]  # the first line, a comment
+        print(f"  {name:<{width}}  {what.removeprefix('#').strip()}")
     return 0
-
-
-def first_comment(path: Path) -> str:
-    """The first line of a recipe, which says what it is."""
-    with path.open(encoding="utf-8") as lines:
-        return lines.readline().removeprefix("#").strip()

@@ -23,8 +23,9 @@ def reason_in(problem: str) -> str:
     if (reason := _of_a_class(problem)) is not None:
         return reason
     if (path := re.search(r"Expected a dot import path string: (\S+)", problem)) is not None:
-        word = path[1]
-        return f"{word!r} is not the path of a class, module.Class{did_you_mean(word, _lightning_names())}"
+        places = (callbacks, loggers, plugins, profilers, strategies)
+        hint = did_you_mean(path[1], [name for place in places for name in _classes(place)])
+        return f"{path[1]!r} is not the path of a class, module.Class{hint}"
     said = re.search(
         r"Import path .* does not correspond to .*|Option '.*' is not accepted|Import.*fail.*", problem
     )
@@ -67,8 +68,3 @@ def _parameters(path: str) -> list[str]:
     module, _, name = path.rpartition(".")
     made: Any = getattr(sys.modules.get(module), name, None)  # it has been imported by who complains
     return list(inspect.signature(made).parameters) if inspect.isclass(made) else []
-
-
-def _lightning_names() -> list[str]:
-    places = (callbacks, loggers, plugins, profilers, strategies)
-    return [name for place in places for name in _classes(place)]

@@ -35,7 +35,7 @@ def _take_text(recipe: Recipe, key: str, types: Mapping[str, Any]) -> None:
     """Put what was typed for `key` in place of what YAML took it for, where a text is wanted."""
     typed = recipe.typed[key]
     group, name = group_of(recipe.config, key)
-    top = next((group for group in _upwards(key) if group in types), None)
+    top = next((leaf for leaf in types if f"{key}.".startswith(f"{leaf}.")), None)
     if top == key and is_text(types[key]):
         optional = type(None) in kinds_of(types[key])
         if not (optional and typed.text == "null") and not (_quoted(typed.text) and not typed.problem):
@@ -55,12 +55,6 @@ def _try_text(recipe: Recipe, key: str, top: str, annotation: Any) -> None:
         group[name] = recipe.typed[key].text
         if type_problem(annotation, above[last]) is not None:
             group[name] = value
-
-
-def _upwards(key: str) -> list[str]:
-    """`a.b.c`, `a.b`, `a`."""
-    names = key.split(".")
-    return [".".join(names[:count]) for count in range(len(names), 0, -1)]
 
 
 def _quoted(text: str) -> bool:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
 
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.image_options import PIXEL_OPTIONS
@@ -93,7 +92,8 @@ def blank_image(name: str) -> str:
         features = backbone.encode_images(model, **blank)
         assert features.isfinite().all(), "features of the blank image are not finite"
         (0 * features).sum().backward()
-        learning = _learning(model, name)
+        trained = [part_parameters(model, backbone, part) for part in ("vision", "projector")]
+        learning = {path: p for part in trained for path, p in part.items() if p.requires_grad}
         assert learning, "nothing of vision and projector learns"
         for path, parameter in learning.items():
             assert parameter.grad is not None, f"{path} gets no gradient; is it one of unused_modules?"
@@ -101,9 +101,3 @@ def blank_image(name: str) -> str:
     places = {value.device.type for value in backbone.blank_image(model.to("meta")).values()}
     assert places == {"meta"}, f"blank_image stands on {sorted(places)}, not on the tower's device"
     return f"gradients of {len(learning)} weights, {len(features)} tokens"
-
-
-def _learning(model: transformers.PreTrainedModel, name: str) -> dict[str, nn.Parameter]:
-    """The parameters of vision and projector that are trained."""
-    parts = [part_parameters(model, get_backbone(name), part) for part in ("vision", "projector")]
-    return {path: p for part in parts for path, p in part.items() if p.requires_grad}

@@ -106,24 +106,13 @@ def self_test(
 @contextmanager
 def scenes_to_try() -> Iterator[Path]:
     """A temporary folder with a few synthetic scenes; meanwhile libraries are quiet, on one thread."""
-    with (
-        tempfile.TemporaryDirectory(prefix="v1lit-self-test-") as folder,
-        quiet(),
-        no_weights_bar(),
-        one_thread(),
-    ):
-        scenes = Path(folder) / "scenes"
-        synthesize(scenes / "train", examples=SCENES, image_size=(112, 112), workers=1, progress=False)
-        yield scenes
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on one thread: more do not help tiny models, and wait for each other on a busy machine."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # more do not help tiny models, and wait for each other on a busy machine
     try:
-        yield
+        with tempfile.TemporaryDirectory(prefix="v1lit-self-test-") as folder, quiet(), no_weights_bar():
+            scenes = Path(folder) / "scenes"
+            synthesize(scenes / "train", examples=SCENES, image_size=(112, 112), workers=1, progress=False)
+            yield scenes
     finally:
         torch.set_num_threads(threads)
 
