@@ -26,7 +26,7 @@ from v1lit.backbones.registry import get_backbone
 from v1lit.data.config import EncodingConfig, PackingConfig, SourceConfig
 from v1lit.data.datamodule import V1DataModule
 from v1lit.data.example import Example, ExampleRef, Message
-from v1lit.data.example.images import read_header
+from v1lit.data.images import read_header
 from v1lit.data.lengths.fingerprint import fingerprint
 from v1lit.data.lengths.length import Length, LengthOptions
 from v1lit.data.lengths.store import write_lengths

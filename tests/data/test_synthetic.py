@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from v1lit.data.example.images import decode_image
+from v1lit.data.images import decode_image
 from v1lit.data.shards import Shard, list_shards
 from v1lit.data.synthetic import (
     LOOKS,

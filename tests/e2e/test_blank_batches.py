@@ -18,7 +18,7 @@ from v1lit.backbones import list_backbones
 from v1lit.backbones.config import BackboneConfig
 from v1lit.data.config import PackingConfig, StreamConfig
 from v1lit.data.encode.batch import blank_batch
-from v1lit.data.example.images import ImageError
+from v1lit.data.images import ImageError
 from v1lit.data.loading import reading
 from v1lit.pointer.config import PointerConfig
 from v1lit.testing.models import processor

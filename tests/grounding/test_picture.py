@@ -14,7 +14,7 @@ from PIL import Image
 from v1lit.backbones import list_backbones
 from v1lit.backbones.image_processors import load_image_processor
 from v1lit.backbones.registry import get_backbone
-from v1lit.data.example.images import decode_image, read_header
+from v1lit.data.images import decode_image, read_header
 from v1lit.grounding import ImageError, PatchMap, Region, as_seen, draw_regions, draw_tokens, panel
 
 SIZE = (48, 32)

@@ -24,7 +24,7 @@ from v1lit.data.config import EncodingConfig, SourceConfig
 from v1lit.data.datamodule import V1DataModule
 from v1lit.data.encode.batch import Batch
 from v1lit.data.example import Example, Message
-from v1lit.data.example.images import read_header
+from v1lit.data.images import read_header
 from v1lit.data.shards import ShardWriter, write_index
 from v1lit.training.checkpoints import LastCheckpoint
 from v1lit.training.lightning_internals import align

@@ -12,7 +12,7 @@ import numpy as np
 
 from helpers.pictures import encoded
 from v1lit.data.example import Example, Message
-from v1lit.data.example.images import read_header
+from v1lit.data.images import read_header
 from v1lit.data.shards import Shard, ShardIndex, ShardWriter, write_index
 from v1lit.data.shards.file import RandomAccess
 from v1lit.data.shards.scan import checksums, scan_headers

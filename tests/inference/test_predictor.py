@@ -17,7 +17,7 @@ from v1lit.backbones.processor import load_processor
 from v1lit.data.config import EncodingConfig
 from v1lit.data.encode.encoding import encode_prompt
 from v1lit.data.example import Message
-from v1lit.data.example.images import ImageError, read_header
+from v1lit.data.images import ImageError, read_header
 from v1lit.grounding.patch_map import PatchMap
 from v1lit.grounding.region import Region
 from v1lit.grounding.trace import parse_trace

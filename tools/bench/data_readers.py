@@ -21,7 +21,7 @@ from data_shards import Shards
 from measure import MeasureError, last_line
 from PIL import Image
 
-from v1lit.data.example.images import decode_image
+from v1lit.data.images import decode_image
 from v1lit.data.loading.dataset import ShardDataset
 
 CHUNK = 50

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from v1lit.data.example import Example, Message
-from v1lit.data.example.images import EncodedImage, read_header
+from v1lit.data.images import EncodedImage, read_header
 from v1lit.data.shards import ShardWriter, write_index
 from v1lit.grounding.region import Region
 

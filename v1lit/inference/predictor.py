@@ -18,8 +18,8 @@ from v1lit.data.config import EncodingConfig
 from v1lit.data.encode.batch import collate
 from v1lit.data.encode.encoding import encode_prompt
 from v1lit.data.example import Message
-from v1lit.data.example.images import EncodedImage, decode_image
 from v1lit.data.example.marks import IMAGE_MARKER, escape
+from v1lit.data.images import EncodedImage, decode_image
 from v1lit.grounding.patch_map import PatchMap, token_regions
 from v1lit.grounding.picture import as_seen
 from v1lit.grounding.region import Region

@@ -13,7 +13,7 @@ from v1lit.backbones.processor import Processor, load_processor
 from v1lit.data.config import EncodingConfig
 from v1lit.data.encode.encoding import encode
 from v1lit.data.example import Example, Message
-from v1lit.data.example.images import read_header
+from v1lit.data.images import read_header
 from v1lit.data.lengths.fingerprint import fingerprint
 from v1lit.data.lengths.length import Length, measure
 from v1lit.grounding.region import Region

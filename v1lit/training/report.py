@@ -9,8 +9,8 @@ from itertools import islice
 from pathlib import Path
 
 from v1lit.data.example import Example, Message
-from v1lit.data.example.images import decode_image
 from v1lit.data.example.marks import REGION_NAME, words_of
+from v1lit.data.images import decode_image
 from v1lit.grounding.draw import panel
 from v1lit.grounding.patch_map import region_tokens, token_ranges
 from v1lit.inference.predictor import Prediction, Predictor

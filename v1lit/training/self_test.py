@@ -30,7 +30,7 @@ from v1lit.data.datamodule import V1DataModule
 from v1lit.data.encode.batch import Batch, collate, flatten
 from v1lit.data.encode.encoding import Encoded, encode, encode_prompt
 from v1lit.data.example import Example
-from v1lit.data.example.images import decode_image
+from v1lit.data.images import decode_image
 from v1lit.data.loading.dataset import ShardDataset
 from v1lit.data.synthetic import synthesize
 from v1lit.inference.predictor import Predictor, load

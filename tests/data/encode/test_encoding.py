@@ -19,7 +19,7 @@ from v1lit.data.config import EncodingConfig
 from v1lit.data.encode.batch import collate
 from v1lit.data.encode.encoding import EncodingError, encode, encode_prompt
 from v1lit.data.example import Example, Message
-from v1lit.data.example.images import EncodedImage, ImageError, read_header
+from v1lit.data.images import EncodedImage, ImageError, read_header
 from v1lit.data.loading.dataset import ShardDataset
 from v1lit.data.sources.v1g import import_v1g
 from v1lit.grounding.patch_map import region_tokens

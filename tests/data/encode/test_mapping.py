@@ -28,7 +28,7 @@ from v1lit.data.config import PackingConfig, SourceConfig
 from v1lit.data.encode.mapping import ExampleMap, MapError
 from v1lit.data.errors import BadDataError
 from v1lit.data.example import Example, ExampleRef, Message
-from v1lit.data.example.images import ImageError
+from v1lit.data.images import ImageError
 from v1lit.data.lengths.fingerprint import fingerprint
 from v1lit.data.lengths.length import LEFT_OUT, Length, LengthOptions
 from v1lit.data.lengths.store import write_lengths

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from v1lit.data.example import Example, ExampleError, Message, key_of
 from v1lit.data.example.example import EDGE_TOLERANCE, load_json
-from v1lit.data.example.images import EncodedImage, read_header
+from v1lit.data.images import EncodedImage, read_header
 from v1lit.grounding.region import Region
 
 

@@ -30,7 +30,7 @@ from v1lit.data.config import EncodingConfig
 from v1lit.data.encode.encoding import EncodingError, encode
 from v1lit.data.errors import ShardError
 from v1lit.data.example import Example, Message
-from v1lit.data.example.images import EncodedImage, ImageError, read_header
+from v1lit.data.images import EncodedImage, ImageError, read_header
 from v1lit.data.lengths import fingerprint as marks
 from v1lit.data.lengths import length as lengths
 from v1lit.data.lengths.fingerprint import fingerprint

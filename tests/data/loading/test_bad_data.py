@@ -36,7 +36,7 @@ from v1lit.data.config import PackingConfig
 from v1lit.data.encode import encoding
 from v1lit.data.errors import BadDataError
 from v1lit.data.example import Example
-from v1lit.data.example.images import read_header
+from v1lit.data.images import read_header
 from v1lit.data.loading.dataset import ShardDataset
 from v1lit.data.loading.skips import SKIPPED_FILE
 from v1lit.data.shards import index_shards, list_shards, read_sidecar

@@ -18,7 +18,7 @@ from PIL import Image
 
 from v1lit.data.encode import encoding
 from v1lit.data.example import Example, Message
-from v1lit.data.example.images import read_header
+from v1lit.data.images import read_header
 from v1lit.data.shards import ShardWriter, write_index
 from v1lit.data.synthetic import synthesize
 from v1lit.data.tools.show import PALETTE, color_names, show, token_pieces

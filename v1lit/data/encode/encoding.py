@@ -13,8 +13,8 @@ from torch import Tensor
 
 from v1lit.data.config import EncodingConfig
 from v1lit.data.example import Example, Message
-from v1lit.data.example.images import decode_image
 from v1lit.data.example.marks import IMAGE_MARKER, escape, unescape
+from v1lit.data.images import decode_image
 from v1lit.grounding.patch_map import PatchMap, region_tokens
 from v1lit.grounding.region import Region, format_box
 from v1lit.labels import IGNORE

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from v1lit.data.example import Example, ExampleRef
-from v1lit.data.example.images import ImageError
+from v1lit.data.images import ImageError
 from v1lit.errors import OptionError, did_you_mean
 
 MapSpec = str | Mapping[str, Any]

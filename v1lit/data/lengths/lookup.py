@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from v1lit.data.encode.encoding import EncodingError
 from v1lit.data.errors import ShardError
-from v1lit.data.example.images import ImageError
 from v1lit.data.example.reference import ExampleRef
+from v1lit.data.images import ImageError
 from v1lit.data.lengths.length import LEFT_OUT, UNUSABLE, Length, LengthOptions
 from v1lit.data.lengths.table import LengthTable
 from v1lit.data.shards.examples import Examples, Readable

@@ -11,7 +11,7 @@ import numpy as np
 
 from v1lit.data.encode.encoding import EncodingError
 from v1lit.data.errors import ShardError
-from v1lit.data.example.images import ImageError
+from v1lit.data.images import ImageError
 from v1lit.data.lengths.length import LEFT_OUT, MAX_IMAGES, LengthOptions
 from v1lit.data.lengths.table import COLUMNS, LengthTable
 from v1lit.data.shards.catalog import Catalog

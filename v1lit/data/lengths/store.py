@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from v1lit.data.encode.encoding import EncodingError
 from v1lit.data.errors import BadDataError, ShardError
-from v1lit.data.example.images import ImageError
+from v1lit.data.images import ImageError
 from v1lit.data.lengths.length import LengthOptions
 from v1lit.data.lengths.measuring import measure_lengths
 from v1lit.data.lengths.table import LengthTable

@@ -15,7 +15,7 @@ from v1lit.data.encode.encoding import Encoded, EncodingError, encode
 from v1lit.data.encode.mapping import ExampleMap
 from v1lit.data.errors import ShardError
 from v1lit.data.example import Example, ExampleRef
-from v1lit.data.example.images import ImageError
+from v1lit.data.images import ImageError
 from v1lit.data.lengths.length import LengthOptions
 from v1lit.data.loading.micro_batch import Failure, MicroBatch
 from v1lit.data.loading.time_limit import TookTooLongError, time_limit

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from v1lit.data.errors import DamageError
 from v1lit.data.example.example import load_json
-from v1lit.data.example.images import EXTENSIONS
+from v1lit.data.images import EXTENSIONS
 from v1lit.data.shards.names import common_keys, is_clutter, kind_of, misnamed, possible_keys
 from v1lit.data.shards.tar import TarMember, padded, walk
 

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable
 
 from v1lit.data.errors import DamageError
-from v1lit.data.example.images import EXTENSIONS
+from v1lit.data.images import EXTENSIONS
 from v1lit.data.shards.tar import TarMember
 
 _USUAL = re.compile(r"([^./\\\x00]+)\.[^./\\\x00]+")

@@ -16,7 +16,7 @@ import numpy as np
 from v1lit.data.errors import DamageError, ShardError
 from v1lit.data.example import Example
 from v1lit.data.example.example import load_json
-from v1lit.data.example.images import ImageError
+from v1lit.data.images import ImageError
 from v1lit.data.shards import member as limits
 from v1lit.data.shards.file import RandomAccess
 from v1lit.data.shards.member import unpack

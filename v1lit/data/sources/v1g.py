@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from v1lit.console import Console, screen
 from v1lit.data.example import Example, ExampleError, Message
 from v1lit.data.example.example import load_json, read_region
-from v1lit.data.example.images import EncodedImage, decode_image, read_header
 from v1lit.data.example.marks import IMAGE_MARKER, REGION_NAME, escape
+from v1lit.data.images import EncodedImage, decode_image, read_header
 from v1lit.data.reasons import in_words, listed_in, most_frequent
 from v1lit.data.shards import MAX_IMAGE_BYTES, read_index
 from v1lit.data.sources import import_job as job

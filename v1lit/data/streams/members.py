@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from v1lit.data.example import Example, ExampleError, Message
 from v1lit.data.example.example import load_json
-from v1lit.data.example.images import EXTENSIONS, EncodedImage, ImageError, read_header
 from v1lit.data.example.marks import IMAGE_MARKER, REGION_NAME
+from v1lit.data.images import EXTENSIONS, EncodedImage, ImageError, read_header
 from v1lit.data.shards import MAX_JSON_BYTES
 from v1lit.errors import OptionError, name_allowed
 from v1lit.grounding.region import Region

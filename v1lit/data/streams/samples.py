@@ -10,7 +10,7 @@ from typing import Any
 
 from v1lit.data.errors import DamageError, ShardError
 from v1lit.data.example import Example, ExampleError
-from v1lit.data.example.images import ImageError
+from v1lit.data.images import ImageError
 from v1lit.data.remote import Retry
 from v1lit.data.shards.member import size_limit
 from v1lit.data.streams.members import MemberError, Members

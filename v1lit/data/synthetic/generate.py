@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from v1lit.data.example import Example, Message
-from v1lit.data.example.images import EncodedImage
+from v1lit.data.images import EncodedImage
 from v1lit.data.shards import ShardWriter, list_shards, read_index, write_index
 from v1lit.data.synthetic import charts, diagrams, shapes
 from v1lit.data.synthetic.questions import QUESTION_KINDS, NoQuestionError, Turn, write_turn

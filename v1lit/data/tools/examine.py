@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from v1lit.data.errors import ShardError
-from v1lit.data.example.images import ImageError, decode_image
+from v1lit.data.images import ImageError, decode_image
 from v1lit.data.shards import INDEX_NAME, Shard, ShardIndex, ShardInfo, read_sidecar
 from v1lit.data.shards.index import REINDEX
 from v1lit.data.shards.scan import Scan

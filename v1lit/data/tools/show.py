@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from v1lit.data.example import Example
-from v1lit.data.example.images import decode_image
+from v1lit.data.images import decode_image
 from v1lit.data.shards import INDEX_NAME, Shard, list_shards
 from v1lit.data.tools.show_page import GREY, INK, RED, Card, TextRun, render_html, render_png
 from v1lit.files import write_atomically

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from v1lit.data.example.jpeg import plain_jpeg_size
+from v1lit.data.images.jpeg import plain_jpeg_size
 from v1lit.errors import one_line
 from v1lit.grounding.picture import MAX_PIXELS, ImageError, as_seen, by, check_size, orientation
 

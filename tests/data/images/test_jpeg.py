@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from v1lit.data.example import images
-from v1lit.data.example.images import EncodedImage, ImageError, read_header
-from v1lit.data.example.jpeg import MAX_SEGMENTS, plain_jpeg_size
+from v1lit.data.images import EncodedImage, ImageError, read_header
+from v1lit.data.images import encoded_image as images
+from v1lit.data.images.jpeg import MAX_SEGMENTS, plain_jpeg_size
 
 pytestmark = pytest.mark.filterwarnings(  # Pillow's, about broken Exif and MPO, and sizes that bytes claim.
     "ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning"

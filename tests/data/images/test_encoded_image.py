@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from v1lit.data.example.images import EncodedImage, ImageError, decode_image, read_header
+from v1lit.data.images import EncodedImage, ImageError, decode_image, read_header
 
 pytestmark = pytest.mark.dependencies
 
