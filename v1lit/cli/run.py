@@ -37,9 +37,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"RECIPE comes first, before {name!r}\nv1lit run RECIPE [--key=value ...]")
     flags = {flag for flag in ("--print_config", "--help", "-h") if flag in rest}
     recipe = compose(name, [argument for argument in rest if argument not in flags])
-    from v1lit.cli.recipe_cli import (
-        RecipeCLI,  # torch and Lightning: only once the files are known to be there
-    )
+    from v1lit.cli.recipe_cli import RecipeCLI  # torch and Lightning: once the files are known to be there
 
     if flags & {"--help", "-h"}:
         from v1lit.cli.key_reference import key_reference

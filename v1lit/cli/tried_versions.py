@@ -13,20 +13,10 @@ from typing import Any
 
 from packaging.version import InvalidVersion, Version
 
-from v1lit.cli.environment import versions
+from v1lit.cli.environment import PACKAGES, versions
 
 FILE = Path(__file__).with_name("tried_versions.json")
-MAJOR = (
-    "python",
-    "torch",
-    "torchvision",
-    "transformers",
-    "lightning",
-    "torchmetrics",
-    "jsonargparse",
-    "omegaconf",
-    "webdataset",
-)
+MAJOR = ("python", "torchvision", "webdataset", *PACKAGES)
 """What a run tells about where it is newer than tested; `v1lit doctor` shows every dependency."""
 WHERE_TO_LOOK = (
     "if something breaks: v1lit doctor --self-test, docs/versions.md, or the tested set with "
