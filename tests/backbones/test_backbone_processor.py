@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from v1lit.backbones import BackboneConfig, get_backbone, list_backbones
-from v1lit.backbones.image_processors import load_image_processor
+from v1lit.backbones.image_processors import checkpoint_image_processor
 from v1lit.backbones.processor import FILE, Processor, load_processor
 from v1lit.testing.models import noise
 
@@ -204,6 +204,6 @@ def test_published_image_processors_are_read(tmp_path: Path, name: str, content:
     backbone = get_backbone(name)
     getattr(transformers, backbone.model_class).config_class().save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
-    processor = load_image_processor(backbone, str(tmp_path))
-    assert processor.options == load_image_processor(backbone).options
-    assert load_image_processor(backbone, str(tmp_path), max_side=99).max_side == 99
+    processor = checkpoint_image_processor(backbone, str(tmp_path))
+    assert processor.options == backbone.image_processor().options
+    assert checkpoint_image_processor(backbone, str(tmp_path), max_side=99).max_side == 99

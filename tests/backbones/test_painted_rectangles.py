@@ -16,7 +16,6 @@ from PIL import Image
 from v1lit.backbones import get_backbone
 from v1lit.backbones.contract import Backbone
 from v1lit.backbones.image_options import ImageProcessor
-from v1lit.backbones.image_processors import load_image_processor
 from v1lit.grounding.patch_map import PatchMap
 from v1lit.testing import assert_patch_map
 from v1lit.testing.patch_maps import painted
@@ -118,7 +117,7 @@ def test_exactly_the_named_tokens_change_at_the_towers_input(
     name: str, size: tuple[int, int], options: dict[str, Any]
 ) -> None:
     backbone = get_backbone(name)
-    processor = load_image_processor(backbone, **options)
+    processor = backbone.image_processor(**options)
     patch_map = backbone.patch_map(size, **options)
     blank = pixels_of(backbone, processor, painted(size, None))
     hits = wrong_hits = 0

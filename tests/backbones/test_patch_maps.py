@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from v1lit.backbones import get_backbone, list_backbones
 from v1lit.backbones.image_options import capped_size
-from v1lit.backbones.image_processors import load_image_processor
 from v1lit.backbones.qwen import resized_size
 from v1lit.grounding.patch_map import OVERVIEW, TILE
 
@@ -66,7 +65,7 @@ def test_tokens_of_masks_equal_the_reference(shared: Path) -> None:
 @pytest.mark.parametrize("image_size", [(640, 480), (97, 1300), (28, 28)])
 def test_the_published_settings_are_the_defaults(name: str, image_size: tuple[int, int]) -> None:
     backbone = get_backbone(name)
-    given_explicitly = backbone.patch_map(image_size, **load_image_processor(backbone).options)
+    given_explicitly = backbone.patch_map(image_size, **backbone.image_processor().options)
     assert backbone.patch_map(image_size) == given_explicitly
 
 

@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from v1lit.backbones import list_backbones
-from v1lit.backbones.image_processors import load_image_processor
 from v1lit.backbones.registry import get_backbone
 from v1lit.data.images import decode_image, read_header
 from v1lit.grounding import ImageError, PatchMap, Region, as_seen, draw_regions, draw_tokens, panel
@@ -128,7 +127,7 @@ def test_all_ways_in_give_the_same_pixels(file: str) -> None:
 @pytest.mark.parametrize("family", list_backbones())
 def test_a_model_sees_a_turned_photo_upright(family: str) -> None:
     backbone = get_backbone(family)
-    processor = load_image_processor(backbone, "tiny")
+    processor = backbone.image_processor("tiny")
     photo = Image.open(io.BytesIO(turned("JPEG")))
     tensors, maps = backbone.preprocess([photo], processor)
     upright, upright_maps = backbone.preprocess([decode_image(turned("JPEG"))], processor)

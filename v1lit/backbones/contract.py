@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from v1lit.backbones.config import VIEWS
 from v1lit.backbones.image_options import (
@@ -129,6 +129,23 @@ class Backbone(ABC):
         """All options that decide which pixels a token sees, in canonical form, defaults filled in."""
         own = {key: value for key, value in options.items() if key in self.image_defaults}
         return self.canonical({**self.image_defaults, **own})
+
+    def image_processor(
+        self, weights: Literal["tiny"] | None = None, sizes: Mapping[str, Any] | None = None, **options: Any
+    ) -> ImageProcessor:
+        """The image processor with these options, as in `BackboneConfig.image`, in place of the family's own.
+
+        Args:
+            weights: None for the published settings, `tiny` for those of the tiny version.
+            sizes: with `tiny`: the sizes that differ from its defaults.
+            **options: unknown ones raise ValueError.
+        """
+        import transformers
+
+        self.check_image_options(options)
+        processor = getattr(transformers, self.processor_class)(**self.pixel_defaults)
+        own = self.tiny_image_options(self.check_sizes(sizes or {})) if weights else {}
+        return self.with_options(processor, {**own, **options})
 
     def with_options(self, processor: Any, options: Mapping[str, Any]) -> ImageProcessor:
         """A transformers image processor that makes the pixels of these image options."""

@@ -1,6 +1,6 @@
-"""Image processors with their options: published, tiny, of a checkpoint, or saved by `Processor`.
+"""Image processors that were saved: by others in a checkpoint, or by `Processor`.
 
-Those of a checkpoint are read from the file that counts, and every setting in it is checked.
+They are read from the file that counts, and every setting in it is checked.
 """
 
 from __future__ import annotations
@@ -25,29 +25,13 @@ PROCESSOR_FILE = "v1lit_processor.json"
 """Written by `Processor.save_pretrained`, with the image options in force."""
 
 
-def load_image_processor(
-    backbone: Backbone,
-    weights: str | None = None,
-    sizes: Mapping[str, Any] | None = None,
-    **options: Any,
-) -> ImageProcessor:
-    """A family's image processor, with these options (as in `BackboneConfig.image`) in place of its own.
+def checkpoint_image_processor(backbone: Backbone, weights: str, **options: Any) -> ImageProcessor:
+    """The image processor of a checkpoint, a folder or hub id, with these options in place of its own.
 
-    Args:
-        backbone: The family.
-        weights: None for the published settings, `tiny` for those of the tiny version, or the folder or hub
-            id of a checkpoint.
-        sizes: With `tiny`: the sizes that differ from its defaults.
-        **options: Unknown ones raise ValueError.
+    Raises ValueError for unknown options, and as `Backbone.check_fit` for what the checkpoint says.
     """
-    import transformers
-
     backbone.check_image_options(options)
-    if weights not in (None, "tiny"):
-        processor, own = _checkpoint_options(backbone, weights, checkpoint_config(backbone, weights))
-    else:
-        processor = getattr(transformers, backbone.processor_class)(**backbone.pixel_defaults)
-        own = backbone.tiny_image_options(backbone.check_sizes(sizes or {})) if weights else {}
+    processor, own = _checkpoint_options(backbone, weights, checkpoint_config(backbone, weights))
     return backbone.with_options(processor, {**own, **options})
 
 

@@ -14,7 +14,7 @@ from v1lit.backbones.contract import Backbone
 from v1lit.backbones.hub import hub_errors
 from v1lit.backbones.image_options import ImageProcessor, check_positive
 from v1lit.backbones.image_processors import PROCESSOR_FILE as FILE
-from v1lit.backbones.image_processors import load_image_processor, saved_image_processor
+from v1lit.backbones.image_processors import checkpoint_image_processor, saved_image_processor
 from v1lit.backbones.load import check_backbone_config, checkpoint_config
 from v1lit.backbones.registry import get_backbone
 from v1lit.backbones.tiny import tiny_tokenizer, token_id
@@ -43,7 +43,7 @@ class Processor:
     Args:
         backbone: The backbone or its name.
         tokenizer: A transformers tokenizer.
-        image_processor: As `load_image_processor` makes it.
+        image_processor: As `Backbone.image_processor` or `checkpoint_image_processor` makes it.
         pointer_start: First id that is not text: the number of rows of the model's embedding table.
         views: As in `BackboneConfig`.
     """
@@ -176,14 +176,14 @@ def load_processor(config: BackboneConfig, pointer_start: int | None = None) -> 
     if config.weights == "tiny":
         tokenizer = tiny_tokenizer(backbone.chat.stop)
         model_config = backbone.tiny_config(tokenizer, **config.tiny)
-        image_processor = load_image_processor(backbone, "tiny", config.tiny, **config.image)
+        image_processor = backbone.image_processor("tiny", config.tiny, **config.image)
     else:
         model_config = checkpoint_config(backbone, config.weights)
         with hub_errors(config.weights):
             tokenizer = load_tokenizer(config.weights, backbone.hub_id)
         with named(config.weights):
             check_config_ids(tokenizer, backbone.chat, model_config)
-        image_processor = load_image_processor(backbone, config.weights, **config.image)
+        image_processor = checkpoint_image_processor(backbone, config.weights, **config.image)
     with named("model.backbone.image" if config.image else config.weights):
         backbone.check_fit(image_processor.options, model_config)
     if pointer_start is None:

@@ -10,7 +10,6 @@ import transformers
 
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.image_options import PIXEL_OPTIONS
-from v1lit.backbones.image_processors import load_image_processor
 from v1lit.backbones.image_settings import WITHOUT_EFFECT, pinned
 from v1lit.backbones.load import load_backbone, part_parameters
 from v1lit.backbones.processor import load_processor
@@ -36,16 +35,16 @@ def image_options(name: str) -> str:
         f"{backbone.processor_class} has the settings {homeless}: state them in image_defaults, or say in "
         "image_settings.py what becomes of them"
     )
-    config, made = load_backbone(BackboneConfig(name)).config, load_image_processor(backbone, "tiny")
+    config, made = load_backbone(BackboneConfig(name)).config, backbone.image_processor("tiny")
     options = made.options
     assert backbone.canonical(options) == options, f"canonical options change once more: {options}"
     read = {**backbone.image_defaults, **backbone.checkpoint_image_options(made.processor, config)}
     assert backbone.canonical(read) == options, f"the processor is made of {options}, but has {read}"
     backbone.check_fit(options, config)
-    load_image_processor(backbone)
+    backbone.image_processor()
     for key, value in (("no_such_option", 1), ("max_side", 0)):
         option: dict[str, Any] = {key: value}
-        wrong = partial(load_image_processor, backbone, "tiny", **option)
+        wrong = partial(backbone.image_processor, "tiny", **option)
         assert_refused(wrong, key, f"the image option {key}={value}")
     return f"{len(settings)} settings of {backbone.processor_class}, {len(options)} options"
 

@@ -16,7 +16,6 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.contract import Backbone
-from v1lit.backbones.image_processors import load_image_processor
 from v1lit.backbones.load import load_backbone
 from v1lit.backbones.registry import get_backbone
 from v1lit.grounding.patch_map import PatchMap
@@ -39,7 +38,7 @@ def assert_patch_map(name: str, size: Size, **options: Any) -> int:
     """
     torch.manual_seed(0)
     backbone, model = get_backbone(name), load_backbone(BackboneConfig(name, image=options))
-    image_processor = load_image_processor(backbone, "tiny", **options)
+    image_processor = backbone.image_processor("tiny", **options)
     make_blind(model, backbone)
 
     def features_of(box: Rectangle | None) -> tuple[Tensor, PatchMap]:
