@@ -24,11 +24,12 @@ LIMITS = {
     "v1lit.training": (24, 5, 46),
 }
 """How many rooms a package may have, on how many floors, and how many arrows may lead from room to room."""
-LONGEST_FILE = 412
+LONGEST_FILE = 400
 LONGEST_FUNCTION = 60
-CODE_LINES = 29_397
-"""Of `v1lit/` without `v1lit/testing/`, which authors of backbones use and no run does."""
-ALL_LINES = 30_300
+CODE_LINES = 28_800
+"""Of `v1lit/` without `v1lit/testing/`, which authors of backbones use and no run does. What adds an ability
+may raise it; what only rearranges may not."""
+ALL_LINES = 29_600
 
 MODULES = tool.read_modules(PACKAGE)
 GRAPH = tool.import_graph(MODULES)
