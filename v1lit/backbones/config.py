@@ -60,7 +60,7 @@ class BackboneConfig:
     """Image tokens that stand for a region where several see the same pixel: all, those of tiles, or those of
     the overview."""
 
-    GROUP: ClassVar = "backbone"
+    GROUP: ClassVar[str] = "backbone"
     PATHS: ClassVar[tuple[str, ...]] = ("weights",)
 
     def __post_init__(self) -> None:

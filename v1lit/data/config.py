@@ -22,7 +22,7 @@ class MixtureConfig:
     """Its share of the examples, relative to the other weights; without weights, all that each has."""
     limit: int | None = None
     """Examples of it per epoch at most; the next epoch takes the ones behind them."""
-    GROUP: ClassVar = "data.source.mixture"
+    GROUP: ClassVar[str] = "data.source.mixture"
     PATHS: ClassVar[tuple[str, ...]] = ("shards",)
 
     def __post_init__(self) -> None:
@@ -46,7 +46,7 @@ class SourceConfig:
     """What is imported: a file, a folder or a hub id. What is streamed: files, URLs and `pipe:` commands."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the source, checked against what it takes."""
-    GROUP: ClassVar = "data.source"
+    GROUP: ClassVar[str] = "data.source"
     PATHS: ClassVar[tuple[str, ...]] = ("folder", "val", "path")
 
     def __post_init__(self) -> None:
@@ -65,7 +65,7 @@ class EncodingConfig:
     coordinates: bool = True
     """Write `[x1, y1, x2, y2]` (shares of the sides) before a region's pointers, as published."""
 
-    GROUP: ClassVar = "data.encoding"
+    GROUP: ClassVar[str] = "data.encoding"
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -85,7 +85,7 @@ class PackingConfig:
     max_image_tokens: int | None = None
     """Image tokens of a row at most, which bounds the memory of the vision tower."""
 
-    GROUP: ClassVar = "data.packing"
+    GROUP: ClassVar[str] = "data.packing"
 
     def __post_init__(self) -> None:
         check_least(self, 1, "length", "look_ahead", "max_images", "max_image_tokens")
@@ -122,7 +122,7 @@ class StreamConfig:
     """How often a remote file is tried before it counts as unreachable."""
     timeout: float = 60.0
     """Seconds without a byte after which a connection is given up and tried again."""
-    GROUP: ClassVar = "data.stream"
+    GROUP: ClassVar[str] = "data.stream"
     PATHS: ClassVar[tuple[str, ...]] = ("cache",)
 
     @property

@@ -78,7 +78,7 @@ class V1DataModule(LightningDataModule):
     Raises ValueError for a source or options that do not exist.
     """
 
-    GROUP: ClassVar = "data"
+    GROUP: ClassVar[str] = "data"
 
     def __init__(
         self,

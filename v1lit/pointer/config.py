@@ -42,7 +42,7 @@ class PointerConfig:
     loss_chunk: int | None = None
     """Supervised positions per chunk of the loss, whose memory is chunk x vocabulary; null chooses one."""
 
-    GROUP: ClassVar = "pointer"
+    GROUP: ClassVar[str] = "pointer"
 
     def __post_init__(self) -> None:
         check_choices(self)

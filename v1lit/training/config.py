@@ -36,7 +36,7 @@ class OptimizerConfig:
     final: float = 0.0
     """Learning rate at the last step, as a share of the peak."""
 
-    GROUP: ClassVar = "optimizer"
+    GROUP: ClassVar[str] = "optimizer"
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -74,7 +74,7 @@ class RunConfig:
     export: bool = True
     """Write the best model as a folder that `PointAndCopyModel.from_pretrained` opens."""
 
-    GROUP: ClassVar = "run"
+    GROUP: ClassVar[str] = "run"
     PATHS: ClassVar[tuple[str, ...]] = ("folder", "resume")
 
     def __post_init__(self) -> None:

@@ -64,7 +64,7 @@ class V1Module(LightningModule):
         init_seed: of the weights that start at random: the pointer head's, and a tiny backbone's.
     """
 
-    GROUP: ClassVar = "model"
+    GROUP: ClassVar[str] = "model"
 
     model: PointAndCopyModel
 

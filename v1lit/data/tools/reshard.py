@@ -81,7 +81,7 @@ class ReshardOptions:
     """Most MiB of a shard's file; a larger example gets a shard for itself."""
     on_bad: Literal["stop", "skip"] = "stop"
     """What a shard or an example does that cannot be used: `stop`, or `skip` it and list it."""
-    GROUP: ClassVar = ""
+    GROUP: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         check_choices(self)
