@@ -35,6 +35,7 @@ MAY_BE_SKIPPED = (
     "this environment was not made by make from this lock",
     "this tar does not sort",
     "this torch has one backend",
+    "torch without CUDA",
     "triton is not installed",
     "v1lit is not installed",
     "xformers is not installed",

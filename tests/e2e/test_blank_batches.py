@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.elastic_runs import BACKBONE, fit, make_data, needs_fork, write_shards
+from helpers.elastic_runs import BACKBONE, fit, make_data, write_shards
+from helpers.forked import needs_fork
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from safetensors.torch import load_file, save_file

@@ -16,9 +16,9 @@ from helpers.elastic_runs import (
     fit,
     ids_of,
     make_data,
-    needs_fork,
     write_shards,
 )
+from helpers.forked import needs_fork
 
 from v1lit.data.config import MixtureConfig, PackingConfig, SourceConfig, StreamConfig
 from v1lit.data.example import Example

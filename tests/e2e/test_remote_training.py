@@ -18,9 +18,9 @@ import pytest
 import torch
 from helpers import faulty_server as faults
 from helpers import remote_shards
-from helpers.elastic_runs import Run, SaveAt, each_once, fit, ids_of, make_data, needs_fork, write_shards
+from helpers.elastic_runs import Run, SaveAt, each_once, fit, ids_of, make_data, write_shards
 from helpers.faulty_server import FaultyServer
-from helpers.forked import run_all
+from helpers.forked import needs_fork, run_all
 from helpers.remote_shards import Chaos, SharedHandler, check_cache, fail_always, fetched, of, offer, stream
 from lightning import Callback, Trainer
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.elastic_runs import each_once, fit, make_data, needs_fork, write_shards
+from helpers.elastic_runs import each_once, fit, make_data, write_shards
+from helpers.forked import needs_fork
 from helpers.remote_shards import check_cache, of, stream
 
 from v1lit.data.config import SourceConfig

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -31,7 +30,6 @@ from v1lit.training.lightning_internals import align
 from v1lit.training.steps import total_steps
 from v1lit.training.validate_at_end import ValidateAtEnd
 
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked")
 BACKBONE = BackboneConfig("qwen2_5_vl")
 LONGEST = 120
 """Tokens of the longest example."""

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.forked import needs_fork
 from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.dependencies
-
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked")
 
 
 def two_ranks() -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.forked import needs_fork
 from lightning import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -21,8 +22,6 @@ from v1lit.training.checkpoints import FOLDER, LAST, LastCheckpoint, WholeFileIO
 from v1lit.training.stopping import RunStopped, StopRequests
 
 pytestmark = pytest.mark.dependencies
-
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked")
 
 
 def send(number: int, process: int | None = None) -> None:

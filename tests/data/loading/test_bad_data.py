@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import signal
 from collections import Counter
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 from helpers.faulty_server import FaultyServer, hang_up
+from helpers.forked import needs_fork
 from helpers.shard_cases import make, members_of, tar
 from helpers.tiny_runs import (
     SaveAfter,
@@ -42,7 +42,6 @@ from v1lit.data.loading.skips import SKIPPED_FILE
 from v1lit.data.shards import index_shards, list_shards, read_sidecar
 from v1lit.data.shards.catalog import Catalog
 
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked")
 COUNT, PER_SHARD = 15, 5
 SHARDS = [f"shard-{number:06}.tar" for number in range(COUNT // PER_SHARD)]
 BAD = 7

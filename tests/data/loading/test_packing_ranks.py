@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.forked import needs_fork
 from lightning import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
@@ -151,7 +151,7 @@ class Noting(LightningModule):
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked")
+@needs_fork
 def test_two_processes_with_different_numbers_of_packs_make_the_same_steps(tmp_path: Path) -> None:
     synthesize(tmp_path / "train", examples=38, image_size=(112, 112), workers=1, progress=False)
     data = V1DataModule(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.forked import needs_fork
 from helpers.tiny_runs import (
     SaveAfter,
     fit,
@@ -28,7 +28,6 @@ from v1lit.data.loading.sequence import open_sequence
 from v1lit.data.sampling.epoch import Progress, StepLayout, rank_rows
 from v1lit.data.sampling.rows import counted_rows
 
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked")
 COUNT = 13
 PACKED = PackingConfig(240)
 

@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 from helpers import faulty_server as faults
 from helpers.faulty_server import FaultyServer
-from helpers.forked import PATIENCE, receive, run_all
+from helpers.forked import PATIENCE, needs_fork, receive, run_all
 
 from v1lit.data.remote import Retry, ShardCache, exists, read_bytes
 from v1lit.data.remote.cache import name_of
 
 pytestmark = [
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked"),
+    needs_fork,
     pytest.mark.slow,
 ]
 QUICK = Retry(attempts=4, first_wait=0.001, longest_wait=0.002, timeout=5)
