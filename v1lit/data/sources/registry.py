@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,6 @@ from v1lit.errors import OptionError, explain_unknown, name_allowed, named
 
 VAL_SEED = 1_000_003
 """Added to the seed of the training scenes, so that no scene is in both sets."""
-
-SourceFunction = Callable[..., None]
 
 
 def is_stream(config: SourceConfig) -> bool:
@@ -93,10 +92,6 @@ def _lists_shards(url: str, retry: Retry) -> bool:
         return False
 
 
-def shards_source(folder: Path, path: str | None) -> None:
-    """Shards that are there already."""
-
-
 def synthetic_source(
     folder: Path,
     path: str | None,
@@ -120,16 +115,6 @@ def synthetic_source(
     synthesize(folder / "val", examples=val_examples, seed=seed + VAL_SEED, **drawn_as)
 
 
-def _check_synthetic(options: Mapping[str, Any]) -> None:
-    """Raise ValueError for option values that cannot be drawn."""
-    from v1lit.data.synthetic.generate import check_setting
-
-    for name, value in options.items():
-        if value is not None:
-            with named("data.source.options"):
-                check_setting(name, value)
-
-
 def v1g_source(folder: Path, path: str | None, *, workers: int | None = None) -> None:
     """Rows in the published v1g format, imported once."""
     from v1lit.data.sources.v1g import import_v1g
@@ -142,34 +127,24 @@ def v1g_source(folder: Path, path: str | None, *, workers: int | None = None) ->
         raise ValueError(f"data.source.path {path!r} could not be imported: {failed}")
 
 
-def webdataset_source(
-    folder: Path,
-    path: str | None,
-    *,
-    members: Mapping[str, Any] | None = None,
-    shuffle: int = 1000,
-    val_path: str | None = None,
-) -> None:
-    """A stream, which is read as it is."""
-
-
-SOURCES: Mapping[str, SourceFunction] = {
-    "shards": shards_source,
+SOURCES: Mapping[str, Callable[..., None] | None] = {
+    "shards": None,
     "synthetic": synthetic_source,
     "v1g": v1g_source,
-    "webdataset": webdataset_source,
+    "webdataset": None,
 }
+"""What makes the shards of a source; None where there is nothing to make."""
 
 
 def check_source(config: SourceConfig) -> None:
     """Raise ValueError for a source that does not exist or options that it does not take."""
     if config.name not in SOURCES:
         raise OptionError("name", config.name, name_allowed(config.name, SOURCES), config.GROUP)
-    allowed = [
-        name
-        for name, parameter in inspect.signature(SOURCES[config.name]).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    ]
+    allowed: list[str] = []
+    if make := SOURCES[config.name]:
+        allowed = inspect.getfullargspec(make).kwonlyargs
+    elif is_stream(config):
+        allowed = [option.name for option in fields(StreamOptions) if option.name != "path"]
     for name in config.options:
         if name not in allowed:
             why = (
@@ -180,7 +155,12 @@ def check_source(config: SourceConfig) -> None:
     if is_stream(config):
         StreamOptions.read(config)
     elif config.name == "synthetic":
-        _check_synthetic(config.options)
+        from v1lit.data.synthetic.generate import check_setting
+
+        for name, value in config.options.items():
+            if value is not None:
+                with named("data.source.options"):
+                    check_setting(name, value)
 
 
 def prepare_source(config: SourceConfig, retry: Retry = DEFAULT_RETRY) -> None:
@@ -188,8 +168,8 @@ def prepare_source(config: SourceConfig, retry: Retry = DEFAULT_RETRY) -> None:
     check_source(config)
     if config.name == "shards":
         _check_shards(config, retry)
-        return
-    SOURCES[config.name](Path(config.folder), config.path, **config.options)
+    elif make := SOURCES[config.name]:
+        make(Path(config.folder), config.path, **config.options)
 
 
 def _check_shards(config: SourceConfig, retry: Retry) -> None:
