@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 from v1lit.data.remote.body import look_up
@@ -221,16 +221,19 @@ class ShardCache:
     def _make_room(self, own: _Entry, size: int) -> int:
         """Delete the oldest files until `size` bytes are free, if they can be; returns how many are."""
         used = self._scan(own)
-        free = self.max_bytes - sum(item.bytes for item in used)
-        for item in sorted(used, key=lambda item: item.used_at):
+        free = self.max_bytes - sum(file_bytes for _, file_bytes, _ in used)
+        for _, file_bytes, name in sorted(used):
             if free >= size:
                 break
-            if self._evict(item.name, own):
-                free += item.bytes
+            if self._evict(name, own):
+                free += file_bytes
         return free
 
-    def _scan(self, own: _Entry) -> list[_CachedFile]:
-        """All files but our own part. Parts first: one that is finished meanwhile counts twice, not never."""
+    def _scan(self, own: _Entry) -> list[tuple[int, int, str]]:
+        """Time of the last use, bytes and name of all files, complete or not, but our own part.
+
+        Parts first: one that is finished meanwhile counts twice, not never.
+        """
         files = []
         for folder in ("parts", "files"):
             for item in os.scandir(self.folder / folder):
@@ -243,7 +246,7 @@ class ShardCache:
                 with suppress(FileNotFoundError):
                     status = item.stat()
                     size = max(status.st_size, reserved if isinstance(reserved, int) else 0)
-                    files.append(_CachedFile(name, size, status.st_mtime_ns))
+                    files.append((status.st_mtime_ns, size, name))
         return files
 
     def _evict(self, name: str, own: _Entry) -> bool:
@@ -273,14 +276,6 @@ class _Entry:
         self.part = folder / "parts" / f"{name}.part"
         self.part_note = folder / "parts" / f"{name}.note"
         self.lock = folder / "locks" / name
-
-
-class _CachedFile(NamedTuple):
-    """A file that takes up room, complete or not: its name, size, and when it was last used."""
-
-    name: str
-    bytes: int
-    used_at: int
 
 
 def name_of(url: str) -> str:

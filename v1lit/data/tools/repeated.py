@@ -82,12 +82,8 @@ class RepeatedKeys:
 def _pairs(records: npt.NDArray[np.void]) -> Iterator[tuple[KeyPlace, KeyPlace]]:
     records = records[np.lexsort((records["example"], records["shard"], records["low"], records["high"]))]
     same = (records["high"][1:] == records["high"][:-1]) & (records["low"][1:] == records["low"][:-1])
-    first = 0
+    places, first = records[["shard", "example"]], 0
     for index in np.flatnonzero(same).tolist():
         if index == 0 or not same[index - 1]:
             first = index
-        yield _place(records[first]), _place(records[index + 1])
-
-
-def _place(record: np.void) -> KeyPlace:
-    return KeyPlace(int(record["shard"]), int(record["example"]))
+        yield KeyPlace(*places[first].tolist()), KeyPlace(*places[index + 1].tolist())

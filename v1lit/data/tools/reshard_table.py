@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -83,30 +83,22 @@ def make_table(
         closing(scanned),
         progress_bar("looking for examples", len(shards), progress) as advance,
     ):
-        for shard_index, shard_rows in enumerate(scanned):
-            shard_rows.rows["shard"] = shard_index
-            file.write(shard_rows.rows.tobytes())
-            repeated.add(shard_index, shard_rows.keys)
-            counts.append(len(shard_rows.rows))
-            findings += shard_rows.findings
-            advance(len(shard_rows.rows))
+        for shard_index, (rows, hashes, shard_findings) in enumerate(scanned):
+            rows["shard"] = shard_index
+            file.write(rows.tobytes())
+            repeated.add(shard_index, hashes)
+            counts.append(len(rows))
+            findings += shard_findings
+            advance(len(rows))
         _refuse_repeats(repeated, shards, cache)
     record = {"examples": counts, "findings": [asdict(finding) for finding in findings]}
     write_atomically(folder / "table.json", json.dumps(record))
 
 
-@dataclass
-class _ShardRows:
-    """The examples of one shard."""
-
-    rows: Rows = field(default_factory=lambda: np.empty(0, dtype=ROW))
-    """`[examples]`."""
-    keys: npt.NDArray[np.uint64] = field(default_factory=lambda: hash_keys([]))
-    """`[examples, 2]`, hashes of their names."""
-    findings: list[Finding] = field(default_factory=list)
-
-
-def _scan_shard(shard: ShardFile, cache: tuple[str, int], skip: bool) -> _ShardRows:
+def _scan_shard(
+    shard: ShardFile, cache: tuple[str, int], skip: bool
+) -> tuple[Rows, npt.NDArray[np.uint64], list[Finding]]:
+    """Rows `[examples]` of one shard, hashes `[examples, 2]` of their names, and what is left out."""
     try:
         path = fetch(shard, cache)
         scan = scan_file(path)
@@ -116,13 +108,13 @@ def _scan_shard(shard: ShardFile, cache: tuple[str, int], skip: bool) -> _ShardR
         finding = Finding(shard.location, error.key, error.kind, error.reason)
         if not skip:
             raise finding.as_error() from error
-        return _ShardRows(findings=[finding])
+        return np.empty(0, dtype=ROW), hash_keys([]), [finding]
     rows = np.zeros(len(scan.keys), dtype=ROW)
     rows["start"], rows["end"] = scan.offsets[:-1], scan.offsets[1:]
     rows["crc32"] = index.crc32[: len(scan.keys)]
     # What is no example stands in the table and is left out later; its name may come again.
     names = (f"\0{shard.location}\0{n}" if n in scan.odd else key for n, key in enumerate(scan.keys))
-    return _ShardRows(rows, hash_keys(names), findings)
+    return rows, hash_keys(names), findings
 
 
 def _findings(shard: ShardFile, scan: Scan, skip: bool) -> list[Finding]:

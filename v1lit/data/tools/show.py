@@ -71,18 +71,14 @@ def show(
         raise ValueError(f"{out} ends in {out.suffix or 'no suffix'!r}; allowed: .html, .png")
     if n < 1:
         raise ValueError(f"n is {n}; at least 1 example is needed")
-    source = _with_index(Path(source))
+    source = Path(source)
+    if (source / "train" / INDEX_NAME).is_file() and not (source / INDEX_NAME).is_file():
+        source /= "train"
     cards = [_card(shard, index, processor, encoding) for shard, index in _pick(source, n, seed)]
     page = renderers[out.suffix.lower()](f"{source}: {len(cards)} examples", cards)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, page)
     return out
-
-
-def _with_index(source: Path) -> Path:
-    """The folder of the shards: that of the training split where there are splits."""
-    train = source / "train"
-    return train if (train / INDEX_NAME).is_file() and not (source / INDEX_NAME).is_file() else source
 
 
 def _pick(source: Path, n: int, seed: int) -> Iterator[tuple[Shard, int]]:

@@ -79,7 +79,8 @@ def _legend(cards: Sequence[Card]) -> list[TextRun]:
 
 
 def _html_card(card: Card) -> str:
-    pictures = "".join(f'<img alt="" src="{_data_url(image)}">' for image in card.images)
+    pngs = (base64.b64encode(_png(image)).decode() for image in card.images)
+    pictures = "".join(f'<img alt="" src="data:image/png;base64,{png}">' for png in pngs)
     sections = "".join(f"<h3>{html.escape(name)}</h3>{_html_text(pieces)}" for name, pieces in card.sections)
     return (
         f'<section class="card"><figure>{pictures}</figure><div><h2>{html.escape(card.title)}</h2>'
@@ -103,10 +104,10 @@ def _html_piece(piece: TextRun) -> str:
     return f'<span style="color:{piece.color}{weight}">{text}</span>'
 
 
-def _data_url(image: Image.Image) -> str:
+def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
 
 
 WIDTH, TEXT_LEFT, MARGIN, LINE, FONT = 1180, 490, 20, 22, 15
@@ -124,9 +125,7 @@ def render_png(title: str, cards: Sequence[Card]) -> bytes:
     for strip in strips:
         page.paste(strip, (MARGIN, y))
         y += strip.height + MARGIN
-    buffer = io.BytesIO()
-    page.save(buffer, "PNG", compress_level=6)
-    return buffer.getvalue()
+    return _png(page)
 
 
 def _png_card(card: Card) -> Image.Image:
