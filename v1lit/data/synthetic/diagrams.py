@@ -79,7 +79,7 @@ def _connect(rng: random.Random, items: Sequence[Item]) -> dict[tuple[int, int],
         if len(arrows) == wanted or line is None or (b, a) in arrows:
             continue
         others = [item for k, item in enumerate(items) if k not in (a, b)]
-        if any(_inside(_grown(o.box, 5), *line) for o in others) or any(
+        if any(_inside(o.box, 5, *line) for o in others) or any(
             _cross(line, other) for other in arrows.values()
         ):
             continue
@@ -90,7 +90,7 @@ def _connect(rng: random.Random, items: Sequence[Item]) -> dict[tuple[int, int],
 def _line(a: Item, b: Item) -> Line | None:
     """Tail and tip of the arrow between two boxes; None where it would be too short to read."""
     p, q = a.centre, b.centre
-    leaves, enters = _inside(_grown(a.box, GAP), p, q), _inside(_grown(b.box, GAP), p, q)
+    leaves, enters = _inside(a.box, GAP, p, q), _inside(b.box, GAP, p, q)
     if leaves is None or enters is None:
         return None
     tail, tip = _between(p, q, leaves[1]), _between(p, q, enters[0])
@@ -98,20 +98,16 @@ def _line(a: Item, b: Item) -> Line | None:
     return None if too_short else (tail, tip)
 
 
-def _grown(box: PixelBox, by: float) -> tuple[float, float, float, float]:
-    return box[0] - by, box[1] - by, box[2] + by, box[3] + by
-
-
 def _between(p: Point, q: Point, share: float) -> Point:
     return p[0] + share * (q[0] - p[0]), p[1] + share * (q[1] - p[1])
 
 
-def _inside(box: tuple[float, float, float, float], p: Point, q: Point) -> tuple[float, float] | None:
-    """The part of the segment p-q inside the box, as shares of its length; None where it misses the box."""
+def _inside(box: PixelBox, margin: float, p: Point, q: Point) -> tuple[float, float] | None:
+    """The part of the segment p-q inside a box with its margin, as shares of its length; None if none is."""
     low, high = 0.0, 1.0
     for axis in (0, 1):
         step = q[axis] - p[axis]
-        to_low, to_high = box[axis] - p[axis], box[axis + 2] - p[axis]
+        to_low, to_high = box[axis] - margin - p[axis], box[axis + 2] + margin - p[axis]
         if step == 0:
             if to_low > 0 or to_high < 0:
                 return None
