@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from v1lit.data.remote.retry import Retry
-from v1lit.errors import check_choices, check_fields, check_least
+from v1lit.errors import OptionError, check_choices, check_fields, check_least
 from v1lit.paths import expand_fields, expand_within
 
 
@@ -92,6 +92,26 @@ class PackingConfig:
         if self.length is None:
             why = "without data.packing.length rows are not filled; give a length, or leave it out"
             check_fields(self, ["max_images", "max_image_tokens"], lambda limit: False, why)
+
+    def check_lengths(self, encoding: EncodingConfig) -> None:
+        """Raise OptionError where an example may be longer than a row."""
+        length, longest = self.length, encoding.max_tokens
+        if length is not None and longest > length:
+            why = (
+                f"data.packing.length is {length}, so an example may be {longest - length} tokens longer "
+                f"than a row: set data.encoding.max_tokens={length} or less, or data.packing.length="
+                f"{longest} or more"
+            )
+            raise OptionError("max_tokens", longest, why, encoding.GROUP)
+
+    def check_packs(self, backbone: str, packs: bool) -> None:
+        """Raise OptionError where rows are to be filled and the backbone cannot keep their examples apart."""
+        if self.length is not None and not packs:
+            why = (
+                f"the backbone {backbone!r} cannot keep the examples of a row apart: set "
+                "data.packing.length=null, and data.group_by_length=16 or so to pad little"
+            )
+            raise OptionError("length", self.length, why, self.GROUP)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.processor import Processor, load_processor
-from v1lit.data.checks import check_lengths, check_packs
 from v1lit.data.config import EncodingConfig, MixtureConfig, PackingConfig, SourceConfig, StreamConfig
 from v1lit.data.encode.batch import Batch
 from v1lit.data.encode.mapping import ExampleMap
@@ -109,7 +108,7 @@ class V1DataModule(LightningDataModule):
         check_least(self, 1, "batch_size", "val_batch_size", "group_by_length")
         check_least(self, 0, "num_workers")
         self.packing = packing or PackingConfig()
-        check_lengths(self.packing, self.encoding)
+        self.packing.check_lengths(self.encoding)
         self.stream = stream or StreamConfig()
         self.map = None if map is None else ExampleMap(map, seed)
         self.map_validation = map_validation
@@ -198,29 +197,27 @@ class V1DataModule(LightningDataModule):
 
         What cannot be read is left out, and what the map leaves out. Raises ValueError and MapError.
         """
-        map = self._map_of(split)
-        for index, (shard, example) in enumerate(self._readable(split)):
+        map, is_val = self._map_of(split), split == "val"
+        stream = self.streams and (self.streams.val if is_val else self.streams.train)
+        examples: Iterable[tuple[str, Example]]
+        if self.streams and stream:
+            examples = self.streams.examples(stream, self.max_val_examples if is_val else None)
+        else:
+            location = self.val_location if is_val else self.train_sources[0].shards
+            shards = ShardDataset(
+                location, shuffle=False, rank=0, world_size=1, on_bad="skip", config=self.stream
+            )
+            examples = ((location, example) for example in shards)
+        for index, (shard, example) in enumerate(examples):
             mapped = example if map is None else map(example, shard, ExampleRef(index, 0, 0, index))
             if mapped is not None:
                 yield mapped
-
-    def _readable(self, split: str) -> Iterator[tuple[str, Example]]:
-        """Examples with where they come from."""
-        stream = self.streams and (self.streams.val if split == "val" else self.streams.train)
-        if self.streams and stream:
-            yield from self.streams.examples(stream, self.max_val_examples if split == "val" else None)
-            return
-        location = self.val_location if split == "val" else self.train_sources[0].shards
-        for example in ShardDataset(
-            location, shuffle=False, rank=0, world_size=1, on_bad="skip", config=self.stream
-        ):
-            yield location, example
 
     # ------------------------------------------------------------------ Lightning's hooks
 
     def prepare_data(self) -> None:
         """Make what the source makes, and measure lengths where rows need them; once per machine."""
-        check_packs(self.packing, self.backbone, self.flat)
+        self.packing.check_packs(self.backbone.name, self.flat)
         if not self._prepared:
             prepare_source(self.source, self.stream.retry)
             if self.streams is None:
@@ -265,7 +262,7 @@ class V1DataModule(LightningDataModule):
 
         How many (`len`) is not known where rows are filled, without an index, and of a stream.
         """
-        check_packs(self.packing, self.backbone, self.flat)
+        self.packing.check_packs(self.backbone.name, self.flat)
         encoder, context = self._encoder("train"), self._context
         if isinstance(self._reading, StreamReading):
             assert self.streams is not None
