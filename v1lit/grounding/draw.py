@@ -105,7 +105,8 @@ def panel(
     truths = [truth] if isinstance(truth, Region) else list(truth)
     pointed = sorted(set(tokens)) if patch_map is not None else []
     seen = as_seen(image) if patch_map is None else _seen_by(patch_map, image)
-    shown = _resize(seen, side)
+    width, height = (max(round(length * side / max(seen.size)), 1) for length in seen.size)
+    shown = seen.resize((width, height), Image.Resampling.LANCZOS)
     if patch_map is not None:
         shown = draw_tokens(shown, patch_map, pointed)
     for region in truths:
@@ -133,12 +134,6 @@ def _seen_by(patch_map: PatchMap, image: Image.Image) -> Image.Image:
             f"{by(seen.size)}; make the map with the size of v1lit.grounding.as_seen(image)"
         )
     return seen
-
-
-def _resize(image: Image.Image, side: int) -> Image.Image:
-    scale = side / max(image.size)
-    size = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
-    return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def _mask(region: Region, image_size: Size, shown_size: Size) -> raster.Mask:
@@ -177,7 +172,7 @@ def _border(mask: raster.Mask, reach: int) -> raster.Mask:
 def _tag(picture: Image.Image, box: Box, label: str, color: Color) -> None:
     """A label on a coloured ground, on top of the box's upper left corner where there is room."""
     x, y = box[:2]
-    font = _font(13)
+    font = ImageFont.load_default(13)
     label = _clean(label)
     width, height = round(font.getlength(label)) + 8, 18
     left = round(min(max(x, 0), max(picture.width - width, 0)))
@@ -193,7 +188,7 @@ def _legend(patches: int, with_patches: bool, truths: int) -> Image.Image:
         entries.append((POINTED, True, f"pointed patches ({patches})"))
     if truths:
         entries.append((TRUE, False, "true region" if truths == 1 else f"true regions ({truths})"))
-    font = _font(15)
+    font = ImageFont.load_default(15)
     widths = [34 + round(font.getlength(text)) + 22 for *_, text in entries]
     strip = Image.new("RGB", (max(sum(widths), 1), 22 if entries else 1), "white")
     for (color, filled, text), x in zip(entries, np.cumsum([0, *widths]).tolist(), strict=False):
@@ -208,7 +203,7 @@ def _legend(patches: int, with_patches: bool, truths: int) -> Image.Image:
 
 def _text_column(question: str, trace_text: str, caption: str) -> Image.Image:
     """Question, trace and caption under small headings, one image as high as they need."""
-    font, small, big = _font(_TEXT_SIZE), _font(14), _font(_TEXT_SIZE + 3)
+    font, small, big = map(ImageFont.load_default, (_TEXT_SIZE, 14, _TEXT_SIZE + 3))
     sections = [("Question", [(question.strip(), _INK)], big)]
     sections.append(("Generated trace", _spans(trace_text[:_MAX_CHARACTERS].strip()), font))
     if caption:
@@ -270,10 +265,6 @@ def _fitting(word: str, font: Font, width: int) -> list[str]:
     step = max(int(width / max(font.getlength(word) / len(word), 1) * 0.6), 1)
     cuts = [*range(0, len(word), step), len(word)]
     return [word[a:b] for a, b in pairwise(cuts)]
-
-
-def _font(size: int) -> Font:
-    return ImageFont.load_default(size=size)
 
 
 def _clean(text: str) -> str:

@@ -18,17 +18,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from numbers import Real
-from typing import Any
 
 _NAME = re.compile(r"<obj\w*>")
 _REGION = re.compile(r"<\|region_\w+\|>")
-_POINTER = re.compile(r"<\|copy_([0-9]{1,9})\|>")
+_POINTERS = re.compile(r"\s*(?:<\|copy_[0-9]{1,9}\|>\s*)*")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,400}(?:\.[0-9]{0,400})?|\.[0-9]{1,400})")
 _QUERY = re.compile(r'\(\s*query\s*=\s*"')
+_NEXT = re.compile(r'[\s,]*["\]]')
+_CLOSE = re.compile(r"\s*\)")
 _OBJECTS = re.compile(r"\s*,\s*objects\s*=\s*\[")
 _STOP = re.compile(r'\\["\\]|\\detect\(|"|detect\(')
 _BOX_END = re.compile(r'[\]<"]|detect\(')
@@ -60,7 +60,9 @@ class DetectedObject:
         if self.region is not None and not _REGION.fullmatch(self.region):
             raise ValueError(f"a region is named like <|region_1|>, got {self.region!r}")
         if self.box is not None:
-            object.__setattr__(self, "box", _check_numbers(self.box))
+            if len(self.box) != 4 or not all(isinstance(v, Real) and math.isfinite(v) for v in self.box):
+                raise ValueError(f"the box of an object is four finite numbers, got {self.box!r}")
+            object.__setattr__(self, "box", tuple(map(float, self.box)))
         object.__setattr__(self, "tokens", tuple(int(token) for token in self.tokens))
         if not all(0 <= token < POINTER_LIMIT for token in self.tokens):
             raise ValueError(f"pointers are 0 or more and below {POINTER_LIMIT}, got {self.tokens}")
@@ -182,13 +184,6 @@ def _format_number(value: float) -> str:
     return short if float(short) == value else format(Decimal(repr(value)), "f")
 
 
-def _check_numbers(values: Sequence[Any]) -> tuple[float, float, float, float]:
-    if len(values) != 4 or not all(isinstance(v, Real) and math.isfinite(v) for v in values):
-        raise ValueError(f"the box of an object is four finite numbers, got {values!r}")
-    x1, y1, x2, y2 = (float(v) for v in values)
-    return x1, y1, x2, y2
-
-
 class _CallError(Exception):
     """The call cannot be read beyond the parser's position."""
 
@@ -242,27 +237,17 @@ class _Parser:
 
     def _list(self, objects: list[DetectedObject]) -> None:
         """Strings up to the closing brackets. Where one does not fit, the position stays before it."""
-        while True:
-            before = self.at
-            self._skip(_SEPARATOR)
-            if self._take('"'):
-                self._string(objects)
-            elif self._take("]"):
-                break
-            else:
-                self.at = before
-                raise _CallError('expected an object in quotes or the end of the list, "]"')
-        before = self.at
-        self._skip(_SPACE)
-        if not self._take(")"):
-            self.at = before
-            raise _CallError('expected ")" after the list of objects')
+        while (mark := self._match(_NEXT) or "").endswith('"'):
+            self._string(objects)
+        if not mark:
+            raise _CallError('expected an object in quotes or the end of the list, "]"')
+        self._expect(_CLOSE, 'expected ")" after the list of objects')
 
     def _string(self, objects: list[DetectedObject]) -> None:
         """Objects up to the closing quote; what cannot be read among them is reported and passed over."""
         good = self.at
         while True:
-            self._skip(_SEPARATOR)
+            self._match(_SEPARATOR)
             if self._take('"'):
                 return
             if self.at >= len(self.text) or self.text.startswith("detect(", self.at):
@@ -283,7 +268,7 @@ class _Parser:
     def _object(self) -> DetectedObject | None:
         name = self._match(_NAME) or ""
         after_name = self.at
-        self._skip(_SPACE)
+        self._match(_SPACE)
         region = self._match(_REGION)
         if region is not None:
             return DetectedObject(name, region)
@@ -300,18 +285,18 @@ class _Parser:
         return DetectedObject(name) if name else None
 
     def _box(self) -> tuple[float, float, float, float] | None:
-        self._skip(_SPACE)
+        self._match(_SPACE)
         start = self.at
         if not self._take("["):
             return None
         numbers: list[float] = []
         while len(numbers) < 4:
-            self._skip(_SEPARATOR if numbers else _SPACE)
+            self._match(_SEPARATOR if numbers else _SPACE)
             number = self._match(_NUMBER)
             if number is None:
                 break
             numbers.append(float(number))
-        self._skip(_SPACE)
+        self._match(_SPACE)
         closed = self._take("]")
         if not closed:
             end = _BOX_END.search(self.text, self.at)
@@ -323,13 +308,7 @@ class _Parser:
         return numbers[0], numbers[1], numbers[2], numbers[3]
 
     def _pointers(self) -> tuple[int, ...]:
-        tokens = []
-        self._skip(_SPACE)
-        while (match := _POINTER.match(self.text, self.at)) is not None:
-            tokens.append(int(match[1]))
-            self.at = match.end()
-            self._skip(_SPACE)
-        return tuple(tokens)
+        return tuple(map(int, re.findall("[0-9]+", self._match(_POINTERS) or "")))
 
     def _match(self, pattern: re.Pattern[str]) -> str | None:
         match = pattern.match(self.text, self.at)
@@ -343,9 +322,6 @@ class _Parser:
             return False
         self.at += len(literal)
         return True
-
-    def _skip(self, pattern: re.Pattern[str]) -> None:
-        self._match(pattern)
 
     def _expect(self, pattern: re.Pattern[str], reason: str) -> None:
         if self._match(pattern) is None:
