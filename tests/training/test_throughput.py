@@ -72,9 +72,9 @@ def test_rates_are_the_sums_of_the_interval_over_its_seconds(fit: Any, clock: Cl
     log, logged = Log(clock, seconds=0.5), []
 
     class Counted(Throughput):
-        def _log(self, trainer: Any, *args: Any) -> None:
+        def _values(self, trainer: Any, *args: Any) -> dict[str, float]:
             logged.append(trainer.global_step)
-            super()._log(trainer, *args)
+            return super()._values(trainer, *args)
 
     fit(Counted(peak_tflops=2.0), log, accumulate_grad_batches=2)
     assert logged == [2, 4]

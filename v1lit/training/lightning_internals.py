@@ -21,7 +21,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from v1lit.data.datamodule import V1DataModule
 
 Checkpoint = Mapping[str, Any]
-Counters = dict[str, Any]
 Limits = tuple[int, int | None]
 """Steps and epochs."""
 
@@ -109,7 +108,7 @@ def put_between_steps(checkpoint: Checkpoint, trainer: Trainer) -> None:
     loops["epoch_loop.state_dict"]["_batches_that_stepped"] = trainer.global_step
 
 
-def _set_all(counters: Counters, value: int) -> None:
+def _set_all(counters: dict[str, Any], value: int) -> None:
     counters.update(dict.fromkeys(counters, value))
 
 
@@ -173,11 +172,7 @@ def count_logged_steps(trainer: Trainer) -> None:
 
 def ask_nobody_about_sigterm(trainer: Trainer) -> None:
     """Keep Lightning from asking all ranks before every batch about a SIGTERM, which waits for the GPU."""
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
-
-
-def _nothing() -> None:
-    """In place of a question that nobody has to ask."""
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
 # ------------------------------------------------------------------ optimizers and their schedule

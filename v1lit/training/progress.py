@@ -115,14 +115,11 @@ class RunProgress(ProgressBar):
         self.progress.update(task, completed=done, count=count)
 
     def _read_numbers(self, trainer: Trainer) -> None:
-        if self.progress is not None:
-            self._read = time.monotonic()
-            numbers = in_short(trainer.progress_bar_metrics)
-            self.progress.update(self._train, numbers=numbers)
-            self._print_line(trainer, numbers)
-
-    def _print_line(self, trainer: Trainer, numbers: str) -> None:
-        assert self.progress is not None
+        if self.progress is None:
+            return
+        self._read = time.monotonic()
+        numbers = in_short(trainer.progress_bar_metrics)
+        self.progress.update(self._train, numbers=numbers)
         console = self.progress.console
         if not console.is_terminal and self._read - self._printed >= SECONDS_BETWEEN_LINES:
             self._printed = self._read
@@ -147,10 +144,7 @@ class _Times(ProgressColumn):
 
 def in_short(metrics: dict[str, Any]) -> str:
     """Measurements as they stand at the end of the line."""
-    ordered = [
-        *(name for name in MEASUREMENTS if name in metrics),
-        *(m for m in metrics if m not in MEASUREMENTS),
-    ]
+    ordered = (name for name in {**MEASUREMENTS, **metrics} if name in metrics)
     return " ".join(MEASUREMENTS.get(name, name + " {:.3g}").format(float(metrics[name])) for name in ordered)
 
 

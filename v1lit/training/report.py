@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 
 from v1lit.data.example import Example, Message
@@ -39,14 +39,6 @@ class HeldOutAnswer:
     def first_run(self) -> tuple[int, ...]:
         return self.prediction.pointers[0] if self.prediction.pointers else ()
 
-    @property
-    def first_in_region(self) -> bool:
-        return bool(self.first_run) and self.first_run[0] in self.truth
-
-    @property
-    def region_iou(self) -> float:
-        return overlap(frozenset(self.first_run), self.truth)
-
 
 def overlap(a: frozenset[int], b: frozenset[int]) -> float:
     """Intersection over union of two sets of image tokens; 0 for two empty ones."""
@@ -73,7 +65,7 @@ def answer_held_out(
 
 
 def _ask(predictor: Predictor, chunk: Sequence[Example], run: RunConfig) -> list[HeldOutAnswer]:
-    questions = [_question(example) for example in chunk]
+    questions = [tuple(takewhile(lambda message: message.role != "assistant", e.messages)) for e in chunk]
     asked = [([image.data for image in e.images], q) for e, q in zip(chunk, questions, strict=True)]
     predictions = predictor.batch(asked, max_new_tokens=run.report_max_new_tokens)
     return [_answer(*parts) for parts in zip(chunk, questions, predictions, strict=True)]
@@ -94,8 +86,8 @@ def score(answers: Sequence[HeldOutAnswer], seed: int = 0) -> dict[str, float]:
     scores = {"val/examples": float(len(answers)), "val/examples_with_region": float(len(pointed))}
     if pointed:
         scores |= {
-            "val/pointer_first_in_region": _mean(float(answer.first_in_region) for answer in pointed),
-            "val/region_iou": _mean(answer.region_iou for answer in pointed),
+            "val/pointer_first_in_region": _mean(not a.truth.isdisjoint(a.first_run[:1]) for a in pointed),
+            "val/region_iou": _mean(overlap(frozenset(a.first_run), a.truth) for a in pointed),
             "chance/pointer_first_in_region": _mean(len(answer.truth) / answer.tokens for answer in pointed),
             "chance/region_iou": _chance_iou(pointed, random.Random(seed)),
         }
@@ -127,11 +119,6 @@ def draw_pictures(answers: Sequence[HeldOutAnswer], folder: Path) -> list[Path]:
         picture.save(path)
         paths.append(path)
     return paths
-
-
-def _question(example: Example) -> tuple[Message, ...]:
-    first = next(i for i, message in enumerate(example.messages) if message.role == "assistant")
-    return tuple(example.messages[:first])
 
 
 def _answer(example: Example, question: tuple[Message, ...], prediction: Prediction) -> HeldOutAnswer:

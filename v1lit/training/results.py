@@ -111,7 +111,9 @@ def make_results(
         with parts.part("report"):
             if data.has_val:
                 answers = _answers(predictor, data, run)
-                metrics = {**_of_training(metrics), **score(answers)}
+                # Without what an earlier report has measured.
+                trained = (name for name in metrics if name.startswith("train/") or name == "val/loss")
+                metrics = {**{name: metrics[name] for name in trained}, **score(answers)}
         with parts.part("pictures"):
             if answers:
                 draw_pictures(answers[: run.pictures], folder / "pictures")
@@ -130,11 +132,6 @@ def load_weights(module: V1Module, checkpoint: Path) -> None:
     state = weights_of(content)
     module.to({value.dtype for value in state.values() if value.is_floating_point()}.pop())
     module.load_state_dict(state)
-
-
-def _of_training(metrics: dict[str, float]) -> dict[str, float]:
-    """Without what an earlier report has measured."""
-    return {name: value for name, value in metrics.items() if name.startswith("train/") or name == "val/loss"}
 
 
 def _answers(predictor: Predictor, data: V1DataModule, run: RunConfig) -> list[HeldOutAnswer]:

@@ -12,9 +12,6 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-SPOKEN_NAMES = {signal.SIGINT: "Ctrl-C"}
-EXIT_CODES = {signal.SIGINT: 130}
-"""All other signals end the run with the exit code of SIGTERM."""
 
 
 class RunStopped(Exception):  # noqa: N818  # nothing went wrong
@@ -26,11 +23,12 @@ class RunStopped(Exception):  # noqa: N818  # nothing went wrong
 
     @property
     def exit_code(self) -> int:
-        return EXIT_CODES.get(signal.Signals(self.signum), 128 + signal.SIGTERM)
+        # All other signals end the run with the exit code of SIGTERM.
+        return 128 + (signal.SIGINT if self.signum == signal.SIGINT else signal.SIGTERM)
 
     def __str__(self) -> str:
-        number = signal.Signals(self.signum)
-        return f"stopped by {SPOKEN_NAMES.get(number, number.name)} {self.when}"
+        name = "Ctrl-C" if self.signum == signal.SIGINT else signal.Signals(self.signum).name
+        return f"stopped by {name} {self.when}"
 
 
 class StopRequests:

@@ -84,7 +84,10 @@ class Throughput(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._prepare_mfu(trainer, module)
-        _log_short_runs(trainer)
+        steps = total_steps(trainer)
+        if steps and steps < trainer.log_every_n_steps:  # type: ignore[attr-defined]  # a connector sets it
+            # A run that is shorter than the interval between two logs is logged at its end.
+            trainer.log_every_n_steps = steps  # type: ignore[attr-defined]
         self._logged = trainer.global_step
         self._begin(module)
 
@@ -128,15 +131,11 @@ class Throughput(Callback):
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # a connector sets it
         if trainer.global_step == self._logged or trainer.global_step % max(1, every):
             return
-        self._log(trainer, module, len(batch))
+        values = self._values(trainer, module.device)
+        module.log("examples/s", values[RATES[0]], prog_bar=True, logger=False, batch_size=len(batch))
+        module.log_dict(values, batch_size=len(batch))
         self._logged = trainer.global_step
         self._begin(module)
-
-    def _log(self, trainer: Trainer, module: LightningModule, batch_size: int) -> None:
-        values = self._values(trainer, module.device)
-        per_second = values[RATES[0]]
-        module.log("examples/s", per_second, prog_bar=True, logger=False, batch_size=batch_size)
-        module.log_dict(values, batch_size=batch_size)
 
     def _values(self, trainer: Trainer, device: torch.device) -> dict[str, float]:
         work = self._work
@@ -164,13 +163,6 @@ class Throughput(Callback):
         if self._peak is not None:
             values[MFU] = flops / seconds / self._peak.flops
         return values
-
-
-def _log_short_runs(trainer: Trainer) -> None:
-    """A run that is shorter than the interval between two logs is logged at its end."""
-    steps = total_steps(trainer)
-    if steps and steps < trainer.log_every_n_steps:  # type: ignore[attr-defined]  # a connector sets it
-        trainer.log_every_n_steps = steps  # type: ignore[attr-defined]
 
 
 def _finish_queue(device: torch.device) -> None:
