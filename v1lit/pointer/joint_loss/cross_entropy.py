@@ -65,21 +65,19 @@ def pointer_cross_entropy(
     choice = choose_loss(options.implementation, hidden.device, hidden.dtype, options.z_top_k)
     options = replace(options, implementation=choice.name)
     with torch.autocast(hidden.device.type, enabled=False):
-        parts, predictions = (_separate if options.separate else _joint)(rows, options, reduction != "none")
+        if options.separate:
+            parts, predictions = _separate(rows, options, reduction != "none")
+        else:
+            terms = compute(rows, options, reduction != "none")
+            parts, predictions = {"joint": (rows, terms)}, terms.predictions
     return _total(parts, predictions, options, reduction, normalizer)
 
 
 Parts = dict[str, tuple[JointRows, Terms]]
 
 
-def _joint(rows: JointRows, options: LossOptions, reduce: bool) -> tuple[Parts, Tensor]:
-    """One softmax over all."""
-    terms = compute(rows, options, reduce)
-    return {"joint": (rows, terms)}, terms.predictions
-
-
 def _separate(rows: JointRows, options: LossOptions, reduce: bool) -> tuple[Parts, Tensor]:
-    """Two, over all positions, in each of which the positions of the other have no weight.
+    """Two softmaxes, over all positions, in each of which the positions of the other have no weight.
 
     Source: jun297/v1, v1/modeling_v1.py, lines 432-474.
     """
