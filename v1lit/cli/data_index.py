@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from v1lit.cli.errors import Parser, RunFailed, a_path
 from v1lit.data.reasons import in_words, most_frequent
 from v1lit.data.shards import index_shards
-
-if TYPE_CHECKING:
-    from v1lit.data.lengths.length import LengthOptions
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,10 +29,16 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_work()
     given, changes = parser.read_with_changes(argv)
-    if not given.lengths:
+    options = None
+    if given.lengths:  # A mistake in the recipe is told at once.
+        from v1lit.cli.recipe import compose
+        from v1lit.cli.recipe_cli import RecipeCLI
+        from v1lit.data.lengths.length import LengthOptions
+
+        _, data = RecipeCLI(compose(given.lengths, changes), parse_only=True).model_and_data()
+        options = LengthOptions(data.processor, data.encoding, data.map)
+    else:
         parser.refuse(changes)
-    # A mistake in it is told at once.
-    options = _options_of(given.lengths, changes) if given.lengths else None
     started = time.monotonic()
     index = index_shards(given.location, given.out, workers=given.workers, progress=given.progress)
     folder = given.out or (
@@ -51,16 +54,6 @@ def main(argv: Sequence[str]) -> int:
         path = write_lengths(folder or ".", options, workers=given.workers, progress=given.progress)
         print(f"{path}: their lengths in tokens")
     return 0
-
-
-def _options_of(recipe: str, changes: list[str]) -> LengthOptions:
-    """What decides lengths in a recipe."""
-    from v1lit.cli.recipe import compose
-    from v1lit.cli.recipe_cli import RecipeCLI
-    from v1lit.data.lengths.length import LengthOptions
-
-    _, data = RecipeCLI(compose(recipe, changes), parse_only=True).model_and_data()
-    return LengthOptions(data.processor, data.encoding, data.map)
 
 
 def _print(folder: str, index: dict[str, Any], seconds: float) -> None:

@@ -24,11 +24,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("folder", metavar="RUN_FOLDER", type=a_path)
     options, changes = parser.read_with_changes(argv)
-    _report(Path(options.folder), changes)
-    return 0
-
-
-def _report(folder: Path, changes: list[str]) -> None:
+    folder = Path(options.folder)
     recipe = compose(str(newest_recipe(folder)), ["--run.resume=null", *changes])
     from lightning.fabric import Fabric
 
@@ -53,6 +49,7 @@ def _report(folder: Path, changes: list[str]) -> None:
         print(f"from {weights.load}, of a run of {steps} steps")
         run = RunConfig(**config["run"])
         make_results(module, data, run, folder, measured(folder, steps), weights, device)
+    return 0
 
 
 def newest_recipe(folder: Path) -> Path:

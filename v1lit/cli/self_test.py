@@ -47,7 +47,8 @@ def run_self_test(device: str, debug: bool = False) -> int:
         for text, times in captured.warnings.items():
             print(f"{times} x {two_lines(text)}")
     seconds = time.perf_counter() - start
-    warned = _warnings(len(captured.warnings), debug)
+    count_warned, hint = len(captured.warnings), "" if debug else "; --debug shows them"
+    warned = f"; {count_warned} warning{'s' * (count_warned > 1)}{hint}" if count_warned else ""
     print(f"{count - failed} of {count} checks passed in {seconds:.0f} s{warned}")
     return 1 if failed else 0
 
@@ -57,8 +58,3 @@ def _versions() -> str:
     if not remarks():
         return "which ones were tested is not recorded"
     return "; ".join(different) or "none is newer or older than tested"
-
-
-def _warnings(count: int, shown: bool) -> str:
-    plural = "" if count == 1 else "s"
-    return f"; {count} warning{plural}{'' if shown else '; --debug shows them'}" if count else ""
