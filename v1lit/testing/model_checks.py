@@ -129,7 +129,6 @@ def pointers(name: str) -> tuple[str, float]:
 
 def gradients(name: str) -> str:
     """Every weight that learns gets a gradient, from a batch with images and from one without."""
-    learning = 0
     for images in ((1, 0, 2), (0, 0)):
         model, batch = build(name).train(), training_batch(name, images)
         model(**inputs(batch), labels=batch.labels).loss.backward()

@@ -109,10 +109,10 @@ def free_edges(lower: np.ndarray, upper: np.ndarray, token_views: np.ndarray, le
 
 def painted(size: Size, box: Rectangle | None) -> Image.Image:
     """A grey image, with a brighter rectangle if there is one."""
-    pixels = np.full((size[1], size[0], 3), 60, dtype=np.uint8)
+    image = Image.new("RGB", size, (60, 60, 60))
     if box is not None:
-        pixels[box[1] : box[3], box[0] : box[2]] = 220
-    return Image.fromarray(pixels)
+        image.paste((220, 220, 220), box)
+    return image
 
 
 def _some(tokens: list[int]) -> str:
