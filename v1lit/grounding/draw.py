@@ -105,7 +105,8 @@ def panel(
     truths = [truth] if isinstance(truth, Region) else list(truth)
     pointed = sorted(set(tokens)) if patch_map is not None else []
     seen = as_seen(image) if patch_map is None else _seen_by(patch_map, image)
-    width, height = (max(round(length * side / max(seen.size)), 1) for length in seen.size)
+    scale = side / max(seen.size)
+    width, height = (max(round(length * scale), 1) for length in seen.size)
     shown = seen.resize((width, height), Image.Resampling.LANCZOS)
     if patch_map is not None:
         shown = draw_tokens(shown, patch_map, pointed)
