@@ -21,6 +21,7 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal
 from numbers import Real
+from typing import Any
 
 _NAME = re.compile(r"<obj\w*>")
 _REGION = re.compile(r"<\|region_\w+\|>")
@@ -60,9 +61,10 @@ class DetectedObject:
         if self.region is not None and not _REGION.fullmatch(self.region):
             raise ValueError(f"a region is named like <|region_1|>, got {self.region!r}")
         if self.box is not None:
-            if len(self.box) != 4 or not all(isinstance(v, Real) and math.isfinite(v) for v in self.box):
-                raise ValueError(f"the box of an object is four finite numbers, got {self.box!r}")
-            object.__setattr__(self, "box", tuple(map(float, self.box)))
+            box: Any = self.box
+            if len(box) != 4 or not all(isinstance(v, Real) and math.isfinite(v) for v in box):
+                raise ValueError(f"the box of an object is four finite numbers, got {box!r}")
+            object.__setattr__(self, "box", tuple(map(float, box)))
         object.__setattr__(self, "tokens", tuple(int(token) for token in self.tokens))
         if not all(0 <= token < POINTER_LIMIT for token in self.tokens):
             raise ValueError(f"pointers are 0 or more and below {POINTER_LIMIT}, got {self.tokens}")

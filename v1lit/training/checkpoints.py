@@ -150,7 +150,8 @@ class LastCheckpoint(Checkpoint):
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._stop_here(trainer)
 
-    on_validation_start = on_train_epoch_start
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._stop_here(trainer)
 
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
