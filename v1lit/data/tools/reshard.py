@@ -51,7 +51,6 @@ from v1lit.data.tools.reshard_shards import (
     INPUT_CACHE_BYTES,
     UNITS,
     InputShards,
-    OutputShard,
     cut,
     has_size,
     unit_name,
@@ -144,8 +143,7 @@ def _check_free(staged: StagedFolder) -> None:
     out = staged.out
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; give a folder that is empty or does not exist")
-    content = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
-    others = [name for name in content if name != STAGING]
+    others = sorted(path.name for path in out.iterdir() if path.name != STAGING) if out.is_dir() else []
     if others and staged.final is None:  # Else shards may have their places already.
         raise ValueError(
             f"{out} is not empty (it holds {others[0]}); give a folder that is empty or does not exist"
@@ -211,10 +209,8 @@ def _write_shards(
     make_table(staging, shard_list.shards, cache, skip, min(workers, len(shard_list.shards)), progress)
     inputs = InputShards(staged)
     cuts = cut(inputs.table, options.shuffle, options.examples_per_shard, options.max_shard_mb * 2**20)
-    outputs = [
-        OutputShard(shard_index, start, stop) for shard_index, (start, stop) in enumerate(pairwise(cuts))
-    ]
-    todo = [output for output in outputs if not staged.is_done(unit_name(output.shard_index))]
+    outputs = [(shard_index, start, stop) for shard_index, (start, stop) in enumerate(pairwise(cuts))]
+    todo = [output for output in outputs if not staged.is_done(unit_name(output[0]))]
     written = ordered(write_shard, todo, count_workers(workers, len(todo)), inputs)
     with closing(written), progress_bar("writing", len(todo), progress) as advance:
         for examples in written:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -104,17 +104,6 @@ class InputShards:
         return type(self), (self.staged,)
 
 
-@dataclass(frozen=True)
-class OutputShard:
-    """One shard to be written."""
-
-    shard_index: int
-    start: int
-    """Position in the output of the shard's first example."""
-    stop: int
-    """Position behind its last one."""
-
-
 def unit_name(shard_index: int) -> str:
     """Name of the unit of one output shard."""
     return f"{UNITS}/{shard_index:06d}"
@@ -127,13 +116,17 @@ def has_size(folder: Path, shard: ShardInfo) -> bool:
     return sized and (folder / sidecar_name(shard.file)).is_file()
 
 
-def write_shard(output: OutputShard, inputs: InputShards) -> int:
-    """Write one output shard, and its record; returns its number of examples. Raises ShardError."""
+def write_shard(output: tuple[int, int, int], inputs: InputShards) -> int:
+    """Write one output shard, and its record; returns its number of examples. Raises ShardError.
+
+    `output`: index of the shard, position in the output of its first example, and behind its last one.
+    """
     skipped: list[Finding] = []
-    size = output.stop - output.start
-    with inputs.staged.unit(unit_name(output.shard_index)) as unfinished:
+    shard_index, start, stop = output
+    size = stop - start
+    with inputs.staged.unit(unit_name(shard_index)) as unfinished:
         with ShardWriter(unfinished, max_examples=size, max_bytes=2**62, unique="shard") as writer:
-            for data in inputs.read(order(inputs.table, inputs.seed, output.start, output.stop)):
+            for data in inputs.read(order(inputs.table, inputs.seed, start, stop)):
                 if isinstance(data, Finding):
                     skipped.append(data)
                 else:
