@@ -136,12 +136,10 @@ class ShardCache:
     def _adopt(self, entry: _Entry) -> None:
         """Take in a file that has another inode than its note says: the folder was copied, say."""
         note = read_json(entry.note)
-        try:
+        with suppress(FileNotFoundError):
             inode = entry.file.stat().st_ino
             if note and note.get("inode") != inode and note.get("sha256") == sha256_of(entry.file):
                 write_json(entry.note, {**note, "inode": inode})
-        except FileNotFoundError:
-            return
 
     def _download(self, entry: _Entry, size: int | None, sha256: str | None) -> None:
         if size is not None:
@@ -173,7 +171,9 @@ class ShardCache:
                 lock.acquire(timeout=self.retry.patience)
                 break
             except Timeout:
-                now = _size_of(entry.part)
+                now = -1
+                with suppress(OSError):
+                    now = entry.part.stat().st_size
                 if now == before:
                     raise CacheError(
                         f"{shown(entry.url)}: another process downloads it to {self.folder}, but got "
@@ -294,10 +294,3 @@ def _touch(file: Path) -> bool:
     except OSError:
         pass  # It belongs to another user, who keeps its time then.
     return True
-
-
-def _size_of(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from v1lit.data.remote.answer import Body, RemoteInfo
@@ -24,7 +25,7 @@ def open_web(url: str, retry: Retry, start: int = 0, tag: str | None = None) -> 
     """As `open_body`, for http:// and https://."""
     with _request(url, retry, _range_headers(start, tag)) as (filesystem, response):
         first, total = _place(response, start)
-        chunks = _chunks(filesystem, response, retry)
+        chunks = iter(partial(run, filesystem, response.content.readany, timeout=retry.timeout), b"")
         framed = total is not None or _is_chunked(response)
         yield Body(first, total, tag_of(response.headers), chunks, framed)
 
@@ -80,11 +81,6 @@ async def _send(filesystem: Any, url: str, headers: dict[str, str]) -> Any:
 
 async def _close(response: Any) -> None:
     response.close()
-
-
-def _chunks(filesystem: Any, response: Any, retry: Retry) -> Iterator[bytes]:
-    while chunk := run(filesystem, response.content.readany, timeout=retry.timeout):
-        yield chunk
 
 
 def _check(response: Any) -> None:

@@ -64,10 +64,8 @@ def find_source(source: str | Path, split: str | None = None) -> ParquetSource:
     parquet = _split_folder(folder)
     if not parquet.splits:
         raise ValueError(f"{source} holds no parquet files")
-    return parquet if split is None else _choose(source, parquet, split)
-
-
-def _choose(source: str | Path, parquet: ParquetSource, split: str) -> ParquetSource:
+    if split is None:
+        return parquet
     name = canonical_split(split)
     if name not in parquet.splits:
         existing = ", ".join(str(key) for key in parquet.splits if key is not None) or "no splits"

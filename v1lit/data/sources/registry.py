@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
@@ -73,23 +74,15 @@ def _names_shards(location: str) -> bool:
 def _holds_shards(location: str, retry: Retry) -> bool:
     """Whether a location has an index, or shards without one."""
     if is_remote(location):
-        return (
-            is_pattern(location)
-            or exists(join(location, INDEX_NAME), retry)
-            or _lists_shards(location, retry)
-        )
+        if is_pattern(location) or exists(join(location, INDEX_NAME), retry):
+            return True
+        with suppress(ValueError):  # It cannot be listed, or holds none.
+            return bool(expand(join(location, "*.tar"), retry))
+        return False
     folder = Path(location)
     if not folder.is_dir():
         return folder.is_file() or is_pattern(location)
     return (folder / INDEX_NAME).is_file() or any(folder.glob("*.tar"))
-
-
-def _lists_shards(url: str, retry: Retry) -> bool:
-    """Whether a remote folder can be listed, and holds shards."""
-    try:
-        return bool(expand(join(url, "*.tar"), retry))
-    except ValueError:
-        return False
 
 
 def synthetic_source(
