@@ -195,7 +195,9 @@ class Members:
             question = self.prompt if self.question is None else self.question.text(members)
             reply = self.reply.text(members)
             if self.query is not None:
-                reply = f"{_call(self.query.text(members), regions)}\n{reply}"
+                objects = (DetectedObject(f"<obj{n}>", region) for n, region in enumerate(regions, start=1))
+                call = Detect(self.query.text(members), tuple(objects))
+                reply = f"{format_trace(Trace((call,)))}\n{reply}"
             messages = [Message("user", question), Message("assistant", reply)]
         if not any(IMAGE_MARKER in message.content for message in messages):
             first = next((turn for turn, message in enumerate(messages) if message.role == "user"), None)
@@ -261,11 +263,6 @@ def _is_box(value: object) -> bool:
 def _region_name(name: str) -> str:
     """`<|region_1|>` for itself, `region_1` and `1`."""
     return name if REGION_NAME.fullmatch(name) else f"<|region_{name.removeprefix('region_')}|>"
-
-
-def _call(query: str, regions: Sequence[str]) -> str:
-    objects = (DetectedObject(f"<obj{number}>", region) for number, region in enumerate(regions, start=1))
-    return format_trace(Trace((Detect(query, tuple(objects)),)))
 
 
 def _conversation(value: object) -> list[Message]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from functools import partial
 from itertools import permutations
 
 from PIL import Image, ImageDraw
@@ -141,16 +142,10 @@ def _draw_arrows(arrows: Sequence[Line], size: tuple[int, int]) -> Image.Image:
     return mask.reduce(k)
 
 
-def _targets(scene: Scene, item: Item) -> tuple[Item, ...]:
-    """The nodes that `item` points to, from left to right."""
-    start = scene.items.index(item)
-    return left_to_right([scene.items[b] for a, b in scene.arrows if a == start])
-
-
-def _sources(scene: Scene, item: Item) -> tuple[Item, ...]:
-    """The nodes that point to `item`, from left to right."""
-    end = scene.items.index(item)
-    return left_to_right([scene.items[a] for a, b in scene.arrows if b == end])
+def _linked(scene: Scene, item: Item, *, leaving: bool = True) -> tuple[Item, ...]:
+    """The nodes that `item` points to, or else those that point to it, from left to right."""
+    arrows = scene.arrows if leaving else [(b, a) for a, b in scene.arrows]
+    return left_to_right([scene.items[b] for a, b in arrows if a == scene.items.index(item)])
 
 
 def find(rng: random.Random, scene: Scene) -> Turn:
@@ -172,10 +167,10 @@ def find(rng: random.Random, scene: Scene) -> Turn:
 def count(rng: random.Random, scene: Scene) -> Turn:
     """Arrows that leave a node, or end at it."""
     leaving = rng.random() < 0.5
-    reach = _targets if leaving else _sources
-    options = [i for i in scene.items if order_is_clear(reach(scene, i), scene.image.width)]
-    wanted = choose(rng, sorted({len(reach(scene, i)) for i in options}))
-    item = rng.choice([i for i in options if len(reach(scene, i)) == wanted])
+    reach = partial(_linked, scene, leaving=leaving)
+    options = [i for i in scene.items if order_is_clear(reach(i), scene.image.width)]
+    wanted = choose(rng, sorted({len(reach(i)) for i in options}))
+    item = rng.choice([i for i in options if len(reach(i)) == wanted])
     if leaving:
         question = rng.choice(["How many arrows leave {x}?", "How many nodes does {x} point to?"])
         query = f"nodes that {item.label} points to"
@@ -183,14 +178,14 @@ def count(rng: random.Random, scene: Scene) -> Turn:
         question = rng.choice(["How many arrows end at {x}?", "How many nodes point to {x}?"])
         query = f"nodes that point to {item.label}"
     last = say(rng, ["\nThat makes {n}.", "\nI count {n}."], n=wanted)
-    steps = (*two_searches(rng, item.name, (item,), query, reach(scene, item)), last)
+    steps = (*two_searches(rng, item.name, (item,), query, reach(item)), last)
     return Turn(question.format(x=item.name), steps, str(wanted))
 
 
 def compare(rng: random.Random, scene: Scene) -> Turn:
     """From which of two nodes more arrows leave, or whether they do."""
-    clear = [i for i in scene.items if order_is_clear(_targets(scene, i), scene.image.width)]
-    pairs = [p for p in permutations(clear, 2) if len(_targets(scene, p[0])) > len(_targets(scene, p[1]))]
+    clear = [i for i in scene.items if order_is_clear(_linked(scene, i), scene.image.width)]
+    pairs = [p for p in permutations(clear, 2) if len(_linked(scene, p[0])) > len(_linked(scene, p[1]))]
     pair = choose(rng, pairs)
     if rng.random() < 0.5:
         a, b = rng.sample(pair, 2)
@@ -204,7 +199,7 @@ def compare(rng: random.Random, scene: Scene) -> Turn:
         question = rng.choice(
             ["Do more arrows leave {a} than {b}?", "Does {a} point to more nodes than {b}?"]
         )
-    found = _targets(scene, a), _targets(scene, b)
+    found = _linked(scene, a), _linked(scene, b)
     queries = [f"nodes that {i.label} points to" for i in (a, b)]
     last = say(rng, ["\n{m} against {n}.", "\nThat is {m} and {n}."], m=len(found[0]), n=len(found[1]))
     steps = (*two_searches(rng, queries[0], found[0], queries[1], found[1]), last)
@@ -217,8 +212,8 @@ def relate(rng: random.Random, scene: Scene) -> Turn:
 
 
 def _name_targets(rng: random.Random, scene: Scene) -> Turn:
-    item = choose(rng, [i for i in scene.items if order_is_clear(_targets(scene, i), scene.image.width)])
-    found = _targets(scene, item)
+    item = choose(rng, [i for i in scene.items if order_is_clear(_linked(scene, i), scene.image.width)])
+    found = _linked(scene, item)
     answer = ", ".join(i.label for i in found) or "none"
     question = say(
         rng,
@@ -235,7 +230,7 @@ def _name_targets(rng: random.Random, scene: Scene) -> Turn:
 
 def _points_to(rng: random.Random, scene: Scene) -> Turn:
     answer = yes_no(rng)
-    pairs = [p for p in permutations(scene.items, 2) if (p[1] in _targets(scene, p[0])) == (answer == "yes")]
+    pairs = [p for p in permutations(scene.items, 2) if (p[1] in _linked(scene, p[0])) == (answer == "yes")]
     a, b = choose(rng, pairs)
     question = say(
         rng, ["Does {a} point to {b}?", "Is there an arrow from {a} to {b}?"], a=a.label, b=b.label

@@ -68,9 +68,11 @@ def make_example(
         regions.update({name: Region.from_box(box) for name, box in boxes.items()})
         messages.append(Message("user", ("<image>\n" if index == 0 else "") + turn.question))
         messages.append(Message("assistant", text))
+    png = io.BytesIO()
+    scene.image.save(png, "PNG", compress_level=3)
     return Example(
         id=id,
-        images=(_png(scene),),
+        images=(EncodedImage(data=png.getvalue(), format="png", size=scene.image.size),),
         messages=tuple(messages),
         regions=regions,
         answer=turns[-1].answer,
@@ -101,12 +103,6 @@ def _new_turn(rng: random.Random, scene: Scene, kind: str, asked: set[str]) -> T
             if turn.question not in asked:
                 return turn
     raise NoQuestionError
-
-
-def _png(scene: Scene) -> EncodedImage:
-    buffer = io.BytesIO()
-    scene.image.save(buffer, "PNG", compress_level=3)
-    return EncodedImage(data=buffer.getvalue(), format="png", size=scene.image.size)
 
 
 def _numbered_example(index: int, settings: Mapping[str, Any]) -> Example:
