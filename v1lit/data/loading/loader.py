@@ -81,7 +81,8 @@ class TrainLoader(StepLoader):
             self._refuse_nothing(self.steps.too_few())
         whole = trainer is None or trainer.limit_train_batches in (None, 1.0)
         if self.context.drops_tail and whole and total is not None:
-            left = total - self.used - self.left_out - skips.count_of(progress.epoch)
+            skipped = sum(skip.split == "train" and skip.epoch == progress.epoch for skip in skips.skipped)
+            left = total - self.used - self.left_out - skipped
             if left > 0:
                 rank_zero_info(
                     f"epoch {progress.epoch}: {left} of {total} training examples are left over, others "

@@ -70,20 +70,15 @@ class ShardPrefetcher:
             self._thread.join(LONGEST_END)
 
     def _run(self) -> None:
-        while (shard := self._next()) is not None:
-            source, shard_index = shard
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._ended or self._wanted)
+                if self._ended:
+                    return
+                source, shard_index = shard = self._wanted.pop(0)
+                self._fetched.add(shard)
             try:
                 self.catalogs[source].fetch(shard_index)
                 self.catalogs[source].index(shard_index)
             except (ShardError, ValueError, OSError) as error:
                 log.info("not fetched ahead: %s", error)
-
-    def _next(self) -> tuple[int, int] | None:
-        with self._changed:
-            while not self._ended and not self._wanted:
-                self._changed.wait()
-            if self._ended:
-                return None
-            shard = self._wanted.pop(0)
-            self._fetched.add(shard)
-            return shard

@@ -71,10 +71,6 @@ class SkipList:
         """Skipped examples of the run."""
         return self.before.total() + len(self.skipped)
 
-    def count_of(self, epoch: int) -> int:
-        """Training examples that this process has seen skipped in an epoch."""
-        return sum(skip.split == "train" and skip.epoch == epoch for skip in self.skipped)
-
     def saved(self, epoch: int, step: int) -> dict[str, Any]:
         """What a checkpoint keeps before this step of training, the same on every rank."""
         kinds = Counter(skip.kind for skip in self.skipped if skip.is_before(epoch, step))

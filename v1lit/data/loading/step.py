@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from enum import IntEnum
 from itertools import islice
 
 import torch
@@ -13,15 +12,6 @@ from torch import Tensor
 from v1lit.data.encode.batch import Batch
 from v1lit.data.loading.context import LoaderContext
 from v1lit.data.loading.micro_batch import MicroBatch
-
-
-class Column(IntEnum):
-    """Columns of the table that ranks add up: one row per micro-batch of the step; label counts follow."""
-
-    ROWS = 0
-    FAILURES = 1
-    EXAMPLES = 2
-    LEFT_OUT = 3
 
 
 @dataclass(frozen=True)
@@ -73,24 +63,25 @@ def iter_steps(
         wanted = int(min(size, context.limit - first))
         own = list(islice(source, max(0, wanted)))
         table = ranks.add_up(_table(own, size))
-        rows = int(table[:, Column.ROWS].sum())
-        left_out = int(table[:, Column.LEFT_OUT].sum())
+        rows, failed, used, left_out = table[:, :4].sum(0).tolist()
         least = wanted * ranks.size if context.drops_tail else 1
         if wanted <= 0 or (steps is None and rows < least):
             if left_out and not rows:
                 yield StepBatches([], [], 0, 0, left_out)
             return
         own += [MicroBatch(blank(), ()) for _ in range(wanted - len(own))]
-        sums = table[:, len(Column) :].sum(0)
+        sums = table[:, 4:].sum(0)
         per_step = size * ranks.size
         batches = [replace(m.batch, step_sums=sums, micro_batches_per_step=per_step) for m in own]
-        used, failed = int(table[:, Column.EXAMPLES].sum()), int(table[:, Column.FAILURES].sum())
         yield StepBatches(own, batches, used, failed, left_out)
         step, first = step + 1, first + wanted
 
 
 def _table(micro_batches: Sequence[MicroBatch], size: int) -> Tensor:
-    """What the ranks add up: int64 `[size, 7]`, a row per batch, zeros for one that is missing or blank."""
+    """What the ranks add up: int64 `[size, 7]`, a row per batch, zeros for one that is missing or blank.
+
+    Columns: whether it is filled, its failures, examples, those that the map left out, and its label counts.
+    """
     table = torch.zeros(size, 7, dtype=torch.int64)
     for row, micro_batch in enumerate(micro_batches):
         batch, failures = micro_batch.batch, micro_batch.failures

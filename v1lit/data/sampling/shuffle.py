@@ -91,7 +91,9 @@ class SourceOrder:
         """Shard, and index in it, of the examples at `offsets` `[n]` of a lane; `NOTHING` behind its end."""
         order = self._shard_order(epoch)
         if order.counted < len(order.shards):
-            self._discover_until(order, self._needed(int(offsets.max())))
+            window, last = self.shuffle.window, int(offsets.max())
+            # Where an example of a window lies is known when the whole window is counted.
+            self._discover_until(order, (last // window + 1) * window if self.shuffle.on else last + 1)
         start, size = even_share(order.examples, self.lanes, lane)
         inside = offsets < size
         places = start + self._shuffled(epoch, lane, np.where(inside, offsets, 0), size)
@@ -133,11 +135,6 @@ class SourceOrder:
             if len(self._epochs) > 3:
                 self._epochs.popitem(last=False)
         return self._epochs[epoch]
-
-    def _needed(self, offset: int) -> int:
-        """Examples that must be counted before the one at `offset` is known: its whole window."""
-        window = self.shuffle.window
-        return (offset // window + 1) * window if self.shuffle.on else offset + 1
 
     def _discover_until(self, order: _ShardOrder, examples: int) -> None:
         """Count further shards until that many examples are known, or all."""
