@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -20,13 +21,12 @@ def most_frequent(reasons: Iterable[str], most: int = 3) -> ReasonCounts:
     Reasons that differ only in numbers, lists, names in `<...>` and words in quotes are of one kind.
     """
     first: dict[str, str] = {}
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for reason in reasons:
         kind = _DETAILS.sub("…", reason)
         first.setdefault(kind, reason)
-        counts[kind] = counts.get(kind, 0) + 1
-    ranked = sorted(counts, key=lambda kind: -counts[kind])
-    return [(first[kind], counts[kind]) for kind in ranked[:most]]
+        counts[kind] += 1
+    return [(first[kind], count) for kind, count in counts.most_common(most)]
 
 
 def in_words(counted: Iterable[tuple[str, int]]) -> str:

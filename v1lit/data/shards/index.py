@@ -91,9 +91,7 @@ def write_index(folder: str | Path, shards: Iterable[ShardInfo], **more: Any) ->
     shards = list(shards)
     head: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
-        "examples": sum(shard.examples for shard in shards),
-        "images": sum(shard.images for shard in shards),
-        "regions": sum(shard.regions for shard in shards),
+        **{name: sum(getattr(shard, name) for shard in shards) for name in ("examples", "images", "regions")},
         **more,
     }
     rows = [dict(vars(shard)) for shard in shards]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -133,14 +134,8 @@ def _try_examples(shard: Shard, bad: list[tuple[str | None, str, str]]) -> tuple
             num_images, num_regions = len(example.images), len(example.regions)
         except ShardError as error:
             bad.append((error.key, error.kind, error.reason))
-            num_images, num_regions = _count(shard, index)
+            num_images = num_regions = 0
+            with suppress(ShardError):  # What is not valid counts as far as it can be read.
+                num_images, num_regions = counts(shard.members(index))
         images, regions = images + num_images, regions + num_regions
     return images, regions
-
-
-def _count(shard: Shard, index: int) -> tuple[int, int]:
-    """Images and regions of an example that is not valid, as far as it can be read."""
-    try:
-        return counts(shard.members(index))
-    except ShardError:
-        return 0, 0

@@ -21,7 +21,7 @@ from v1lit.data.shards import member as limits
 from v1lit.data.shards.file import RandomAccess
 from v1lit.data.shards.member import unpack
 from v1lit.data.shards.names import common_keys, is_clutter, possible_keys
-from v1lit.data.shards.scan import NEIGHBOURS, Scan, scan_headers
+from v1lit.data.shards.scan import NEIGHBOURS, scan_headers
 from v1lit.data.shards.sidecar import ShardIndex
 from v1lit.data.shards.tar import walk
 from v1lit.paths import expand_path
@@ -54,15 +54,12 @@ class Shard:
             self._offsets, self._crc32 = index.offsets.data, index.crc32.data
             return
         try:
-            self._scan()
+            scan = scan_headers(self._file.read, self._file.size)
+            for problem in scan.problems:
+                raise problem.in_shard(self.name) from problem
         except BaseException:
             self._file.close()
             raise
-
-    def _scan(self) -> None:
-        scan: Scan = scan_headers(self._file.read, self._file.size)
-        for problem in scan.problems:
-            raise problem.in_shard(self.name) from problem
         self._keys, self._offsets = scan.keys, np.array(scan.offsets, dtype=np.int64).data
 
     def __len__(self) -> int:

@@ -28,9 +28,7 @@ def fetch(shard: ShardFile, cache: tuple[str, int]) -> Path:
     return Path(shard.location)
 
 
-@lru_cache(maxsize=1)
-def _open_cache(folder: str, max_bytes: int) -> ShardCache:
-    return ShardCache(Path(folder), max_bytes)
+_open_cache = lru_cache(maxsize=1)(ShardCache)
 
 
 def scan_file(path: Path) -> Scan:

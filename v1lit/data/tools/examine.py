@@ -72,7 +72,10 @@ def _examine_file(shard: ShardFile, path: Path, decode: bool, report: ShardRepor
         _compare_sidecar(shard.index, info, scan, index, changed, report)
     _read_examples(path, scan, index, decode, report)
     if info is not None and not report.findings:
-        _compare_counts(info, report)
+        for what in ("examples", "images", "regions"):
+            said, is_so = getattr(info, what), getattr(report, what)
+            if said != is_so:
+                report.add("index", f"{INDEX_NAME} says {said} {what}, the shard holds {is_so}; {REINDEX}")
 
 
 def _compare_file(info: ShardInfo, sha256: str, report: ShardReport) -> bool:
@@ -132,10 +135,3 @@ def _read_examples(path: Path, scan: Scan, index: ShardIndex, decode: bool, repo
                     decode_image(image)
                 except ImageError as error:
                     report.add("image", f"image {place}: {error}", key)
-
-
-def _compare_counts(info: ShardInfo, report: ShardReport) -> None:
-    for what in ("examples", "images", "regions"):
-        said, is_so = getattr(info, what), getattr(report, what)
-        if said != is_so:
-            report.add("index", f"{INDEX_NAME} says {said} {what}, the shard holds {is_so}; {REINDEX}")

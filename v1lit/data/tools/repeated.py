@@ -45,7 +45,6 @@ class RepeatedKeys:
         self.folder = folder
         self._waiting: list[npt.NDArray[np.void]] = []
         self._records = 0
-        self._spilled = False
 
     def add(self, shard: int, hashes: npt.NDArray[np.uint64]) -> None:
         """Take the hashes, `[examples, 2]`, of all examples of a shard, in their order."""
@@ -59,9 +58,9 @@ class RepeatedKeys:
 
     def pairs(self) -> Iterator[tuple[KeyPlace, KeyPlace]]:
         """For every example whose key came before: the place of the first one, and its own."""
-        if self._spilled:
+        if files := sorted(self.folder.glob("keys-*")):
             self._spill()
-            for path in sorted(self.folder.glob("keys-*")):
+            for path in files:
                 yield from _pairs(np.fromfile(path, dtype=_RECORD))
         elif self._waiting:
             yield from _pairs(np.concatenate(self._waiting))
@@ -76,7 +75,7 @@ class RepeatedKeys:
         for bucket in range(256):
             with open(self.folder / f"keys-{bucket:03d}", "ab") as file:
                 file.write(records[order[starts[bucket] : starts[bucket + 1]]].tobytes())
-        self._waiting, self._records, self._spilled = [], 0, True
+        self._waiting, self._records = [], 0
 
 
 def _pairs(records: npt.NDArray[np.void]) -> Iterator[tuple[KeyPlace, KeyPlace]]:
