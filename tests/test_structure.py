@@ -16,7 +16,7 @@ LIMITS = {
     "v1lit": (14, 7, 50),  # all packages may use the single files of the two lowest floors
     "v1lit.backbones": (24, 8, 60),
     "v1lit.cli": (32, 10, 70),
-    "v1lit.data": (18, 10, 74),
+    "v1lit.data": (17, 10, 74),
     "v1lit.grounding": (6, 4, 7),
     "v1lit.inference": (1, 1, 0),
     "v1lit.pointer": (11, 5, 17),
@@ -24,12 +24,12 @@ LIMITS = {
     "v1lit.training": (24, 5, 46),
 }
 """How many rooms a package may have, on how many floors, and how many arrows may lead from room to room."""
-LONGEST_FILE = 400
+LONGEST_FILE = 384
 LONGEST_FUNCTION = 60
-CODE_LINES = 28_800
+CODE_LINES = 28_520
 """Of `v1lit/` without `v1lit/testing/`, which authors of backbones use and no run does. What adds an ability
 may raise it; what only rearranges may not."""
-ALL_LINES = 29_600
+ALL_LINES = 29_310
 
 MODULES = tool.read_modules(PACKAGE)
 GRAPH = tool.import_graph(MODULES)
