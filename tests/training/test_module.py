@@ -268,7 +268,7 @@ def test_a_schedule_knows_the_end_of_packed_epochs_where_lengths_are_known(
 def test_or_has_to_be_told_it(
     make_data: Any, make_module: Any, make_trainer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("v1lit.data.loading.shards.measured_table", lambda *_: None)
+    monkeypatch.setattr("v1lit.data.loading.planning.measured_table", lambda *_: None)
     packed = {"packing": PackingConfig(length=1024), "encoding": EncodingConfig(max_tokens=1024)}
     with pytest.raises(ValueError, match=r"set trainer\.max_steps \(the length of an epoch"):
         make_trainer(max_epochs=1).fit(make_module(), datamodule=make_data(**packed))

@@ -17,14 +17,14 @@ from v1lit.data.config import EncodingConfig, MixtureConfig, PackingConfig, Sour
 from v1lit.data.encode.batch import Batch
 from v1lit.data.encode.mapping import ExampleMap
 from v1lit.data.example import Example, ExampleRef
-from v1lit.data.loading.checkpoint import load_reading, refuse_other_order, save_reading
 from v1lit.data.loading.context import LoaderContext
 from v1lit.data.loading.dataset import ShardDataset
 from v1lit.data.loading.loader import TrainLoader
+from v1lit.data.loading.planning import epoch_steps, length_tables, say_what_is_unknown
 from v1lit.data.loading.ranks import Ranks
 from v1lit.data.loading.reading import Encoder, MicroBatchReader
+from v1lit.data.loading.saved_reading import load_reading, refuse_other_order, save_reading
 from v1lit.data.loading.sequence import OpenedSequence, open_sequence
-from v1lit.data.loading.shards import epoch_steps, length_tables, say_what_is_unknown
 from v1lit.data.loading.skips import SKIPPED_FILE, SkipList
 from v1lit.data.loading.state import ReadingState, progress_of
 from v1lit.data.loading.trainer_limits import check_limits, refuse_changing_accumulation

@@ -143,7 +143,7 @@ def test_without_a_table_the_same_rows_are_planned_by_reading(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("v1lit.data.loading.shards.measured_table", lambda *args: None)
+        patch.setattr("v1lit.data.loading.planning.measured_table", lambda *args: None)
         read = fit(make_data(folder, tmp_path, packing=PACKED), tmp_path).batches
     assert known(folder, tmp_path) is None
     assert read == fit(make_data(folder, tmp_path, packing=PACKED), tmp_path).batches

@@ -1,4 +1,4 @@
-"""What the training loader of shards needs: lengths, rows and steps."""
+"""What planning an epoch of shards needs: lengths, rows and steps."""
 
 from __future__ import annotations
 
