@@ -18,7 +18,7 @@ from helpers.tiny_runs import names, without_index, written
 from v1lit.data.config import MixtureConfig, SourceConfig, StreamConfig
 from v1lit.data.errors import ShardError
 from v1lit.data.remote import RemoteError
-from v1lit.data.shards import Shard, index_shards, open_shards, write_index
+from v1lit.data.shards import index_shards, open_shards, reader, write_index
 from v1lit.data.shards.catalog import Catalog
 from v1lit.data.shards.open_shards import CatalogShards
 from v1lit.data.sources.registry import has_train, has_val, prepare_source, train_sources
@@ -123,7 +123,7 @@ def test_an_index_may_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
 
 
 def test_with_an_index_no_headers_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Shard, "_scan", None)
+    monkeypatch.setattr(reader, "scan_headers", None)
     catalog = Catalog(folder)
     assert len(catalog.open(2)) == 2
     without_index(folder)
