@@ -16,10 +16,17 @@ MAY_IMPORT = {
     "backbones": ("grounding",),
     "data": ("grounding", "backbones.config", "backbones.processor"),
     "pointer": ("backbones", "grounding"),
+    "parallel": ("pointer", "backbones"),
     "inference": ("pointer", "data", "backbones", "grounding"),
     # The report at the end of a run generates.
-    "training": ("inference", "pointer", "data", "backbones", "grounding"),
-    "cli": ("training", "inference", "pointer", "data", "backbones", "grounding", "__version__"),
+    "cluster": ("data",),
+    "training": ("cluster", "inference", "parallel", "pointer", "data", "backbones", "grounding"),
+    "launch": (),
+    "plan": ("training", "parallel", "pointer", "data", "backbones", "grounding"),
+    "cli": (
+        "plan", "launch", "training", "cluster", "inference", "parallel", "pointer", "data", "backbones",
+        "grounding", "__version__",
+    ),  # fmt: skip
     # For authors of backbones; nothing of v1lit imports it.
     "testing": ("training", "inference", "pointer", "data", "backbones", "grounding"),
 }

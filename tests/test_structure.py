@@ -20,16 +20,20 @@ LIMITS = {
     "v1lit.grounding": (6, 4, 7),
     "v1lit.inference": (1, 1, 0),
     "v1lit.pointer": (11, 5, 17),
+    "v1lit.parallel": (14, 6, 30),
+    "v1lit.cluster": (12, 5, 20),
+    "v1lit.launch": (10, 5, 20),
+    "v1lit.plan": (12, 6, 24),
     "v1lit.testing": (7, 3, 9),
-    "v1lit.training": (24, 5, 46),
+    "v1lit.training": (32, 6, 70),
 }
 """How many rooms a package may have, on how many floors, and how many arrows may lead from room to room."""
 LONGEST_FILE = 384
 LONGEST_FUNCTION = 60
-CODE_LINES = 28_520
+CODE_LINES = 36_000
 """Of `v1lit/` without `v1lit/testing/`, which authors of backbones use and no run does. What adds an ability
 may raise it; what only rearranges may not."""
-ALL_LINES = 29_310
+ALL_LINES = 36_800
 
 MODULES = tool.read_modules(PACKAGE)
 GRAPH = tool.import_graph(MODULES)
