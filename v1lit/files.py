@@ -11,6 +11,9 @@ from itertools import chain, count
 from pathlib import Path
 from uuid import uuid4
 
+OLD = "old"
+"""The token of what a newer one is taking the place of."""
+
 
 def sha256_of(path: str | Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
@@ -21,6 +24,11 @@ def sha256_of(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def beside(path: Path, token: str | None = None) -> Path:
+    """The hidden name beside `path` of what is unfinished there: with this token, or a new one."""
+    return path.with_name(f".{path.name}.{token or uuid4().hex[:8]}.tmp")
+
+
 @contextmanager
 def aside(path: Path) -> Iterator[Path]:
     """A free path beside `path`; the file or folder that is made there gets the name `path` at the end.
@@ -28,12 +36,37 @@ def aside(path: Path) -> Iterator[Path]:
     After an error or Ctrl-C it is removed instead. A file replaces an older one, a folder only an empty one.
     A process that is killed leaves it behind as `.NAME.TOKEN.tmp`, for `remove_leftovers`.
     """
-    unfinished = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
+    unfinished = beside(path)
     try:
         yield unfinished
         os.replace(unfinished, path)
     finally:
         remove(unfinished)
+
+
+def put_in_place(unfinished: Path, path: Path) -> None:
+    """Give a file or folder its name, in place of a file or a full folder that has it, and on the disk.
+
+    A folder cannot be replaced at once: the older one is called `beside(path, OLD)` for that moment.
+    """
+    if path.is_dir() or (unfinished.is_dir() and os.path.lexists(path)):
+        old = beside(path, OLD)
+        remove(old)
+        os.replace(path, old)
+        os.replace(unfinished, path)
+        remove(old)
+    else:
+        os.replace(unfinished, path)
+    to_disk(path.parent)
+
+
+def to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def free_path(path: Path) -> Path:
