@@ -24,9 +24,18 @@ MAY_IMPORT = {
     "launch": (),
     "plan": ("training", "parallel", "pointer", "data", "backbones", "grounding"),
     "cli": (
-        "plan", "launch", "training", "cluster", "inference", "parallel", "pointer", "data", "backbones",
-        "grounding", "__version__",
-    ),  # fmt: skip
+        "plan",
+        "launch",
+        "training",
+        "cluster",
+        "inference",
+        "parallel",
+        "pointer",
+        "data",
+        "backbones",
+        "grounding",
+        "__version__",
+    ),
     # For authors of backbones; nothing of v1lit imports it.
     "testing": ("training", "inference", "pointer", "data", "backbones", "grounding"),
 }
