@@ -37,6 +37,18 @@ def hub_errors(weights: str) -> Iterator[None]:
         ) from error
 
 
+def local_folder(weights: str) -> Path:
+    """The folder of a checkpoint; of a hub id that in the cache, into which what is missing is fetched.
+
+    Pickled weights are not fetched.
+    """
+    from huggingface_hub import snapshot_download
+
+    if Path(weights).is_dir():
+        return Path(weights)
+    return Path(snapshot_download(weights, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
+
+
 def _reach_hub(weights: str) -> None:
     """Ask the hub once for a checkpoint that is not cached: downloads would retry for half a minute."""
     import huggingface_hub

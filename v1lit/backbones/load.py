@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.contract import Backbone
+from v1lit.backbones.empty import empty_model, parameters_to_meta
 from v1lit.backbones.folder import check_stock_folder, check_weight_files, merge_command, refuse_quantized
-from v1lit.backbones.hub import hub_errors
+from v1lit.backbones.hub import hub_errors, local_folder
 from v1lit.backbones.registry import BUILTIN, get_backbone, list_backbones
 from v1lit.backbones.tiny import tiny_tokenizer
 from v1lit.backbones.weight_files import WeightsUnavailable
+from v1lit.backbones.weight_names import WeightNames, match_weights
+from v1lit.backbones.weight_reading import WeightFiles
 from v1lit.errors import OptionError, explain_unknown, first_of, name_allowed, named, one_line
 
 if TYPE_CHECKING:
@@ -37,37 +40,71 @@ def check_backbone_config(config: BackboneConfig) -> Backbone:
     return backbone
 
 
-def load_backbone(config: BackboneConfig) -> PreTrainedModel:
+def load_backbone(config: BackboneConfig, empty: bool = False) -> PreTrainedModel:
     """The transformers model of a config, on the CPU.
 
     The tiny version is initialised at random; seed torch before for a reproducible one. A checkpoint must
-    hold every weight of the model and no other.
+    hold every weight of the model and no other. With `empty`, parameters are on `meta` and no weight is read:
+    `v1lit.parallel.fill` reads them where they are needed.
 
     Raises ValueError for a user's mistake, a checkpoint of another family, missing or unexpected weights,
     WeightsUnavailable if the checkpoint is out of reach or damaged.
     """
     import transformers
 
-    from v1lit.backbones.attention import stock_attention
-
     backbone = check_backbone_config(config)
     cls = getattr(transformers, backbone.model_class)
     if config.weights == "tiny":
-        return backbone.prepare(_new_model(cls, backbone, config))
-    check_weights(config)
-    with hub_errors(config.weights):
-        model, report = cls.from_pretrained(
-            config.weights,
-            dtype=config.dtype,
-            attn_implementation=stock_attention(config.attention),
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # reported below, by name
-            output_loading_info=True,
-        )
+        model = _new_model(cls, backbone, config)
+        if empty:
+            parameters_to_meta(model)
+    else:
+        check_weights(config)
+        with hub_errors(config.weights):
+            model = (_empty if empty else _loaded)(cls, config)
+        refuse_untied(model, config.weights)
+    return backbone.prepare(model)
+
+
+def _loaded(cls: Any, config: BackboneConfig) -> PreTrainedModel:
+    from v1lit.backbones.attention import stock_attention
+
+    model, report = cls.from_pretrained(
+        config.weights,
+        dtype=config.dtype,
+        attn_implementation=stock_attention(config.attention),
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,  # reported below, by name
+        output_loading_info=True,
+    )
     refuse_incomplete(report, config.weights)
     loaded: PreTrainedModel = model
-    refuse_untied(loaded, config.weights)
-    return backbone.prepare(loaded)
+    return loaded
+
+
+def _empty(cls: Any, config: BackboneConfig) -> PreTrainedModel:
+    from v1lit.backbones.attention import stock_attention
+
+    folder = local_folder(config.weights)
+    model = empty_model(cls, folder, config.dtype, stock_attention(config.attention))
+    model.config.name_or_path = config.weights
+    names = fit_weights(model, WeightFiles(folder), config.weights)
+    vars(model)["_weight_conversions"] = names.transforms
+    return model
+
+
+def fit_weights(model: PreTrainedModel, files: WeightFiles, source: str) -> WeightNames:
+    """Where the weights of a stock model, which may be on `meta`, are in the files of a checkpoint.
+
+    Raises ValueError as `load_backbone`, with the same words, for files that do not fit the model.
+    """
+    names = match_weights(model, files.tensors)
+    refuse_incomplete(names.report, source)
+    for one, other in names.doubled:
+        stored = names.renamed[one], names.renamed[other]
+        if not files.equal(*stored, model.get_parameter(one).dtype):
+            raise _untied(source)
+    return names
 
 
 def check_weights(config: BackboneConfig) -> None:
@@ -104,10 +141,14 @@ def refuse_untied(model: PreTrainedModel, source: str) -> None:
     tied = getattr(model.config, "tie_word_embeddings", False) or getattr(text, "tie_word_embeddings", False)
     head: Any = model.get_output_embeddings()
     if tied and head is not None and head.weight is not model.get_input_embeddings().weight:
-        raise ValueError(
-            f"{source}: tie_word_embeddings is true, but lm_head and embed_tokens differ in the weights\n"
-            "set tie_word_embeddings to false in config.json to keep both"
-        )
+        raise _untied(source)
+
+
+def _untied(source: str) -> ValueError:
+    return ValueError(
+        f"{source}: tie_word_embeddings is true, but lm_head and embed_tokens differ in the weights\n"
+        "set tie_word_embeddings to false in config.json to keep both"
+    )
 
 
 def _new_model(cls: Any, backbone: Backbone, config: BackboneConfig) -> PreTrainedModel:

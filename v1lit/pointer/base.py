@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -64,17 +65,25 @@ class PointAndCopyBase(PreTrainedModel):
         self.post_init()
 
     @classmethod
-    def build(cls: type[Model], backbone: BackboneConfig, pointer: PointerConfig | None = None) -> Model:
+    def build(
+        cls: type[Model],
+        backbone: BackboneConfig,
+        pointer: PointerConfig | None = None,
+        empty: bool = False,
+    ) -> Model:
         """A model with a fresh pointer head on the backbone's weights; tiny backbones are random.
 
-        Parts named in `backbone.freeze` do not learn. Raises what `load_backbone` raises.
+        Parts named in `backbone.freeze` do not learn. With `empty`, parameters are on `meta`, to be filled by
+        `v1lit.parallel.fill` once the model is cut. Raises what `load_backbone` raises.
         """
         pointer = pointer or PointerConfig()
-        inner = load_backbone(backbone)
+        inner = load_backbone(backbone, empty)
         config = PointAndCopyConfig(inner.config, family=backbone.name, pointer=asdict(pointer))
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch.device("meta") if empty else nullcontext():
             model = cls(config, backbone=inner)
-        model.init_pointer()
+        model.refuse_tied_gate()
+        if not empty:
+            model.init_pointer()
         model.pointer_head.to(dtype=inner.dtype, device=inner.device)
         model.generation_config = inner.generation_config
         freeze(inner, model.family, [part for part in backbone.freeze if part != "pointer"])
@@ -99,15 +108,28 @@ class PointAndCopyBase(PreTrainedModel):
 
         Source: jun297/v1, v1/modeling_v1.py, lines 74-80. Raises ValueError for a gate on a tied `lm_head`.
         """
-        self.pointer_head.init_weights(getattr(self.config.get_text_config(), "initializer_range", 0.02))
+        self.refuse_tied_gate()
+        self.pointer_head.init_weights(self.pointer_std)
+        self.double_head()
+
+    @property
+    def pointer_std(self) -> float:
+        """Standard deviation of the pointer head's weights at the start: that of the backbone's."""
+        return float(getattr(self.config.get_text_config(), "initializer_range", 0.02))
+
+    def refuse_tied_gate(self) -> None:
+        """Raise ValueError for a gate on an `lm_head` that is tied to the input embeddings."""
+        tied = self.get_output_embeddings().weight is self.get_input_embeddings().weight
+        if self.pointer_options.gate and tied:
+            raise ValueError(
+                "pointer.gate doubles the language-model head at the start, but this backbone ties it to "
+                "the input embeddings; set tie_word_embeddings to false, or pointer.gate to false"
+            )
+
+    def double_head(self) -> None:
+        """With a gate, double `lm_head`: the gate starts at 1/2."""
         if self.pointer_options.gate:
-            head = self.get_output_embeddings()
-            if head.weight is self.get_input_embeddings().weight:
-                raise ValueError(
-                    "pointer.gate doubles the language-model head at the start, but this backbone ties it to "
-                    "the input embeddings; set tie_word_embeddings to false, or pointer.gate to false"
-                )
-            head.weight.data.mul_(2.0)
+            self.get_output_embeddings().weight.data.mul_(2.0)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # stricter
@@ -140,7 +162,7 @@ class PointAndCopyBase(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, PointerHead):
-            module.init_weights(getattr(self.config.get_text_config(), "initializer_range", 0.02))
+            module.init_weights(self.pointer_std)
 
     def get_input_embeddings(self) -> nn.Embedding:
         return cast(nn.Embedding, self.backbone.get_input_embeddings())

@@ -1,0 +1,122 @@
+"""Weights into a model that was made empty and then cut: every process reads its own part.
+
+`PointAndCopyModel.build(..., empty=True)` makes it. What a process reads of a file at a time is its part of
+one tensor, so that no process ever holds the whole model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from v1lit.backbones.config import BackboneConfig
+from v1lit.backbones.empty import on_meta
+from v1lit.backbones.hub import local_folder
+from v1lit.backbones.load import SHOWN, fit_weights
+from v1lit.backbones.weight_reading import Box, WeightFiles
+from v1lit.errors import first_of
+from v1lit.parallel.tensors import ModelTensor, model_tensors, tensors_by_name
+from v1lit.pointer.head import PointerHead
+from v1lit.pointer.model import PointAndCopyModel
+
+BACKBONE = "backbone."
+HEAD = "pointer_head."
+Device = torch.device | str
+
+
+def fill(model: PointAndCopyModel, backbone: BackboneConfig, device: Device) -> None:
+    """Give a model the weights that `PointAndCopyModel.build` makes or loads, bit for bit.
+
+    Seed torch before, alike on all ranks. Raises ValueError as `load_backbone` for files that do not fit.
+
+    Args:
+        model: made empty of the same config, whole or cut.
+        backbone: what it was made of.
+        device: where its parameters and buffers are from now on.
+    """
+    if backbone.weights == "tiny":
+        plain = replace(backbone, gradient_checkpointing=[], compile=[])
+        fill_from_model(model, PointAndCopyModel.build(plain, model.pointer_options), device)
+    else:
+        fill_from_files(model, local_folder(backbone.weights), device)
+        start_pointer(model, device)
+    move_buffers(model, device)
+    check_filled(model)
+
+
+def fill_from_files(model: PointAndCopyModel, folder: str | Path, device: Device) -> None:
+    """Read the backbone's weights from a checkpoint folder in the transformers layout.
+
+    A gate's doubling of `lm_head` is left to `start_pointer`. Tensors that transformers merges or splits
+    while it loads are read whole, those of one weight at a time. Raises ValueError for weights that are
+    missing, unexpected or of another shape, by name.
+    """
+    files = WeightFiles(Path(folder))
+    # The rules go by classes and names, which a cut model no longer has.
+    config = copy.deepcopy(model.config.backbone_config)
+    plain = on_meta(getattr(transformers, model.family.model_class), config)
+    names = fit_weights(plain, files, str(folder))
+    held = tensors_by_name(model)
+    for name, stored in names.renamed.items():
+        if BACKBONE + name in held:
+            _fill_named(held, BACKBONE + name, device, partial(files.read, stored))
+    for conversion in names.conversions:
+        read = partial(_read_as, files, held[BACKBONE + conversion.name].tensor.dtype)
+        for name, made in conversion.run(plain, read).items():
+            _fill_named(held, BACKBONE + name, device, made.__getitem__)
+
+
+def fill_from_model(model: nn.Module, whole: nn.Module, device: Device) -> None:
+    """Copy parameters and buffers from a model that this process holds whole; names must be the same."""
+    held = tensors_by_name(model)
+    for name, tensor in (*whole.named_parameters(), *whole.named_buffers()):
+        _fill_named(held, name, device, tensor.detach().__getitem__)
+
+
+def start_pointer(model: PointAndCopyModel, device: Device) -> None:
+    """Draw the pointer head as `PointAndCopyModel.init_pointer` does; seed torch before, alike on all ranks.
+
+    Every rank draws the whole head, a matrix or two: a part of the random numbers cannot be drawn alone.
+    """
+    with torch.random.fork_rng(devices=[]):
+        head = PointerHead(model.config.get_text_config().hidden_size, model.pointer_options)
+    head.init_weights(model.pointer_std)
+    held = tensors_by_name(model)
+    for name, tensor in head.named_parameters():
+        _fill_named(held, HEAD + name, device, tensor.detach().__getitem__)
+    model.double_head()
+
+
+def move_buffers(model: nn.Module, device: Device) -> None:
+    """Put the buffers, which empty models have on the CPU, where the parameters are."""
+    for one in model_tensors(model):
+        if not isinstance(one.tensor, nn.Parameter) and not one.tensor.is_meta:
+            one.move(torch.device(device))
+
+
+def check_filled(model: nn.Module) -> None:
+    """Raise RuntimeError naming parameters and buffers that still have no values."""
+    left = [one.names[0] for one in model_tensors(model) if one.tensor.is_meta]
+    if left:
+        raise RuntimeError(f"{len(left)} tensors have been left without values: {first_of(left, SHOWN)}")
+
+
+def _read_as(files: WeightFiles, dtype: torch.dtype, stored: str) -> Tensor:
+    return files.read(stored).to(dtype)
+
+
+def _fill_named(
+    held: dict[str, ModelTensor], name: str, device: Device, read: Callable[[Box], Tensor]
+) -> None:
+    """Fill the tensor of this name, and take all its names off the list."""
+    one = held[name]
+    one.fill(torch.device(device), read)
+    for filled in one.names:
+        del held[filled]
