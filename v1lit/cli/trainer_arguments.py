@@ -22,6 +22,7 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from v1lit.cli.errors import UserError
 from v1lit.errors import OptionError
+from v1lit.training.strategies import Sharded
 
 Values = Mapping[str, Any]
 """The recipe's `trainer`, as it was parsed."""
@@ -141,7 +142,7 @@ def refuse_parts(trainer: Trainer) -> None:
     strategy, kind = trainer.strategy, type(trainer.strategy).__name__
     if isinstance(strategy.launcher, _MultiProcessingLauncher):
         raise _refused("strategy", kind, SPAWNED, "use ddp")
-    if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
+    if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy, Sharded)):
         raise _refused("strategy", kind, "v1lit has not been made for it", f"use ddp, {HALF}")
 
 

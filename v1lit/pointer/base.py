@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from v1lit.backbones.attention import set_attention, stock_attention, use_segments
@@ -27,6 +28,10 @@ from v1lit.pointer.model_config import PointAndCopyConfig
 from v1lit.pointer.published import load_published
 
 Model = TypeVar("Model", bound="PointAndCopyBase")
+Result = TypeVar("Result")
+
+WITH_WEIGHT = "with_weight"
+"""Method of a head whose weight is divided over ranks: gathers it, and calls a function with it."""
 
 
 class PointAndCopyBase(PreTrainedModel):
@@ -58,6 +63,8 @@ class PointAndCopyBase(PreTrainedModel):
             use_segments(self.backbone.config.get_text_config())
         self.verify_loss = False
         """Whether the loss is compared with its readable reference; raises `LossMismatchError`."""
+        self.is_sharded = False
+        """Whether the weights are divided over ranks, which then do everything together."""
         self.attention = "sdpa"
         """Kernel that attends inside the segments of packed rows; see `v1lit.backbones.attention`."""
         self.pointer_options = config.pointer_options
@@ -172,6 +179,16 @@ class PointAndCopyBase(PreTrainedModel):
 
     def get_output_embeddings(self) -> nn.Linear:
         return cast(nn.Linear, self.backbone.get_output_embeddings())
+
+    def with_head(self, hidden: Tensor, run: Callable[[Tensor, Tensor], Result]) -> Result:
+        """What `run` returns for `hidden` and the language-model head's whole weight `[vocabulary, hidden]`.
+
+        Where the weight is divided over ranks, it is gathered for this call and for its backward pass.
+        """
+        head = self.get_output_embeddings()
+        gathered = getattr(head, WITH_WEIGHT, None)
+        result: Result = run(hidden, head.weight) if gathered is None else gathered(hidden, run)
+        return result
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.backbone.set_output_embeddings(new_embeddings)

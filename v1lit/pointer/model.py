@@ -18,6 +18,7 @@ from v1lit.backbones.segments import Segments, packed_positions
 from v1lit.pointer.base import PointAndCopyBase
 from v1lit.pointer.joint_loss import (
     LossOptions,
+    PointerLoss,
     Pointers,
     Reduction,
     joint_logits,
@@ -86,8 +87,9 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
         text_ids = self._without_pointers(input_ids)
         if position_ids is None:
             position_ids = self._positions(text_ids, attention_mask, segments, image_inputs)
-        values = self._encode(image_inputs) if image_embeds is None else image_embeds[layout.mask]
-        embeds = embed_with_copies(self.get_input_embeddings()(text_ids), layout.check(values), layout)
+        text = self.get_input_embeddings()(text_ids)
+        values = self._encode(image_inputs, text) if image_embeds is None else image_embeds[layout.mask]
+        embeds = embed_with_copies(text, layout.check(values), layout)
         if segments is not None:
             decoding |= packed_decoder_arguments(segments, embeds.device, embeds.dtype)
         elif targets is not None:
@@ -134,19 +136,24 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
         hidden = states.flatten(0, 1).index_select(0, targets.tokens)
         queries = self.pointer_head.project_queries(hidden)
         pointers = Pointers(queries, keys, targets.positions, layout.counts, self.pointer_head.scale)
-        head = self.get_output_embeddings().weight
-        rows = (hidden, head, targets.labels, self.config.pointer_start, pointers, self._loss_options())
+        options = self._loss_options()
         # Float32 whatever the default type, which Lightning changes for half precision.
         weights = 1.0 + (self.pointer_options.first_pointer_weight - 1.0) * targets.first.float()
         gate = self.pointer_head.gate_values(hidden)
-        verified = None
-        if self.verify_loss and torch.is_grad_enabled():
-            verified = max(verify_pointer_loss(*rows, gate=gate, weights=weights).values())
-        terms = pointer_cross_entropy(
-            *rows, gate=gate, weights=weights, reduction=reduction, normalizer=normalizer
-        )
+
+        def run(hidden: Tensor, head: Tensor) -> tuple[Tensor, PointerLoss, float | None]:
+            rows = (hidden, head, targets.labels, self.config.pointer_start, pointers, options)
+            verified = None
+            if self.verify_loss and torch.is_grad_enabled():
+                verified = max(verify_pointer_loss(*rows, gate=gate, weights=weights).values())
+            terms = pointer_cross_entropy(
+                *rows, gate=gate, weights=weights, reduction=reduction, normalizer=normalizer
+            )
+            return terms.loss, terms, verified  # the loss by itself: a sharded head looks for tensors
+
+        loss, terms, verified = self.with_head(hidden, run)
         return PointAndCopyOutput(
-            loss=terms.loss,
+            loss=loss,
             losses=terms.means(self.pointer_options.z_weight),
             terms=terms,
             targets=targets.labels,
@@ -170,18 +177,17 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
             values = states.flatten(0, 1).index_select(0, layout.images)
         return self.pointer_head.project_keys(values)
 
-    def _encode(self, image_inputs: dict[str, Tensor]) -> Tensor:
-        """`[image_tokens, hidden]`: input embeddings of the image tokens."""
-        weight = self.get_input_embeddings().weight
+    def _encode(self, image_inputs: dict[str, Tensor], like: Tensor) -> Tensor:
+        """`[image_tokens, hidden]`: input embeddings of the image tokens, in the type of `like`."""
         pixels = image_inputs.get(self.family.image_inputs[0])
         if pixels is not None and pixels.shape[0]:
-            return self.family.encode_images(self.backbone, **image_inputs).to(weight.dtype)
-        if not (self.training and torch.is_grad_enabled()):
-            return weight.new_zeros(0, weight.shape[1])
+            return self.family.encode_images(self.backbone, **image_inputs).to(like.dtype)
+        if not (self.is_sharded or (self.training and torch.is_grad_enabled())):
+            return like.new_zeros(0, like.shape[-1])
         # Nothing of a blank image: every rank needs a gradient, here zero, of every parameter, and sharded
         # towers gather their weights together.
         blank = self.family.encode_images(self.backbone, **self.family.blank_image(self.backbone))
-        return blank[:0].to(weight.dtype)
+        return blank[:0].to(like.dtype)
 
     def _layout(self, input_ids: Tensor, segments: Segments | None = None) -> TokenLayout:
         return TokenLayout.of(input_ids, self.config.image_token_id, self.config.pointer_start, segments)
@@ -241,6 +247,11 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
         what `forward` raises.
         """
         image_inputs = {name: kwargs.pop(name) for name in self.family.image_inputs if name in kwargs}
+        if self.is_sharded:
+            raise ValueError(
+                "the weights of this model are divided over ranks, which would have to generate in step; "
+                "open a checkpoint or an export of it in one process"
+            )
         if "segment_lengths" in kwargs:
             raise ValueError("generate takes one example per row, padded on the left, not segments of a row")
         layout = self._layout(input_ids)
@@ -253,7 +264,8 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
         suppressed = kwargs.get("suppress_tokens", settings.suppress_tokens) or []
         kwargs["suppress_tokens"] = [*suppressed, self.config.image_token_id]
         if kwargs.get("image_embeds") is None:
-            kwargs["image_embeds"] = layout.pad(layout.check(self._encode(image_inputs)))
+            weight = self.get_input_embeddings().weight
+            kwargs["image_embeds"] = layout.pad(layout.check(self._encode(image_inputs, weight)))
         if kwargs.get("position_ids") is None:
             text_ids = self._without_pointers(input_ids)
             kwargs["position_ids"] = self._positions(text_ids, attention_mask, None, image_inputs)

@@ -18,6 +18,7 @@ from v1lit.backbones.config import BackboneConfig, as_options
 from v1lit.data.datamodule import V1DataModule
 from v1lit.data.encode.batch import Batch
 from v1lit.errors import check_choices, check_least
+from v1lit.parallel.gradients import clip_by_norm, total_norm
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.joint_loss import choose_loss
 from v1lit.pointer.model import PointAndCopyModel
@@ -39,6 +40,7 @@ from v1lit.training.metrics import LossMeans, PointingMetrics
 from v1lit.training.optimizer import build_optimizer, learning_rate_factor
 from v1lit.training.resuming import Resumed, carry_over, differences, refuse_changes, refuse_other_model
 from v1lit.training.steps import steps_of_epochs, total_steps
+from v1lit.training.strategies import compute_dtype, sharded_strategy
 
 
 class NonFiniteLossError(RuntimeError):
@@ -112,7 +114,10 @@ class V1Module(LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.init_seed)
             model = PointAndCopyModel.build(self.backbone_config, self.pointer_config)
-        self.model = model.train()  # checkpoints open in eval mode, in which gradient checkpointing is off
+        model.train()  # checkpoints open in eval mode, in which gradient checkpointing is off
+        if (strategy := sharded_strategy(trainer_of(self))) is not None:
+            strategy.shard_model(model)
+        self.model = model
         start = self.model.config.pointer_start
         self.train_metrics = PointingMetrics(start)
         self.val_metrics = PointingMetrics(start)
@@ -154,10 +159,7 @@ class V1Module(LightningModule):
 
     def on_fit_start(self) -> None:
         """Choose the kernels for the device and the precision that training runs in, and say which."""
-        kind = self.device.type
-        with self.trainer.precision_plugin.forward_context():
-            autocast = torch.is_autocast_enabled(kind)
-            dtype = torch.get_autocast_dtype(kind) if autocast else self.model.dtype
+        dtype = compute_dtype(self.trainer, self.model.dtype)
         attention = choose_attention(self.backbone_config.attention, self.device, dtype)
         self.model.use_attention(attention.name)
         options = self.pointer_config
@@ -247,8 +249,21 @@ class V1Module(LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if (self.global_step + 1) % self._log_every == 0:
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
-            self.log(GRADIENT_NORM, torch.nn.utils.get_total_norm(gradients))
+            self.log(GRADIENT_NORM, total_norm(gradients))
             self.log(LEARNING_RATE, optimizer.param_groups[0]["lr"])
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As in Lightning; by norm also where the gradients lie on several meshes of devices."""
+        if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+            groups = optimizer.param_groups
+            clip_by_norm([p for group in groups for p in group["params"]], gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     # ------------------------------------------------------------------ checkpoints
 

@@ -1,0 +1,137 @@
+"""`Sharded`: one strategy for FSDP2, with copies between nodes (HSDP) or without."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+from lightning import Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from v1lit.errors import OptionError
+from v1lit.parallel.sharding import shard_model
+from v1lit.pointer.model import PointAndCopyModel
+
+COPIES, SHARDS = "copies", "shards"
+"""Dimensions of the device mesh."""
+Size = int | Literal["all", "node"]
+"""Ranks that something is divided over: a number, those of a node, or all."""
+
+
+class ShardedPrecision(Precision):
+    """`bf16-mixed` of a sharded model: float32 shards, gathered as bfloat16. Nothing is left to autocast."""
+
+    precision: Literal["bf16-mixed"] = "bf16-mixed"
+
+
+class Sharded(ModelParallelStrategy):
+    """Divides weights, gradients and moments over ranks, and gathers a layer at a time (FSDP2).
+
+    With `trainer.precision=bf16-mixed` the shards are float32, layers are gathered and compute in bfloat16,
+    and gradients are reduced in float32. Of accumulated micro-batches only the last one's backward pass
+    reduces gradients; until then every rank holds a whole gradient.
+
+    Args:
+        shard: ranks that the model is divided over: all, those of a node, or a number. Further ranks have
+            copies of it, whose gradients are averaged.
+        reduce_every_micro_batch: reduce gradients in every backward pass, so that no rank holds a whole one.
+        process_group_backend: such as "nccl" or "gloo"; None for the device's own.
+        timeout: seconds after which ranks that wait for another one give up.
+    """
+
+    def __init__(
+        self,
+        shard: Size = "all",
+        reduce_every_micro_batch: bool = False,
+        process_group_backend: str | None = None,
+        timeout: float = 1800.0,
+    ) -> None:
+        super().__init__(process_group_backend=process_group_backend, timeout=timedelta(seconds=timeout))
+        self.shard = shard
+        self.reduce_every_micro_batch = reduce_every_micro_batch
+
+    def setup_environment(self) -> None:
+        self.precision_plugin = self._own_precision()
+        # What the base class would make is one of tensor parallelism inside a node.
+        self._data_parallel_size, self._tensor_parallel_size = self._world(), 1
+        super().setup_environment()
+        self._device_mesh = self._mesh()
+
+    def _world(self) -> int:
+        return self.num_nodes * self.num_processes
+
+    def _mesh(self) -> DeviceMesh:
+        world = self._world()
+        named = {"all": world, "node": self.num_processes}
+        size = named[self.shard] if isinstance(self.shard, str) else self.shard
+        if size < 1 or world % size:
+            why = f"{world} ranks cannot be divided by it; give a divisor, node or all"
+            raise OptionError("shard", self.shard, why, "trainer.strategy.init_args")
+        return init_device_mesh(self.root_device.type, (world // size, size), mesh_dim_names=(COPIES, SHARDS))
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        return {"num_replicas": self.world_size, "rank": self.global_rank}
+
+    # ------------------------------------------------------------------ precision
+
+    def _own_precision(self) -> Precision:
+        plugin = self.precision_plugin
+        if not isinstance(plugin, MixedPrecision):
+            return plugin
+        if plugin.precision != "bf16-mixed":
+            why = "a sharded model has no loss scale\nuse bf16-mixed"
+            raise OptionError("precision", plugin.precision, why, "trainer")
+        return ShardedPrecision()
+
+    @property
+    def compute_dtype(self) -> torch.dtype | None:
+        """In which type units are gathered and compute; None for that of the weights."""
+        return torch.bfloat16 if isinstance(self.precision_plugin, ShardedPrecision) else None
+
+    # ------------------------------------------------------------------ the model
+
+    def shard_model(self, model: PointAndCopyModel) -> None:
+        """Divide the model over the ranks, in place."""
+        mesh = self.device_mesh
+        mesh = mesh[SHARDS] if mesh[COPIES].size() == 1 else mesh[COPIES, SHARDS]
+        shard_model(model, mesh, self.compute_dtype)
+
+    @contextmanager
+    def block_backward_sync(self) -> Generator[None, None, None]:
+        """Keep the backward pass inside from reducing gradients: another micro-batch of the step follows."""
+        roots: list[Any] = [] if self.reduce_every_micro_batch else [self.lightning_module.model]
+        for root in roots:
+            root.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            for root in roots:
+                root.set_requires_gradient_sync(True)
+
+
+NAMES: dict[str, dict[str, Any]] = {"fsdp2": {"shard": "all"}, "hsdp": {"shard": "node"}}
+"""What `trainer.strategy` may be called, and with which options."""
+
+for _name, _options in NAMES.items():
+    StrategyRegistry.register(_name, Sharded, description=f"v1lit: {_name}", override=True, **_options)
+
+
+def sharded_strategy(trainer: Trainer | None) -> Sharded | None:
+    """The trainer's strategy, where it divides the model over ranks."""
+    strategy = None if trainer is None else trainer.strategy
+    return strategy if isinstance(strategy, Sharded) else None
+
+
+def compute_dtype(trainer: Trainer, weights: torch.dtype) -> torch.dtype:
+    """In which type a run computes whose model has weights of this type."""
+    if (strategy := sharded_strategy(trainer)) is not None:
+        return strategy.compute_dtype or weights
+    kind = trainer.strategy.root_device.type
+    with trainer.precision_plugin.forward_context():
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weights
