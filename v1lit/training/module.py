@@ -111,13 +111,12 @@ class V1Module(LightningModule):
         """Make the model, once."""
         if hasattr(self, "model"):
             return
+        strategy = sharded_strategy(trainer_of(self))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.init_seed)
-            model = PointAndCopyModel.build(self.backbone_config, self.pointer_config)
-        model.train()  # checkpoints open in eval mode, in which gradient checkpointing is off
-        if (strategy := sharded_strategy(trainer_of(self))) is not None:
-            strategy.shard_model(model)
-        self.model = model
+            build = PointAndCopyModel.build if strategy is None else strategy.build
+            model = build(self.backbone_config, self.pointer_config)
+        self.model = model.train()  # checkpoints open in eval mode, in which gradient checkpointing is off
         start = self.model.config.pointer_start
         self.train_metrics = PointingMetrics(start)
         self.val_metrics = PointingMetrics(start)

@@ -13,8 +13,11 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from v1lit.backbones.config import BackboneConfig
 from v1lit.errors import OptionError
+from v1lit.parallel.fill import fill
 from v1lit.parallel.sharding import shard_model
+from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel
 
 COPIES, SHARDS = "copies", "shards"
@@ -96,16 +99,24 @@ class Sharded(ModelParallelStrategy):
 
     # ------------------------------------------------------------------ the model
 
-    def shard_model(self, model: PointAndCopyModel) -> None:
-        """Divide the model over the ranks, in place."""
+    def build(self, backbone: BackboneConfig, pointer: PointerConfig) -> PointAndCopyModel:
+        """A model that is divided over the ranks, each of which reads its own part of the weights.
+
+        Seed torch before, alike on all ranks. Raises what `load_backbone` raises.
+        """
+        with torch.random.fork_rng(devices=[]):
+            model = PointAndCopyModel.build(backbone, pointer, empty=True)
         mesh = self.device_mesh
         mesh = mesh[SHARDS] if mesh[COPIES].size() == 1 else mesh[COPIES, SHARDS]
         shard_model(model, mesh, self.compute_dtype)
+        fill(model, backbone, self.root_device)
+        return model
 
     @contextmanager
     def block_backward_sync(self) -> Generator[None, None, None]:
         """Keep the backward pass inside from reducing gradients: another micro-batch of the step follows."""
-        roots: list[Any] = [] if self.reduce_every_micro_batch else [self.lightning_module.model]
+        module: Any = self.lightning_module
+        roots = [] if self.reduce_every_micro_batch else [module.model]
         for root in roots:
             root.set_requires_gradient_sync(False)
         try:
