@@ -1,21 +1,21 @@
-"""Rows that are filled: complete, within their limits, in time, and nearly full."""
+"""Rows that are filled: complete, within their limits, in time, nearly full, and alike in image tokens."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import chain, combinations
+from itertools import chain, combinations, islice
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from v1lit.data.config import PackingConfig
 from v1lit.data.example import ExampleRef
 from v1lit.data.lengths.length import Length
 from v1lit.data.sampling.mixture import GlobalSequence
-from v1lit.data.sampling.packing import Packer, fullest
+from v1lit.data.sampling.packing import Packer, balanced, fullest
 from v1lit.data.sampling.remaining import MicroBatchState, Remaining
 from v1lit.data.sampling.rows import Measure, MicroBatchPlan, Substream, filled_rows
 from v1lit.data.sampling.shuffle import Shuffle, SourceOrder
@@ -104,6 +104,66 @@ def test_the_chosen_set_is_the_fullest_of_all_that_fit(
     assert sum(sizes[place][1] for place in chosen) <= spare
 
 
+ITEMS = st.lists(st.tuples(st.integers(1, 12), st.integers(0, 6), st.integers(0, 12)), max_size=9)
+
+
+@given(sizes=ITEMS, room=st.integers(0, 40), spare=st.integers(0, 12), target=st.integers(-5, 40))
+def test_a_balanced_set_is_within_its_limits_and_as_full_as_any_where_no_cap_is_in_the_way(
+    sizes: list[tuple[int, int, int]], room: int, spare: int, target: int
+) -> None:
+    def tokens(chosen: list[int]) -> int:
+        return sum(sizes[place][0] for place in chosen)
+
+    near = balanced(sizes, room, spare, target, 0)
+    assert len(set(near)) == len(near)
+    assert tokens(near) <= room
+    assert sum(sizes[place][1] for place in near) <= spare
+    free = [(tokens, 0, image_tokens) for tokens, _, image_tokens in sizes]
+    assert tokens(balanced(free, room, 0, target, 0)) == tokens(fullest([size[:2] for size in free], room, 0))
+
+
+@given(lengths=LENGTHS, caps=CAPS)
+@example(lengths=[Length(7, 3, 1), Length(21, 8, 1), Length(21, 0, 1), Length(30, 16, 1)], caps=(None, 23))
+def test_a_row_is_as_full_as_without_a_look_at_its_images(
+    lengths: list[Length], caps: tuple[int | None, int | None]
+) -> None:
+    packer: Packer[int] = Packer(PackingConfig(LENGTH, 20, *caps))
+    for index, length in enumerate(lengths):
+        if packer.problem(length) is None:
+            packer.add(index, length)
+    while packer.waiting:
+        first, *others = packer.waiting
+        sizes = [(other.tokens, other.load) for other in others]
+        spare = (caps[0] or 1) * (caps[1] or 1) - first.load
+        full = fullest(sizes, LENGTH - first.tokens, spare)
+        tokens = first.tokens + sum(sizes[place][0] for place in full)
+        assert sum(lengths[index].tokens for index in packer.row()) == tokens
+
+
+def test_rows_of_all_micro_batches_have_much_the_same_image_tokens() -> None:
+    """Photographs, texts and small images, as 16 micro-batches pack them in 20 steps."""
+    rng = np.random.default_rng(0)
+    kinds = [(300, 0), (600, 400), (900, 800), (1500, 1400), (200, 60)]
+    lengths = [
+        Length(int(tokens * scale), int(image_tokens * scale), 1)
+        for tokens, image_tokens in rng.choice(kinds, 400)
+        for scale in (rng.uniform(0.7, 1.3),)
+    ]
+    sequence = GlobalSequence([SourceOrder([400], Shuffle())], [10**6], 0)
+
+    def largest_over_mean(measure: Measure) -> float:
+        rows = np.zeros((16, 20))
+        for micro_batch in range(16):
+            stream = Substream(sequence, 0, Remaining(), micro_batch, 16)
+            plans = filled_rows(stream, MicroBatchState(), PackingConfig(8192), measure)
+            for step, plan in enumerate(islice(plans, 20)):
+                rows[micro_batch, step] = sum(lengths[ref.index].image_tokens for ref in plan.refs)
+        return float((rows.max(0) / rows.mean(0)).mean())
+
+    assert largest_over_mean(lambda ref: Length(lengths[ref.index].tokens, 0, 0)) > 1.12
+    assert largest_over_mean(lambda ref: lengths[ref.index]) < 1.08
+
+
 @pytest.mark.parametrize(
     "spread", [(100, 400), (200, 1200), (500, 4000)], ids=["short", "as real ones", "long"]
 )
@@ -123,7 +183,7 @@ def test_memory_is_bounded_by_rows_where_examples_are_long() -> None:
         return Length(30, 0, 0)
 
     next(rows_of(100, PackingConfig(60), measure))
-    assert len(measured) == 12  # six rows of two
+    assert len(measured) == 24  # twelve rows of two
 
 
 def test_examples_that_fit_no_row_are_refused_with_the_key_and_the_way_out() -> None:

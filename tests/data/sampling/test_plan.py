@@ -341,6 +341,19 @@ def test_rows_of_similar_length_save_padding() -> None:
     assert padded(counted(16)) > 1.5
 
 
+def test_rows_of_similar_length_are_so_in_all_micro_batches_of_a_step() -> None:
+    def waits(make_rows: MakeRows) -> float:
+        """Tokens of the longest row of a step over their mean."""
+        run = [
+            [len(row) * max(length_of(ref).tokens for ref in row) for row in step]
+            for step, _ in steps(sequence_of([512]), Progress(), make_rows, "", 2, 8)
+        ]
+        return sum(map(max, run)) / sum(sum(step) / len(step) for step in run)
+
+    assert waits(similar(4, 16)) < 1.15
+    assert waits(counted(4)) > 1.2
+
+
 def test_a_row_refuses_what_fits_none_and_says_why() -> None:
     stream = Substream(sequence_of([6]), 0, Progress().remaining, 0, 1)
     rows = list(

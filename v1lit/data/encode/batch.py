@@ -40,9 +40,9 @@ class ReadPosition(NamedTuple):
 
     epoch: int
     micro_batch: int
-    """Which of the step's batches on this rank it is."""
+    """Which of the step's batches on this rank it is, by the plan."""
     last: bool
-    """Whether it is the last one of them."""
+    """Whether it is the last one of them that is used."""
     after: object
     """How far the micro-batch has come; of a stream, the rank. Only the reader of the data looks into it."""
 
@@ -65,6 +65,8 @@ class Batch:
     """Tokens of every example of a flat batch, in order; None for a padded one."""
     images: int = 0
     """Number of images."""
+    image_tokens: int = 0
+    """Of all images."""
     real_tokens: int = 0
     """Tokens that are no padding."""
     counts: LabelCounts | None = None
@@ -208,6 +210,7 @@ def _common(examples: Sequence[Encoded], pointer_start: int | None) -> dict[str,
             for name in names
         },
         "images": sum(len(example.patch_maps) for example in examples),
+        "image_tokens": sum(len(image) for example in examples for image in example.patch_maps),
         "real_tokens": sum(len(example.input_ids) for example in examples),
         "counts": None if pointer_start is None else LabelCounts.of(examples, pointer_start),
         "unseen": sum(len(example.unseen) for example in examples),

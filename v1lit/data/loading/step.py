@@ -77,6 +77,17 @@ def iter_steps(
         step, first = step + 1, first + wanted
 
 
+def heaviest_first(work: Sequence[float]) -> list[int]:
+    """Places of a rank's batches of one step in the order in which they are computed: most work first.
+
+    Where a model is sharded, ranks meet in every layer, so a batch takes as long as that of the rank with
+    most work. With the batches of every rank in order of work, the sum of these largest over the step is the
+    least of all orders, whatever the other ranks have, and no rank has to ask. Gradients are summed over the
+    step, so its order changes nothing but rounding.
+    """
+    return sorted(range(len(work)), key=lambda place: (-work[place], place))
+
+
 def _table(micro_batches: Sequence[MicroBatch], size: int) -> Tensor:
     """What the ranks add up: int64 `[size, 7]`, a row per batch, zeros for one that is missing or blank.
 

@@ -14,7 +14,7 @@ from v1lit.data.errors import BadDataError, ShardError
 from v1lit.data.loading.context import LoaderContext
 from v1lit.data.loading.failures import FailureLog
 from v1lit.data.loading.micro_batch import MicroBatch
-from v1lit.data.loading.step import StepBatches, iter_steps
+from v1lit.data.loading.step import StepBatches, heaviest_first, iter_steps
 from v1lit.data.reasons import in_words, most_frequent
 
 
@@ -85,7 +85,9 @@ class StepLoader:
 
     @staticmethod
     def _batches(step: StepBatches, epoch: int) -> Iterator[Batch]:
-        """The batches of a step, each with how far the data have been read with it."""
-        for index, (micro_batch, batch) in enumerate(zip(step.micro_batches, step.batches, strict=True)):
-            last = index == len(step.batches) - 1
-            yield replace(batch, read=ReadPosition(epoch, index, last, micro_batch.reached))
+        """The batches of a step, heaviest first, each with how far the data have been read with it."""
+        # An image token is work for the vision tower as well.
+        order = heaviest_first([batch.tokens + batch.image_tokens for batch in step.batches])
+        for index in order:
+            position = ReadPosition(epoch, index, index == order[-1], step.micro_batches[index].reached)
+            yield replace(step.batches[index], read=position)

@@ -1,4 +1,4 @@
-"""`Packer`: which examples share a row, so that it is filled with a given number of tokens."""
+"""`Packer`: which examples share a row, so that it is full of tokens and has its share of image tokens."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from v1lit.data.config import PackingConfig
 from v1lit.data.lengths.length import Length
 
 T = TypeVar("T")
-ROWS_AHEAD = 6
-"""Enough examples wait when they would fill that many rows: more hardly fill rows better."""
+ROWS_AHEAD = 12
+"""Enough examples wait when they would fill that many rows: more hardly fill or balance rows better."""
+NEAR = 50
+"""A row's image tokens are near enough to its share when they differ by a `NEAR`-th of it."""
 UNREACHED = np.iinfo(np.int64).max // 2
 
 
@@ -21,9 +23,14 @@ class Packer(Generic[T]):
     """Chooses, of the items that wait, those that share the next row; knows nothing but their lengths.
 
     Up to `config.look_ahead` items wait, fewer where they would fill `ROWS_AHEAD` rows. The one that has
-    waited longest opens the next row, and of all sets of the others the one that fills the rest best joins
-    it: a subset sum, solved exactly (see `fullest`). So an item leaves with the `look_ahead`-th row after it
+    waited longest opens the next row, and of the sets of the others that fill the rest best one joins it: a
+    subset sum, solved exactly (see `fullest`). So an item leaves with the `look_ahead`-th row after it
     was added, at the latest, and the n-th item is in one of the first n rows.
+
+    Of the sets that are equally full, one is taken whose image tokens are near to the row's share of those
+    that wait (see `balanced`). Ranks meet in every step, so the row with most vision work holds up all
+    others; as each row takes what is usual among some hundred examples, rows of all ranks are much alike,
+    and no rank has to know those of another.
 
     Raises ValueError for a config without a length.
     """
@@ -61,15 +68,30 @@ class Packer(Generic[T]):
 
     def add(self, item: T, length: Length) -> None:
         """Let an item wait that has no `problem`."""
-        self.waiting.append(_Item(item, max(1, length.tokens), _load(length, self.config)))
+        load = _load(length, self.config)
+        self.waiting.append(_Item(item, max(1, length.tokens), load, length.image_tokens))
 
     def row(self) -> list[T]:
         """The items of the next row, taken out; at least one must wait."""
         first, others = self.waiting[0], self.waiting[1:]
-        sizes = [(other.tokens, other.load) for other in others]
-        chosen = set(fullest(sizes, self.length - first.tokens, _load_limit(self.config) - first.load))
+        chosen = self._chosen(first, others)
         self.waiting = [other for place, other in enumerate(others) if place not in chosen]
         return [first.item, *(other.item for place, other in enumerate(others) if place in chosen)]
+
+    def _chosen(self, first: _Item[T], others: Sequence[_Item[T]]) -> set[int]:
+        """Places of the others that join the first."""
+        room, spare = self.length - first.tokens, _load_limit(self.config) - first.load
+        tokens = sum(waiting.tokens for waiting in self.waiting)
+        image_tokens = sum(waiting.image_tokens for waiting in self.waiting)
+        share = self.length * image_tokens // tokens
+        sizes = [(other.tokens, other.load, other.image_tokens) for other in others]
+        chosen = balanced(sizes, room, spare, share - first.image_tokens, share // NEAR)
+        if self.config.max_images or self.config.max_image_tokens:
+            # Near its share a set may come up against a cap, so that a fuller one is missed.
+            full = fullest([size[:2] for size in sizes], room, spare)
+            if sum(sizes[place][0] for place in full) > sum(sizes[place][0] for place in chosen):
+                chosen = full
+        return set(chosen)
 
 
 def fullest(sizes: Sequence[tuple[int, int]], room: int, spare: int) -> list[int]:
@@ -92,12 +114,50 @@ def fullest(sizes: Sequence[tuple[int, int]], room: int, spare: int) -> list[int
         joins.append(joined)
         if least[room] != UNREACHED:
             break
-    total = int(np.flatnonzero(least != UNREACHED)[-1])
+    return _places(joins, [tokens for tokens, _ in sizes], int(np.flatnonzero(least != UNREACHED)[-1]))
+
+
+def balanced(
+    sizes: Sequence[tuple[int, int, int]], room: int, spare: int, target: int, near: int
+) -> list[int]:
+    """Places of items `(tokens, load, image tokens)` that fill `room`, with about `target` image tokens.
+
+    As `fullest`, but for every sum of tokens the set is kept whose image tokens are nearest to that sum's
+    share of `target`, so they are about `target` where the room is filled: not the nearest of all sets, which
+    would take a table of both sums. It ends once the room is filled and `target` met within `near`. Where
+    `spare` excludes nothing, the set is as full as that of `fullest`. All in whole numbers, so that every
+    machine finds the same.
+    """
+    line = target * np.arange(room + 1) // max(1, room)
+    images, loads = np.full(room + 1, UNREACHED), np.full(room + 1, UNREACHED)
+    away = np.full(room + 1, UNREACHED // 2)  # less than from any sum that is not reached
+    images[0] = loads[0] = away[0] = 0
+    joins: list[np.ndarray] = []
+    for tokens, load, image_tokens in sizes:
+        joined = np.zeros(room + 1, dtype=bool)
+        if tokens <= room:
+            images_with = images[: room + 1 - tokens] + image_tokens
+            away_with = np.abs(images_with - line[tokens:])
+            better = away_with < away[tokens:]
+            if load:
+                better &= loads[: room + 1 - tokens] <= spare - load
+            joined[tokens:] = better
+            loads[tokens:][better] = loads[: room + 1 - tokens][better] + load
+            images[tokens:][better] = images_with[better]
+            away[tokens:][better] = away_with[better]
+        joins.append(joined)
+        if away[room] <= near:
+            break
+    return _places(joins, [size[0] for size in sizes], int(np.flatnonzero(loads != UNREACHED)[-1]))
+
+
+def _places(joins: Sequence[np.ndarray], tokens: Sequence[int], total: int) -> list[int]:
+    """Places of the items of the set that was kept for `total` tokens, the last one first."""
     chosen = []
     for place in reversed(range(len(joins))):
         if joins[place][total]:
             chosen.append(place)
-            total -= sizes[place][0]
+            total -= tokens[place]
     return chosen
 
 
@@ -107,6 +167,7 @@ class _Item(Generic[T]):
     tokens: int
     load: int
     """How much of the image caps it takes, out of `_load_limit`."""
+    image_tokens: int
 
 
 def _load_limit(config: PackingConfig) -> int:

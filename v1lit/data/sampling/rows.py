@@ -164,14 +164,16 @@ def filled_rows(
 def similar_rows(
     stream: MicroBatchStream, state: MicroBatchState, size: int, ahead: int, measure: Measure, seed: int
 ) -> Iterator[MicroBatchPlan]:
-    """Rows of `size` examples of similar length: sorted within `ahead` rows, which come in random order."""
+    """Rows of `size` examples of similar length: sorted within `ahead` rows, which come in random order.
+
+    The order is the same for all micro-batches, so those of a step have rows of much the same length: a rank
+    with short ones would wait for one with long ones.
+    """
     read, waiting = state.read, list(state.waiting)
     while True:
         if not waiting:
             indices = own_indices(stream, read, size * ahead)
-            waiting = _by_length(
-                stream, indices, size, measure, f"{seed} {stream.epoch} {stream.micro_batch} {read}"
-            )
+            waiting = _by_length(stream, indices, size, measure, f"{seed} {stream.epoch} {read}")
             read += len(indices)
             if not waiting:
                 return
