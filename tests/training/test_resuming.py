@@ -29,9 +29,9 @@ from v1lit.training.resuming import (
     carry_over,
     check_resume,
     differences,
-    read_checkpoint,
     refuse_changes,
 )
+from v1lit.training.saved_state import read_checkpoint
 
 OTHER = {
     "model.backbone.name": "llava",

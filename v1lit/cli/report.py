@@ -32,8 +32,9 @@ def main(argv: Sequence[str]) -> int:
     from v1lit.training.config import RunConfig
     from v1lit.training.quiet import quiet
     from v1lit.training.results import make_results
-    from v1lit.training.resuming import read_checkpoint, refuse_other_model
+    from v1lit.training.resuming import refuse_other_model
     from v1lit.training.saved_run import measured, saved_weights
+    from v1lit.training.saved_state import read_checkpoint
 
     with quiet():
         weights, steps = saved_weights(folder)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,9 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from v1lit.data.loading.ranks import Ranks
 from v1lit.errors import OptionError
-from v1lit.files import aside, remove_leftovers
+from v1lit.files import put_in_place, remove, to_disk
+from v1lit.parallel.shard_files import clear, is_complete, newest_of
+from v1lit.training.folder_strategy import writer_of
 from v1lit.training.lightning_internals import (
     ask_nobody_about_sigterm,
     count_logged_steps,
@@ -25,6 +25,7 @@ from v1lit.training.lightning_internals import (
     put_between_steps,
     validates_now,
 )
+from v1lit.training.saved_state import read_checkpoint
 from v1lit.training.steps import ends_run
 from v1lit.training.stopping import RunStopped, StopRequests
 
@@ -37,7 +38,7 @@ MOST_TIME = 0.05
 
 
 class WholeFileIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, onto the disk, and renames it there.
+    """Writes a checkpoint beside its place, onto the disk, and renames it there; reads folders as well.
 
     Lightning's own writes to the system's folder for temporary files: where that is another disk, the
     checkpoint is then copied into its place, and a run that is killed meanwhile leaves half a file.
@@ -50,12 +51,19 @@ class WholeFileIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         place = Path(path)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(place.parent, place.name)  # as large as a checkpoint
-        with aside(place) as unfinished, unfinished.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
+        unfinished = clear(place)  # leftovers are as large as a checkpoint
+        try:
+            torch.save(checkpoint, unfinished)
+            to_disk(unfinished)
+            put_in_place(unfinished, place)
+        finally:
+            remove(unfinished)
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **options: Any) -> dict[str, Any]:
+        if "://" not in str(path) and Path(path).is_dir():
+            return read_checkpoint(path, optimizers=True)
+        content: dict[str, Any] = super().load_checkpoint(path, *args, **options)
+        return content
 
 
 class LastCheckpoint(Checkpoint):
@@ -134,13 +142,17 @@ class LastCheckpoint(Checkpoint):
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         if self.saved_step != trainer.global_step and is_whole_step(trainer):
             self.save(trainer)
+        if (writer := writer_of(trainer)) is not None:
+            writer.settle()
         self._stop_here(trainer)
         self.requests.patient = False
 
     def save(self, trainer: Trainer) -> None:
-        """Write `last.ckpt`; to be called on all ranks."""
+        """Write `last.ckpt`, in the background where a strategy can; to be called on all ranks."""
         start = time.monotonic()
         trainer.save_checkpoint(self.path, weights_only=False)
+        if (writer := writer_of(trainer)) is not None and self._stop is not None:
+            writer.settle()  # the run is about to end
         took = time.monotonic() - start
         self._next = time.monotonic() + max(SECONDS_BETWEEN, took / MOST_TIME)
         self.saved_step, self._due = trainer.global_step, False
@@ -164,19 +176,26 @@ class LastCheckpoint(Checkpoint):
             raise RunStopped(self._stop, f"{where} after step {trainer.global_step}".strip())
 
     def _ask_all(self, trainer: Trainer) -> None:
-        """Note whether any rank was told to stop, and whether the first one's clock says to save."""
+        """Note whether any rank was told to stop, and whether the first one's clock says to save.
+
+        A checkpoint that no rank writes any longer, in the background, gets its name.
+        """
         clock = self.every is None and trainer.is_global_zero and time.monotonic() >= self._next
-        asked = torch.tensor([self.requests.received or 0, int(clock)])
-        stop, save = Ranks.of(trainer).largest(asked).tolist()
+        writer = writer_of(trainer)
+        writes = writer is not None and writer.busy
+        asked = torch.tensor([self.requests.received or 0, int(clock), int(writes)])
+        stop, save, writes = Ranks.of(trainer).largest(asked).tolist()
+        if writer is not None and not writes:
+            writer.settle()
         self._due = self._due or bool(save)
         self._stop = stop or self._stop
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint of a run's folder, or None."""
-    last = folder / FOLDER / LAST
+    last = newest_of(folder / FOLDER / LAST)
     others = sorted((folder / FOLDER).glob("*.ckpt"), key=_written, reverse=True)
-    return next((path for path in [last, *others] if zipfile.is_zipfile(path)), None)
+    return last or next(filter(is_complete, others), None)
 
 
 def checkpoint_to_resume(resume: str | None, folder: Path) -> str | None:

@@ -32,10 +32,33 @@ def is_checkpoint(content: object) -> bool:
     return isinstance(content, dict) and "state_dict" in content and "loops" in content
 
 
-def weights_of(checkpoint: Checkpoint) -> dict[str, Any]:
+def weights_of(checkpoint: Checkpoint) -> Mapping[str, Any]:
     """The state dict of the module."""
-    weights: dict[str, Any] = checkpoint["state_dict"]
+    weights: Mapping[str, Any] = checkpoint["state_dict"]
     return weights
+
+
+def optimizer_states_of(checkpoint: Checkpoint) -> list[dict[str, Any]] | None:
+    """What the `state_dict` of every optimizer returned, None where only weights were saved."""
+    return checkpoint.get("optimizer_states")
+
+
+def without_optimizers(checkpoint: Checkpoint) -> dict[str, Any]:
+    """A checkpoint as if only weights had been saved."""
+    return {name: value for name, value in checkpoint.items() if name != "optimizer_states"}
+
+
+def without_tensors(checkpoint: Checkpoint) -> dict[str, Any]:
+    """A checkpoint without the states of module and optimizers."""
+    return {name: value for name, value in without_optimizers(checkpoint).items() if name != "state_dict"}
+
+
+def with_tensors(
+    rest: Checkpoint, weights: Mapping[str, Any], optimizers: list[dict[str, Any]] | None
+) -> dict[str, Any]:
+    """A whole checkpoint; without the states of optimizers where they are None."""
+    states = {} if optimizers is None else {"optimizer_states": optimizers}
+    return {**rest, "state_dict": weights, **states}
 
 
 def steps_of(checkpoint: Checkpoint) -> int:

@@ -24,7 +24,8 @@ from v1lit.training.lightning_internals import weights_of
 from v1lit.training.module import V1Module
 from v1lit.training.quiet import no_weights_bar
 from v1lit.training.report import HeldOutAnswer, answer_held_out, draw_pictures, score
-from v1lit.training.resuming import read_checkpoint, refuse_other_model
+from v1lit.training.resuming import refuse_other_model
+from v1lit.training.saved_state import read_checkpoint
 
 
 class ResultsIncompleteError(RuntimeError):

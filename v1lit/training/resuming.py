@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -12,7 +11,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -22,9 +20,9 @@ from v1lit.training.lightning_internals import (
     callback_states,
     data_state,
     epochs_of,
-    is_checkpoint,
     steps_of,
 )
+from v1lit.training.saved_state import read_checkpoint
 
 RECIPE = "v1lit"
 """Our key of a checkpoint: `model` and `data`, options as plain data, and `around`, what else is compared."""
@@ -95,18 +93,6 @@ class RecipeChangedError(ValueError):
     def __init__(self, message: str, keys: Collection[str] = ()) -> None:
         super().__init__(message)
         self.keys = list(keys)
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint as data, its tensors mapped. Raises ValueError for a file that is no checkpoint."""
-    try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{path} is no checkpoint that can be read: {reason}") from error
-    if not is_checkpoint(content):
-        raise ValueError(f"{path} is no checkpoint of a training run; give one of a run's checkpoints/")
-    return content
 
 
 def differences(checkpoint: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -228,9 +214,9 @@ def carry_over(checkpoint: dict[str, Any], changed: Mapping[str, tuple[Any, Any]
 def check_resume(path: str, run: Resumed) -> None:
     """Raise ValueError, before anything is loaded, where the run cannot resume from this checkpoint.
 
-    What other strategies and file systems have, folders and remote files, is looked at when it is loaded.
+    What lies on remote file systems is looked at when it is loaded.
     """
-    if Path(path).is_file():
+    if Path(path).exists():
         checkpoint = read_checkpoint(path)
         refuse_changes(checkpoint, run, path)
         if run.data is not None and run.data.has_train:

@@ -90,8 +90,8 @@ def run_training(
 def _weights(trainer: Trainer, folder: Path) -> ChosenWeights:
     """What validation chose, else what the module holds after the last step."""
     callback = trainer.checkpoint_callback
-    best = Path(getattr(callback, "best_model_path", ""))
-    if getattr(callback, "monitor", None) is None or not best.is_file():
+    best = Path(getattr(callback, "best_model_path", "") or "none")
+    if getattr(callback, "monitor", None) is None or not best.exists():
         trainer.print("no validation chose a best checkpoint: the last weights are taken")
         return ChosenWeights(None, newest_checkpoint(folder))
     score = getattr(callback, "best_model_score", None)

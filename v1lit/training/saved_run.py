@@ -9,10 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from v1lit.parallel.shard_files import newest_of
 from v1lit.training.checkpoints import FOLDER, newest_checkpoint
 from v1lit.training.lightning_internals import callback_states, steps_of
 from v1lit.training.results import ChosenWeights
-from v1lit.training.resuming import read_checkpoint
+from v1lit.training.saved_state import read_checkpoint
 
 
 def saved_weights(folder: Path) -> tuple[ChosenWeights, int]:
@@ -29,8 +30,11 @@ def saved_weights(folder: Path) -> tuple[ChosenWeights, int]:
         if name.startswith("ModelCheckpoint") and callback.get("monitor") is not None:
             best = Path(callback["best_model_path"])
             # The folder may have been moved or copied since; another run's best is where it was.
-            path = next((path for path in (folder / FOLDER / best.name, best) if path.is_file()), None)
-            if path is not None:
+            places = (folder / FOLDER / best.name, best)
+            path = next(
+                (path for path in (newest_of(place) or place for place in places) if path.exists()), None
+            )
+            if callback["best_model_path"] and path is not None:
                 score = callback.get("best_model_score")
                 return ChosenWeights(path, path, None if score is None else float(score)), steps
     return ChosenWeights(newest, newest), steps
