@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from lightning import Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
-from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from lightning.pytorch.strategies import StrategyRegistry
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from v1lit.backbones.config import BackboneConfig
@@ -19,6 +19,7 @@ from v1lit.parallel.fill import fill
 from v1lit.parallel.sharding import shard_model
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel
+from v1lit.training.folder_strategy import FolderStrategy
 
 COPIES, SHARDS = "copies", "shards"
 """Dimensions of the device mesh."""
@@ -32,7 +33,7 @@ class ShardedPrecision(Precision):
     precision: Literal["bf16-mixed"] = "bf16-mixed"
 
 
-class Sharded(ModelParallelStrategy):
+class Sharded(FolderStrategy):
     """Divides weights, gradients and moments over ranks, and gathers a layer at a time (FSDP2).
 
     With `trainer.precision=bf16-mixed` the shards are float32, layers are gathered and compute in bfloat16,
