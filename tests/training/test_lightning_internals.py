@@ -54,7 +54,7 @@ OTHERS = {
     "_gradient_checkpointing_func": "transformers", "_attn_implementation": "transformers",
     "_attn_implementation_internal": "transformers",
     "_strip_protocol": "fsspec", "_actions": "argparse", "_exit": "os, documented",
-    "_replace": "NamedTuple, documented",
+    "_replace": "NamedTuple, documented", "_current_frames": "sys, documented",
 }  # fmt: skip
 """Private names of other libraries that v1lit uses."""
 KEYS = {"loops", "state_dict", "global_step", "fit_loop", "is_last_batch"}

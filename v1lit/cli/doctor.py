@@ -50,12 +50,25 @@ def main(argv: Sequence[str]) -> int:
         help="try instead, in less than a minute, what v1lit does: every family trains three steps, is saved "
         "and opened, generates and packs, each compared with another way to compute the same",
     )
+    instead.add_argument(
+        "--cluster",
+        metavar="RECIPE",
+        nargs="?",
+        const="",
+        help="started on all ranks by torchrun or srun, check instead what a run on them checks before it "
+        "begins: who is there, same versions, recipe and shards, clocks, disk, the network between them",
+    )
+    parser.add_argument("--wait", type=float, default=300.0, help="seconds to wait for ranks, with --cluster")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), help="where --self-test runs")
     options, changes = parser.read_with_changes(argv)
     if options.packing:
         from v1lit.cli.doctor_packing import check_recipe  # torch and Lightning: only where they are needed
 
         return check_recipe(options.packing, changes)
+    if options.cluster is not None:
+        from v1lit.cli.doctor_cluster import check_cluster
+
+        return check_cluster(options.cluster, changes, options.wait)
     if changes and "=" in changes[0]:
         raise UserError(f"{changes[0].partition('=')[0]} changes a recipe: name it with --packing RECIPE")
     parser.refuse(changes)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import (
@@ -34,13 +35,15 @@ from v1lit.cli.errors import RunFailed, UserError, two_lines
 from v1lit.cli.failures import Told, explain, in_own_code
 from v1lit.cli.parser_reasons import reason_in
 from v1lit.cli.recipe import Recipe
-from v1lit.cli.recipe_values import absolute_paths, prepare_values
+from v1lit.cli.recipe_values import absolute_paths, flattened, prepare_values
 from v1lit.cli.run_folder import forget_attempt, is_first, run_folder, save_recipe
 from v1lit.cli.schema import check_keys, leaves, with_all_groups, wrong_value
 from v1lit.cli.stopped import stoppable, tell_stopped
 from v1lit.cli.trainer_arguments import refuse_parts
 from v1lit.cli.tried_versions import newer_line
 from v1lit.cli.yaml_texts import PutAside
+from v1lit.cluster.launched import refuse_other_size
+from v1lit.cluster.store import RanksMissing
 from v1lit.data.datamodule import V1DataModule
 from v1lit.errors import MISTAKE, OptionError, did_you_mean
 from v1lit.training.checkpoints import LastCheckpoint, checkpoint_to_resume, newest_checkpoint
@@ -175,7 +178,8 @@ class RecipeCLI(LightningCLI):
                 raise  # it says what is kept, and how the rest is made
             except Exception as error:
                 told = explain(error)
-                if new and told is not None and told.code == MISTAKE and not self._steps:
+                mistake = told is not None and told.code == MISTAKE
+                if new and (mistake or isinstance(error, RanksMissing)) and not self._steps:
                     forget_attempt(self.folder)
                 if (failed := self._failed(told)) is None:
                     raise
@@ -185,6 +189,8 @@ class RecipeCLI(LightningCLI):
     def _train(self, argv: Sequence[str], run: RunConfig) -> None:
         self._instantiate()
         refuse_parts(self.trainer)
+        with self.recipe.options():
+            refuse_other_size(self.trainer.num_devices, self.trainer.num_nodes)
         check_callbacks(self.trainer, self.model)
         self._check_resume(run)
         self._doing = "while its data were prepared"
@@ -195,7 +201,8 @@ class RecipeCLI(LightningCLI):
         save_recipe(self.folder, header + self.recorded())
         if line := newer_line():
             rank_zero_info(line)
-        run_training(self.model, self.datamodule, self.trainer, run, self.folder)
+        recipe = flattened(yaml.safe_load(self.resolved()))
+        run_training(self.model, self.datamodule, self.trainer, run, self.folder, recipe)
 
     def _check_resume(self, run: RunConfig) -> None:
         """Refuse what a resumed run cannot change, before anything is loaded; raises UserError."""

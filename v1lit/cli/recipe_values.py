@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -110,3 +111,14 @@ def _absolute(key: str, text: str) -> str:
     if name in _MAY_BE_NAMES and (text in _WORDS or not os.path.lexists(text)):
         return text
     return os.path.abspath(text)
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """The values of a resolved recipe as JSON, by key."""
+    found: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found |= flattened(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = json.dumps(value, default=str)
+    return found

@@ -13,6 +13,7 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_only
 
 from v1lit.cli.errors import UserError
+from v1lit.cluster.rank_logs import LOGS
 from v1lit.files import free_path, write_atomically
 from v1lit.training.checkpoints import FOLDER, checkpoint_to_resume
 from v1lit.training.config import RunConfig
@@ -57,7 +58,7 @@ def _remove_empty(folders: list[Path]) -> None:
 def forget_attempt(folder: Path) -> None:
     """Take away what a run that never made a step has written to its new folder: its name is free again."""
     (folder / "recipe.yaml").unlink(missing_ok=True)
-    for name in ("csv", "tensorboard"):
+    for name in ("csv", "tensorboard", LOGS):
         shutil.rmtree(folder / name, ignore_errors=True)
     with suppress(OSError):
         (folder / FOLDER).rmdir()

@@ -71,6 +71,10 @@ class RunConfig:
     """PNG files of generated traces to draw."""
     peak_tflops: float | None = None
     """What one device can do at most, TFLOP/s, for the MFU; by default as published, else measured."""
+    wait_for_ranks: float = 300.0
+    """Seconds that ranks wait for each other when they begin; then the run ends, with who is missing."""
+    behind_after: float = 120.0
+    """Seconds without a sign of progress after which a rank that the others wait for is named."""
     export: bool = True
     """Write the best model as a folder that `PointAndCopyModel.from_pretrained` opens."""
 
@@ -87,6 +91,9 @@ class RunConfig:
             why = "it looks in the run's folder: give run.name"
             raise OptionError("resume", self.resume, why, self.GROUP)
         check_fields(self, ["peak_tflops"], lambda peak: peak > 0, "it must be positive, or null")
+        check_fields(
+            self, ["wait_for_ranks", "behind_after"], lambda seconds: seconds > 0, "give seconds, above 0"
+        )
 
 
 def _problem_of_name(name: str) -> str | None:

@@ -11,7 +11,8 @@ between two steps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from lightning import LightningDataModule, LightningModule, Trainer
@@ -196,6 +197,18 @@ def count_logged_steps(trainer: Trainer) -> None:
 def ask_nobody_about_sigterm(trainer: Trainer) -> None:
     """Keep Lightning from asking all ranks before every batch about a SIGTERM, which waits for the GPU."""
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+
+def around_environment(trainer: Trainer, around: Callable[[], AbstractContextManager[None]]) -> None:
+    """Do something before and after the strategy makes the process group, in every process of the run."""
+    strategy = trainer.strategy
+    original = strategy.setup_environment
+
+    def setup_environment() -> None:
+        with around():
+            original()
+
+    strategy.setup_environment = setup_environment  # type: ignore[method-assign]
 
 
 # ------------------------------------------------------------------ optimizers and their schedule

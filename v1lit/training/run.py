@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from v1lit.training.config import RunConfig
 from v1lit.training.module import V1Module
 from v1lit.training.progress import RunProgress
 from v1lit.training.results import ChosenWeights, make_results
+from v1lit.training.several_ranks import together
 from v1lit.training.stopping import StopRequests
 from v1lit.training.throughput import Throughput
 from v1lit.training.validate_at_end import ValidateAtEnd
@@ -57,12 +59,18 @@ def trainer_defaults(
 
 
 def run_training(
-    module: V1Module, data: V1DataModule, trainer: Trainer, run: RunConfig, folder: Path
+    module: V1Module,
+    data: V1DataModule,
+    trainer: Trainer,
+    run: RunConfig,
+    folder: Path,
+    recipe: Mapping[str, str] | None = None,
 ) -> dict[str, float]:
     """Train, then export the best model and report. Returns what `metrics.json` holds.
 
     Everything is written to `folder`: `checkpoints/`, `csv/` (`csv-2/`, ... after resuming), `tensorboard/`,
-    `model/` (the export), `pictures/` and `metrics.json`. Raises ValueError if `run.resume` finds nothing,
+    `model/` (the export), `pictures/` and `metrics.json`; on several ranks also `logs/`. On these, `recipe`
+    (resolved, by key) is compared between ranks. Raises ValueError if `run.resume` finds nothing,
     RunStopped if the run was stopped while it trained, and ResultsIncompleteError if a part of what follows
     could not be made.
     """
@@ -71,7 +79,8 @@ def run_training(
         if isinstance(callback, Throughput) and run.peak_tflops is not None:
             callback.peak_tflops = run.peak_tflops
     start = time.perf_counter()
-    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
+    with together(trainer, module, data, run, folder, recipe):
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
     metrics = {"train/seconds": time.perf_counter() - start, "train/steps": float(trainer.global_step)}
     if trainer.interrupted:
         raise KeyboardInterrupt
