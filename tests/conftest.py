@@ -31,6 +31,7 @@ MAY_BE_SKIPPED = (
     "no tar program",
     "only Linux",
     "s3fs is not installed",
+    "shellcheck is not installed",
     "there is a GPU",
     "this environment was not made by make from this lock",
     "this tar does not sort",

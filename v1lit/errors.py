@@ -8,8 +8,9 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Any, ClassVar, Literal, Protocol, get_args, get_origin, get_type_hints
 
-MISTAKE, FAILURE = 2, 1
-"""Exit codes of a command: something was asked for that cannot be done, or doing it failed.
+MISTAKE, FAILURE, GAVE_UP = 2, 1, 3
+"""Exit codes of a command: something was asked for that cannot be done, doing it failed, or failed so often
+without progress that it is not begun again.
 
 A class of v1lit's exceptions can have its own as `exit_code`; else a ValueError is a mistake, and all
 others are failures.

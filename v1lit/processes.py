@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pickle
 import signal
@@ -25,9 +26,26 @@ Result = TypeVar("Result")
 AHEAD = 4
 """Tasks per process that are handed out before their results are asked for."""
 
+LAUNCHER = "V1LIT_LAUNCHER"
+"""Names the process that launched this one and stops it, by its number."""
+
 
 class WorkerDiedError(RuntimeError):
     """A process ended in the middle of its work."""
+
+
+def end_with_launcher() -> None:
+    """Have this process told to stop, by SIGTERM, when the one that launched it is killed; on Linux only.
+
+    What was killed can tell nobody, and its ranks would write to a folder in which others begin again.
+    """
+    launcher = os.environ.pop(LAUNCHER, None)  # not for the processes that this one starts
+    if launcher is None or not sys.platform.startswith("linux"):
+        return
+    signal_of_parent = 1  # PR_SET_PDEATHSIG
+    ctypes.CDLL(None).prctl(signal_of_parent, signal.SIGTERM)
+    if os.getppid() != int(launcher):  # it was killed before this was said
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def available_cores() -> int:

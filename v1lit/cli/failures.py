@@ -31,6 +31,7 @@ WITHOUT_SERVER = (
     "look after network and login, or do without: --trainer.logger=null, or WANDB_MODE=offline for wandb"
 )
 WORKERS = "lower data.num_workers or data.batch_size, or ask for more memory"
+LOST_OTHERS = "the processes of the run lost each other"
 OTHERS = "look at what the other processes of the run said, and whether they are still there"
 OF_SYSTEM = {
     errno.ENOSPC: ("the disk is full", FULL),
@@ -63,7 +64,7 @@ OF_WORDS = (
     (r"NCCL (error|WARN|operation|communicator)|ncclRemoteError|ncclSystemError|ncclInternalError|"
      r"gloo|Connection (closed|reset) by peer|Socket Timeout|[Cc]ollective operation timeout|"
      r"waiting for clients|client socket has timed out|wait timeout after|TCPStore",
-     "the processes of the run lost each other", OTHERS),
+     LOST_OTHERS, OTHERS),
 )  # fmt: skip
 """In messages of torch, safetensors and others: what they say, and what to do; the first that fits counts."""
 OF_SERVERS = ("wandb", "mlflow", "neptune", "comet_ml", "clearml", "requests", "urllib3", "httpx", "aiohttp")

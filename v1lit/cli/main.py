@@ -14,6 +14,7 @@ from v1lit.errors import did_you_mean
 COMMANDS = {
     "run": ("v1lit.cli.run", "train as a recipe says; `lightning run` is the same"),
     "report": ("v1lit.cli.report", "export, report and pictures of a run again, without training"),
+    "launch": ("v1lit.cli.launch", "job files for clusters, or several nodes on this machine"),
     "data": ("v1lit.cli.data", "import, draw and look at data"),
     "doctor": ("v1lit.cli.doctor", "versions, devices, which `lightning` comes first, missing extras"),
     "list": ("v1lit.cli.list", "backbones and recipes"),

@@ -29,6 +29,7 @@ from yaml.representer import RepresenterError
 
 from v1lit.backbones.config import BackboneConfig
 from v1lit.cli import checks
+from v1lit.cli.attempts import noted
 from v1lit.cli.callback_checks import check_callbacks, check_validation
 from v1lit.cli.environment import describe_environment
 from v1lit.cli.errors import RunFailed, UserError, two_lines
@@ -46,6 +47,7 @@ from v1lit.cluster.launched import refuse_other_size
 from v1lit.cluster.store import RanksMissing
 from v1lit.data.datamodule import V1DataModule
 from v1lit.errors import MISTAKE, OptionError, did_you_mean
+from v1lit.training.attempts import NoProgressError
 from v1lit.training.checkpoints import LastCheckpoint, checkpoint_to_resume, newest_checkpoint
 from v1lit.training.config import RunConfig
 from v1lit.training.module import V1Module
@@ -170,11 +172,11 @@ class RecipeCLI(LightningCLI):
             self._doing = "before it began"
             new = is_first() and not any(self.folder.iterdir())
             try:
-                with stoppable(self.requests, self._when_stopped):
+                with noted(self.folder, run.resume), stoppable(self.requests, self._when_stopped):
                     self._train(argv, run)
             except RunStopped as stop:
                 return tell_stopped(stop, self.folder, argv)
-            except ResultsIncompleteError:
+            except (ResultsIncompleteError, NoProgressError):
                 raise  # it says what is kept, and how the rest is made
             except Exception as error:
                 told = explain(error)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from v1lit.cli.errors import UserError
 from v1lit.cli.recipe import compose, shipped_recipes
+from v1lit.processes import end_with_launcher
 
 USAGE = """usage: v1lit run RECIPE [--key=value ...] [--print_config] [--debug]
        lightning run RECIPE ...   is the same
@@ -24,6 +25,7 @@ Train as RECIPE says: a YAML file, or the bare name of a shipped recipe:
 
 def main(argv: Sequence[str]) -> int:
     """Run `v1lit run` with the arguments after `run`; returns the exit code."""
+    end_with_launcher()
     argv = [argument for argument in argv if argument != "--debug"]
     if not argv:
         raise UserError(

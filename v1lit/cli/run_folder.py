@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from v1lit.cli.errors import UserError
 from v1lit.cluster.rank_logs import LOGS
 from v1lit.files import free_path, write_atomically
+from v1lit.training import attempts
 from v1lit.training.checkpoints import FOLDER, checkpoint_to_resume
 from v1lit.training.config import RunConfig
 
@@ -58,7 +59,7 @@ def _remove_empty(folders: list[Path]) -> None:
 def forget_attempt(folder: Path) -> None:
     """Take away what a run that never made a step has written to its new folder: its name is free again."""
     (folder / "recipe.yaml").unlink(missing_ok=True)
-    for name in ("csv", "tensorboard", LOGS):
+    for name in ("csv", "tensorboard", LOGS, attempts.FOLDER):
         shutil.rmtree(folder / name, ignore_errors=True)
     with suppress(OSError):
         (folder / FOLDER).rmdir()

@@ -166,7 +166,9 @@ def _refuse_tasks_of_slurm() -> None:
     """SLURM's variables, as a login node or an allocation sets them, make Lightning wait for other tasks."""
     tasks = os.environ.get("SLURM_NTASKS", "1")
     interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
-    if interactive or not tasks.isdigit() or int(tasks) == 1:
+    # A launcher that is one of SLURM's tasks, and tells its own processes who they are.
+    launched = TorchElasticEnvironment.detect()
+    if interactive or launched or not tasks.isdigit() or int(tasks) == 1:
         return
     if "SLURM_NTASKS_PER_NODE" not in os.environ:
         raise UserError(
