@@ -118,7 +118,7 @@ def rows_of(name: str, lengths: Sequence[Length], ranks: int, steps: int) -> lis
         return planned(
             lengths,
             ranks,
-            2 * AHEAD,
+            AHEAD,
             lambda stream: similar_rows(
                 stream, START, PADDED, AHEAD, known, stream.micro_batch if apart else 0
             ),
