@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked")
-PATIENCE = 60
+PATIENCE = 120
 """Seconds after which a hanging test ends as failed; nothing takes a tenth of it."""
 
 

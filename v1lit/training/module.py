@@ -16,7 +16,7 @@ from torch import Tensor
 from v1lit.backbones.attention import choose_attention
 from v1lit.backbones.config import BackboneConfig, as_options
 from v1lit.data.datamodule import V1DataModule
-from v1lit.data.encode.batch import Batch
+from v1lit.data.encode.batch import Batch, blank_batch
 from v1lit.errors import check_choices, check_least
 from v1lit.parallel.gradients import clip_by_norm, total_norm
 from v1lit.pointer.config import PointerConfig
@@ -175,7 +175,7 @@ class V1Module(LightningModule):
             self._data.consumed(batch)
         if self._is_nonfinite(out.loss):
             self._skip(out, batch)
-            return self._nothing()
+            return self._nothing(batch)
         # Reading them waits for the GPU: only when they are to be logged.
         self._answers.append((out.targets, out.terms.predictions))
         if len(batch) > 0:  # a blank batch has nothing to say, and zero would look like a success
@@ -234,12 +234,16 @@ class V1Module(LightningModule):
         self.print(f"skipped a batch ({self.nonfinite} so far): {what}")
         self.log(SKIPPED, float(self.nonfinite), batch_size=len(batch))
 
-    def _nothing(self) -> Tensor | None:
+    def _nothing(self, batch: Batch) -> Tensor | None:
         """In place of a skipped batch's loss.
 
         On several ranks, the step's other batches wait for a backward pass to be exchanged in: then zero,
-        with a zero gradient of every parameter.
+        with a zero gradient of every parameter. One that is divided over ranks gets it in no other way than
+        from a whole pass, here of a blank batch.
         """
+        if self.model.is_sharded:
+            blank = blank_batch(0, flat=batch.segment_lengths is not None).to(self.device)
+            return self(blank).loss
         if self.trainer.world_size == 1 or self.trainer.accumulate_grad_batches == 1:
             return None
         trained = (p for p in self.model.parameters() if p.requires_grad)

@@ -1,0 +1,115 @@
+"""A model that is divided over ranks trains as on one: every loss, norm and weight."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.curves import Setting, largest_difference, step_losses, train_on
+from helpers.forked import needs_fork
+
+from v1lit.backbones.registry import list_backbones
+from v1lit.data.config import PackingConfig
+from v1lit.errors import OptionError
+from v1lit.training.strategies import Sharded
+
+pytestmark = [needs_fork, pytest.mark.slow, pytest.mark.dependencies]
+
+CASES: dict[str, dict[str, Any]] = {
+    "tied": {"backbone": {"tiny": {"tie_word_embeddings": True}}},
+    "gate": {"pointer": {"gate": True}},
+    "keys from embeddings": {"pointer": {"key_source": "embedding"}},
+    "separate losses": {"pointer": {"loss": "separate", "z_weight": 0.0}},
+    "frozen vision": {"backbone": {"freeze": ["vision"]}},
+    "frozen language": {"backbone": {"freeze": ["language"]}},
+    "activation checkpointing": {"backbone": {"gradient_checkpointing": ["language", "vision"]}},
+    "verified loss": {"module": {"verify_loss": 1}},
+    **{family: {"family": family} for family in list_backbones()},
+}
+
+
+@pytest.fixture(scope="module")
+def base(scenes: Path) -> Setting:
+    return Setting(scenes)
+
+
+def assert_alike(setting: Setting, strategy: Any, ranks: int, nodes: int = 1, accumulate: int = 1) -> None:
+    """As one rank that accumulates four micro-batches in every step."""
+    one = train_on(setting, "auto", 1, accumulate=4)
+    several = train_on(setting, strategy, ranks, nodes, accumulate)
+    expected = step_losses(one, 4, setting.steps)
+    assert step_losses(several, accumulate, setting.steps) == pytest.approx(expected, rel=1e-5)
+    assert one[0].norms[0] > setting.trainer.get("gradient_clip_val", 0.5)  # so that clipping is tried
+    for curve in several:
+        assert curve.norms == pytest.approx(one[0].norms, rel=1e-5)
+        assert largest_difference(curve.weights, one[0].weights) < 3e-5
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_train_as_one(base: Setting, case: str) -> None:
+    assert_alike(replace(base, **CASES[case]), "fsdp2", 2)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "ranks", "nodes", "accumulate"),
+    [("fsdp2", 4, 1, 1), ("hsdp", 4, 2, 1), ("ddp", 2, 1, 2)],
+)
+def test_any_strategy_trains_as_one(
+    base: Setting, strategy: str, ranks: int, nodes: int, accumulate: int
+) -> None:
+    assert_alike(base, strategy, ranks, nodes, accumulate)
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_accumulated_gradients_are_reduced_once_or_every_time(base: Setting, every: bool) -> None:
+    assert_alike(base, Sharded(reduce_every_micro_batch=every), 2, accumulate=2)
+
+
+def test_packed_rows_train_as_on_one(base: Setting) -> None:
+    assert_alike(replace(base, data={"packing": PackingConfig(length=256)}), "fsdp2", 2, accumulate=2)
+
+
+def test_ranks_without_an_example_take_part(base: Setting) -> None:
+    """24 examples in steps of 16: in the second step of every epoch two of four ranks have none."""
+    assert_alike(replace(base, examples=16), "fsdp2", 4)
+
+
+def test_validation_is_that_of_one_rank(base: Setting) -> None:
+    """Of 6 examples in batches of 4, the second rank has 2, and in a second setting none."""
+    for size in (4, 6):
+        setting = replace(base, steps=3, trainer={"limit_val_batches": 1.0}, data={"val_batch_size": size})
+        one, (first, second) = train_on(setting, "auto", 1, accumulate=4)[0], train_on(setting, "fsdp2", 2)
+        assert one.val
+        assert first.val == second.val == pytest.approx(one.val, rel=1e-5, abs=1e-6)
+
+
+def test_muon_trains_as_far_as_its_own_bfloat16_allows(base: Setting) -> None:
+    setting = replace(base, optimizer={"name": "muon"})
+    one, two = train_on(setting, "auto", 1, accumulate=4), train_on(setting, "fsdp2", 2)
+    assert step_losses(two, 1, 4) == pytest.approx(step_losses(one, 4, 4), rel=2e-4)
+
+
+def test_mixed_precision_computes_in_bfloat16_on_float32_shards(base: Setting) -> None:
+    setting = replace(base, precision="bf16-mixed")
+    one, two = train_on(setting, "auto", 1, accumulate=4), train_on(setting, "fsdp2", 2)
+    exact = step_losses(train_on(base, "fsdp2", 2), 1, 4)
+    losses = step_losses(two, 1, 4)
+    assert losses != exact
+    assert losses == pytest.approx(step_losses(one, 4, 4), rel=5e-3)
+
+
+def test_a_size_that_does_not_divide_the_ranks_is_refused(base: Setting) -> None:
+    with pytest.raises(AssertionError, match=r"trainer\.strategy\.init_args\.shard is 3; 2 ranks cannot"):
+        train_on(base, Sharded(shard=3), 2)
+
+
+def test_a_loss_scale_is_refused() -> None:
+    from lightning.pytorch.plugins.precision import MixedPrecision
+
+    strategy = Sharded()
+    strategy.precision_plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    with pytest.raises(OptionError, match=r"trainer\.precision .*16-mixed"):
+        strategy._own_precision()
