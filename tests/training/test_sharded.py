@@ -12,7 +12,7 @@ from helpers.curves import Setting, largest_difference, step_losses, train_on
 from helpers.forked import needs_fork
 
 from v1lit.backbones.registry import list_backbones
-from v1lit.data.config import PackingConfig
+from v1lit.data.config import EncodingConfig, PackingConfig
 from v1lit.errors import OptionError
 from v1lit.training.strategies import Sharded
 
@@ -69,7 +69,9 @@ def test_accumulated_gradients_are_reduced_once_or_every_time(base: Setting, eve
 
 
 def test_packed_rows_train_as_on_one(base: Setting) -> None:
-    assert_alike(replace(base, data={"packing": PackingConfig(length=256)}), "fsdp2", 2, accumulate=2)
+    encoding = EncodingConfig(max_tokens=256, coordinates=False)
+    data = {"packing": PackingConfig(length=256), "encoding": encoding}
+    assert_alike(replace(base, data=data), "fsdp2", 2, accumulate=2)
 
 
 def test_ranks_without_an_example_take_part(base: Setting) -> None:
