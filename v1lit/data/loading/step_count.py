@@ -68,8 +68,8 @@ class EpochSteps:
         """Optimizer steps from `start` to the end of a number of epochs; None where that is not known.
 
         It is known with an index and, where rows are filled, lengths. Filled rows are planned for it, without
-        reading: about a millisecond for each row of 8,192 tokens, shared out over the ranks, which
-        must all call it.
+        reading: about half a millisecond for each row of 8,192 tokens, shared out over the ranks, which must
+        all call it.
         """
         if not self._can_plan:
             return None

@@ -17,6 +17,8 @@ ROWS_AHEAD = 12
 NEAR = 50
 """A row's image tokens are near enough to its share when they differ by a `NEAR`-th of it."""
 UNREACHED = np.iinfo(np.int64).max // 2
+FAR = np.iinfo(np.int32).max // 2
+"""More image tokens than any row has: of sums that are not reached. Narrow numbers are added faster."""
 
 
 class Packer(Generic[T]):
@@ -128,27 +130,28 @@ def balanced(
     `spare` excludes nothing, the set is as full as that of `fullest`. All in whole numbers, so that every
     machine finds the same.
     """
-    line = target * np.arange(room + 1) // max(1, room)
-    images, loads = np.full(room + 1, UNREACHED), np.full(room + 1, UNREACHED)
-    away = np.full(room + 1, UNREACHED // 2)  # less than from any sum that is not reached
-    images[0] = loads[0] = away[0] = 0
+    line = (target * np.arange(room + 1) // max(1, room)).astype(np.int32)
+    images = np.full(room + 1, FAR, dtype=np.int32)
+    away = np.full(room + 1, FAR // 2, dtype=np.int32)  # less than from any sum that is not reached
+    loads, capped = np.zeros(room + 1, dtype=np.int64), any(load for _, load, _ in sizes)
+    images[0] = away[0] = 0
     joins: list[np.ndarray] = []
     for tokens, load, image_tokens in sizes:
         joined = np.zeros(room + 1, dtype=bool)
         if tokens <= room:
-            images_with = images[: room + 1 - tokens] + image_tokens
+            images_with = images[: room + 1 - tokens] + np.int32(image_tokens)
             away_with = np.abs(images_with - line[tokens:])
-            better = away_with < away[tokens:]
-            if load:
-                better &= loads[: room + 1 - tokens] <= spare - load
-            joined[tokens:] = better
-            loads[tokens:][better] = loads[: room + 1 - tokens][better] + load
-            images[tokens:][better] = images_with[better]
-            away[tokens:][better] = away_with[better]
+            better = np.less(away_with, away[tokens:], out=joined[tokens:])
+            if capped:
+                loads_with = loads[: room + 1 - tokens] + load
+                better &= loads_with <= spare
+                np.copyto(loads[tokens:], loads_with, where=better)
+            np.copyto(images[tokens:], images_with, where=better)
+            np.copyto(away[tokens:], away_with, where=better)
         joins.append(joined)
         if away[room] <= near:
             break
-    return _places(joins, [size[0] for size in sizes], int(np.flatnonzero(loads != UNREACHED)[-1]))
+    return _places(joins, [size[0] for size in sizes], int(np.flatnonzero(away != FAR // 2)[-1]))
 
 
 def _places(joins: Sequence[np.ndarray], tokens: Sequence[int], total: int) -> list[int]:
