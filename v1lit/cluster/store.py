@@ -20,6 +20,8 @@ from torch import distributed as dist
 
 from v1lit.errors import FAILURE, one_line
 
+AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
+"""Whether torchrun serves the ranks' store: the same one for all starts."""
 PAUSE = 0.05
 """Seconds between two looks at the store."""
 ANSWER = timedelta(seconds=10)
@@ -52,7 +54,7 @@ class Place:
     @property
     def serves(self) -> bool:
         """Whether this process has the store; torchrun serves one of its own, and says so."""
-        by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        by_torchrun = os.environ.get(AGENT_STORE) == "True"
         same = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
         return self.rank == 0 and not (by_torchrun and same == (self.address, str(self.port)))
 
@@ -71,8 +73,10 @@ class RankStore:
         self.place = place
         self.own_address = "" if place.serves else _await_port(place, seconds)
         self._store = self._connect()
-        # A run that is started again in the same store is another one.
-        names = ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "TORCHELASTIC_RESTART_COUNT")
+        # A run that is started again in the same store is another one. In a store of its own it is not, and
+        # there the nodes count their restarts unequally: one that others made it part of is none of its own.
+        again = "TORCHELASTIC_RESTART_COUNT" if os.environ.get(AGENT_STORE) == "True" else ""
+        names = ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", again)
         self._prefix = "/".join(["v1lit", *(os.environ.get(name, "") for name in names)])
         self.own_address = self.own_address or _local_address(place)
 
