@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from v1lit.training.progress import RunProgress
 from v1lit.training.results import ChosenWeights, make_results
 from v1lit.training.several_ranks import together
 from v1lit.training.stopping import StopRequests
+from v1lit.training.strategies import sharded_strategy
 from v1lit.training.throughput import Throughput
 from v1lit.training.validate_at_end import ValidateAtEnd
 
@@ -91,8 +93,11 @@ def run_training(
     }
     if trainer.is_global_zero:
         # The trainer has cleared its device.
-        device = trainer.strategy.root_device
-        return make_results(module, data, run, folder, metrics, _weights(trainer, folder), device)
+        device, weights = trainer.strategy.root_device, _weights(trainer, folder)
+        if sharded_strategy(trainer) is not None:
+            # This rank has a part of the weights only; a checkpoint has them all.
+            module, weights = V1Module(**module.options), replace(weights, load=weights.kept)
+        return make_results(module, data, run, folder, metrics, weights, device)
     return metrics
 
 
