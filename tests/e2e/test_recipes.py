@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 
 from v1lit.cli.main import main
 from v1lit.cli.recipe import compose, shipped, shipped_recipes
+from v1lit.cli.recipe_cli import RecipeCLI
 from v1lit.cli.run_folder import VARIABLE as RUN_FOLDER
 
 pytestmark = pytest.mark.dependencies
@@ -100,9 +101,33 @@ def test_a_recipe_begins_with_what_it_is_and_how_to_run_it(path):
 def test_no_part_is_left_over_and_all_are_parsed():
     composed = [compose(str(path)) for path in shipped_recipes().values()]
     used = {Path(origin).resolve() for recipe in composed for origin in recipe.origins.values()}
-    on_top = {path.resolve() for path in shipped("configs").glob("trainer/profile.yaml")}
-    assert on_top
+    on_top = {path.resolve() for path in shipped("configs").glob("trainer/*.yaml")}
     assert used | on_top == {path.resolve() for path in shipped("configs").rglob("*.y*ml")} | used
+
+
+@pytest.mark.parametrize(
+    "path", sorted(shipped("configs").glob("trainer/*.yaml")), ids=lambda path: path.stem
+)
+def test_every_trainer_part_can_be_put_on_top_of_a_recipe(path):
+    key = "trainer.callbacks" if path.stem == "profile" else "trainer"
+    assert RecipeCLI(compose("qwen_v1g", [f"--{key}={path}"]), parse_only=True).config["trainer"]
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "hsdp"])
+def test_every_part_for_a_cluster_keeps_the_published_step(name):
+    part = shipped("configs") / "trainer" / f"{name}.yaml"
+    trainer = RecipeCLI(compose("qwen_v1g", [f"--trainer={part}"]), parse_only=True).config["trainer"]
+    assert trainer["devices"] * trainer["num_nodes"] * trainer["accumulate_grad_batches"] * 2 == 64
+
+
+def test_a_strategy_may_be_given_with_its_options():
+    changes = [
+        "--trainer.strategy.class_path=v1lit.training.strategies.Sharded",
+        "--trainer.strategy.init_args.shard=node",
+        "--trainer.strategy.init_args.reduce_every_micro_batch=true",
+    ]
+    config = RecipeCLI(compose("qwen_v1g", changes), parse_only=True).config
+    assert config["trainer"]["strategy"]["init_args"]["shard"] == "node"
 
 
 # ---------------------------------------------------------------- the published run

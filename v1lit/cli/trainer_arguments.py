@@ -41,15 +41,15 @@ LEAST = {
 """Lightning takes less than this and fails later, or does the opposite of what was meant."""
 
 SPAWNED = "its processes keep the model that they train to themselves, and nothing would be left to export"
-SHARDED = "v1lit neither saves nor exports a model whose weights are divided over devices"
-HALF = "or what takes less memory: --trainer.precision=bf16-true --model.backbone.dtype=bfloat16"
+FOREIGN = "v1lit has strategies of its own that divide weights over devices, and exports what they save"
+OWN = "use fsdp2, hsdp or fsdp2_tp"
 STRATEGIES = {
     "ddp_spawn": (SPAWNED, "use ddp"),
     "ddp_fork": (SPAWNED, "use ddp"),
     "ddp_notebook": (SPAWNED, "use ddp, or auto on one device"),
-    "fsdp": (SHARDED, f"use ddp, {HALF}"),
-    "deepspeed": (SHARDED, f"use ddp, {HALF}"),
-    "model_parallel": (SHARDED, f"use ddp, {HALF}"),
+    "fsdp": (FOREIGN, OWN),
+    "deepspeed": (FOREIGN, OWN),
+    "model_parallel": (FOREIGN, OWN),
     "xla": ("v1lit has not been made for TPUs", "use auto, ddp or single_device"),
     "single_xla": ("v1lit has not been made for TPUs", "use auto, ddp or single_device"),
 }
@@ -143,7 +143,9 @@ def refuse_parts(trainer: Trainer) -> None:
     if isinstance(strategy.launcher, _MultiProcessingLauncher):
         raise _refused("strategy", kind, SPAWNED, "use ddp")
     if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy, Sharded)):
-        raise _refused("strategy", kind, "v1lit has not been made for it", f"use ddp, {HALF}")
+        raise _refused(
+            "strategy", kind, "v1lit has not been made for it", f"use ddp, or to divide weights {OWN[4:]}"
+        )
 
 
 def usable_strategies() -> list[str]:
