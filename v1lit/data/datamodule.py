@@ -240,7 +240,8 @@ class V1DataModule(LightningDataModule):
 
     def check_limits(self, trainer: Trainer) -> None:
         """Check the Trainer's shares and intervals against the data; raises ValueError."""
-        ranks, micro_batches = trainer.world_size, trainer.world_size * trainer.accumulate_grad_batches
+        ranks = Ranks.readers(trainer)
+        micro_batches = ranks * trainer.accumulate_grad_batches
 
         def train_batches() -> int | None:
             if self.streams is not None or self.grouping.packs or not self.opened.indexed:

@@ -77,7 +77,9 @@ def own_part(name: str, tensor: Tensor, rank: int) -> OwnPart:
     place = mesh.get_coordinate()
     assert place is not None
     copies = [at for at, placement in zip(place, placements, strict=True) if placement.is_replicate()]
-    return OwnPart(data, Box(tuple(offsets), tuple(sizes)), shape, not any(copies))
+    # A mesh may be one of several beside each other, which all hold the tensor; one of them has rank 0.
+    first = not any(copies) and bool((mesh.mesh == 0).any())
+    return OwnPart(data, Box(tuple(offsets), tuple(sizes)), shape, first)
 
 
 def tile(boxes: Iterable[Box], area: Box) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
@@ -11,12 +12,43 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
+from v1lit.backbones.efficiency import part_layers
+from v1lit.parallel.tensor_parallel import split_layers
 from v1lit.parallel.units import Units
 from v1lit.pointer.base import WITH_WEIGHT, PointAndCopyBase
 
 
-def shard_model(model: PointAndCopyBase, mesh: DeviceMesh, compute: torch.dtype | None = None) -> None:
-    """Divide a model's parameters over a mesh, in place: they become DTensors on the mesh's devices.
+COPIES, SHARDS, TENSOR, ALL_SHARDS = "copies", "shards", "tensor", "shards_tensor"
+"""Dimensions of device meshes; the last one joins the two before it."""
+
+
+@dataclass(frozen=True)
+class Meshes:
+    """Over which ranks the parts of a model are divided: of each mesh, one dimension, or copies before it."""
+
+    language: DeviceMesh
+    """For the language layers."""
+    others: DeviceMesh
+    """For everything else."""
+    tensor: DeviceMesh | None = None
+    """For the matrices of the language layers, before they are divided over `language`."""
+
+    @classmethod
+    def of(cls, ranks: DeviceMesh) -> Meshes:
+        """Those of a mesh `copies x shards x tensor`, so that no rank of a copy holds what another has.
+
+        But norms of language layers: ranks that differ in `tensor` alone hold the same part of them.
+        """
+        shards = [] if ranks[COPIES].size() == 1 else [COPIES]
+        if ranks[TENSOR].size() == 1:
+            mesh = ranks[(*shards, SHARDS)]
+            return cls(mesh, mesh)
+        ranks[SHARDS, TENSOR]._flatten(ALL_SHARDS)
+        return cls(ranks[(*shards, SHARDS)], ranks[(*shards, ALL_SHARDS)], ranks[TENSOR])
+
+
+def shard_model(model: PointAndCopyBase, meshes: Meshes, compute: torch.dtype | None = None) -> None:
+    """Divide a model's parameters over meshes, in place: they become DTensors on the meshes' devices.
 
     A unit is gathered before it works and freed after it, but for the root and the head, which are needed
     again at once: these stay until the backward pass has used them. Gradients are averaged over the ranks in
@@ -24,18 +56,24 @@ def shard_model(model: PointAndCopyBase, mesh: DeviceMesh, compute: torch.dtype 
 
     Args:
         model: whose checkpointing and compilation are set up already; they stay inside of the units.
-        mesh: one dimension to divide over, or two, the first of which has copies.
+        meshes: what to divide over which ranks.
         compute: in which type units are gathered and compute; None for that of the parameters.
+
+    Raises ValueError for a model whose language layers cannot be divided over `meshes.tensor`.
     """
+    if meshes.tensor is not None:
+        split_layers(model, meshes.tensor)
+    language = set(part_layers(model.backbone, model.family, "language"))
     # Inputs stay as they are: a normalizer or rotary angles rounded to bfloat16 would be other numbers.
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
     head = model.get_output_embeddings()
     for module in Units.of(model).modules.values():
+        mesh = meshes.language if module in language else meshes.others
         fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=module is not head)
     if isinstance(head, FSDPModule):
         setattr(head, WITH_WEIGHT, MethodType(_with_weight, head))
         register_fsdp_forward_method(head, WITH_WEIGHT)
-    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    fully_shard(model, mesh=meshes.others, mp_policy=policy, reshard_after_forward=False)
     model.is_sharded = True
 
 

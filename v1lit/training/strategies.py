@@ -1,4 +1,4 @@
-"""`Sharded`: one strategy for FSDP2, with copies between nodes (HSDP) or without."""
+"""`Sharded`: one strategy for FSDP2, with copies between nodes (HSDP), tensor parallelism, or neither."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from v1lit.backbones.config import BackboneConfig
 from v1lit.errors import OptionError
 from v1lit.parallel.fill import fill
-from v1lit.parallel.sharding import shard_model
+from v1lit.parallel.sharding import COPIES, SHARDS, TENSOR, Meshes, shard_model
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.training.folder_strategy import FolderStrategy
 
-COPIES, SHARDS = "copies", "shards"
-"""Dimensions of the device mesh."""
+GROUP = "trainer.strategy.init_args"
 Size = int | Literal["all", "node"]
 """Ranks that something is divided over: a number, those of a node, or all."""
 
@@ -43,6 +42,8 @@ class Sharded(FolderStrategy):
     Args:
         shard: ranks that the model is divided over: all, those of a node, or a number. Further ranks have
             copies of it, whose gradients are averaged.
+        tensor: of these, ranks of one node that compute the same batches, each with its part of every matrix
+            of the language layers: a number, or those of a node. They count as one reader of data.
         reduce_every_micro_batch: reduce gradients in every backward pass, so that no rank holds a whole one.
         process_group_backend: such as "nccl" or "gloo"; None for the device's own.
         timeout: seconds after which ranks that wait for another one give up.
@@ -51,12 +52,14 @@ class Sharded(FolderStrategy):
     def __init__(
         self,
         shard: Size = "all",
+        tensor: Size = 1,
         reduce_every_micro_batch: bool = False,
         process_group_backend: str | None = None,
         timeout: float = 1800.0,
     ) -> None:
         super().__init__(process_group_backend=process_group_backend, timeout=timedelta(seconds=timeout))
         self.shard = shard
+        self.tensor = tensor
         self.reduce_every_micro_batch = reduce_every_micro_batch
 
     def setup_environment(self) -> None:
@@ -70,17 +73,27 @@ class Sharded(FolderStrategy):
         return self.num_nodes * self.num_processes
 
     def _mesh(self) -> DeviceMesh:
-        world = self._world()
-        named = {"all": world, "node": self.num_processes}
-        size = named[self.shard] if isinstance(self.shard, str) else self.shard
+        world, size, tensor = self._world(), self._ranks(self.shard), self._ranks(self.tensor)
         if size < 1 or world % size:
             why = f"{world} ranks cannot be divided by it; give a divisor, node or all"
-            raise OptionError("shard", self.shard, why, "trainer.strategy.init_args")
-        return init_device_mesh(self.root_device.type, (world // size, size), mesh_dim_names=(COPIES, SHARDS))
+            raise OptionError("shard", self.shard, why, GROUP)
+        if tensor < 1 or self.num_processes % tensor or size % tensor:
+            why = (
+                f"the {self.num_processes} ranks of a node, and the {size} that the model is divided over, "
+                "cannot be divided by it; give a divisor of both"
+            )
+            raise OptionError("tensor", self.tensor, why, GROUP)
+        shape = (world // size, size // tensor, tensor)
+        return init_device_mesh(self.root_device.type, shape, mesh_dim_names=(COPIES, SHARDS, TENSOR))
+
+    def _ranks(self, size: Size) -> int:
+        named = {"all": self._world(), "node": self.num_processes}
+        return named[size] if isinstance(size, str) else size
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        return {"num_replicas": self.world_size, "rank": self.global_rank}
+        same = self._ranks(self.tensor)
+        return {"num_replicas": self.world_size // same, "rank": self.global_rank // same}
 
     # ------------------------------------------------------------------ precision
 
@@ -107,9 +120,7 @@ class Sharded(FolderStrategy):
         """
         with torch.random.fork_rng(devices=[]):
             model = PointAndCopyModel.build(backbone, pointer, empty=True)
-        mesh = self.device_mesh
-        mesh = mesh[SHARDS] if mesh[COPIES].size() == 1 else mesh[COPIES, SHARDS]
-        shard_model(model, mesh, self.compute_dtype)
+        shard_model(model, Meshes.of(self.device_mesh), self.compute_dtype)
         fill(model, backbone, self.root_device)
         return model
 
@@ -127,7 +138,11 @@ class Sharded(FolderStrategy):
                 root.set_requires_gradient_sync(True)
 
 
-NAMES: dict[str, dict[str, Any]] = {"fsdp2": {"shard": "all"}, "hsdp": {"shard": "node"}}
+NAMES: dict[str, dict[str, Any]] = {
+    "fsdp2": {"shard": "all"},
+    "hsdp": {"shard": "node"},
+    "fsdp2_tp": {"shard": "all", "tensor": "node"},
+}
 """What `trainer.strategy` may be called, and with which options."""
 
 for _name, _options in NAMES.items():

@@ -143,8 +143,11 @@ class Throughput(Callback):
         _finish_queue(device)
         seconds = time.perf_counter() - self._start - self._away - (self._clock(SAVE) - self._saved)
         counts = (work.examples, work.tokens, work.real_tokens, work.images, work.positions)
-        own = [*counts, flops, seconds, self._clock(FETCH) - self._waited]
-        sums = Ranks.of(trainer).add_up(torch.tensor(own, dtype=torch.float64))
+        ranks = Ranks.of(trainer)
+        # Processes that compute the same batches together count them once.
+        shares = [number / ranks.alike for number in (*counts, flops)]
+        own = [*shares, seconds, self._clock(FETCH) - self._waited]
+        sums = ranks.add_up_processes(torch.tensor(own, dtype=torch.float64))
         examples, tokens, real, images, supervised, flops, seconds, waited = sums.tolist()
         seconds_each = seconds / trainer.world_size
         rates = (

@@ -1,4 +1,4 @@
-"""`Ranks`: the processes that train together, and what they tell each other."""
+"""`Ranks`: the processes that train together, which data each reads, and what they tell each other."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import torch
 from lightning import Trainer
 from torch import Tensor
 from torch import distributed as dist
@@ -13,11 +14,14 @@ from torch import distributed as dist
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes that train together."""
+    """The processes that train together, counted by the data that they read."""
 
     size: int = 1
+    """Ranks that read data of their own."""
     own: int = 0
     """Which of them this one is."""
+    alike: int = 1
+    """Processes, one behind another, that read the same and compute it together: they count as one rank."""
     group: dist.ProcessGroup | None = None
     """Over the CPU, so that an exchange never waits for a GPU."""
 
@@ -31,16 +35,39 @@ class Ranks:
                 f"trainer runs on {trainer.world_size} ranks without torch.distributed; v1lit needs a "
                 "strategy that uses it, such as ddp"
             )
-        return cls(trainer.world_size, trainer.global_rank, _cpu_group(dist.group.WORLD))
+        readers = cls.readers(trainer)
+        alike = trainer.world_size // readers
+        return cls(readers, trainer.global_rank // alike, alike, _cpu_group(dist.group.WORLD))
+
+    @staticmethod
+    def readers(trainer: Trainer) -> int:
+        """How many processes of a run read data of their own."""
+        # Every strategy of Lightning's that is distributed says so.
+        told: dict[str, int] = getattr(trainer.strategy, "distributed_sampler_kwargs", {})
+        return told.get("num_replicas", trainer.world_size)
 
     def add_up(self, table: Tensor) -> Tensor:
-        """The sum over ranks, on the CPU; waits for them."""
+        """The sum over ranks, on the CPU; waits for them. Raises RuntimeError where processes alike differ."""
+        if self.alike == 1:
+            return self.add_up_processes(table)
+        every = [torch.empty_like(table) for _ in range(self.size * self.alike)]
+        dist.all_gather(every, table, group=self.group)
+        tables = torch.stack(every).unflatten(0, (self.size, self.alike))
+        if not bool((tables == tables[:, :1]).all()):
+            raise RuntimeError(
+                "processes that compute the same batches together have read different ones: shards differ "
+                "between them, or one of them could not read what others could"
+            )
+        return tables[:, 0].sum(0)
+
+    def add_up_processes(self, table: Tensor) -> Tensor:
+        """The sum over all processes, on the CPU; waits for them."""
         if self.group is not None:
             dist.all_reduce(table, group=self.group)
         return table
 
     def largest(self, table: Tensor) -> Tensor:
-        """The largest of every element over ranks, on the CPU; waits for them."""
+        """The largest of every element over all processes, on the CPU; waits for them."""
         if self.group is not None:
             dist.all_reduce(table, dist.ReduceOp.MAX, group=self.group)
         return table
@@ -49,9 +76,9 @@ class Ranks:
         """What every rank has, in their order, on all of them; waits for them."""
         if self.group is None:
             return [own]
-        everyone: list[Any] = [None] * self.size
+        everyone: list[Any] = [None] * (self.size * self.alike)
         dist.all_gather_object(everyone, own, group=self.group)
-        return everyone
+        return everyone[:: self.alike]
 
 
 @lru_cache(maxsize=1)
