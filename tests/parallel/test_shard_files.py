@@ -84,9 +84,10 @@ def use_layouts(rank: int, folder: Path, count: int, layouts: list[str], written
 @pytest.mark.slow
 def test_every_layout_over_4_2_and_1_ranks_is_read_whole_and_in_every_other(tmp_path: Path) -> None:
     written = [write(tmp_path / "whole-1", once(Small()), rank=0).name]
-    _, second, third, fourth = on_ranks(4, tmp_path, use_layouts, tmp_path, 4, LAYOUTS, written)
+    first, second, third, fourth = on_ranks(4, tmp_path, use_layouts, tmp_path, 4, LAYOUTS, written)
     assert second[1] > 0
     assert third[1] == fourth[1] == 0, "of copies of a part, one rank writes its own"
+    assert second[2] < first[2], "of a part on one of several meshes beside each other, too"
     written += [f"{layout}-4" for layout in LAYOUTS]
     on_ranks(2, tmp_path, use_layouts, tmp_path, 2, ["fsdp"], written)
     on_ranks(4, tmp_path, use_layouts, tmp_path, 4, LAYOUTS, ["fsdp-2"])

@@ -15,8 +15,9 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from v1lit.backbones.efficiency import part_layers
 from v1lit.parallel.tensor_parallel import split_layers
 from v1lit.parallel.units import Units
-from v1lit.pointer.base import WITH_WEIGHT, PointAndCopyBase
-
+from v1lit.pointer.base import WITH_WEIGHT
+from v1lit.pointer.joint_loss import LossShare
+from v1lit.pointer.model import PointAndCopyModel
 
 COPIES, SHARDS, TENSOR, ALL_SHARDS = "copies", "shards", "tensor", "shards_tensor"
 """Dimensions of device meshes; the last one joins the two before it."""
@@ -39,15 +40,15 @@ class Meshes:
 
         But norms of language layers: ranks that differ in `tensor` alone hold the same part of them.
         """
-        shards = [] if ranks[COPIES].size() == 1 else [COPIES]
+        copies = () if ranks[COPIES].size() == 1 else (COPIES,)
+        over_shards, over_all = (*copies, SHARDS), (*copies, ALL_SHARDS)
         if ranks[TENSOR].size() == 1:
-            mesh = ranks[(*shards, SHARDS)]
-            return cls(mesh, mesh)
+            return cls(ranks[over_shards], ranks[over_shards])
         ranks[SHARDS, TENSOR]._flatten(ALL_SHARDS)
-        return cls(ranks[(*shards, SHARDS)], ranks[(*shards, ALL_SHARDS)], ranks[TENSOR])
+        return cls(ranks[over_shards], ranks[over_all], ranks[TENSOR])
 
 
-def shard_model(model: PointAndCopyBase, meshes: Meshes, compute: torch.dtype | None = None) -> None:
+def shard_model(model: PointAndCopyModel, meshes: Meshes, compute: torch.dtype | None = None) -> None:
     """Divide a model's parameters over meshes, in place: they become DTensors on the meshes' devices.
 
     A unit is gathered before it works and freed after it, but for the root and the head, which are needed
@@ -63,6 +64,8 @@ def shard_model(model: PointAndCopyBase, meshes: Meshes, compute: torch.dtype | 
     """
     if meshes.tensor is not None:
         split_layers(model, meshes.tensor)
+        ranks = meshes.tensor
+        model.loss_share = LossShare(ranks.get_group(), ranks.get_local_rank(), ranks.size())
     language = set(part_layers(model.backbone, model.family, "language"))
     # Inputs stay as they are: a normalizer or rotary angles rounded to bfloat16 would be other numbers.
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)

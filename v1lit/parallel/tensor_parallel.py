@@ -53,7 +53,7 @@ def split_layers(model: PointAndCopyBase, mesh: DeviceMesh) -> None:
 
 
 def refuse_uneven(config: PreTrainedConfig, ranks: int) -> None:
-    """Raise ValueError where heads or columns of a text config cannot be divided over so many ranks."""
+    """Raise ValueError where heads or columns of a text config cannot be divided over that many ranks."""
     for name in DIVIDED:
         if (number := getattr(config, name)) % ranks:
             raise ValueError(f"{name}={number} of the language model cannot be divided over {ranks} ranks")

@@ -104,6 +104,16 @@ class Targets:
     positions: tuple[int, ...]
     """Supervised positions of each sequence."""
 
+    def part(self, some: slice) -> Targets:
+        """The targets at some positions, from `some.start` to `some.stop`."""
+        ends = accumulate(self.positions)
+        overlaps = (
+            min(end, some.stop) - max(end - count, some.start)
+            for end, count in zip(ends, self.positions, strict=True)
+        )
+        counts = tuple(max(0, overlap) for overlap in overlaps)
+        return Targets(self.tokens[some], self.labels[some], self.first[some], counts)
+
     @classmethod
     def of(cls, labels: Tensor, layout: TokenLayout, pointer_start: int) -> Targets:
         """The targets of `labels` `[batch, tokens]`, not shifted, -100 where nothing is learned."""

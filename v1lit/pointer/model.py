@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from v1lit.backbones.segments import Segments, packed_positions
 from v1lit.pointer.base import PointAndCopyBase
 from v1lit.pointer.joint_loss import (
     LossOptions,
+    LossShare,
     PointerLoss,
     Pointers,
     Reduction,
@@ -39,6 +41,9 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
     embed with copies, decode, point, and learn or hand on what is copied next. Source: arXiv 2505.18842;
     jun297/v1, v1/modeling_v1.py, lines 127-545.
     """
+
+    loss_share: LossShare | None = None
+    """Ranks that compute the same batches as this one, and share the positions of their loss."""
 
     def forward(
         self,
@@ -95,10 +100,9 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
         elif targets is not None:
             decoding["use_cache"] = False
         decoded = self.backbone.get_decoder()(inputs_embeds=embeds, position_ids=position_ids, **decoding)
-        states = decoded.last_hidden_state
-        keys = self._keys(states, values, layout)
         if targets is not None:
-            return self._loss(states, keys, layout, targets, reduction, normalizer)
+            return self._loss(decoded.last_hidden_state, values, layout, targets, reduction, normalizer)
+        keys = self._keys(decoded.last_hidden_state, values, layout)
         memory = PointerMemory(layout.pad(keys), layout.pad(values), layout.mask)
         return self._point(decoded, memory, logits_to_keep)
 
@@ -126,23 +130,33 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
     def _loss(
         self,
         states: Tensor,
-        keys: Tensor,
+        values: Tensor,
         layout: TokenLayout,
         targets: Targets,
         reduction: Reduction,
         normalizer: Tensor | None,
     ) -> PointAndCopyOutput:
-        """The loss at the positions of `targets`, from `states` `[batch, tokens, hidden]` and `keys`."""
-        hidden = states.flatten(0, 1).index_select(0, targets.tokens)
+        """The loss at the positions of `targets`.
+
+        Args:
+            states: `[batch, tokens, hidden]`, of the decoder.
+            values: `[image_tokens, hidden]`, as they are copied.
+        """
+        own, share = targets, None if reduction == "none" else self.loss_share
+        if share is not None:
+            states, values = share.enter(states), share.enter(values)
+            own = targets.part(share.part(len(targets.labels)))
+            if reduction == "mean" and normalizer is None:
+                normalizer = self._weight_sums(targets)  # of its own part, every rank would take another
+        keys = self._keys(states, values, layout)
+        hidden = states.flatten(0, 1).index_select(0, own.tokens)
         queries = self.pointer_head.project_queries(hidden)
-        pointers = Pointers(queries, keys, targets.positions, layout.counts, self.pointer_head.scale)
-        options = self._loss_options()
-        # Float32 whatever the default type, which Lightning changes for half precision.
-        weights = 1.0 + (self.pointer_options.first_pointer_weight - 1.0) * targets.first.float()
+        pointers = Pointers(queries, keys, own.positions, layout.counts, self.pointer_head.scale)
+        options, weights = self._loss_options(), self._weights(own)
         gate = self.pointer_head.gate_values(hidden)
 
         def run(hidden: Tensor, head: Tensor) -> tuple[Tensor, PointerLoss, float | None]:
-            rows = (hidden, head, targets.labels, self.config.pointer_start, pointers, options)
+            rows = (hidden, head, own.labels, self.config.pointer_start, pointers, options)
             verified = None
             if self.verify_loss and torch.is_grad_enabled():
                 verified = max(verify_pointer_loss(*rows, gate=gate, weights=weights).values())
@@ -152,13 +166,28 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
             return terms.loss, terms, verified  # the loss by itself: a sharded head looks for tensors
 
         loss, terms, verified = self.with_head(hidden, run)
+        terms = replace(terms, loss=loss)  # as it left the head, whose weight waits for its gradient there
+        if share is not None:
+            terms = share.total(terms, targets.labels)
         return PointAndCopyOutput(
-            loss=loss,
+            loss=terms.loss,
             losses=terms.means(self.pointer_options.z_weight),
             terms=terms,
             targets=targets.labels,
             verified=verified,
         )
+
+    def _weights(self, targets: Targets) -> Tensor:
+        """`[positions]`: float32 whatever the default type, which Lightning changes for half precision."""
+        return 1.0 + (self.pointer_options.first_pointer_weight - 1.0) * targets.first.float()
+
+    def _weight_sums(self, targets: Targets) -> Tensor:
+        """Sum of the weights, `[]`; for separate losses those of text and of pointers, `[2]`."""
+        weights, is_pointer = self._weights(targets), targets.labels >= self.config.pointer_start
+        if self.pointer_options.loss == "joint":
+            return weights.sum()
+        both = [weights.masked_fill(is_pointer, 0.0), weights.masked_fill(~is_pointer, 0.0)]
+        return torch.stack(both).sum(1)
 
     def _loss_options(self) -> LossOptions:
         options = self.pointer_options

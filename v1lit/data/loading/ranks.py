@@ -47,7 +47,10 @@ class Ranks:
         return told.get("num_replicas", trainer.world_size)
 
     def add_up(self, table: Tensor) -> Tensor:
-        """The sum over ranks, on the CPU; waits for them. Raises RuntimeError where processes alike differ."""
+        """The sum over ranks, on the CPU; waits for them.
+
+        Raises RuntimeError where processes that read the same have different ones.
+        """
         if self.alike == 1:
             return self.add_up_processes(table)
         every = [torch.empty_like(table) for _ in range(self.size * self.alike)]
