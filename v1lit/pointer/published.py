@@ -106,6 +106,25 @@ def save_published(model: PreTrainedModel, folder: str | Path) -> None:
     """
     folder, config = Path(expand_path(folder)), model.config
     assert isinstance(config, PointAndCopyConfig)
+    refuse_unpublishable(config)
+    if folder.exists():
+        raise ValueError(f"{folder} exists already; name a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with aside(folder) as unfinished:
+        unfinished.mkdir()
+        tied = config.pointer_options.tie_heads
+        tensors = {published_name(name, tied): value for name, value in model.state_dict().items()}
+        if config.backbone_config.tie_word_embeddings:
+            tensors.pop("lm_head.weight")
+        weights = {name: value.contiguous() for name, value in tensors.items()}
+        save_file(weights, unfinished / "model.safetensors")
+        write_atomically(
+            unfinished / "config.json", json.dumps(published_config(config, str(model.dtype)), indent=2)
+        )
+
+
+def refuse_unpublishable(config: PointAndCopyConfig) -> None:
+    """Raise ValueError for another backbone than Qwen2.5-VL and for options that the layout cannot hold."""
     if config.family != "qwen2_5_vl":
         raise ValueError(
             f"the published layout holds Qwen2.5-VL only; this model's backbone is {config.family}"
@@ -114,21 +133,6 @@ def save_published(model: PreTrainedModel, folder: str | Path) -> None:
     if options.label_smoothing not in (0.0, 0.1):
         raise ValueError(
             f"the published layout knows a label smoothing of 0 or 0.1, not {options.label_smoothing}"
-        )
-    if folder.exists():
-        raise ValueError(f"{folder} exists already; name a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with aside(folder) as unfinished:
-        unfinished.mkdir()
-        tensors = {
-            _published_name(name, options.tie_heads): value for name, value in model.state_dict().items()
-        }
-        if config.backbone_config.tie_word_embeddings:
-            tensors.pop("lm_head.weight")
-        weights = {name: value.contiguous() for name, value in tensors.items()}
-        save_file(weights, unfinished / "model.safetensors")
-        write_atomically(
-            unfinished / "config.json", json.dumps(_published_config(config, str(model.dtype)), indent=2)
         )
 
 
@@ -184,7 +188,8 @@ def _load_weights(model: PreTrainedModel, state: dict[str, Tensor], folder: Path
     model.tie_weights()
 
 
-def _published_config(config: PointAndCopyConfig, dtype: str) -> dict[str, Any]:
+def published_config(config: PointAndCopyConfig, dtype: str) -> dict[str, Any]:
+    """The flat config of a model with weights of this type, such as `torch.float32`."""
     inner, options = config.backbone_config, config.pointer_options
     text = inner.text_config.to_dict()
     rope = text.pop("rope_parameters")
@@ -219,7 +224,8 @@ def _our_name(name: str) -> str:
     return name
 
 
-def _published_name(name: str, tied: bool) -> str:
+def published_name(name: str, tied: bool) -> str:
+    """What the layout calls a weight of ours; `tied`: whether the pointer has one head for both."""
     for theirs, ours in _PREFIXES:
         if name.startswith(ours) and not (tied and theirs == "_copy_q_head."):
             return theirs + name.removeprefix(ours)

@@ -14,8 +14,9 @@ from torch.optim import Optimizer
 
 from v1lit.data.loading.ranks import Ranks
 from v1lit.parallel.folder_writer import FolderWriter
+from v1lit.parallel.weight_stream import shared_names
 from v1lit.training.named_state import parameter_names
-from v1lit.training.saved_state import load_parts, shared_names, split
+from v1lit.training.saved_state import load_parts, split
 
 
 class FolderStrategy(ModelParallelStrategy):

@@ -39,6 +39,12 @@ def weights_of(checkpoint: Checkpoint) -> Mapping[str, Any]:
     return weights
 
 
+def options_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the module is made of: its arguments."""
+    options: dict[str, Any] = checkpoint.get(LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, {})
+    return options
+
+
 def optimizer_states_of(checkpoint: Checkpoint) -> list[dict[str, Any]] | None:
     """What the `state_dict` of every optimizer returned, None where only weights were saved."""
     return checkpoint.get("optimizer_states")

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from v1lit.errors import first_of
-from v1lit.training.optimizer import Together
 
 Numbered = dict[str, Any]
 """What the `state_dict` of an optimizer returns."""
@@ -25,7 +24,7 @@ PREFIX = "optimizer."
 def parameter_names(optimizer: Optimizer, module: nn.Module) -> Names:
     """How a module calls the parameters of its optimizer."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
-    inner = optimizer.optimizers if isinstance(optimizer, Together) else [optimizer]
+    inner: list[Optimizer] = getattr(optimizer, "optimizers", [optimizer])  # of several that step as one
     return [[names[id(p)] for group in one.param_groups for p in group["params"]] for one in inner]
 
 

@@ -55,6 +55,11 @@ class LazyWeights(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._stored)
 
+    def like(self, name: str) -> Tensor:
+        """A tensor on `meta` with its shape and type."""
+        stored = WEIGHTS + self._stored[name]
+        return torch.empty(self.folder.shape(stored), dtype=self.folder.dtype(stored), device="meta")
+
 
 class HeldTensors:
     """Whole tensors, asked for as those of a `CheckpointFolder`.
@@ -133,6 +138,11 @@ def _state(folder: CheckpointFolder) -> dict[str, Any]:
     return state
 
 
+def like(weights: Mapping[str, Tensor], name: str) -> Tensor:
+    """A weight of a checkpoint as a tensor on `meta`; reads none."""
+    return weights.like(name) if isinstance(weights, LazyWeights) else weights[name].to("meta")
+
+
 # ------------------------------------------------------------------ by parts
 
 
@@ -157,14 +167,6 @@ def split(
             optimizers.append(rest)
     rest = without_tensors(checkpoint)
     return tensors, {"checkpoint": rest, "optimizers": optimizers, "aliases": dict(aliases)}
-
-
-def shared_names(module: nn.Module) -> dict[str, str]:
-    """Further names of parameters that a module has under several, and the first one of each."""
-    first: dict[int, str] = {}
-    named = module.named_parameters(remove_duplicate=False)
-    pairs = [(name, first.setdefault(id(parameter), name)) for name, parameter in named]
-    return {name: other for name, other in pairs if name != other}
 
 
 def load_parts(

@@ -1,0 +1,237 @@
+"""From a checkpoint to a folder that `v1lit.load` opens: weight by weight, and compared with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from PIL import Image
+from safetensors import safe_open
+from torch import Tensor
+
+from v1lit.backbones.processor import Processor, load_processor
+from v1lit.data.config import EncodingConfig
+from v1lit.data.encode.batch import collate
+from v1lit.data.encode.encoding import encode_prompt
+from v1lit.data.example import Message
+from v1lit.errors import first_of
+from v1lit.files import aside
+from v1lit.parallel.weight_stream import (
+    Plan,
+    exported_names,
+    plan_files,
+    published_names,
+    write_config,
+    write_published_config,
+    write_weights,
+)
+from v1lit.pointer.model import PointAndCopyModel
+from v1lit.training.lightning_internals import options_of, weights_of
+from v1lit.training.module import V1Module
+from v1lit.training.quiet import no_weights_bar
+from v1lit.training.saved_state import like, read_checkpoint
+
+Layout = Literal["v1lit", "published"]
+Check = Literal["auto", "logits", "tensors", "none"]
+MODEL = "model."
+"""Begins the names of a `PointAndCopyModel`'s weights in a checkpoint."""
+SHARD_BYTES = 5 * 10**9
+"""Of a file of weights, as many as transformers took for years."""
+SPARE = 1.25
+"""Memory that comparing logits needs, as a multiple of the weights."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a checkpoint is exported."""
+
+    layout: Layout = "v1lit"
+    """What `v1lit.load` opens, or that of the published v1-7B, without a processor."""
+    dtype: str | None = None
+    """Of the parameters, such as `bfloat16`; None for the checkpoint's own."""
+    backbone: str | None = None
+    """Where config and tokenizer of the backbone lie now; None for where they lay."""
+    shard_bytes: int = SHARD_BYTES
+    """Most bytes of a file."""
+    check: Check = "auto"
+    """What is compared with the checkpoint: the logits of a prompt, which opens both models one after the
+    other, or every tensor by itself; `auto` compares logits where a model fits into memory."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What has been written."""
+
+    tensors: int
+    bytes: int
+    files: int
+    check: str
+    """What was compared, and why not more, in words."""
+
+
+class ExportMismatchError(RuntimeError):
+    """What was written is not what the checkpoint holds."""
+
+
+def export_checkpoint(path: Path, out: Path, options: ExportOptions | None = None) -> Exported:
+    """Write the model of a checkpoint, a file or a folder, to a new folder, whole or not at all.
+
+    Neither a GPU nor the whole model is needed: one file's weights and one more are in memory, until both
+    models are compared. Raises ValueError for what is no checkpoint, for weights that do not fit the model,
+    for a folder that is there already and for options that a layout cannot hold, and ExportMismatchError.
+    """
+    options = options or ExportOptions()
+    if out.exists():
+        raise ValueError(f"{out} exists already; name a new folder")
+    source = _Source.open(path, options)
+    model, published = source.empty_model(), options.layout == "published"
+    names = published_names(model) if published else exported_names(model)
+    plan = plan_files(model, names, options.shard_bytes)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with aside(out) as unfinished:
+        unfinished.mkdir()
+        if published:
+            write_published_config(unfinished, model)
+        else:
+            write_config(unfinished, model)
+            source.processor(model).save_pretrained(unfinished)
+        write_weights(unfinished, plan, model, source.read)
+        check = _check(unfinished, source, plan, options)
+    return Exported(len(plan.names), plan.bytes, len(plan.shards), check)
+
+
+class _Source:
+    """A checkpoint, as weights of the model that it holds."""
+
+    def __init__(
+        self, path: Path, weights: Mapping[str, Tensor], module: V1Module, dtype: torch.dtype | None
+    ) -> None:
+        self.path, self.weights, self.module, self.dtype = path, weights, module, dtype
+
+    @classmethod
+    def open(cls, path: Path, options: ExportOptions) -> _Source:
+        content = read_checkpoint(path)
+        module = V1Module(**options_of(content))
+        backbone = replace(
+            module.backbone_config, freeze=[], gradient_checkpointing=[], compile=[], attention="sdpa"
+        )
+        module.backbone_config = replace(backbone, weights=options.backbone or backbone.weights)
+        dtype = None if options.dtype is None else getattr(torch, options.dtype)
+        return cls(path, weights_of(content), module, dtype)
+
+    def read(self, name: str) -> Tensor:
+        """A weight by the model's name."""
+        return self.weights[MODEL + name]
+
+    def empty_model(self) -> PointAndCopyModel:
+        """The model on `meta`, its parameters of the types in which they are written.
+
+        Raises ValueError unless the checkpoint has exactly its weights.
+        """
+        model = PointAndCopyModel.build(self.module.backbone_config, self.module.pointer_config, empty=True)
+        wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        held = {name.removeprefix(MODEL): like(self.weights, name) for name in self.weights}
+        problems = {
+            "missing": wanted.keys() - held.keys(),
+            "unexpected": held.keys() - wanted.keys(),
+            "of another shape": {
+                name for name in wanted.keys() & held.keys() if tuple(held[name].shape) != wanted[name]
+            },
+        }
+        for what, names in problems.items():
+            if names:
+                raise ValueError(
+                    f"{self.path} does not fit its model; weights {what}: {first_of(sorted(names))}"
+                )
+        for name, parameter in model.named_parameters():
+            parameter.data = parameter.data.to(self.dtype or held[name].dtype)
+        return model
+
+    def whole_model(self) -> PointAndCopyModel:
+        """The model with its weights."""
+        model = self.empty_model()
+        types = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+        model.load_state_dict({name: self.read(name).to(kind) for name, kind in types.items()}, assign=True)
+        model.tie_weights()
+        return model
+
+    def processor(self, model: PointAndCopyModel) -> Processor:
+        """The backbone's."""
+        return load_processor(self.module.backbone_config, pointer_start=model.config.pointer_start)
+
+
+# ------------------------------------------------------------------ compared
+
+
+def _check(folder: Path, source: _Source, plan: Plan, options: ExportOptions) -> str:
+    """Compare what was written as the options say; returns what was compared, in words."""
+    if options.check == "none":
+        return "nothing was compared"
+    free, needed = available_memory(), int(SPARE * plan.bytes)
+    if options.check == "logits" or (options.check == "auto" and (free is None or free >= needed)):
+        return _compare_logits(folder, source, options.layout)
+    words = _compare_tensors(folder, source, plan)
+    if options.check == "auto" and free is not None:
+        words += f"; logits need {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"
+    return words
+
+
+def _compare_tensors(folder: Path, source: _Source, plan: Plan) -> str:
+    for file, shard in plan.shards.items():
+        with safe_open(folder / file, "pt") as written:
+            for name, own in shard.items():
+                tensor = written.get_tensor(name)
+                if not _same(tensor, source.read(own).to(tensor.dtype)):
+                    raise ExportMismatchError(f"{name} was not written as {source.path} holds it")
+    return f"all {len(plan.names)} tensors are equal to the checkpoint's, bit for bit"
+
+
+def _compare_logits(folder: Path, source: _Source, layout: Layout) -> str:
+    model = source.whole_model()
+    expected = _logits(model, source)
+    del model
+    with no_weights_bar():
+        if layout == "published":
+            opened = PointAndCopyModel.from_published(folder)
+        else:
+            opened = PointAndCopyModel.from_pretrained(folder, dtype="auto")
+    found = _logits(opened, source)
+    largest, difference = float(expected.abs().max()), float((found - expected).abs().max())
+    if not difference <= 1e-4 * max(1.0, largest):
+        raise ExportMismatchError(
+            f"the model that was written has other logits than the checkpoint's: they differ by "
+            f"{difference:.3g}, and the largest is {largest:.3g}"
+        )
+    return f"logits of {found.shape[1]} tokens differ by {difference:.1g} at most, of {largest:.3g}"
+
+
+@torch.no_grad()
+def _logits(model: PointAndCopyModel, source: _Source) -> Tensor:
+    """`[1, tokens, vocabulary + pointers]`: what the model says to a picture and a question."""
+    processor = source.processor(model)
+    picture = Image.linear_gradient("L").resize((120, 90)).convert("RGB")
+    messages = [Message("user", "<image>\nWhere is it bright?")]
+    prompt = encode_prompt("the prompt", messages, [picture], processor, EncodingConfig(max_tokens=32768))
+    batch = collate([prompt], processor.pad_token_id, side="left")
+    inputs = {name: value for name, value in batch.model_inputs.items() if name != "labels"}
+    logits: Tensor = model.eval()(**inputs).logits
+    # Of places that cannot be pointed at, logits are minus infinity.
+    return logits.float().nan_to_num(neginf=0.0)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape:
+        return False
+    return bool(torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8)))
+
+
+def available_memory() -> int | None:
+    """Bytes that a process may take without others being swapped out; None where nobody says."""
+    with suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024
+    return None
