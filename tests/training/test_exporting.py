@@ -246,7 +246,7 @@ def test_the_command_exports_and_says_what_was_compared(
     out = tmp_path / "deep/out"
     assert main(["export", str(path), str(out), "--dtype", "bfloat16", "--shard-gb", "0.0003"]) == 0
     said = capsys.readouterr().out
-    assert f"61 weights, 0.000661 GB in 3 files: {out}" in said
+    assert f"61 weights, 0.00066 GB in 3 files: {out}" in said
     assert "logits of 40 tokens differ by" in said
     assert v1lit.load(out).model.dtype == torch.bfloat16
 

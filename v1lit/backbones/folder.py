@@ -19,6 +19,8 @@ from v1lit.backbones.weight_files import (
 )
 
 CONFIG = "config.json"
+CHECKPOINT = "complete.json"
+"""Written last into a checkpoint that is a folder."""
 ADAPTER = "adapter_config.json"
 BESIDE = (ADAPTER, "adapter_model.safetensors", "adapter_model.bin", "non_lora_state_dict.bin")
 """Files of weights that belong on top of others and that no loader here adds."""
@@ -172,6 +174,8 @@ def _explain_not_exported(folder: Path) -> str:
     """What stands at a path that is no folder with a config; it may be anything, also missing."""
     if not folder.exists():
         return f"there is no folder {folder}\ngive the `model` folder of a run"
+    if (folder / CHECKPOINT).is_file() or (folder.is_file() and folder.suffix == ".ckpt"):
+        return f"{folder} is a checkpoint of a run, not an exported model\n{_export(folder)}"
     if folder.is_file():
         return f"{folder} is a file, not an exported model\ngive the `model` folder of its run"
     if (folder / "model" / CONFIG).is_file():
@@ -223,10 +227,7 @@ def _explain_trained(folder: Path, model_type: str) -> str:
 
 def _explain_file(path: Path) -> str:
     if path.suffix == ".ckpt":
-        return (
-            f"{path} is a checkpoint of a run, not a backbone's folder\n"
-            f"to train on from it: lightning run RECIPE --run.resume={path}"
-        )
+        return _explain_checkpoint(path)
     if path.suffix == ".gguf":
         return f"{path} is a GGUF file, which v1lit does not read\ngive the checkpoint it was made from"
     if path.suffix in (".safetensors", ".json"):
@@ -234,7 +235,20 @@ def _explain_file(path: Path) -> str:
     return f"{path} is a file, not a checkpoint's folder"
 
 
+def _explain_checkpoint(path: Path) -> str:
+    return (
+        f"{path} is a checkpoint of a run, not a backbone's folder\n"
+        f"to train on from it: lightning run RECIPE --run.resume={path}"
+    )
+
+
+def _export(checkpoint: Path) -> str:
+    return f"make one of it with: v1lit export {checkpoint} OUT"
+
+
 def _explain_no_config(folder: Path) -> str:
+    if (folder / CHECKPOINT).is_file():
+        return _explain_checkpoint(folder)
     if (folder / "recipe.yaml").is_file() and (folder / "checkpoints").is_dir():
         return (
             f"{folder} is the folder of a run, not a backbone: it has no config.json\n"

@@ -88,7 +88,12 @@ def exported_names(model: PointAndCopyBase) -> dict[str, str]:
 
 
 def published_names(model: PointAndCopyBase) -> dict[str, str]:
-    """What the published layout calls every weight, and the model's own name; of tied ones, the first."""
+    """What the published layout calls every weight, and the model's own name; of tied ones, the first.
+
+    Raises what `refuse_unpublishable` raises.
+    """
+    assert isinstance(model.config, PointAndCopyConfig)
+    refuse_unpublishable(model.config)
     tied = model.pointer_options.tie_heads
     return {published_name(name, tied): name for name in _once(model)}
 
@@ -102,9 +107,8 @@ def write_config(folder: Path, model: PointAndCopyBase) -> None:
 
 
 def write_published_config(folder: Path, model: PointAndCopyBase) -> None:
-    """Write `config.json` of the published layout. Raises what `refuse_unpublishable` raises."""
+    """Write `config.json` of the published layout."""
     assert isinstance(model.config, PointAndCopyConfig)
-    refuse_unpublishable(model.config)
     content = published_config(model.config, str(model.dtype))
     write_atomically(folder / "config.json", json.dumps(content, indent=2))
 

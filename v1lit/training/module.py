@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -24,7 +25,7 @@ from v1lit.pointer.joint_loss import choose_loss
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.pointer.output import PointAndCopyOutput
 from v1lit.training.config import OptimizerConfig
-from v1lit.training.lightning_internals import align, trainer_of, use_group_options
+from v1lit.training.lightning_internals import align, options_of, trainer_of, use_group_options
 from v1lit.training.logged import (
     GRADIENT_NORM,
     LEARNING_RATE,
@@ -39,6 +40,7 @@ from v1lit.training.logged import (
 from v1lit.training.metrics import LossMeans, PointingMetrics
 from v1lit.training.optimizer import build_optimizer, learning_rate_factor
 from v1lit.training.resuming import Resumed, carry_over, differences, refuse_changes, refuse_other_model
+from v1lit.training.saved_state import load_parts, read_checkpoint
 from v1lit.training.steps import steps_of_epochs, total_steps
 from v1lit.training.strategies import compute_dtype, sharded_strategy
 
@@ -126,6 +128,19 @@ class V1Module(LightningModule):
         """As in torch. Makes the model first: of a run in spawned processes, only the weights come back."""
         self.configure_model()
         return super().load_state_dict(state_dict, *args, **options)
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **options: Any) -> Any:
+        """As in Lightning; of a folder, which sharded runs write, with arguments of the module alone."""
+        if not isinstance(checkpoint_path, str | Path) or not Path(checkpoint_path).is_dir():
+            return super().load_from_checkpoint(checkpoint_path, *args, **options)
+        options.pop("weights_only", None)  # it is always so
+        content = read_checkpoint(checkpoint_path)
+        module = cls(*args, **{**options_of(content), **options})
+        module.on_load_checkpoint(content)
+        module.configure_model()
+        load_parts(Path(checkpoint_path), module, [])
+        return module
 
     def to(self, *args: Any, **kwargs: Any) -> V1Module:
         """As in torch, but of the tensors only parameters change their type, as in transformers.

@@ -20,12 +20,13 @@ from v1lit.data.datamodule import V1DataModule
 from v1lit.files import aside, write_atomically
 from v1lit.inference.predictor import Predictor
 from v1lit.training.config import RunConfig
+from v1lit.training.exporting import available_memory, export_checkpoint
 from v1lit.training.lightning_internals import weights_of
 from v1lit.training.module import V1Module
 from v1lit.training.quiet import no_weights_bar
 from v1lit.training.report import HeldOutAnswer, answer_held_out, draw_pictures, score
 from v1lit.training.resuming import refuse_other_model
-from v1lit.training.saved_state import read_checkpoint
+from v1lit.training.saved_state import like, load_parts, read_checkpoint
 
 
 class ResultsIncompleteError(RuntimeError):
@@ -101,11 +102,16 @@ def make_results(
     parts, predictor, answers = ResultParts(), None, list[HeldOutAnswer]()
     if weights.val_loss is not None:
         metrics = {**metrics, "val/loss": weights.val_loss}
-    with parts.part("opening the model"):
-        if weights.load is not None:
-            load_weights(module, weights.load)
-        predictor = Predictor(module.to(device).model, data.processor)
-    if predictor is not None and run.export:
+    by_parts = weights.load is not None and weights.load.is_dir()
+    if weights.load is not None and by_parts and run.export:
+        with parts.part("export"):
+            export_by_parts(weights.load, folder / "model")
+    if (run.export and not by_parts) or run.report_examples:
+        with parts.part("opening the model"):
+            if weights.load is not None:
+                load_weights(module, weights.load)
+            predictor = Predictor(module.to(device).model, data.processor)
+    if predictor is not None and run.export and not by_parts:
         with parts.part("export"):
             export(predictor, folder / "model")
     if predictor is not None and run.report_examples:
@@ -126,13 +132,23 @@ def make_results(
 
 
 def load_weights(module: V1Module, checkpoint: Path) -> None:
-    """Put a checkpoint's weights into a module, in their type. Raises ValueError if they do not fit."""
+    """Put a checkpoint's weights into a module, in their type.
+
+    Raises ValueError if they do not fit the module, or a folder's the memory.
+    """
     content = read_checkpoint(checkpoint)
     refuse_other_model(content, module.options, str(checkpoint))
+    weights = weights_of(content)
+    alike = [like(weights, name) for name in weights]
+    needed, free = sum(tensor.numel() * tensor.element_size() for tensor in alike), available_memory()
+    if checkpoint.is_dir() and free is not None and free < needed:
+        raise ValueError(
+            f"the model has {needed / 1e9:.0f} GB, and {free / 1e9:.0f} GB of memory are free\n"
+            "report where there is more memory, or set run.report_examples=0"
+        )
     module.configure_model()
-    state = weights_of(content)
-    module.to({value.dtype for value in state.values() if value.is_floating_point()}.pop())
-    module.load_state_dict(state)
+    module.to({tensor.dtype for tensor in alike if tensor.is_floating_point()}.pop())
+    load_parts(checkpoint, module, [])
 
 
 def _answers(predictor: Predictor, data: V1DataModule, run: RunConfig) -> list[HeldOutAnswer]:
@@ -150,6 +166,14 @@ def export(predictor: Predictor, folder: Path) -> None:
         with no_weights_bar():
             predictor.model.save_pretrained(unfinished)
         predictor.processor.save_pretrained(unfinished)
+        if folder.exists():
+            shutil.rmtree(folder)
+
+
+def export_by_parts(checkpoint: Path, folder: Path) -> None:
+    """Write the model of a checkpoint as `export` does, without opening it."""
+    with aside(folder) as unfinished:
+        print(f"{folder.name}/: {export_checkpoint(checkpoint, unfinished).check}")
         if folder.exists():
             shutil.rmtree(folder)
 
