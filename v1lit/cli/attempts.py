@@ -13,7 +13,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from v1lit.cli.failures import LOST_OTHERS, explain
 from v1lit.training import attempts
 from v1lit.training.checkpoints import checkpoint_to_resume
-from v1lit.training.resuming import read_checkpoint
+from v1lit.training.lightning_internals import steps_of
+from v1lit.training.saved_state import read_checkpoint
 from v1lit.training.stopping import RunStopped
 
 
@@ -28,7 +29,7 @@ def noted(folder: Path, resume: str | None) -> Iterator[None]:
         return
     rank: int = getattr(rank_zero_only, "rank", 0)
     path = checkpoint_to_resume(resume, folder)
-    step = 0 if path is None else int(read_checkpoint(path)["global_step"])
+    step = 0 if path is None else steps_of(read_checkpoint(path))
     try:
         attempts.begin(folder, step, rank)
     except attempts.NoProgressError as error:
