@@ -52,6 +52,8 @@ class Setting:
     module: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
+    spoiled: tuple[int, ...] = ()
+    """Micro-batches whose loss becomes NaN on the first rank."""
 
 
 class NotedModule(V1Module):
@@ -60,6 +62,13 @@ class NotedModule(V1Module):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.curve = Curve()
+        self.spoiled: tuple[int, ...] = ()
+
+    def forward(self, batch: Any) -> Any:
+        out = super().forward(batch)
+        if self.training and len(batch) and len(self.curve.losses) in self.spoiled and self.global_rank == 0:
+            out.loss = out.loss * float("nan")
+        return out
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         loss = super().training_step(batch, batch_idx)
@@ -85,6 +94,7 @@ def train(setting: Setting, strategy: Any, ranks: int, nodes: int, accumulate: i
     backbone = BackboneConfig(setting.family, **setting.backbone)
     optimizer = OptimizerConfig(**{"lr": 1e-3, **setting.optimizer})
     module = NotedModule(backbone, PointerConfig(**setting.pointer), optimizer, **setting.module)
+    module.spoiled = setting.spoiled
     data = V1DataModule(
         backbone,
         source=SourceConfig("shards", str(setting.scenes)),

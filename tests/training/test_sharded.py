@@ -88,6 +88,17 @@ def test_validation_is_that_of_one_rank(base: Setting) -> None:
         assert first.val == second.val == pytest.approx(one.val, rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.parametrize("micro_batch", [0, 1])
+def test_a_skipped_micro_batch_leaves_all_ranks_alike(base: Setting, micro_batch: int) -> None:
+    """Also the last of a step, whose backward pass would have reduced the gradients of the one before."""
+    setting = replace(base, steps=1, spoiled=(micro_batch,), module={"on_nonfinite": "skip"})
+    untrained = train_on(replace(base, steps=1, optimizer={"lr": 1e-12}), "fsdp2", 2)[0]
+    first, second = train_on(setting, "fsdp2", 2, accumulate=2)
+    assert largest_difference(first.weights, second.weights) == 0
+    changed = largest_difference(first.weights, untrained.weights)
+    assert 1e-4 < changed < 1e-2
+
+
 def test_muon_trains_as_far_as_its_own_bfloat16_allows(base: Setting) -> None:
     setting = replace(base, optimizer={"name": "muon"})
     one, two = train_on(setting, "auto", 1, accumulate=4), train_on(setting, "fsdp2", 2)
