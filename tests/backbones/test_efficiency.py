@@ -243,8 +243,8 @@ def test_one_compiled_function_serves_a_class_of_layers_and_keeps_no_model(
     compiled: list[Any] = []
     stock = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **options: compiled.append(f) or stock(f, **options))
-    backbone: Any = SimpleNamespace(name="stack", parts={"language": ("layers",)})
     model = stack(base, 4)
+    backbone: Any = SimpleNamespace(name="stack", layers=lambda model, part: list(model.layers))
     run = partial(model, torch.randn(5, 8))
     expected = results(model, run)
     if recomputed:

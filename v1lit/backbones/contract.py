@@ -310,6 +310,16 @@ class Backbone(ABC):
         """
         return []
 
+    def layers(self, model: PreTrainedModel, part: str) -> list[nn.Module]:
+        """The repeated layers of a part, in order: what is recomputed, compiled, gathered and freed as one.
+
+        All that transformers lets recompute; a family whose layers are others says so here.
+        """
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        inside = [module for path in self.parts[part] for module in model.get_submodule(path).modules()]
+        return [module for module in inside if isinstance(module, GradientCheckpointingLayer)]
+
     def vision_work(self, config: PreTrainedConfig, image_inputs: Mapping[str, Tensor]) -> VisionWork:
         """What the images of a batch cost the vision tower and the projector, for `train/mfu`.
 

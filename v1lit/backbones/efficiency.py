@@ -63,16 +63,14 @@ def compile_layers(model: PreTrainedModel, backbone: Backbone, parts: Iterable[s
 
 def part_layers(model: PreTrainedModel, backbone: Backbone, part: str) -> list[nn.Module]:
     """The repeated layers of a part, in order. Raises ValueError for a part without any."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
     if part not in LAYERED:
         raise ValueError(explain_unknown("part with layers", part, LAYERED))
-    inside = [module for path in backbone.parts[part] for module in model.get_submodule(path).modules()]
-    layers: list[nn.Module] = [m for m in inside if isinstance(m, GradientCheckpointingLayer)]
+    layers = backbone.layers(model, part)
     if not layers:
         raise ValueError(
-            f"no layer of {backbone.name}'s {part} part can be recomputed or compiled; leave {part} out of "
-            "model.backbone.gradient_checkpointing and model.backbone.compile"
+            f"{backbone.name} names no layers of its {part} part, so none can be recomputed, compiled or "
+            f"divided over ranks; leave {part} out of model.backbone.gradient_checkpointing and "
+            "model.backbone.compile, and use trainer.strategy=ddp"
         )
     return layers
 
