@@ -67,16 +67,20 @@ def load_backbone(config: BackboneConfig, empty: bool = False) -> PreTrainedMode
 
 
 def _loaded(cls: Any, config: BackboneConfig) -> PreTrainedModel:
+    import torch
+
     from v1lit.backbones.attention import stock_attention
 
-    model, report = cls.from_pretrained(
-        config.weights,
-        dtype=config.dtype,
-        attn_implementation=stock_attention(config.attention),
-        use_safetensors=True,
-        ignore_mismatched_sizes=True,  # reported below, by name
-        output_loading_info=True,
-    )
+    # Of tied embeddings under the head's name, transformers first draws random ones.
+    with torch.random.fork_rng(devices=[]):
+        model, report = cls.from_pretrained(
+            config.weights,
+            dtype=config.dtype,
+            attn_implementation=stock_attention(config.attention),
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # reported below, by name
+            output_loading_info=True,
+        )
     refuse_incomplete(report, config.weights)
     loaded: PreTrainedModel = model
     return loaded
