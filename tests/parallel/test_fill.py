@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from helpers.stock_folders import edit_json, stock_folder
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.conversion_mapping import (
@@ -17,7 +18,6 @@ from transformers.conversion_mapping import (
 )
 from transformers.core_model_loading import Chunk, Concatenate, WeightConverter
 
-from tests.helpers.stock_folders import edit_json, stock_folder
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.load import load_backbone
 from v1lit.parallel.fill import check_filled, fill, fill_from_model

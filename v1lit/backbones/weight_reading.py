@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint folder, or boxes of them, read one at a time."""
+"""Tensors of a checkpoint folder, or parts of them, read one at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Box = tuple[slice, ...]
+Slices = tuple[slice, ...]
 """Which part of a tensor, one slice per axis; without any, the whole tensor."""
 COMPARED = 2**24
 """Elements of two tensors that are compared at a time."""
@@ -33,12 +33,12 @@ class WeightFiles:
         """Type and shape of all tensors by name."""
         self._files = {name: path for path in weight_files(folder) for name in read_header(path)}
 
-    def read(self, name: str, box: Box = ()) -> Tensor:
+    def read(self, name: str, part: Slices = ()) -> Tensor:
         """A part of a tensor, as a view of the mapped file: copy it, and let the view go."""
         from safetensors import safe_open
 
         with safe_open(self._files[name], framework="pt") as file:
-            view: Tensor = file.get_slice(name)[box or ...]
+            view: Tensor = file.get_slice(name)[part or ...]
         return view
 
     def equal(self, one: str, other: str, dtype: torch.dtype) -> bool:

@@ -20,7 +20,7 @@ from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.empty import on_meta
 from v1lit.backbones.hub import local_folder
 from v1lit.backbones.load import SHOWN, fit_weights
-from v1lit.backbones.weight_reading import Box, WeightFiles
+from v1lit.backbones.weight_reading import Slices, WeightFiles
 from v1lit.errors import first_of
 from v1lit.parallel.tensors import ModelTensor, model_tensors, tensors_by_name
 from v1lit.pointer.head import PointerHead
@@ -113,7 +113,7 @@ def _read_as(files: WeightFiles, dtype: torch.dtype, stored: str) -> Tensor:
 
 
 def _fill_named(
-    held: dict[str, ModelTensor], name: str, device: Device, read: Callable[[Box], Tensor]
+    held: dict[str, ModelTensor], name: str, device: Device, read: Callable[[Slices], Tensor]
 ) -> None:
     """Fill the tensor of this name, and take all its names off the list."""
     one = held[name]

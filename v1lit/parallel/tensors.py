@@ -1,4 +1,4 @@
-"""Where the tensors of a model hang, and which part of each this process holds."""
+"""The tensors of a model and where in it they hang, so that others can take their place."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from v1lit.backbones.weight_reading import Box
+from v1lit.backbones.weight_reading import Slices
+from v1lit.parallel.boxes import Box, own_part
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,15 +28,15 @@ class ModelTensor:
         """In the whole model."""
         return [name for _, _, name in self.places]
 
-    def fill(self, device: torch.device, read: Callable[[Box], Tensor]) -> None:
+    def fill(self, device: torch.device, read: Callable[[Slices], Tensor]) -> None:
         """Put a new tensor on this device in its place, with the part of the whole that `read` returns.
 
         `read` is not called where this process holds nothing of it.
         """
-        shape, box = local_part(self.tensor)
-        local = torch.empty(shape, dtype=self.tensor.dtype, device=device)
+        part = own_part(self.names[0], self.tensor, rank=0)
+        local = torch.empty(part.box.sizes, dtype=self.tensor.dtype, device=device)
         if local.numel():
-            local.copy_(read(box))
+            local.copy_(read(part.box.within(Box.whole(part.shape))))
         made: Tensor = local
         if isinstance(self.tensor, DTensor):
             made = DTensor.from_local(
@@ -77,12 +77,3 @@ def model_tensors(model: nn.Module) -> list[ModelTensor]:
 def tensors_by_name(model: nn.Module) -> dict[str, ModelTensor]:
     """The same, tied ones under each of their names."""
     return {name: one for one in model_tensors(model) for name in one.names}
-
-
-def local_part(tensor: Tensor) -> tuple[tuple[int, ...], Box]:
-    """Shape of what this process holds of a tensor, and where in the whole it lies."""
-    shape, offset = tuple(tensor.shape), (0,) * tensor.ndim
-    if isinstance(tensor, DTensor):
-        whole = tensor.shape
-        shape, offset = compute_local_shape_and_global_offset(whole, tensor.device_mesh, tensor.placements)
-    return shape, tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))

@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from v1lit.backbones.config import BackboneConfig
 from v1lit.errors import OptionError
+from v1lit.parallel.fetch import fetch_weights
 from v1lit.parallel.fill import fill
 from v1lit.parallel.sharding import COPIES, SHARDS, TENSOR, Meshes, shard_model
 from v1lit.pointer.config import PointerConfig
@@ -118,6 +119,7 @@ class Sharded(FolderStrategy):
 
         Seed torch before, alike on all ranks. Raises what `load_backbone` raises.
         """
+        fetch_weights(backbone.weights, self.local_rank)
         with torch.random.fork_rng(devices=[]):
             model = PointAndCopyModel.build(backbone, pointer, empty=True)
         shard_model(model, Meshes.of(self.device_mesh), self.compute_dtype)
