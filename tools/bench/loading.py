@@ -30,7 +30,7 @@ from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.registry import get_backbone
 from v1lit.backbones.tiny import tiny_tokenizer
 from v1lit.parallel.fill import fill
-from v1lit.parallel.sharding import shard_model
+from v1lit.parallel.sharding import Meshes, shard_model
 from v1lit.pointer.model import PointAndCopyModel
 
 FAMILY = "qwen2_5_vl"
@@ -94,7 +94,8 @@ def resident(name: str) -> int:
 def load_part(config: BackboneConfig) -> PointAndCopyModel:
     """As a sharded strategy does it."""
     model = PointAndCopyModel.build(config, empty=True)
-    shard_model(model, init_device_mesh("cpu", (dist.get_world_size(),)), None)
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    shard_model(model, Meshes(mesh, mesh))
     fill(model, config, "cpu")
     return model
 
