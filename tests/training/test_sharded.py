@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.curves import Setting, largest_difference, step_losses, train_on
-from helpers.forked import needs_fork
+from helpers.curves import Setting, largest_difference, step_losses, train, train_on
+from helpers.forked import needs_fork, run_ranks
+from torch.distributed.tensor.debug import CommDebugMode
 
+from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.registry import list_backbones
 from v1lit.data.config import EncodingConfig, PackingConfig
 from v1lit.errors import OptionError
+from v1lit.parallel.units import Units
+from v1lit.pointer.model import PointAndCopyModel
 from v1lit.training.strategies import Sharded
 
 pytestmark = [needs_fork, pytest.mark.slow, pytest.mark.dependencies]
@@ -126,3 +130,17 @@ def test_a_loss_scale_is_refused() -> None:
     strategy.precision_plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
     with pytest.raises(OptionError, match=r"trainer\.precision .*16-mixed"):
         strategy._own_precision()
+
+
+def reductions(setting: Setting, every: bool) -> int:
+    """How often a rank reduces gradients in a step of two micro-batches."""
+    with CommDebugMode() as seen:
+        train(setting, Sharded(reduce_every_micro_batch=every), 2, 1, 2)
+    return sum(count for name, count in seen.get_comm_counts().items() if "reduce_scatter" in str(name))
+
+
+def test_a_step_reduces_its_gradients_once_for_every_unit(base: Setting) -> None:
+    setting = replace(base, steps=1)
+    units = len(Units.of(PointAndCopyModel.build(BackboneConfig(base.family))).modules) + 1
+    assert run_ranks(2, reductions, setting, False) == [units, units]
+    assert run_ranks(2, reductions, setting, True) == [2 * units, 2 * units]
