@@ -89,11 +89,24 @@ def test_ranks_that_believe_in_other_numbers_of_ranks_are_refused_at_once() -> N
 
 def test_a_run_that_is_started_again_in_the_same_store_meets_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     everyone = places(2)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     first = on_ranks(lambda place: meet(place, 20), everyone)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     again = on_ranks(lambda place: meet(place, 20), everyone)
     assert all(isinstance(one, Meeting) for one in again), again
     assert first[0].store.get("here/0") == again[0].store.get("here/0")
+
+
+def test_nodes_that_restarted_unequally_often_meet_in_a_store_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A node that others made start again does not count it; the launcher has a new store for every start."""
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
+    first, second = places(2)
+    serves = RankStore(first, 20)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    serves.set("said", "by the first")
+    assert RankStore(second, 20).get("said") == "by the first"
 
 
 @pytest.mark.parametrize("rank", [0, 1])

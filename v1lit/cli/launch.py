@@ -181,9 +181,9 @@ def folder_of(job: Job) -> Path:
     from v1lit.training.config import RunConfig
 
     config = compose(job.recipe, job.change_words()).config.get("run") or {}
-    given = {key: config[key] for key in ("folder", "name") if config.get(key) is not None}
-    run = RunConfig(**{**given, "name": str(given["name"])})
-    return Path(run.folder) / str(run.name)
+    # As it was typed: YAML takes some names for numbers.
+    folder = job.changes.get("run.folder") or config.get("folder") or RunConfig.folder
+    return Path(RunConfig(folder=str(folder)).folder) / job.name
 
 
 # ---------------------------------------------------------------------- how it is told
@@ -232,7 +232,7 @@ def _read(
     if said.get("run.resume", "auto") not in ("auto", "last"):
         why = "a launched run resumes from its own newest checkpoint at every start: leave it out"
         raise OptionError("run.resume", said["run.resume"], why)
-    name = said.get("run.name") or f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = keys.get("run.name") or said.get("run.name") or f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     job = Job(
         recipe=options.recipe,
         changes=keys,
@@ -259,8 +259,8 @@ def _nodes(text: str) -> tuple[int, int]:
 def _count(text: str, flag: str) -> int:
     """The number of `8` or `a100:8`."""
     number = text.rpartition(":")[2]
-    if not number.isascii() or not number.isdecimal():
-        raise OptionError(flag, text, "give a number")
+    if not number.isascii() or not number.isdecimal() or int(number) < 1:
+        raise OptionError(flag, text, "give a number from 1 on")
     return int(number)
 
 
