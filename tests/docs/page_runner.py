@@ -156,6 +156,10 @@ def run_command(words: Sequence[str]) -> None:
         call(words)
     elif words[:3] == ["v1lit", "doctor", "--packing"]:
         call([*words, *FEW_SCENES])
+    elif words[:3] == ["v1lit", "launch", "local"]:
+        call([*words, *SHORT_RUN, *FEW_SCENES])
+    elif words[:2] == ["v1lit", "launch"]:
+        call(words)  # prints a job, for a cluster that is not here
     elif program == "make":
         rules = re.findall(r"^([\w -]+):(?!=)", Path("Makefile").read_text(encoding="utf-8"), re.MULTILINE)
         targets = {target for rule in rules for target in rule.split()}
