@@ -70,18 +70,18 @@ def train(
     return seen.notes
 
 
-def together(ranks: list[Notes]) -> tuple[list[float], list[str]]:
-    """Of all ranks, the loss of every step, and the examples in the order of the data."""
+def together(ranks: list[Notes]) -> tuple[list[float], list[list[str]]]:
+    """Of all ranks, the loss of every step and its examples; which rank has which is no part of the order."""
     micro_batches = [note for notes in zip(*ranks, strict=True) for note in notes]
-    losses = [loss for loss, _ in micro_batches]
-    steps = [sum(losses[at : at + STEP]) for at in range(0, len(losses), STEP)]
-    return [loss / len(ranks) for loss in steps], [id for _, ids in micro_batches for id in ids]
+    steps = [micro_batches[at : at + STEP] for at in range(0, len(micro_batches), STEP)]
+    losses = [sum(loss for loss, _ in step) / len(ranks) for step in steps]
+    return losses, [sorted(id for _, ids in step for id in ids) for step in steps]
 
 
 def in_parts(make: tuple[Any, Any], folder: Path, parts: list[tuple[int, str, int]]) -> Any:
     """A run in parts, each of (ranks, kind, last step): losses, examples, and the weights at the end."""
     losses: list[float] = []
-    examples: list[str] = []
+    examples: list[list[str]] = []
     for number, (ranks, kind, until) in enumerate(parts):
         ended = run_ranks(ranks, train, *make, folder, ranks, kind, until, number > 0)
         assert newest_checkpoint(folder.parent) == folder / "last.ckpt"
@@ -106,7 +106,7 @@ def test_a_run_goes_from_ranks_to_ranks_and_strategy_to_strategy(
     }
     for name, parts in ways.items():
         found = in_parts(make, tmp_path / name / "checkpoints", parts)
-        assert found[1] == examples, f"{name}: other data, or another order"
+        assert found[1] == examples, f"{name}: other examples in a step"
         assert found[0] == pytest.approx(losses, abs=1e-5), name
         for key, value in weights.items():
             torch.testing.assert_close(found[2][key], value, rtol=1e-4, atol=1e-5, msg=f"{name}: {key}")
