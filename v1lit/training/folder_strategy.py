@@ -34,7 +34,7 @@ class FolderStrategy(ModelParallelStrategy):
         if self._writer is None:
             assert self.lightning_module is not None
             ranks = Ranks.of(self.lightning_module.trainer)
-            self._writer = FolderWriter(self.global_rank, ranks.gather)
+            self._writer = FolderWriter(self.global_rank, ranks.gather_processes)
         return self._writer
 
     def lightning_module_state_dict(self) -> dict[str, Any]:

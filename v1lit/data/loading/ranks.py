@@ -77,11 +77,15 @@ class Ranks:
 
     def gather(self, own: Any) -> list[Any]:
         """What every rank has, in their order, on all of them; waits for them."""
+        return self.gather_processes(own)[:: self.alike]
+
+    def gather_processes(self, own: Any) -> list[Any]:
+        """What every process has, in their order, on all of them; waits for them."""
         if self.group is None:
             return [own]
         everyone: list[Any] = [None] * (self.size * self.alike)
         dist.all_gather_object(everyone, own, group=self.group)
-        return everyone[:: self.alike]
+        return everyone
 
 
 @lru_cache(maxsize=1)
