@@ -20,7 +20,7 @@ from transformers.core_model_loading import Chunk, Concatenate, WeightConverter
 
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.load import load_backbone
-from v1lit.parallel.fill import check_filled, fill, fill_from_model
+from v1lit.parallel.fill import check_filled, fill, fill_from_model, move_buffers
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel
 
@@ -278,3 +278,10 @@ def test_what_has_no_values_is_named() -> None:
     fill_from_model(model.backbone, PointAndCopyModel.build(config).backbone, "cpu")
     with pytest.raises(RuntimeError, match=r"4 tensors .* without values: pointer_head\.query\.weight"):
         check_filled(model)
+
+
+def test_buffers_follow_the_parameters_to_their_device() -> None:
+    model = PointAndCopyModel.build(BackboneConfig(), empty=True)
+    assert {buffer.device.type for buffer in model.buffers()} == {"cpu"}
+    move_buffers(model, "meta")
+    assert {buffer.device.type for buffer in model.buffers()} == {"meta"}
