@@ -133,7 +133,7 @@ class Notes(Callback):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.batches: list[tuple[int, Ids]] = []
+        self.batches: list[tuple[int, int, Ids]] = []
 
     def _note(self, trainer: Trainer, kind: str, **values: Any) -> None:
         with (self.folder / f"{trainer.global_rank}.jsonl").open("a") as file:
@@ -146,10 +146,10 @@ class Notes(Callback):
         self, trainer: Trainer, module: LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         assert batch.read is not None
-        self.batches.append((batch.read.epoch, batch.ids))
+        self.batches.append((batch.read.epoch, batch.read.micro_batch, batch.ids))
 
     def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: Any) -> None:
-        (epoch,) = {epoch for epoch, _ in self.batches}
+        (epoch,) = {epoch for epoch, _, _ in self.batches}
         self._note(
             trainer,
             "step",
@@ -157,7 +157,7 @@ class Notes(Callback):
             counted=trainer.current_epoch,
             number=trainer.global_step,
             rate=optimizer.param_groups[0]["lr"],
-            batches=[ids for _, ids in self.batches],
+            batches=[ids for _, _, ids in sorted(self.batches)],  # by the plan; a rank takes heavy ones first
         )
         self.batches = []
 
