@@ -60,7 +60,7 @@ def shard_model(model: PointAndCopyModel, meshes: Meshes, compute: torch.dtype |
         meshes: what to divide over which ranks.
         compute: in which type units are gathered and compute; None for that of the parameters.
 
-    Raises ValueError for a model whose language layers cannot be divided over `meshes.tensor`.
+    Raises IndivisibleError for a model whose language layers cannot be divided over `meshes.tensor`.
     """
     if meshes.tensor is not None:
         split_layers(model, meshes.tensor)

@@ -33,11 +33,15 @@ DIVIDED = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 """Numbers of a text config of which every rank takes its share."""
 
 
+class IndivisibleError(ValueError):
+    """A model whose language layers cannot be divided over that many ranks."""
+
+
 def split_layers(model: PointAndCopyBase, mesh: DeviceMesh) -> None:
     """Divide the matrices and biases of the language layers over a mesh of one dimension, in place.
 
-    Norms stay whole. The ranks of the mesh must compute the same batches. Raises ValueError for a model that
-    cannot be divided so.
+    Norms stay whole. The ranks of the mesh must compute the same batches. Raises IndivisibleError for a model
+    that cannot be divided so.
     """
     config = model.config.get_text_config()
     refuse_uneven(config, mesh.size())
@@ -53,10 +57,13 @@ def split_layers(model: PointAndCopyBase, mesh: DeviceMesh) -> None:
 
 
 def refuse_uneven(config: PreTrainedConfig, ranks: int) -> None:
-    """Raise ValueError where heads or columns of a text config cannot be divided over that many ranks."""
+    """Raise IndivisibleError where heads or columns of a text config do not divide over that many ranks."""
     for name in DIVIDED:
         if (number := getattr(config, name)) % ranks:
-            raise ValueError(f"{name}={number} of the language model cannot be divided over {ranks} ranks")
+            raise IndivisibleError(
+                f"{name}={number} of the language model cannot be divided over {ranks} ranks\n"
+                "give a number that divides it, or 1"
+            )
 
 
 def layer_plan(layer: nn.Module, path: str, config: PreTrainedConfig) -> dict[str, str]:
@@ -67,7 +74,7 @@ def layer_plan(layer: nn.Module, path: str, config: PreTrainedConfig) -> dict[st
         path: its name in the decoder.
         config: of the text model.
 
-    Raises ValueError for a matrix of which transformers says nothing, or something else.
+    Raises IndivisibleError for a matrix of which transformers says nothing, or something else.
     """
     stated: dict[str, str] = getattr(config, "base_model_tp_plan", None) or {}
     plan, missing = {}, []
@@ -80,9 +87,9 @@ def layer_plan(layer: nn.Module, path: str, config: PreTrainedConfig) -> dict[st
             else:
                 missing.append(name)
     if missing or not plan:
-        raise ValueError(
+        raise IndivisibleError(
             f"transformers does not say how {first_of(missing) if missing else path} of {config.model_type} "
-            "may be divided: this family cannot be trained with tensor parallelism; give tensor=1"
+            "may be divided over ranks\ngive 1: this family cannot be trained with tensor parallelism"
         )
     return plan
 

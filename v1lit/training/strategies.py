@@ -18,6 +18,7 @@ from v1lit.errors import OptionError
 from v1lit.parallel.fetch import fetch_weights
 from v1lit.parallel.fill import fill
 from v1lit.parallel.sharding import COPIES, SHARDS, TENSOR, Meshes, shard_model
+from v1lit.parallel.tensor_parallel import IndivisibleError
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.training.folder_strategy import FolderStrategy
@@ -122,7 +123,10 @@ class Sharded(FolderStrategy):
         fetch_weights(backbone.weights, self.local_rank)
         with torch.random.fork_rng(devices=[]):
             model = PointAndCopyModel.build(backbone, pointer, empty=True)
-        shard_model(model, Meshes.of(self.device_mesh), self.compute_dtype)
+        try:
+            shard_model(model, Meshes.of(self.device_mesh), self.compute_dtype)
+        except IndivisibleError as error:
+            raise OptionError("tensor", self.tensor, str(error), GROUP) from error
         fill(model, backbone, self.root_device)
         return model
 

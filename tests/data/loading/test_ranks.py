@@ -32,12 +32,19 @@ def exchange(rank: int) -> Any:
         ranks.add_up_processes(own.clone()),
         ranks.largest(torch.tensor([rank])),
     ]
-    return ranks.size, ranks.own, ranks.alike, [table.tolist() for table in sums], ranks.gather(rank)
+    return (
+        ranks.size,
+        ranks.own,
+        ranks.alike,
+        [table.tolist() for table in sums],
+        ranks.gather(rank),
+        ranks.gather_processes(rank),
+    )
 
 
 def test_sums_count_them_once_and_agreements_ask_all(tmp_path: Path) -> None:
     for rank, found in enumerate(on_ranks(4, tmp_path, exchange)):
-        assert found == (2, rank // 2, 2, [[3, 20], [6, 40], [3]], [0, 2])
+        assert found == (2, rank // 2, 2, [[3, 20], [6, 40], [3]], [0, 2], [0, 1, 2, 3])
 
 
 def differ(rank: int) -> str:

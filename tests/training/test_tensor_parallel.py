@@ -1,0 +1,132 @@
+"""Ranks that compute the same batches together, each with its part of the language layers, train as one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.curves import Curve, Setting, largest_difference, step_losses, train, train_on
+from helpers.forked import needs_fork, run_ranks
+
+from v1lit.data.config import EncodingConfig, PackingConfig
+from v1lit.training.checkpoints import LastCheckpoint
+from v1lit.training.saved_state import read_checkpoint
+from v1lit.training.strategies import Sharded
+
+pytestmark = [needs_fork, pytest.mark.slow, pytest.mark.dependencies]
+TENSOR = 2
+
+
+@pytest.fixture(scope="module")
+def base(scenes: Path) -> Setting:
+    return Setting(scenes)
+
+
+def train_in_twos(setting: Setting, ranks: int, accumulate: int, strategy: Any = None) -> list[Curve]:
+    """The run on that many ranks, two of which are one reader of data."""
+    batch = setting.examples // (ranks // TENSOR * accumulate)
+    setting = replace(setting, data={"batch_size": batch, **setting.data})
+    return train_on(setting, strategy or Sharded(tensor=TENSOR), ranks, 1, accumulate)
+
+
+def assert_alike(setting: Setting, ranks: int, accumulate: int, strategy: Any = None) -> None:
+    one = train_on(setting, "auto", 1, accumulate=4)
+    several = train_in_twos(setting, ranks, accumulate, strategy)
+    expected = step_losses(one, 4, setting.steps)
+    assert step_losses(several, accumulate, setting.steps) == pytest.approx(expected, rel=1e-5)
+    assert one[0].norms[0] > setting.trainer.get("gradient_clip_val", 0.5)  # so that clipping is tried
+    for rank, curve in enumerate(several):
+        assert curve.losses == several[rank // TENSOR * TENSOR].losses
+        assert curve.norms == pytest.approx(one[0].norms, rel=1e-5)
+        assert largest_difference(curve.weights, one[0].weights) < 3e-5
+
+
+def test_packed_rows_train_as_on_one(base: Setting) -> None:
+    encoding = EncodingConfig(max_tokens=256, coordinates=False)
+    data = {"packing": PackingConfig(length=256), "encoding": encoding, "batch_size": 2}
+    assert_alike(replace(base, data=data, backbone={"gradient_checkpointing": ["language"]}), 4, 2)
+
+
+def test_copies_of_two_train_as_one(base: Setting) -> None:
+    assert_alike(base, 4, 2, Sharded(shard=2, tensor=2))
+
+
+def test_ranks_without_an_example_take_part(base: Setting) -> None:
+    """24 examples in steps of 16: in the second step of every epoch the second reader has none."""
+    assert_alike(replace(base, family="llava", examples=16), 4, 1)
+
+
+def test_two_ranks_of_a_node_are_one_reader_by_the_strategys_name(base: Setting) -> None:
+    pointer = {"loss": "separate", "z_weight": 0.0}
+    setting = replace(base, family="internvl", pointer=pointer, module={"verify_loss": 1})
+    assert_alike(setting, 2, 4, "fsdp2_tp")
+
+
+def test_validation_is_that_of_one_rank(base: Setting) -> None:
+    setting = replace(base, steps=3, trainer={"limit_val_batches": 1.0}, data={"val_batch_size": 4})
+    one, ranks = train_on(setting, "auto", 1, accumulate=4)[0], train_in_twos(setting, 4, 2)
+    assert one.val
+    for curve in ranks:
+        assert curve.val == pytest.approx(one.val, rel=1e-5, abs=1e-6)
+
+
+def test_muon_trains_as_far_as_its_own_bfloat16_allows(base: Setting) -> None:
+    setting = replace(base, optimizer={"name": "muon"})
+    one, four = train_on(setting, "auto", 1, accumulate=4), train_in_twos(setting, 4, 2)
+    assert step_losses(four, 2, 4) == pytest.approx(step_losses(one, 4, 4), rel=2e-4)
+
+
+def test_mixed_precision_is_near_that_of_one_rank(base: Setting) -> None:
+    setting = replace(base, precision="bf16-mixed")
+    one, two = train_on(setting, "auto", 1, accumulate=4), train_in_twos(setting, 2, 4)
+    assert step_losses(two, 4, 4) == pytest.approx(step_losses(one, 4, 4), rel=5e-3)
+
+
+# ------------------------------------------------------------------ checkpoints
+
+
+def one_part(
+    setting: Setting, folder: Path, strategy: Any, ranks: int, accumulate: int, until: int, batch: int
+) -> list[float]:
+    """Steps of a run from its last checkpoint up to `until`; the losses of this rank's micro-batches."""
+    last = LastCheckpoint(folder, every=1)
+    steps = replace(
+        setting,
+        steps=until,
+        optimizer={"schedule": "constant", "warmup": 0.0},
+        data={"batch_size": batch},
+        trainer={"callbacks": [last], "enable_checkpointing": True, "default_root_dir": str(folder)},
+    )
+    return train(steps, strategy, ranks, 1, accumulate, str(last.path) if last.path.exists() else None).losses
+
+
+def test_a_checkpoint_of_two_by_two_is_resumed_on_one_and_on_two_and_back(
+    base: Setting, tmp_path: Path
+) -> None:
+    twos = Sharded(tensor=TENSOR)
+    parts = [(4, twos, 2), (1, "auto", 3), (2, twos, 4), (2, "fsdp2", 5), (4, twos, 6)]
+    losses: list[float] = []
+    for ranks, strategy, until in parts:
+        readers = ranks // TENSOR if strategy is twos else ranks
+        accumulate = 4 // readers
+        notes = run_ranks(
+            ranks, one_part, base, tmp_path / "many", strategy, ranks, accumulate, until, base.examples // 4
+        )
+        table = torch.tensor(notes[:: ranks // readers]).reshape(readers, -1, accumulate)
+        losses += table.mean(dim=(0, 2)).tolist()
+    (one,) = run_ranks(1, one_part, base, tmp_path / "one", "auto", 1, 4, 6, base.examples // 4)
+    assert losses == pytest.approx(torch.tensor(one).reshape(6, 4).mean(1).tolist(), rel=1e-5)
+    expected, found = (
+        read_checkpoint(tmp_path / name / "last.ckpt")["state_dict"] for name in ("one", "many")
+    )
+    for name, value in dict(expected).items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=3e-5, msg=name)
+
+
+def test_heads_that_do_not_divide_are_refused_by_the_option(base: Setting) -> None:
+    reason = r"init_args\.tensor is 4; num_key_value_heads=2 .* 4 ranks"
+    with pytest.raises(AssertionError, match=reason):
+        train_on(base, Sharded(tensor=4), 4)
