@@ -35,6 +35,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "v1lit"
 DOOR = PACKAGE / "training" / "lightning_internals.py"
 
 USED = {
+    "_accelerator_connector": "the Trainer: a job of SLURM is saved and queued again amid a step",
     "_batches_that_stepped": "fit_loop.epoch_loop: logged steps are off by one after resuming",
     "_broadcast_sigterm_tensor": "fit_loop.epoch_loop: every batch of several ranks waits for the GPU",
     "_data_fetcher": "fit_loop: whether a validation comes before the next step is not known",
@@ -53,6 +54,8 @@ OTHERS = {
     "_record_memory_history": "torch, documented", "_dump_snapshot": "torch, documented",
     "_gradient_checkpointing_func": "transformers", "_attn_implementation": "transformers",
     "_attn_implementation_internal": "transformers",
+    "_start_workers": "torch, documented", "_stop_workers": "torch, documented",
+    "_monitor_workers": "torch, documented",
     "_strip_protocol": "fsspec", "_actions": "argparse", "_exit": "os, documented",
     "_replace": "NamedTuple, documented", "_current_frames": "sys, documented",
 }  # fmt: skip

@@ -14,6 +14,8 @@ import pytest
 import torch
 from helpers.forked import needs_fork
 from lightning import Callback, Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -292,3 +294,23 @@ def test_validating_alone_saves_nothing(
     trainer.validate(make_module(), datamodule=make_data(), verbose=False)
     assert trainer.state.fn == TrainerFn.VALIDATING
     assert not (tmp_path / LAST).exists()
+
+
+def test_lightning_does_not_queue_a_job_of_slurm_again_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would save inside of its handler of SIGUSR1, while other ranks are amid a step."""
+    in_slurm = {"NTASKS": "1", "NTASKS_PER_NODE": "1", "JOB_NAME": "job", "JOB_ID": "7", "PROCID": "0"}
+    for name, value in {**in_slurm, "LOCALID": "0", "NODEID": "0", "NODELIST": "n1"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    with StopRequests() as requests:
+        last = LastCheckpoint(tmp_path, 1, requests)
+        trainer = Trainer(
+            accelerator="cpu", max_steps=1, logger=False, enable_progress_bar=False, callbacks=[last],
+            enable_model_summary=False, default_root_dir=tmp_path,
+        )  # fmt: skip
+        environment = trainer._accelerator_connector.cluster_environment
+        assert isinstance(environment, SLURMEnvironment)
+        assert environment.auto_requeue
+        trainer.fit(BoringModel())
+    assert not environment.auto_requeue

@@ -22,6 +22,7 @@ from v1lit.training.lightning_internals import (
     ends_epoch,
     follow_schedule,
     is_whole_step,
+    leave_requeueing,
     put_between_steps,
     validates_now,
 )
@@ -94,6 +95,7 @@ class LastCheckpoint(Checkpoint):
             trainer.strategy.checkpoint_io = WholeFileIO()
         if self.requests.active:
             ask_nobody_about_sigterm(trainer)
+            leave_requeueing(trainer)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         follow_schedule(trainer)

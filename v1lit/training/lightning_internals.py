@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -203,6 +204,16 @@ def count_logged_steps(trainer: Trainer) -> None:
 def ask_nobody_about_sigterm(trainer: Trainer) -> None:
     """Keep Lightning from asking all ranks before every batch about a SIGTERM, which waits for the GPU."""
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+
+def leave_requeueing(trainer: Trainer) -> None:
+    """Keep Lightning from saving, and queueing a job of SLURM again, inside of its handler of signals.
+
+    Other ranks may be amid a step then, and wait for ever; the run saves at the end of the step by itself.
+    """
+    environment = trainer._accelerator_connector.cluster_environment
+    if isinstance(environment, SLURMEnvironment):
+        environment.auto_requeue = False
 
 
 def around_environment(trainer: Trainer, around: Callable[[], AbstractContextManager[None]]) -> None:
