@@ -54,8 +54,6 @@ OTHERS = {
     "_record_memory_history": "torch, documented", "_dump_snapshot": "torch, documented",
     "_gradient_checkpointing_func": "transformers", "_attn_implementation": "transformers",
     "_attn_implementation_internal": "transformers",
-    "_start_workers": "torch, documented", "_stop_workers": "torch, documented",
-    "_monitor_workers": "torch, documented",
     "_strip_protocol": "fsspec", "_actions": "argparse", "_exit": "os, documented",
     "_replace": "NamedTuple, documented", "_current_frames": "sys, documented",
 }  # fmt: skip

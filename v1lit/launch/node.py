@@ -44,8 +44,6 @@ SECONDS_TO_END = 30
 
 That is the time which torch.distributed.elastic has for it.
 """
-SECONDS_UNTIL_MISSED = 15
-"""Until a node that is gone is no longer counted as one: three heartbeats of torch's rendezvous."""
 DAY = 86400
 
 
@@ -71,10 +69,6 @@ class Node:
     """How often ranks are started again on this node."""
     seconds_to_join: int = 600
     """Until a meeting to which too few nodes came is given up, seconds."""
-
-    def __post_init__(self) -> None:
-        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # else ranks started again meet the dead ones
-        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # the others are taken here
 
 
 class EndedError(Exception):
@@ -173,6 +167,8 @@ def run_node(node: Node, command: Sequence[str], note: Note) -> int:
         join_timeout=node.seconds_to_join,
         read_timeout=node.seconds_to_join,
     )
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # else ranks started again meet the dead ones
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # the others are taken here
     os.environ[LAUNCHER] = str(os.getpid())
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
