@@ -17,7 +17,9 @@ PACKAGE = ROOT / "v1lit"
 PAGE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
 DESIGN = (ROOT / "docs/design.md").read_text(encoding="utf-8")
 REFERENCES = sorted(set(re.findall(r"`([\w/]+\.py(?::[\w.]+)?)`", PAGE + DESIGN)))
-WALKS = ("Follow an image", "Follow a region", "Follow a recipe", "Follow a checkpoint", "Follow a pointer")
+WALKS = tuple(
+    f"Follow a{what}" for what in ("n image", " region", " recipe", " checkpoint", " rank", " pointer")
+)
 PICTURE = ROOT / "docs/images/flow.svg"
 
 
