@@ -165,6 +165,15 @@ def test_another_type_is_that_of_parameters_and_config(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == "bfloat16"
 
 
+def test_the_published_layout_in_half_precision_keeps_the_frequencies_of_positions(tmp_path: Path) -> None:
+    path = save(module_of(), tmp_path / "a.ckpt", folder=True)
+    made = export_checkpoint(path, tmp_path / "out", ExportOptions(layout="published", dtype="bfloat16"))
+    assert "differ by 0 at most" in made.check
+    opened = PointAndCopyModel.from_published(tmp_path / "out")
+    assert {parameter.dtype for parameter in opened.parameters()} == {torch.bfloat16}
+    assert {buffer.dtype for buffer in opened.buffers()} == {torch.float32}
+
+
 # ------------------------------------------------------------------ checked
 
 

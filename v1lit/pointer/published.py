@@ -90,7 +90,6 @@ def load_published(
         config.backbone_config._attn_implementation = attention
         backbone = Qwen2_5_VLForConditionalGeneration(config.backbone_config)
         model = build(config, backbone)
-        model.to(embedding.dtype)  # type: ignore[arg-type]  # typed as a function, not as a method
     _load_weights(model, state, folder)
     refuse_untied(backbone, str(folder))
     if (folder / "generation_config.json").is_file():
