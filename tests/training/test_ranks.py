@@ -39,3 +39,31 @@ def test_a_skipped_last_batch_of_a_step_leaves_both_ranks_alike(
     for name in before:
         assert torch.isfinite(first[name]).all()
         assert torch.equal(first[name], second[name]), name
+
+
+@needs_fork
+@pytest.mark.timeout(120)
+def test_the_logged_loss_is_that_of_all_ranks(
+    make_data: Any, make_module: Any, make_trainer: Any, tmp_path: Path
+) -> None:
+    module = make_module()
+    parts = module._of_all_ranks
+
+    def noted(out: Any) -> Any:
+        own = {"sum": out.terms.sums["joint"].detach(), "count": out.terms.counts["joint"].detach()}
+        losses = parts(out)
+        assert torch.stack(list(out.losses.values())).isfinite().all()
+        save_file(
+            {**{name: value.double() for name, value in own.items()}, "logged": losses["joint"].double()},
+            tmp_path / f"{module.global_rank}.safetensors",
+        )
+        return losses
+
+    module._of_all_ranks = noted
+    trainer = make_trainer(max_steps=1, log_every_n_steps=1, **two_ranks())
+    trainer.fit(module, datamodule=make_data(batch_size=2))
+    first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
+    assert first["sum"] != second["sum"]
+    expected = (first["sum"] + second["sum"]) / (first["count"] + second["count"])
+    assert torch.allclose(first["logged"], expected, rtol=1e-6)
+    assert torch.equal(first["logged"], second["logged"])

@@ -9,7 +9,7 @@ from typing import NamedTuple, NoReturn
 from v1lit.cluster.store import PAUSE, Place, RanksMissing, RankStore, ranks_text
 from v1lit.errors import MISTAKE
 
-SAID_AFTER = 10.0
+SAID_AFTER = 30.0
 """Seconds after which rank 0 says for whom it waits."""
 GRACE = 2.0
 """Seconds more for the other ranks: what rank 0 says comes first, if it is there."""

@@ -193,23 +193,39 @@ class V1Module(LightningModule):
             return self._nothing(batch)
         # Reading them waits for the GPU: only when they are to be logged.
         self._answers.append((out.targets, out.terms.predictions))
-        if len(batch) > 0:  # a blank batch has nothing to say, and zero would look like a success
-            self._log_losses(out, batch)
+        self._log_losses(out, batch)
         if (self.global_step + 1) % self._log_every == 0:
             self._log_train_metrics(len(batch))
         return out.loss
 
     def _log_losses(self, out: PointAndCopyOutput, batch: Batch) -> None:
-        assert out.losses is not None
-        loss = torch.stack([part.detach() for part in out.losses.values()]).sum()  # of this batch alone
+        losses = self._of_all_ranks(out)
+        if not len(batch):  # a blank batch has nothing to say, and zero would look like a success
+            return
+        loss = torch.stack(list(losses.values())).sum()
         self.log(TRAIN + LOSS, loss, batch_size=len(batch))
         self.log("loss", loss, prog_bar=True, logger=False, batch_size=len(batch))
         self.log_dict(
-            {loss_part(TRAIN, name): part.detach() for name, part in out.losses.items()},
+            {loss_part(TRAIN, name): part for name, part in losses.items()},
             batch_size=len(batch),
         )
         if out.verified is not None:
             self.log(LOSS_ERROR, out.verified, batch_size=len(batch))
+
+    def _of_all_ranks(self, out: PointAndCopyOutput) -> dict[str, Tensor]:
+        """The parts of the loss: at the steps that are logged over all ranks, else of this one."""
+        assert out.losses is not None
+        assert out.terms is not None
+        if self.trainer.world_size == 1 or (self.global_step + 1) % self._log_every:
+            return {name: part.detach() for name, part in out.losses.items()}
+        means = LossMeans().to(self.device)
+        means.update(out.terms.sums, out.terms.counts)
+        return self._with_z_weight(means.compute())
+
+    def _with_z_weight(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        if "z" in losses:
+            losses["z"] = self.pointer_config.z_weight * losses["z"]
+        return losses
 
     @property
     def _log_every(self) -> int:
@@ -323,9 +339,7 @@ class V1Module(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over all validation examples; `forced_`: the model was given the true prefix."""
-        losses = self.val_losses.compute()
-        if "z" in losses:
-            losses["z"] = self.pointer_config.z_weight * losses["z"]
+        losses = self._with_z_weight(self.val_losses.compute())
         values = self.val_metrics.compute()
         logged = {
             VAL + LOSS: torch.stack(list(losses.values())).sum(),

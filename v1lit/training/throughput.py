@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from typing import Any
 
@@ -11,14 +12,17 @@ from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from v1lit.data.encode.batch import Batch
-from v1lit.data.loading.ranks import Ranks
+from v1lit.data.loading.ranks import Ranks, Waiting
 from v1lit.training.flops import ModelFlops, WorkSum
 from v1lit.training.logged import MFU, RATES
 from v1lit.training.peak import Peak, find_peak, product_kind
+from v1lit.training.slowest import DataWaits, ForwardClock, OwnTimes, Slowest
 from v1lit.training.steps import total_steps
 
 FETCH, SAVE = "train_dataloader_next", "save_checkpoint"
 """What Lightning calls waiting for the next batch, and writing a checkpoint."""
+OTHERS = "others"
+"""Of the wait for a batch, what was spent waiting for other ranks."""
 
 
 class Stopwatch(Profiler):
@@ -26,22 +30,32 @@ class Stopwatch(Profiler):
 
     Lightning tells its profiler when it begins and ends anything. The one that was set before hears it too,
     but not of this one's end, which comes before it has reported.
+
+    Args:
+        inner: the profiler that was set before.
     """
 
     def __init__(self, inner: Profiler) -> None:
         super().__init__(dirpath=inner.dirpath, filename=inner.filename)
         self.inner = inner
-        self.seconds = {FETCH: 0.0, SAVE: 0.0}
+        self.seconds = {FETCH: 0.0, SAVE: 0.0, OTHERS: 0.0}
+        self.waiting = Waiting()
+        """For other ranks; replaced once they can be waited for."""
         self._began: dict[str, float] = {}
+        self._waited = 0.0
 
     def start(self, action_name: str) -> None:
         self.inner.start(action_name)
         self._began[action_name] = time.perf_counter()
+        if action_name.endswith(FETCH):
+            self._waited = self.waiting.seconds
 
     def stop(self, action_name: str) -> None:
         name = action_name.rpartition(".")[2]
         if name in self.seconds and action_name in self._began:
             self.seconds[name] += time.perf_counter() - self._began.pop(action_name)
+            if name == FETCH:
+                self.seconds[OTHERS] += self.waiting.seconds - self._waited
         self.inner.stop(action_name)
 
     def setup(self, *args: Any, **kwargs: Any) -> None:
@@ -89,6 +103,11 @@ class Throughput(Callback):
             # A run that is shorter than the interval between two logs is logged at its end.
             trainer.log_every_n_steps = steps  # type: ignore[attr-defined]
         self._logged = trainer.global_step
+        ranks = Ranks.of(trainer)
+        self._data_waits = DataWaits(ranks.gather_processes(socket.gethostname()))
+        self._forward = ForwardClock(module.device)
+        if self._watch is not None:
+            self._watch.waiting = ranks.waiting
         self._begin(module)
 
     def _prepare_mfu(self, trainer: Trainer, module: LightningModule) -> None:
@@ -108,6 +127,8 @@ class Throughput(Callback):
         self._start, self._work = time.perf_counter(), WorkSum(module.model)
         self._away = 0.0  # seconds spent in validation
         self._waited, self._saved = self._clock(FETCH), self._clock(SAVE)
+        self._for_others = self._clock(OTHERS)
+        self._forward.read()
 
     def _clock(self, name: str) -> float:
         return 0.0 if self._watch is None else self._watch.seconds[name]
@@ -121,6 +142,14 @@ class Throughput(Callback):
         if not trainer.sanity_checking:
             # A checkpoint written meanwhile counts once.
             self._away += time.perf_counter() - self._left - (self._clock(SAVE) - self._saved_before)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, module: LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        self._forward.begin()
+
+    def on_before_backward(self, trainer: Trainer, module: LightningModule, loss: torch.Tensor) -> None:
+        self._forward.end()
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -143,13 +172,16 @@ class Throughput(Callback):
         _finish_queue(device)
         seconds = time.perf_counter() - self._start - self._away - (self._clock(SAVE) - self._saved)
         counts = (work.examples, work.tokens, work.real_tokens, work.images, work.positions)
-        ranks = Ranks.of(trainer)
+        ranks, waited = Ranks.of(trainer), self._clock(FETCH) - self._waited
         # Processes that compute the same batches together count them once.
         shares = [number / ranks.alike for number in (*counts, flops)]
-        own = [*shares, seconds, self._clock(FETCH) - self._waited]
-        sums = ranks.add_up_processes(torch.tensor(own, dtype=torch.float64))
-        examples, tokens, real, images, supervised, flops, seconds, waited = sums.tolist()
+        own = OwnTimes(waited - (self._clock(OTHERS) - self._for_others), self._forward.read())
+        table = ranks.table([*shares, seconds, waited, *own])
+        examples, tokens, real, images, supervised, flops, seconds, waited, *_ = table.sum(0).tolist()
         seconds_each = seconds / trainer.world_size
+        slowest = Slowest.of(table[:, -2:], seconds_each)
+        if line := self._data_waits.line(table[:, -2], seconds_each):
+            rank_zero_info(line)
         rates = (
             examples / seconds_each,
             tokens / seconds_each,
@@ -157,6 +189,7 @@ class Throughput(Callback):
             images / seconds_each,
             seconds_each / (trainer.global_step - self._logged),
             waited / seconds,
+            *map(float, slowest),
             1.0 - real / tokens,
             supervised / max(1, real),
             float(self.unseen),

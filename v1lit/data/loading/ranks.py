@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -10,6 +13,13 @@ import torch
 from lightning import Trainer
 from torch import Tensor
 from torch import distributed as dist
+
+
+@dataclass
+class Waiting:
+    """How long this process has waited for others in exchanges over the CPU."""
+
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -24,6 +34,8 @@ class Ranks:
     """Processes, one behind another, that read the same and compute it together: they count as one rank."""
     group: dist.ProcessGroup | None = None
     """Over the CPU, so that an exchange never waits for a GPU."""
+    waiting: Waiting = field(default_factory=Waiting, compare=False)
+    """Of all exchanges of this process in the group."""
 
     @classmethod
     def of(cls, trainer: Trainer | None) -> Ranks:
@@ -37,7 +49,7 @@ class Ranks:
             )
         readers = cls.readers(trainer)
         alike = trainer.world_size // readers
-        return cls(readers, trainer.global_rank // alike, alike, _cpu_group(dist.group.WORLD))
+        return cls(readers, trainer.global_rank // alike, alike, *_cpu_group(dist.group.WORLD))
 
     @staticmethod
     def readers(trainer: Trainer) -> int:
@@ -54,7 +66,8 @@ class Ranks:
         if self.alike == 1:
             return self.add_up_processes(table)
         every = [torch.empty_like(table) for _ in range(self.size * self.alike)]
-        dist.all_gather(every, table, group=self.group)
+        with self._timed():
+            dist.all_gather(every, table, group=self.group)
         tables = torch.stack(every).unflatten(0, (self.size, self.alike))
         if not bool((tables == tables[:, :1]).all()):
             raise RuntimeError(
@@ -66,13 +79,15 @@ class Ranks:
     def add_up_processes(self, table: Tensor) -> Tensor:
         """The sum over all processes, on the CPU; waits for them."""
         if self.group is not None:
-            dist.all_reduce(table, group=self.group)
+            with self._timed():
+                dist.all_reduce(table, group=self.group)
         return table
 
     def largest(self, table: Tensor) -> Tensor:
         """The largest of every element over all processes, on the CPU; waits for them."""
         if self.group is not None:
-            dist.all_reduce(table, dist.ReduceOp.MAX, group=self.group)
+            with self._timed():
+                dist.all_reduce(table, dist.ReduceOp.MAX, group=self.group)
         return table
 
     def gather(self, own: Any) -> list[Any]:
@@ -84,13 +99,28 @@ class Ranks:
         if self.group is None:
             return [own]
         everyone: list[Any] = [None] * (self.size * self.alike)
-        dist.all_gather_object(everyone, own, group=self.group)
+        with self._timed():
+            dist.all_gather_object(everyone, own, group=self.group)
         return everyone
+
+    def table(self, own: list[float]) -> Tensor:
+        """Numbers of every process, float64 `[processes, numbers]`, on all of them; waits for them."""
+        table = torch.zeros(self.size * self.alike, len(own), dtype=torch.float64)
+        table[0 if self.group is None else dist.get_rank(self.group)] = torch.tensor(own, dtype=torch.float64)
+        return self.add_up_processes(table)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.waiting.seconds += time.perf_counter() - begin
 
 
 @lru_cache(maxsize=1)
-def _cpu_group(world: object) -> dist.ProcessGroup:
-    """A gloo group of the same processes, made once for every `world`."""
+def _cpu_group(world: object) -> tuple[dist.ProcessGroup, Waiting]:
+    """A gloo group of the same processes, made once for every `world`, and how long it was waited in."""
     group = dist.new_group(backend="gloo")
     assert isinstance(group, dist.ProcessGroup)  # every rank is in it
-    return group
+    return group, Waiting()
