@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import shlex
+import subprocess
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -160,6 +162,9 @@ def run_command(words: Sequence[str]) -> None:
         call([*words, *SHORT_RUN, *FEW_SCENES])
     elif words[:2] == ["v1lit", "launch"]:
         call(words)  # prints a job, for a cluster that is not here
+    elif program == "torchrun" and "doctor" in rest:
+        on_ranks = [sys.executable, "-m", "torch.distributed.run", *rest]
+        subprocess.run(on_ranks, check=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
     elif program == "make":
         rules = re.findall(r"^([\w -]+):(?!=)", Path("Makefile").read_text(encoding="utf-8"), re.MULTILINE)
         targets = {target for rule in rules for target in rule.split()}

@@ -71,7 +71,7 @@ class Slowest(NamedTuple):
 
     @classmethod
     def of(cls, own: Tensor, seconds: float) -> Slowest:
-        """Of the table `[ranks, 2]` of `OwnTimes`, in an interval of so many seconds."""
+        """Of the table `[ranks, 2]` of `OwnTimes`, in an interval of this length, in seconds."""
         took = own.sum(1)
         rank = int(took.argmax())
         return cls(rank, float(took[rank] - took.mean()) / seconds, float(own[rank, 0]) / seconds)
@@ -89,7 +89,7 @@ class DataWaits:
         self._named: int | None = None
 
     def line(self, waits: Tensor, seconds: float) -> str | None:
-        """What is to be said of an interval of so many seconds, of which ranks have waited `[ranks]`."""
+        """What is to be said of an interval of `seconds`, of which the ranks have waited `[ranks]`."""
         if len(self.hosts) == 1 or seconds < SHORTEST:
             return None
         rank, shares = int(waits.argmax()), waits / seconds
