@@ -79,10 +79,15 @@ class PointingMetrics(Means):
 
 
 class LossMeans(Means):
-    """The parts of the loss as means over all positions of all batches and ranks, by name."""
+    """The parts of the loss as means over all positions of all batches and ranks, by name.
 
-    def __init__(self) -> None:
+    Args:
+        z_weight: by which the z part is multiplied.
+    """
+
+    def __init__(self, z_weight: float = 1.0) -> None:
         super().__init__(len(LOSS_PARTS))
+        self.weights = {"z": z_weight}
 
     def update(self, sums: Mapping[str, Tensor], counts: Mapping[str, Tensor]) -> None:
         """Weighted sums over positions and the sums of the weights, as in `PointerLoss`."""
@@ -93,7 +98,8 @@ class LossMeans(Means):
     def compute(self) -> dict[str, Tensor]:
         """The means of the parts that had a position on any rank, so that all ranks give the same names."""
         means = (self.sums / self.counts).float()
-        return {name: means[i] for i, name in enumerate(LOSS_PARTS) if self.counts[i] > 0}
+        weighted = {name: self.weights.get(name, 1.0) * means[i] for i, name in enumerate(LOSS_PARTS)}
+        return {name: weighted[name] for i, name in enumerate(LOSS_PARTS) if self.counts[i] > 0}
 
 
 def _overlap(run: Tensor, true: Tensor, predicted: Tensor, runs: int) -> Tensor:

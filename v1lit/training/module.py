@@ -122,7 +122,7 @@ class V1Module(LightningModule):
         start = self.model.config.pointer_start
         self.train_metrics = PointingMetrics(start)
         self.val_metrics = PointingMetrics(start)
-        self.val_losses = LossMeans()
+        self.val_losses = LossMeans(self.pointer_config.z_weight)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
         """As in torch. Makes the model first: of a run in spawned processes, only the weights come back."""
@@ -218,14 +218,9 @@ class V1Module(LightningModule):
         assert out.terms is not None
         if self.trainer.world_size == 1 or (self.global_step + 1) % self._log_every:
             return {name: part.detach() for name, part in out.losses.items()}
-        means = LossMeans().to(self.device)
+        means = LossMeans(self.pointer_config.z_weight).to(self.device)
         means.update(out.terms.sums, out.terms.counts)
-        return self._with_z_weight(means.compute())
-
-    def _with_z_weight(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-        if "z" in losses:
-            losses["z"] = self.pointer_config.z_weight * losses["z"]
-        return losses
+        return means.compute()
 
     @property
     def _log_every(self) -> int:
@@ -339,7 +334,7 @@ class V1Module(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over all validation examples; `forced_`: the model was given the true prefix."""
-        losses = self._with_z_weight(self.val_losses.compute())
+        losses = self.val_losses.compute()
         values = self.val_metrics.compute()
         logged = {
             VAL + LOSS: torch.stack(list(losses.values())).sum(),

@@ -36,9 +36,11 @@ class ForwardClock:
         self._pairs: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def begin(self) -> None:
+        """A micro-batch begins."""
         self._began = self._now()
 
     def end(self) -> None:
+        """The backward pass of the micro-batch begins."""
         now, began = self._now(), self._began
         if isinstance(now, float) and isinstance(began, float):
             self._seconds += now - began
@@ -55,8 +57,8 @@ class ForwardClock:
     def _now(self) -> float | torch.cuda.Event:
         if not self.on_gpu:
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()  # type: ignore[no-untyped-call]
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
         return event
 
 
