@@ -25,7 +25,7 @@ LIMITS = {
     "v1lit.launch": (10, 5, 20),
     "v1lit.plan": (12, 6, 24),
     "v1lit.testing": (7, 3, 9),
-    "v1lit.training": (32, 8, 70),
+    "v1lit.training": (35, 8, 76),
 }
 """How many rooms a package may have, on how many floors, and how many arrows may lead from room to room."""
 LONGEST_FILE = 384
