@@ -54,6 +54,8 @@ OTHERS = {
     "_record_memory_history": "torch, documented", "_dump_snapshot": "torch, documented",
     "_gradient_checkpointing_func": "transformers", "_attn_implementation": "transformers",
     "_attn_implementation_internal": "transformers",
+    "_get_dtype_plan": "transformers", "_adjust_missing_and_unexpected_keys": "transformers",
+    "_parameters": "torch", "_buffers": "torch", "_non_persistent_buffers_set": "torch", "_flatten": "torch",
     "_strip_protocol": "fsspec", "_actions": "argparse", "_exit": "os, documented",
     "_replace": "NamedTuple, documented", "_current_frames": "sys, documented",
 }  # fmt: skip
