@@ -88,13 +88,8 @@ class NotedModule(V1Module):
         self.curve.val = {name: float(value) for name, value in metrics.items() if name.startswith("val/")}
 
 
-def train(
-    setting: Setting, strategy: Any, ranks: int, nodes: int, accumulate: int, resume: str | None = None
-) -> Curve:
-    """One rank's part of a run; `ranks` times `accumulate` micro-batches make a step.
-
-    resume: the checkpoint from which it is resumed.
-    """
+def train(setting: Setting, strategy: Any, ranks: int, nodes: int, accumulate: int) -> Curve:
+    """One rank's part of a run; `ranks` times `accumulate` micro-batches make a step."""
     batch = setting.examples // (ranks * accumulate)
     backbone = BackboneConfig(setting.family, **setting.backbone)
     optimizer = OptimizerConfig(**{"lr": 1e-3, **setting.optimizer})
@@ -131,7 +126,7 @@ def train(
         precision=setting.precision,  # type: ignore[arg-type]
         **{**quiet, **setting.trainer},
     )
-    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False if resume else None)
+    trainer.fit(module, datamodule=data)
     return module.curve
 
 

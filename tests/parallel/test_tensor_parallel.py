@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.debug import CommDebugMode
 
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.efficiency import part_layers
@@ -103,6 +104,9 @@ def step(
     for name, value in theirs.losses.items():
         torch.testing.assert_close(out.losses[name], value, rtol=1e-5, atol=1e-6)
     compare_gradients(ours, model)
+    alike = slice(reader * layout[2], (reader + 1) * layout[2])
+    local = {name: p.grad.to_local().tolist() for name, p in ours.named_parameters() if "layernorm" in name}
+    assert all(grads == local for grads in gather(local)[alike]), "norms of layers would drift apart"
     norms = [total_norm([p.grad for p in one.parameters() if p.grad is not None]) for one in (ours, model)]
     torch.testing.assert_close(norms[0], norms[1], rtol=1e-5, atol=0.0)
     for one in (ours, model):
@@ -150,6 +154,24 @@ def test_a_step_on_2_x_2_ranks_is_that_of_one_process(family: str, tmp_path: Pat
 @pytest.mark.parametrize("layout", [(1, 1, 2), (2, 1, 2)])
 def test_so_it_is_on_1_x_2_ranks_and_on_two_copies_of_2(layout: tuple[int, ...], tmp_path: Path) -> None:
     on_ranks(LAYOUTS[layout], tmp_path, steps, "qwen2_5_vl", layout, list(OPTIONS)[:2])
+
+
+def count_sums(rank: int) -> tuple[int, int, int]:
+    """Sums over the ranks of one layer's matrices: in a forward pass, in its backward pass; its layers."""
+    model = divided(build("qwen2_5_vl").train(), (1, 1, 2)).train()
+    batch = packed_batch("qwen2_5_vl", (1,))
+    with CommDebugMode() as forward:
+        loss = model(**inputs(batch), labels=batch.labels).loss
+    with CommDebugMode() as backward:
+        loss.backward()
+    sums = [mode.get_comm_counts()[torch.ops.c10d_functional.all_reduce] for mode in (forward, backward)]
+    return sums[0], sums[1], len(part_layers(model.backbone, model.family, "language"))
+
+
+@needs_fork
+def test_attention_and_mlp_add_up_once_in_either_pass(tmp_path: Path) -> None:
+    for forward, backward, layers in on_ranks(2, tmp_path, count_sums):
+        assert forward == backward == 2 * layers
 
 
 # ------------------------------------------------------------------ what can be divided

@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from helpers.curves import Curve, Setting, largest_difference, step_losses, train, train_on
-from helpers.forked import needs_fork, run_ranks
+from helpers.curves import Curve, Setting, largest_difference, step_losses, train_on
+from helpers.forked import needs_fork
 
 from v1lit.data.config import EncodingConfig, PackingConfig
-from v1lit.training.checkpoints import LastCheckpoint
-from v1lit.training.saved_state import read_checkpoint
 from v1lit.training.strategies import Sharded
 
 pytestmark = [needs_fork, pytest.mark.slow, pytest.mark.dependencies]
@@ -83,47 +80,6 @@ def test_mixed_precision_is_near_that_of_one_rank(base: Setting) -> None:
     setting = replace(base, precision="bf16-mixed")
     one, two = train_on(setting, "auto", 1, accumulate=4), train_in_twos(setting, 2, 4)
     assert step_losses(two, 4, 4) == pytest.approx(step_losses(one, 4, 4), rel=5e-3)
-
-
-# ------------------------------------------------------------------ checkpoints
-
-
-def one_part(
-    setting: Setting, folder: Path, strategy: Any, ranks: int, accumulate: int, until: int, batch: int
-) -> list[float]:
-    """Steps of a run from its last checkpoint up to `until`; the losses of this rank's micro-batches."""
-    last = LastCheckpoint(folder, every=1)
-    steps = replace(
-        setting,
-        steps=until,
-        optimizer={"schedule": "constant", "warmup": 0.0},
-        data={"batch_size": batch},
-        trainer={"callbacks": [last], "enable_checkpointing": True, "default_root_dir": str(folder)},
-    )
-    return train(steps, strategy, ranks, 1, accumulate, str(last.path) if last.path.exists() else None).losses
-
-
-def test_a_checkpoint_of_two_by_two_is_resumed_on_one_and_on_two_and_back(
-    base: Setting, tmp_path: Path
-) -> None:
-    twos = Sharded(tensor=TENSOR)
-    parts = [(4, twos, 2), (1, "auto", 3), (2, twos, 4), (2, "fsdp2", 5), (4, twos, 6)]
-    losses: list[float] = []
-    for ranks, strategy, until in parts:
-        readers = ranks // TENSOR if strategy is twos else ranks
-        accumulate = 4 // readers
-        notes = run_ranks(
-            ranks, one_part, base, tmp_path / "many", strategy, ranks, accumulate, until, base.examples // 4
-        )
-        table = torch.tensor(notes[:: ranks // readers]).reshape(readers, -1, accumulate)
-        losses += table.mean(dim=(0, 2)).tolist()
-    (one,) = run_ranks(1, one_part, base, tmp_path / "one", "auto", 1, 4, 6, base.examples // 4)
-    assert losses == pytest.approx(torch.tensor(one).reshape(6, 4).mean(1).tolist(), rel=1e-5)
-    expected, found = (
-        read_checkpoint(tmp_path / name / "last.ckpt")["state_dict"] for name in ("one", "many")
-    )
-    for name, value in dict(expected).items():
-        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=3e-5, msg=name)
 
 
 def test_heads_that_do_not_divide_are_refused_by_the_option(base: Setting) -> None:

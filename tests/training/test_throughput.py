@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from lightning import Callback
 from lightning.pytorch.profilers import AdvancedProfiler, SimpleProfiler
 
+from v1lit.data.loading.ranks import Ranks
 from v1lit.training import throughput
 from v1lit.training.throughput import Stopwatch, Throughput
 
@@ -90,6 +92,32 @@ def test_rates_are_the_sums_of_the_interval_over_its_seconds(fit: Any, clock: Cl
     learned = sum(int((one.labels[:, 1:] != -100).sum()) for one in batches)
     assert values["train/supervised_share"] == pytest.approx(learned / real)
     assert values["train/data_wait_share"] == 0.0
+
+
+def test_batches_that_two_processes_compute_together_count_once(
+    fit: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both would be as fast as this one; the peak is that of two devices."""
+
+    class Two(Ranks):
+        def add_up_processes(self, table: torch.Tensor) -> torch.Tensor:
+            return 2 * table
+
+    def rates(ranks: Ranks, world_size: int) -> dict[str, float]:
+        class Alike(Throughput):
+            def _values(self, trainer: Any, *args: Any) -> dict[str, float]:
+                told = SimpleNamespace(world_size=world_size, global_step=trainer.global_step)
+                return super()._values(told, *args)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(throughput, "Ranks", SimpleNamespace(of=lambda trainer: ranks))
+        log = Log(clock, seconds=0.5)
+        fit(Alike(peak_tflops=2.0), log)
+        return log.values[4]
+
+    alone, together = rates(Ranks(), 1), rates(Two(alike=2), 2)
+    assert together.pop("train/mfu") == pytest.approx(alone.pop("train/mfu") / 2)
+    for name in throughput.RATES:
+        assert together[name] == pytest.approx(alone[name]), name
 
 
 def test_mfu_is_the_operations_of_the_interval_over_those_of_the_peak(fit: Any, clock: Clock) -> None:
