@@ -40,12 +40,12 @@ class Meshes:
 
         But norms of language layers: ranks that differ in `tensor` alone hold the same part of them.
         """
-        copies = () if ranks[COPIES].size() == 1 else (COPIES,)
-        over_shards, over_all = (*copies, SHARDS), (*copies, ALL_SHARDS)
+        one = ranks[COPIES].size() == 1
+        language = ranks[SHARDS] if one else ranks[COPIES, SHARDS]
         if ranks[TENSOR].size() == 1:
-            return cls(ranks[over_shards], ranks[over_shards])
-        ranks[SHARDS, TENSOR]._flatten(ALL_SHARDS)
-        return cls(ranks[over_shards], ranks[over_all], ranks[TENSOR])
+            return cls(language, language)
+        others = ranks[SHARDS, TENSOR]._flatten(ALL_SHARDS)
+        return cls(language, others if one else ranks[COPIES, ALL_SHARDS], ranks[TENSOR])
 
 
 def shard_model(model: PointAndCopyModel, meshes: Meshes, compute: torch.dtype | None = None) -> None:
