@@ -153,6 +153,15 @@ def test_the_older_one_stays_until_the_newer_one_is_complete(tmp_path: Path) -> 
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]
 
 
+def test_the_next_one_waits_for_the_one_before(tmp_path: Path) -> None:
+    writer = FolderWriter(0, lambda own: [own])
+    for number in range(3):
+        writer.begin(tmp_path / f"{number}.ckpt", {}, {"number": number})
+        assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == [f"{n}.ckpt" for n in range(number)]
+    writer.settle()
+    assert CheckpointFolder(tmp_path / "2.ckpt").state == {"number": 2}
+
+
 def test_a_single_file_of_that_name_is_replaced(tmp_path: Path) -> None:
     torch.save({}, tmp_path / "last.ckpt")
     assert is_complete(write(tmp_path / "last.ckpt", {}))
