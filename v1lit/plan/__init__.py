@@ -1,1 +1,1 @@
-"""Whether a recipe fits into the memory of a cluster, how long it takes, and what to change."""
+"""Whether a recipe fits into the memory of given GPUs, and how long it would take; nothing is trained."""

@@ -1,0 +1,87 @@
+"""The model of a recipe without its weights: which config, and the modules on the meta device."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from v1lit.backbones.config import BackboneConfig
+from v1lit.backbones.contract import Backbone
+from v1lit.backbones.efficiency import enable_checkpointing
+from v1lit.backbones.load import checkpoint_config, freeze
+from v1lit.backbones.registry import get_backbone
+from v1lit.backbones.tiny import tiny_tokenizer
+from v1lit.backbones.weight_files import WeightsUnavailable
+from v1lit.pointer.config import PointerConfig
+from v1lit.pointer.model import PointAndCopyModel
+from v1lit.pointer.model_config import PointAndCopyConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+def published_sizes() -> dict[str, dict[str, Any]]:
+    """Configs of published checkpoints by hub id, as far as they decide what is computed.
+
+    Source: config.json of each repository on the hub, October 2025.
+    """
+    text = files("v1lit.plan").joinpath("published_configs.json").read_text(encoding="utf-8")
+    sizes: dict[str, dict[str, Any]] = json.loads(text)
+    return sizes
+
+
+def model_config(backbone: BackboneConfig, path: str | None = None) -> PreTrainedConfig:
+    """The transformers config of a recipe's backbone.
+
+    From `path` (a `config.json` or its folder) if given; else that of the weights: of a tiny version, of a
+    folder, from the table of published sizes, or from the hub. Raises ValueError for a config of another
+    family, WeightsUnavailable where none is at hand.
+    """
+    family = get_backbone(backbone.name)
+    if path is not None:
+        folder = Path(path)
+        folder = folder.parent if folder.is_file() else folder
+        return checkpoint_config(family, str(folder))
+    if backbone.weights == "tiny":
+        return family.tiny_config(tiny_tokenizer(family.chat.stop), **backbone.tiny)
+    known = published_sizes().get(backbone.weights)
+    if known is not None and known["model_type"] == family.model_type and not Path(backbone.weights).exists():
+        return _of_family(family, known)
+    try:
+        return checkpoint_config(family, backbone.weights)
+    except WeightsUnavailable as error:
+        reason = str(error).splitlines()[0]
+        raise WeightsUnavailable(f"{reason}\ngive its config: --config PATH/config.json") from error
+
+
+def _of_family(family: Backbone, content: dict[str, Any]) -> PreTrainedConfig:
+    import transformers
+
+    config: PreTrainedConfig = getattr(transformers, family.model_class).config_class.from_dict(content)
+    return config
+
+
+def model_on_meta(
+    config: PreTrainedConfig, backbone: BackboneConfig, pointer: PointerConfig
+) -> PointAndCopyModel:
+    """The whole model on the meta device: parameters have shapes and no memory."""
+    import transformers
+    from transformers.initialization import no_init_weights
+
+    family = get_backbone(backbone.name)
+    config = type(config).from_dict(config.to_dict())  # building writes into it
+    with torch.device("meta"), no_init_weights():
+        inner = getattr(transformers, family.model_class)._from_config(config, attn_implementation="sdpa")
+        whole = PointAndCopyConfig(inner.config, family=backbone.name, pointer=asdict(pointer))
+        model = PointAndCopyModel(whole, backbone=inner)
+    model.tie_weights()
+    freeze(model.backbone, family, [part for part in backbone.freeze if part != "pointer"])
+    if "pointer" in backbone.freeze:
+        model.pointer_head.requires_grad_(False)
+    enable_checkpointing(model.backbone, family, backbone.gradient_checkpointing)
+    return model.train()

@@ -1,0 +1,196 @@
+"""What of a model and of a step lies on one GPU: the strategy's arithmetic over the moments of a step.
+
+The order of Lightning is meant: the gradients of the last step are held during the first forward pass of the
+next one. Of FSDP2 it is taken from torch/distributed/fsdp/_fully_shard: a unit's weights are gathered into one
+buffer and copied out of it; the backward pass gathers one unit ahead, and what was sent of the unit before
+is kept until the next one sends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Literal, NamedTuple
+
+from v1lit.plan.timeline import Held, Moment
+from v1lit.plan.units import EMBEDDINGS, HEAD, REST
+
+Strategy = Literal["one", "ddp", "fsdp", "hsdp", "fsdp_tp"]
+STRATEGIES: tuple[str, ...] = ("one", "ddp", "fsdp", "hsdp", "fsdp_tp")
+
+
+class UnitSize(NamedTuple):
+    """Numbers in the parameters of a unit."""
+
+    all: int
+    learned: int
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a model is spread, and how many bytes a number takes where."""
+
+    strategy: Strategy
+    shards: int
+    """GPUs that share one copy of what is sharded."""
+    weight: int
+    """Bytes of a weight that is kept."""
+    gathered: int
+    """Bytes of a weight while its unit is gathered."""
+    reduced: int
+    """Bytes of a gradient while it is summed over GPUs."""
+    moments: float
+    """Bytes of optimizer state for a weight that learns."""
+    accumulate: int
+    """Micro-batches of a step."""
+    reduce_every: bool = False
+    """Whether gradients are summed over GPUs after every micro-batch."""
+
+    @property
+    def sharded(self) -> bool:
+        """Whether a GPU holds a share of every weight."""
+        return self.strategy not in ("one", "ddp")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one GPU at one moment."""
+
+    weights: float
+    moments: float
+    gradients: float
+    gathered: float
+    """Units that are gathered, and buffers of what is sent; DDP's buckets."""
+    copies: float
+    """Weights in the type of the products, under autocast."""
+    activations: float
+    loss: float
+    """Logits of a chunk of positions, and the gradients that the loss makes at once."""
+    moment: str
+    """When."""
+
+    @property
+    def total(self) -> float:
+        return sum(getattr(self, kind) for kind in KINDS)
+
+
+KINDS = tuple(field.name for field in fields(Memory) if field.name != "moment")
+
+
+def fullest(
+    moments: Sequence[Moment], units: Mapping[str, UnitSize], placement: Placement
+) -> Memory:
+    """The moment of a step at which a GPU holds most."""
+    arithmetic = _Sharded(units, placement) if placement.sharded else _Whole(units, placement)
+    return max(_all(moments, arithmetic), key=lambda memory: memory.total)
+
+
+def _all(moments: Sequence[Moment], arithmetic: _Whole) -> Iterator[Memory]:
+    """What is held in every moment of the micro-batches that differ: the first, another, the last."""
+    last = arithmetic.placement.accumulate - 1
+    base = next(m.after.activations for m, after in zip(moments, moments[1:], strict=False) if after.unit == HEAD)
+    for micro_batch in sorted({0, min(1, last), last}):
+        arithmetic.begin(micro_batch)
+        for index, moment in enumerate(moments):
+            nearest = _next_unit(moments, index)
+            for held, gradients, gathered in arithmetic.during(moment, nearest):
+                loss = max(0, held.activations - base) if moment.unit == HEAD else 0
+                yield Memory(
+                    weights=arithmetic.weights,
+                    moments=arithmetic.moments,
+                    gradients=gradients,
+                    gathered=gathered,
+                    copies=held.copies,
+                    activations=held.activations - loss,
+                    loss=loss,
+                    moment=f"{moment.phase} pass, {moment.unit}",
+                )
+
+
+def _next_unit(moments: Sequence[Moment], index: int) -> str:
+    """The unit that the backward pass gathers ahead."""
+    found = (m.unit for m in moments[index + 1 :] if m.unit not in (moments[index].unit, REST))
+    return next(found, "")
+
+
+class _Whole:
+    """Every GPU holds the whole model: one process, or DDP."""
+
+    def __init__(self, units: Mapping[str, UnitSize], placement: Placement) -> None:
+        self.units, self.placement = units, placement
+        self.all = sum(unit.all for unit in units.values())
+        self.learned = sum(unit.learned for unit in units.values())
+        share = placement.shards if placement.sharded else 1
+        self.weights = self.all * placement.weight / share
+        self.moments = self.learned * placement.moments / share
+        self.first = True
+        self.made = 0
+
+    def begin(self, micro_batch: int) -> None:
+        """A micro-batch begins."""
+        self.first, self.made = micro_batch == 0, 0
+
+    def during(self, moment: Moment, nearest: str) -> Iterator[tuple[Held, float, float]]:
+        """What is held, bytes of gradients, and bytes of buffers."""
+        size = self.placement.weight
+        buckets = self.learned * size if self.placement.strategy == "ddp" else 0
+        if moment.phase == "forward" or not self.first:
+            yield moment.passing, self.learned * size, buckets
+        else:
+            yield moment.fullest, self.made * size + moment.fullest.gradients, buckets
+            self.made += sum(moment.gradients.values())
+
+
+class _Sharded(_Whole):
+    """Every GPU holds a share of every unit, and gathers units one by one."""
+
+    def begin(self, micro_batch: int) -> None:
+        super().begin(micro_batch)
+        place = self.placement
+        self.last = micro_batch == place.accumulate - 1
+        self.reduces = self.last or place.reduce_every
+        self.waiting: dict[str, int] = {}
+        """Numbers in gradients of units that are not through, beside layers."""
+        self.sent = 0.0
+        """Bytes of the gradients that were sent last."""
+        self.reduced = 0
+
+    def during(self, moment: Moment, nearest: str) -> Iterator[tuple[Held, float, float]]:
+        place = self.placement
+        whole, share = place.gathered, place.weight / place.shards
+        root = self._size(REST) * whole
+        own = self._size(moment.unit) * whole * (moment.unit != REST)
+        sends = place.shards > 1
+        if moment.phase == "forward":
+            # Of the unit, its weights and the buffer they were gathered in; the head stays for the loss.
+            gradients = self.learned * (share if self.first or place.reduce_every else 4)
+            yield moment.passing, gradients, root + own * (1 + sends)
+            return
+        ahead = self._size(nearest) * whole * sends
+        for unit, numbers in moment.gradients.items():
+            if unit != moment.unit or unit in (HEAD, REST, EMBEDDINGS):
+                self.waiting[unit] = self.waiting.get(unit, 0) + numbers
+        done = moment.gradients.get(moment.unit, 0) * (moment.unit != REST)
+        held = self._held_gradients()
+        yield moment.fullest, held + moment.fullest.gradients, root + own + ahead + self.sent
+        sending = done * place.reduced * sends * self.reduces
+        yield moment.after, held + done * whole, root + ahead + sending + self.sent * (not done)
+        if done:
+            self.reduced += done
+            self.sent = sending
+            self.waiting.pop(moment.unit, None)
+
+    def _size(self, unit: str) -> int:
+        return self.units[unit].all if unit in self.units else 0
+
+    def _held_gradients(self) -> float:
+        """Bytes of gradients of the units that are through, and of those that wait for the end."""
+        place = self.placement
+        share = place.weight / place.shards
+        if self.reduces:
+            before = 0 if self.first else (self.learned - self.reduced) * (
+                share if place.reduce_every else place.reduced
+            )
+            return before + self.reduced * share + sum(self.waiting.values()) * place.gathered
+        before = 0 if self.first else self.learned * place.reduced
+        return before + (self.reduced * place.reduced if self.first else 0)
