@@ -18,6 +18,7 @@ COMMANDS = {
     "launch": ("v1lit.cli.launch", "job files for clusters, or several nodes on this machine"),
     "data": ("v1lit.cli.data", "import, draw and look at data"),
     "doctor": ("v1lit.cli.doctor", "versions, devices, which `lightning` comes first, missing extras"),
+    "plan": ("v1lit.cli.plan", "whether a recipe fits into given GPUs, and how long it takes"),
     "list": ("v1lit.cli.list", "backbones and recipes"),
 }
 

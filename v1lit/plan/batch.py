@@ -33,8 +33,10 @@ class ImageShape:
     def of(cls, backbone: BackboneConfig, size: Size) -> ImageShape:
         """What an image of `size` (width, height in pixels) becomes with the recipe's image options."""
         family: Backbone = get_backbone(backbone.name)
-        tiny = "tiny" if backbone.weights == "tiny" else None
-        processor = family.image_processor(tiny, backbone.tiny if tiny else None, **backbone.image)
+        if backbone.weights == "tiny":
+            processor = family.image_processor("tiny", backbone.tiny, **backbone.image)
+        else:
+            processor = family.image_processor(**backbone.image)
         tensors, maps = family.preprocess([Image.new("RGB", size)], processor)
         return cls(len(maps[0].boxes), tensors)
 
@@ -52,7 +54,9 @@ class BatchShape:
     def __post_init__(self) -> None:
         least = self.image_tokens + 2
         if self.tokens < least:
-            why = f"an example has {self.image_tokens} image tokens; give {least} or more, or a smaller --image"
+            why = (
+                f"an example has {self.image_tokens} image tokens; give {least} or more, or a smaller --image"
+            )
             raise OptionError("--tokens", self.tokens, why)
 
     @property

@@ -1,38 +1,31 @@
 """What of a model and of a step lies on one GPU: the strategy's arithmetic over the moments of a step.
 
-The order of Lightning is meant: the gradients of the last step are held during the first forward pass of the
-next one. Of FSDP2 it is taken from torch/distributed/fsdp/_fully_shard: a unit's weights are gathered into one
-buffer and copied out of it; the backward pass gathers one unit ahead, and what was sent of the unit before
-is kept until the next one sends.
+The order of Lightning is meant: the gradients of the last step are held during the first forward pass of
+the next one. What FSDP2 holds is taken from torch/distributed/fsdp/_fully_shard: a unit's weights are
+gathered into one buffer and copied out of it; the backward pass gathers one unit ahead, and what was sent of
+the unit before is kept until the next one sends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal, NamedTuple
+from itertools import pairwise
 
-from v1lit.plan.timeline import Held, Moment
-from v1lit.plan.units import EMBEDDINGS, HEAD, REST
-
-Strategy = Literal["one", "ddp", "fsdp", "hsdp", "fsdp_tp"]
-STRATEGIES: tuple[str, ...] = ("one", "ddp", "fsdp", "hsdp", "fsdp_tp")
-
-
-class UnitSize(NamedTuple):
-    """Numbers in the parameters of a unit."""
-
-    all: int
-    learned: int
+from v1lit.plan.moments import Held, Moment
+from v1lit.plan.units import EMBEDDINGS, HEAD, NOTHING, REST, Size
 
 
 @dataclass(frozen=True)
 class Placement:
     """How a model is spread, and how many bytes a number takes where."""
 
-    strategy: Strategy
+    whole: bool
+    """Whether every GPU holds the whole model."""
+    buckets: bool
+    """Whether gradients have copies in the buckets of DDP."""
     shards: int
-    """GPUs that share one copy of what is sharded."""
+    """GPUs that share one copy of the model; 1 where each has its own."""
     weight: int
     """Bytes of a weight that is kept."""
     gathered: int
@@ -45,11 +38,6 @@ class Placement:
     """Micro-batches of a step."""
     reduce_every: bool = False
     """Whether gradients are summed over GPUs after every micro-batch."""
-
-    @property
-    def sharded(self) -> bool:
-        """Whether a GPU holds a share of every weight."""
-        return self.strategy not in ("one", "ddp")
 
 
 @dataclass(frozen=True)
@@ -77,18 +65,16 @@ class Memory:
 KINDS = tuple(field.name for field in fields(Memory) if field.name != "moment")
 
 
-def fullest(
-    moments: Sequence[Moment], units: Mapping[str, UnitSize], placement: Placement
-) -> Memory:
+def fullest(moments: Sequence[Moment], units: Mapping[str, Size], placement: Placement) -> Memory:
     """The moment of a step at which a GPU holds most."""
-    arithmetic = _Sharded(units, placement) if placement.sharded else _Whole(units, placement)
+    arithmetic = _Whole(units, placement) if placement.whole else _Sharded(units, placement)
     return max(_all(moments, arithmetic), key=lambda memory: memory.total)
 
 
 def _all(moments: Sequence[Moment], arithmetic: _Whole) -> Iterator[Memory]:
     """What is held in every moment of the micro-batches that differ: the first, another, the last."""
     last = arithmetic.placement.accumulate - 1
-    base = next(m.after.activations for m, after in zip(moments, moments[1:], strict=False) if after.unit == HEAD)
+    base = next(m.after.activations for m, after in pairwise(moments) if after.unit == HEAD)
     for micro_batch in sorted({0, min(1, last), last}):
         arithmetic.begin(micro_batch)
         for index, moment in enumerate(moments):
@@ -116,13 +102,12 @@ def _next_unit(moments: Sequence[Moment], index: int) -> str:
 class _Whole:
     """Every GPU holds the whole model: one process, or DDP."""
 
-    def __init__(self, units: Mapping[str, UnitSize], placement: Placement) -> None:
+    def __init__(self, units: Mapping[str, Size], placement: Placement) -> None:
         self.units, self.placement = units, placement
         self.all = sum(unit.all for unit in units.values())
         self.learned = sum(unit.learned for unit in units.values())
-        share = placement.shards if placement.sharded else 1
-        self.weights = self.all * placement.weight / share
-        self.moments = self.learned * placement.moments / share
+        self.weights = self.all * placement.weight / placement.shards
+        self.moments = self.learned * placement.moments / placement.shards
         self.first = True
         self.made = 0
 
@@ -133,7 +118,7 @@ class _Whole:
     def during(self, moment: Moment, nearest: str) -> Iterator[tuple[Held, float, float]]:
         """What is held, bytes of gradients, and bytes of buffers."""
         size = self.placement.weight
-        buckets = self.learned * size if self.placement.strategy == "ddp" else 0
+        buckets = self.learned * size * self.placement.buckets
         if moment.phase == "forward" or not self.first:
             yield moment.passing, self.learned * size, buckets
         else:
@@ -181,15 +166,17 @@ class _Sharded(_Whole):
             self.waiting.pop(moment.unit, None)
 
     def _size(self, unit: str) -> int:
-        return self.units[unit].all if unit in self.units else 0
+        return self.units.get(unit, NOTHING).all
 
     def _held_gradients(self) -> float:
         """Bytes of gradients of the units that are through, and of those that wait for the end."""
         place = self.placement
         share = place.weight / place.shards
         if self.reduces:
-            before = 0 if self.first else (self.learned - self.reduced) * (
-                share if place.reduce_every else place.reduced
+            before = (
+                0
+                if self.first
+                else (self.learned - self.reduced) * (share if place.reduce_every else place.reduced)
             )
             return before + self.reduced * share + sum(self.waiting.values()) * place.gathered
         before = 0 if self.first else self.learned * place.reduced

@@ -1,29 +1,61 @@
-"""Where a model is cut, and which part a parameter belongs to."""
+"""What parameters belong to: a unit, which is gathered as a whole, and a part, which people know."""
 
 from __future__ import annotations
 
-from v1lit.backbones.efficiency import part_layers
+from typing import NamedTuple
+
 from v1lit.backbones.load import part_parameters
+from v1lit.parallel.units import Units
 from v1lit.pointer.model import PointAndCopyModel
 
-EMBEDDINGS, HEAD, REST = "embeddings", "head", "rest"
-"""Units beside the layers: the tables of the vocabulary, and what is left."""
+REST, HEAD, EMBEDDINGS = "the rest", "loss", "embeddings"
+"""Units beside the layers: what no other owns, and the tables of the vocabulary where they are not tied."""
 PARTS = ("vision", "projector", "language", "embeddings and head", "pointer")
 
 
+class Size(NamedTuple):
+    """Numbers in parameters."""
+
+    all: int
+    learned: int
+
+    def __add__(self, other: object) -> Size:
+        assert isinstance(other, tuple)
+        return Size(self.all + other[0], self.learned + other[1])
+
+
+NOTHING = Size(0, 0)
+
+
+def unit_names(model: PointAndCopyModel) -> dict[str, str]:
+    """What the units of `v1lit.parallel.units` are called here, by their paths: layers by part and number."""
+    names = {"": REST}
+    tables = {model.get_input_embeddings(): EMBEDDINGS, model.get_output_embeddings(): HEAD}
+    vision = model.family.parts["vision"]
+    counts = {"vision": 0, "language": 0}
+    for path, module in Units.of(model).modules.items():
+        part = "vision" if path.removeprefix("backbone.").startswith(vision) else "language"
+        if module in tables:
+            names[path] = tables[module]
+        else:
+            names[path] = f"{part} layer {counts[part]}"
+            counts[part] += 1
+    return names
+
+
 def unit_of_parameters(model: PointAndCopyModel) -> dict[str, str]:
-    """The unit of every parameter by name: a layer, the embeddings, an untied head, or the rest."""
-    owner: dict[int, str] = {}
-    for part in ("vision", "language"):
-        for index, layer in enumerate(part_layers(model.backbone, model.family, part)):
-            owner |= {id(p): f"{part} layer {index}" for p in layer.parameters()}
-    owner[id(model.get_output_embeddings().weight)] = HEAD
-    owner[id(model.get_input_embeddings().weight)] = EMBEDDINGS  # tied: of both
-    return {name: owner.get(id(p), REST) for name, p in model.named_parameters()}
+    """The unit of every parameter, by name."""
+    names = unit_names(model)
+    return {parameter: names[unit] for parameter, unit in Units.of(model).owners.items()}
 
 
-def part_of_parameters(model: PointAndCopyModel) -> dict[str, str]:
-    """The part of `PARTS` that every parameter belongs to, by name."""
+def unit_sizes(model: PointAndCopyModel) -> dict[str, Size]:
+    """The size of every unit."""
+    return _sizes(model, unit_of_parameters(model))
+
+
+def part_sizes(model: PointAndCopyModel) -> dict[str, Size]:
+    """The size of every part of `PARTS`."""
     parts = {
         id(p): part
         for part in model.family.parts
@@ -32,4 +64,14 @@ def part_of_parameters(model: PointAndCopyModel) -> dict[str, str]:
     parts |= {id(p): "pointer" for p in model.pointer_head.parameters()}
     for table in (model.get_input_embeddings(), model.get_output_embeddings()):
         parts[id(table.weight)] = "embeddings and head"
-    return {name: parts[id(p)] for name, p in model.named_parameters()}
+    sizes = _sizes(model, {name: parts[id(p)] for name, p in model.named_parameters()})
+    return {part: sizes.get(part, NOTHING) for part in PARTS}
+
+
+def _sizes(model: PointAndCopyModel, owners: dict[str, str]) -> dict[str, Size]:
+    sizes: dict[str, Size] = {}
+    for name, parameter in model.named_parameters():
+        count = parameter.numel()
+        size = Size(count, count * parameter.requires_grad)
+        sizes[owners[name]] = sizes.get(owners[name], NOTHING) + size
+    return sizes

@@ -1,0 +1,93 @@
+"""Functions that keep other memory on a GPU than on a CPU, where a step on paper runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from v1lit.pointer.joint_loss import choice as loss_choice
+from v1lit.pointer.joint_loss import chunked
+from v1lit.pointer.joint_loss.rows import LogitRows, RowTerms
+from v1lit.pointer.model import PointAndCopyModel
+
+
+@dataclass(frozen=True)
+class Compute:
+    """In which types a step computes, and on what."""
+
+    weights: torch.dtype
+    """Type of the weights that modules compute with."""
+    autocast: torch.dtype | None
+    """Type of the products under autocast; None without."""
+    gpu: bool
+    """Whether a GPU's kernels are meant: its attention, its loss, its list of autocast."""
+
+    @property
+    def products(self) -> torch.dtype:
+        """Type of the products."""
+        return self.autocast or self.weights
+
+
+class _Flash(torch.autograd.Function):
+    """Attention that keeps queries, keys, values, output and a sum per row, as flash attention does."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        # The output's memory lies as [batch, tokens, heads, width].
+        output = torch.empty_like(query.transpose(1, 2)).transpose(1, 2)
+        sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, output, sums)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value, *_ = ctx.saved_tensors
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def _flash_attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    output: Tensor = _Flash.apply(query, key, value)
+    return output
+
+
+def _norm_in_float32(
+    input: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 0
+) -> Tensor:
+    """Autocast's list for CUDA has it in float32; the list for CPUs leaves it in the type of its input."""
+    if torch.is_autocast_enabled("cpu"):
+        input = input.float()
+        weight, bias = (x if x is None else x.float() for x in (weight, bias))
+    return torch.layer_norm(input, shape, weight, bias, eps)
+
+
+@contextmanager
+def kernels_of(model: PointAndCopyModel, compute: Compute) -> Iterator[None]:
+    """The loss as it would keep memory: its kernels cannot be called, or tried, without memory."""
+    options = model.pointer_options
+    implementation = "reference" if options.loss_implementation == "reference" else "chunked"
+    model.config.pointer["loss_implementation"] = implementation
+    model.pointer_options = model.config.pointer_options
+    half = compute.products != torch.float32
+    in_place = compute.gpu and half and options.loss_implementation in ("auto", "triton")
+    with ExitStack() as stack:
+        if compute.gpu:
+            stack.enter_context(patch.dict(chunked.BUFFER, cpu=chunked.BUFFER["cuda"]))
+            stack.enter_context(patch.object(chunked, "_add_product", lambda *args: None))
+            stack.enter_context(patch.object(F, "scaled_dot_product_attention", _flash_attention))
+            stack.enter_context(patch.object(F, "layer_norm", _norm_in_float32))
+        else:
+            stack.enter_context(patch.object(chunked, "_adds_in_place", lambda *args: False))
+        if in_place and options.z_top_k is None:
+            stack.enter_context(patch.object(loss_choice, "torch_rows", _rows_in_place))
+        yield
+
+
+def _rows_in_place(rows: LogitRows) -> RowTerms:
+    return RowTerms.empty(len(rows.labels), rows.logits)

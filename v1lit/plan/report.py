@@ -1,0 +1,131 @@
+"""A plan as plain data: what the tables and the JSON of `v1lit plan` show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from v1lit.plan.planner import Planner
+from v1lit.plan.setting import Setting
+from v1lit.plan.speed import Cluster, Speed, speed_of
+from v1lit.plan.units import Size
+
+
+def make_report(setting: Setting, cluster: Cluster, limit: float, steps: int | None) -> dict[str, Any]:
+    """Everything that is known of a setting; bytes, seconds. `limit`: bytes of a GPU that may be held."""
+    planner = Planner()
+    sizes = planner.sizes(setting)
+    memory = planner.memory(setting)
+    largest = planner.largest(setting, limit)
+    shape = planner.shape(setting)
+    report: dict[str, Any] = {
+        "backbone": setting.backbone.weights if setting.backbone.weights != "tiny" else setting.backbone.name,
+        "strategy": setting.strategy,
+        "precision": setting.precision,
+        "nodes": setting.nodes,
+        "gpus_per_node": setting.gpus,
+        "micro_batch": {
+            "examples": setting.examples,
+            "tokens": shape.total,
+            "image_tokens": shape.examples * shape.image_tokens,
+            "accumulate": setting.accumulate,
+        },
+        "parameters": {part: size._asdict() for part, size in sizes.items()},
+        "parts": _by_part(setting, sizes),
+        "memory": asdict(memory) | {"total": memory.total, "limit": limit},
+        "checkpointing": list(setting.backbone.gradient_checkpointing),
+        "activations": {
+            "without": planner.activations(setting),
+            "with": planner.activations(setting, "language", "vision"),
+        },
+        "fits": memory.total <= limit,
+        "largest": largest and {"examples": largest[0], "tokens": largest[0] * setting.tokens,
+                                "total": largest[1].total},
+        "changes": [],
+        "assumed": assumptions(setting, cluster),
+    }  # fmt: skip
+    if not report["fits"]:
+        report["changes"] = [
+            {"what": change.what, "total": change.memory.total} for change in planner.changes(setting, limit)
+        ]
+    speed = _speed(planner, setting, cluster)
+    report["speed"] = _told(speed, steps, cluster)
+    return report
+
+
+def assumptions(setting: Setting, cluster: Cluster) -> dict[str, Any]:
+    """What a plan takes for granted."""
+    return {
+        "tokens_of_an_example": setting.tokens,
+        "image": list(setting.image) if setting.image else None,
+        "mfu": cluster.mfu,
+        "peak_tflops": cluster.peak / 1e12,
+        "link_inside": cluster.inside,
+        "link_between": cluster.between,
+    }
+
+
+def scaled(setting: Setting, cluster: Cluster, worlds: Sequence[int]) -> list[dict[str, Any]]:
+    """The same micro-batches on other numbers of GPUs, in nodes of as many as the setting's."""
+    planner = Planner()
+    rows = []
+    for world in worlds:
+        if world % setting.gpus:
+            continue
+        changed = replace(setting, nodes=world // setting.gpus)
+        speed = _speed(planner, changed, cluster)
+        memory = planner.memory(changed)
+        rows.append(
+            {
+                "gpus": world,
+                "nodes": changed.nodes,
+                "memory": memory.total,
+                "examples_per_step": changed.examples_per_step,
+                **_told(speed, None, cluster),
+            }
+        )
+    for row in rows:
+        one = rows[0]["tokens_per_second"] / rows[0]["gpus"]
+        row["efficiency"] = row["tokens_per_second"] / row["gpus"] / one
+    return rows
+
+
+def _by_part(setting: Setting, sizes: dict[str, Size]) -> dict[str, dict[str, float]]:
+    """Bytes on a GPU of what a part keeps: a share where the model is divided."""
+    kept = setting.kept.itemsize
+    share = kept / setting.shards
+    moments = {"adamw": 2.0, "adamw8bit": 2.0 / kept, "muon": 1.0}[setting.optimizer.name]
+    return {
+        part: {
+            "weights": size.all * share,
+            "gradients": size.learned * share,
+            "moments": size.learned * share * moments,
+        }
+        for part, size in sizes.items()
+    }
+
+
+def _speed(planner: Planner, setting: Setting, cluster: Cluster) -> Speed:
+    sizes = planner.sizes(setting).values()
+    size = Size(sum(one.all for one in sizes), sum(one.learned for one in sizes))
+    return speed_of(setting, planner.model(setting), planner.shape(setting), size, cluster)
+
+
+def _told(speed: Speed, steps: int | None, cluster: Cluster) -> dict[str, Any]:
+    hours = None if steps is None else speed.hours(steps)
+    return {
+        "tokens_per_step": speed.tokens,
+        "flops_per_gpu": speed.flops,
+        "computing": speed.computing,
+        "sending": speed.sending,
+        "step": speed.seconds,
+        "tokens_per_second": speed.tokens_per_second,
+        "mfu": speed.flops / cluster.peak / speed.seconds,
+        "sent_inside": speed.sent.inside,
+        "sent_between": speed.sent.between,
+        "steps": steps,
+        "hours": hours,
+        "gpu_hours": None if hours is None else hours * speed.world,
+        "hours_of_a_billion_tokens": 1e9 / speed.tokens_per_second / 3600,
+    }

@@ -1,0 +1,165 @@
+"""What is planned: a recipe's model, strategy and micro-batch, and the GPUs that it would run on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from v1lit.backbones.config import BackboneConfig
+from v1lit.errors import OptionError, name_allowed
+from v1lit.grounding.region import Size
+from v1lit.plan.gpu_kernels import Compute
+from v1lit.plan.memory import Placement
+from v1lit.pointer.config import PointerConfig
+from v1lit.pointer.model import PointAndCopyModel
+from v1lit.training.config import OptimizerConfig
+from v1lit.training.optimizer import EMBEDDINGS
+
+Strategy = Literal["one", "ddp", "fsdp2", "hsdp"]
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true")
+TYPES = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32}
+"""By what Lightning's precisions begin with."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is planned."""
+
+    backbone: BackboneConfig
+    pointer: PointerConfig
+    optimizer: OptimizerConfig
+    strategy: Strategy
+    precision: str
+    accumulate: int
+    """Micro-batches of a step on each GPU."""
+    nodes: int
+    gpus: int
+    """GPUs of a node."""
+    examples: int
+    """Examples of a micro-batch."""
+    tokens: int
+    """Tokens of each example, those of its image included."""
+    image: Size | None
+    """Width and height in pixels of each example's image, before the image processor; None for text alone."""
+    shard: int | None = None
+    """GPUs that a model is divided over; None for what the strategy's name says."""
+    reduce_every: bool = False
+    """Whether gradients are summed over GPUs after every micro-batch."""
+    config: str | None = None
+    """A `config.json` in place of that of the weights."""
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise OptionError(
+                "precision", self.precision, name_allowed(self.precision, PRECISIONS), "trainer"
+            )
+        if self.sharded and self.world % self.shards:
+            why = f"{self.world} GPUs cannot be divided by it"
+            raise OptionError("shard", self.shard, why, "trainer.strategy.init_args")
+        if self.strategy == "one" and self.world > 1:
+            why = f"{self.world} GPUs need ddp, fsdp2 or hsdp: --trainer.strategy=fsdp2"
+            raise OptionError("strategy", self.strategy, why, "trainer")
+
+    @property
+    def world(self) -> int:
+        """GPUs of all nodes."""
+        return self.nodes * self.gpus
+
+    @property
+    def sharded(self) -> bool:
+        """Whether a GPU holds a share of every weight."""
+        return self.strategy in ("fsdp2", "hsdp")
+
+    @property
+    def shards(self) -> int:
+        """GPUs that a copy of the model is divided over."""
+        if not self.sharded:
+            return 1
+        return self.shard or (self.gpus if self.strategy == "hsdp" else self.world)
+
+    @property
+    def kept(self) -> torch.dtype:
+        """Type of the weights that are kept, and of their gradients and moments."""
+        kind, _, how = self.precision.partition("-")
+        if how == "true" and kind != "32":
+            return TYPES[kind]
+        # Published checkpoints are in bfloat16.
+        return {"auto": torch.bfloat16}.get(self.backbone.dtype) or getattr(torch, self.backbone.dtype)
+
+    @property
+    def compute(self) -> Compute:
+        """In which types a step computes."""
+        kind, _, how = self.precision.partition("-")
+        mixed = TYPES[kind] if how == "mixed" else None
+        if self.sharded:
+            return Compute(mixed or self.kept, None, gpu=True)
+        return Compute(self.kept, mixed, gpu=True)
+
+    def placement(self, moments: float) -> Placement:
+        """How the model is spread; `moments`: bytes of optimizer state for a weight that learns."""
+        return Placement(
+            whole=not self.sharded,
+            buckets=self.strategy == "ddp",
+            shards=self.shards,
+            weight=self.kept.itemsize,
+            gathered=self.compute.weights.itemsize,
+            reduced=4,
+            moments=moments,
+            accumulate=self.accumulate,
+            reduce_every=self.reduce_every,
+        )
+
+    @property
+    def examples_per_step(self) -> int:
+        """Examples of a step, on all GPUs."""
+        return self.world * self.accumulate * self.examples
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a step, on all GPUs."""
+        return self.examples_per_step * self.tokens
+
+
+def moment_bytes(model: PointAndCopyModel, optimizer: OptimizerConfig, kept: torch.dtype) -> float:
+    """Bytes of optimizer state for a weight that learns, on average.
+
+    AdamW keeps two moments in the type of the weight, its 8-bit version two bytes and a share of a table,
+    Muon one moment of every hidden matrix.
+    """
+    if optimizer.name == "adamw8bit":
+        return 2 + 2 * 4 / 256
+    if optimizer.name == "adamw":
+        return 2 * kept.itemsize
+    numbers = {True: 0, False: 0}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            hidden = parameter.ndim == 2 and not any(mark in name for mark in EMBEDDINGS)
+            numbers[hidden] += parameter.numel()
+    learned = max(1, sum(numbers.values()))
+    return (numbers[True] + 2 * numbers[False]) * kept.itemsize / learned
+
+
+def strategy_of(trainer: dict[str, Any], world: int) -> tuple[Strategy, int | None, bool]:
+    """The strategy of a recipe's trainer, the GPUs that it divides a model over if stated, and whether every
+    micro-batch is reduced.
+
+    Raises OptionError for a strategy whose memory is not known.
+    """
+    given = trainer.get("strategy") or "auto"
+    options: dict[str, Any] = {}
+    if isinstance(given, dict):
+        options = given.get("init_args") or {}
+        given = str(given.get("class_path", "")).rpartition(".")[2]
+    every = bool(options.get("reduce_every_micro_batch"))
+    if given == "auto":
+        return ("one" if world == 1 else "ddp"), None, every
+    if given == "Sharded":
+        shard = options.get("shard", "all")
+        return ("hsdp" if shard == "node" else "fsdp2"), shard if isinstance(shard, int) else None, every
+    if given in ("fsdp2", "hsdp"):
+        return ("hsdp" if given == "hsdp" else "fsdp2"), None, every
+    if str(given).startswith(("ddp", "DDP")):
+        return "ddp", None, every
+    raise OptionError("strategy", given, name_allowed(given, ["auto", "ddp", "fsdp2", "hsdp"]), "trainer")
