@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 
-from v1lit.plan.moments import Held, Moment
+from v1lit.plan.moments import Level, Moment
 from v1lit.plan.units import EMBEDDINGS, HEAD, NOTHING, REST, Size
 
 
@@ -115,7 +115,7 @@ class _Whole:
         """A micro-batch begins."""
         self.first, self.made = micro_batch == 0, 0
 
-    def during(self, moment: Moment, nearest: str) -> Iterator[tuple[Held, float, float]]:
+    def during(self, moment: Moment, nearest: str) -> Iterator[tuple[Level, float, float]]:
         """What is held, bytes of gradients, and bytes of buffers."""
         size = self.placement.weight
         buckets = self.learned * size * self.placement.buckets
@@ -140,7 +140,7 @@ class _Sharded(_Whole):
         """Bytes of the gradients that were sent last."""
         self.reduced = 0
 
-    def during(self, moment: Moment, nearest: str) -> Iterator[tuple[Held, float, float]]:
+    def during(self, moment: Moment, nearest: str) -> Iterator[tuple[Level, float, float]]:
         place = self.placement
         whole, share = place.gathered, place.weight / place.shards
         root = self._size(REST) * whole

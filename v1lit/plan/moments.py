@@ -12,7 +12,7 @@ from v1lit.plan.paper import Paper
 Phase = Literal["forward", "backward"]
 
 
-class Held(NamedTuple):
+class Level(NamedTuple):
     """Bytes that are held at one moment, of what does not depend on the strategy."""
 
     activations: int
@@ -26,7 +26,7 @@ class Held(NamedTuple):
         return sum(self)
 
 
-EMPTY = Held(0, 0, 0)
+EMPTY = Level(0, 0, 0)
 
 
 @dataclass
@@ -35,24 +35,24 @@ class Moment:
 
     unit: str
     phase: Phase
-    fullest: Held = EMPTY
+    fullest: Level = EMPTY
     """Where most is held, if gradients stay."""
-    passing: Held = EMPTY
+    passing: Level = EMPTY
     """Where most is held, if gradients are added to others and freed."""
     gradients: dict[str, int] = field(default_factory=dict)
     """Numbers in the gradients that were made, by unit."""
-    before: Held = EMPTY
+    before: Level = EMPTY
     """What is held when it begins."""
-    after: Held = EMPTY
+    after: Level = EMPTY
     """What is held at the end."""
 
-    def moved(self, start: Held) -> Moment:
+    def moved(self, start: Level) -> Moment:
         """The same moment, if it had begun with what is held at `start`."""
         shift = start.activations - self.before.activations, start.copies - self.before.copies
 
-        def held(name: str) -> Held:
-            one: Held = getattr(self, name)
-            return Held(one.activations + shift[0], one.copies + shift[1], one.gradients)
+        def held(name: str) -> Level:
+            one: Level = getattr(self, name)
+            return Level(one.activations + shift[0], one.copies + shift[1], one.gradients)
 
         return Moment(self.unit, self.phase, held("fullest"), held("passing"), {}, start, held("after"))
 
@@ -91,7 +91,7 @@ class Recorder(Paper):
         """The moment at which `unit` begins to compute; if it does not, `like` says what it would hold."""
         self._close()
         self._made = 0
-        start = Held(self.live, self.copies, 0)
+        start = Level(self.live, self.copies, 0)
         moment = Moment(unit, "backward" if self.backward else "forward", before=start)
         if like is not None:
             moment = replace(like.moved(start), unit=unit)
@@ -111,9 +111,9 @@ class Recorder(Paper):
             return
         moment = self.moments[-1]
         if self.live + self.copies + self._made > moment.fullest.total:
-            moment.fullest = Held(self.live, self.copies, self._made)
+            moment.fullest = Level(self.live, self.copies, self._made)
         if self.live + self.copies > moment.passing.total:
-            moment.passing = Held(self.live, self.copies, 0)
+            moment.passing = Level(self.live, self.copies, 0)
 
     def _close(self) -> None:
         if not self.moments:
@@ -121,7 +121,7 @@ class Recorder(Paper):
         moment = self.moments[-1]
         if self._like is not None:  # what was really made in it is not what would be
             self.live, self.copies, _ = moment.after
-        moment.after = Held(self.live, self.copies, 0)
+        moment.after = Level(self.live, self.copies, 0)
 
     def finish(self) -> list[Moment]:
         """All moments."""

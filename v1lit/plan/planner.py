@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from v1lit.plan.architecture import model_config, model_on_meta
 from v1lit.plan.batch import BatchShape, ImageShape
 from v1lit.plan.memory import Memory, fullest
-from v1lit.plan.moments import Held, Moment
+from v1lit.plan.moments import Level, Moment
 from v1lit.plan.setting import Setting, moment_bytes
 from v1lit.plan.timeline import record
 from v1lit.plan.units import Size, part_sizes, unit_sizes
@@ -65,7 +65,7 @@ class Planner:
         """The most examples of a micro-batch with which a GPU holds at most `limit` bytes; None if not one.
 
         All that is held grows evenly with the examples, so two steps on paper say what any number holds.
-        Both have so many positions that the buffer of the loss, which is bounded, is full.
+        Both fill the buffer of the loss, which is bounded.
         """
         few = -(-ENOUGH // setting.tokens)
         one, two = (self._step(replace(setting, examples=examples)) for examples in (few, 2 * few))
@@ -108,9 +108,9 @@ class Planner:
 def _ahead(one: Moment, two: Moment, times: float) -> Moment:
     """A moment of more examples, from those of some and of twice as many."""
 
-    def further(name: str) -> Held:
+    def further(name: str) -> Level:
         pairs = zip(getattr(one, name), getattr(two, name), strict=True)
-        return Held(*(round(a + times * (b - a)) for a, b in pairs))
+        return Level(*(round(a + times * (b - a)) for a, b in pairs))
 
     kept = {name: further(name) for name in ("fullest", "passing", "after")}
     return Moment(one.unit, one.phase, gradients=one.gradients, **kept)

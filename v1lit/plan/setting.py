@@ -142,8 +142,7 @@ def moment_bytes(model: PointAndCopyModel, optimizer: OptimizerConfig, kept: tor
 
 
 def strategy_of(trainer: dict[str, Any], world: int) -> tuple[Strategy, int | None, bool]:
-    """The strategy of a recipe's trainer, the GPUs that it divides a model over if stated, and whether every
-    micro-batch is reduced.
+    """The strategy of a recipe's trainer, its `shard` if that is a number, and `reduce_every_micro_batch`.
 
     Raises OptionError for a strategy whose memory is not known.
     """

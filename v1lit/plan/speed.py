@@ -73,7 +73,7 @@ class Speed:
         return self.tokens / self.seconds
 
     def hours(self, steps: int) -> float:
-        """Of so many steps."""
+        """Of this number of steps."""
         return steps * self.seconds / 3600
 
 

@@ -1,20 +1,21 @@
 """One micro-batch of training on paper: how many bytes are held at every moment, unit by unit.
 
-Weights are left out, and gradients are noted beside: what of them lies on a GPU depends on the strategy, see
-`v1lit.plan.memory`.
+The first and the last layers of a kind compute, the others are noted to be like these. Weights are left out,
+and gradients are noted beside: what of them lies on a GPU depends on the strategy, see `v1lit.plan.memory`.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from v1lit.backbones.efficiency import part_layers
 from v1lit.plan.batch import BatchShape, PaperBatch
 from v1lit.plan.gpu_kernels import Compute, kernels_of
-from v1lit.plan.layers import watch_layers
 from v1lit.plan.moments import Moment, Recorder
 from v1lit.plan.units import EMBEDDINGS, HEAD, REST, unit_of_parameters
 from v1lit.pointer.model import PointAndCopyModel
@@ -43,7 +44,7 @@ def record(model: PointAndCopyModel, shape: BatchShape, compute: Compute) -> lis
 
 def _watch(model: PointAndCopyModel, recorder: Recorder) -> None:
     """Let units say when they begin, and parameters when they have a gradient."""
-    watch_layers(model, recorder)
+    _watch_layers(model, recorder)
 
     def before_loss(module: nn.Module, args: Any, output: Any) -> None:
         if not recorder.backward:
@@ -61,3 +62,113 @@ def _watch(model: PointAndCopyModel, recorder: Recorder) -> None:
                 recorder.take_gradient(p, unit)
 
             parameter.register_post_accumulate_grad_hook(taken)
+
+
+# ---- layers ------------------------------------------------------------------------------------------------
+
+
+def _watch_layers(model: PointAndCopyModel, recorder: Recorder) -> None:
+    """Let all layers say when they begin; of those in the middle, only note what they would hold."""
+    for part in ("vision", "language"):
+        layers = part_layers(model.backbone, model.family, part)
+        for kind in _kinds(model, part, len(layers)):
+            of_kind = _Kind(recorder)
+            computing = _computing(kind, len(layers))
+            for index in kind:
+                unit = f"{part} layer {index}"
+                if index in computing:
+                    of_kind.watch(layers[index], unit, index > 0)
+                else:
+                    of_kind.replace(layers[index], unit)
+
+
+def _kinds(model: PointAndCopyModel, part: str, count: int) -> list[list[int]]:
+    """The numbers of layers that do the same: in some towers, a few attend to the whole image."""
+    config = model.backbone.config.vision_config if part == "vision" else None
+    full = set(getattr(config, "fullatt_block_indexes", None) or ())
+    kinds: dict[bool, list[int]] = defaultdict(list)
+    for index in range(count):
+        kinds[index in full].append(index)
+    return list(kinds.values())
+
+
+def _computing(kind: list[int], count: int) -> set[int]:
+    """The first and the last layer of all, and of the kind the first and the last besides these."""
+    inner = [index for index in kind if 0 < index < count - 1]
+    return {0, count - 1, *inner[:1], *inner[-1:]}
+
+
+class _Kind:
+    """What layers of one kind hold, as those that computed have shown."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.forward: Moment | None = None
+        self.between: Moment | None = None
+        """Behind the layer's forward pass."""
+        self.backward: Moment | None = None
+
+    def watch(self, layer: nn.Module, unit: str, typical: bool) -> None:
+        """Note when a layer begins and ends; what a typical one holds is taken for others of the kind."""
+        recorder = self.recorder
+
+        def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if recorder.backward:  # computed again
+                return
+            recorder.begin(unit)
+            if typical and self.forward is None:
+                self.forward = recorder.moments[-1]
+            states = args[0] if args else kwargs["hidden_states"]
+            self.ends(states, unit)
+
+        def after(module: nn.Module, args: Any, output: Any) -> None:
+            if recorder.backward:
+                return
+            states = output[0] if isinstance(output, tuple) else output
+            if states.requires_grad:
+                states.register_hook(lambda _: self._backward_begins(unit, typical))
+            recorder.begin(REST)
+            if typical and self.between is None:
+                self.between = recorder.moments[-1]
+
+        layer.register_forward_pre_hook(before, with_kwargs=True)
+        layer.register_forward_hook(after)
+
+    def ends(self, states: Tensor, unit: str) -> None:
+        """Note the end of a layer's backward pass, unless the layer before it begins."""
+        recorder = self.recorder
+        if states.requires_grad:
+            states.register_hook(lambda _: recorder.begin(REST) if recorder.unit == unit else None)
+
+    def replace(self, layer: Any, unit: str) -> None:
+        """Let a layer compute nothing, and note it as the others of its kind."""
+        recorder = self.recorder
+
+        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            assert self.forward is not None
+            recorder.begin(unit, self.forward)
+            recorder.repeated.append(self.forward.unit)
+            self.ends(hidden_states, unit)
+            output: Tensor = _Nothing.apply(hidden_states)
+            if output.requires_grad:
+                output.register_hook(lambda _: recorder.begin(unit, self.backward))
+            recorder.begin(REST, self.between)
+            return output
+
+        layer.gradient_checkpointing = False
+        layer.forward = forward
+
+    def _backward_begins(self, unit: str, typical: bool) -> None:
+        self.recorder.begin(unit)
+        if typical:  # of several, the one before the middle
+            self.backward = self.recorder.moments[-1]
+
+
+class _Nothing(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: Tensor) -> Tensor:
+        return torch.empty_like(states)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return torch.empty_like(gradient)
