@@ -1,0 +1,145 @@
+"""The arithmetic of strategies over the moments of a step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from v1lit.backbones.config import BackboneConfig
+from v1lit.errors import OptionError
+from v1lit.plan.architecture import published_sizes
+from v1lit.plan.planner import Planner
+from v1lit.plan.setting import Setting, strategy_of
+from v1lit.plan.speed import Cluster, sent_by, speed_of
+from v1lit.plan.units import Size
+from v1lit.pointer.config import PointerConfig
+from v1lit.training.config import OptimizerConfig
+
+TINY = Setting(
+    backbone=BackboneConfig(name="llava", weights="tiny", tiny={"hidden_size": 256, "layers": 4}),
+    pointer=PointerConfig(),
+    optimizer=OptimizerConfig(),
+    strategy="ddp",
+    precision="bf16-mixed",
+    accumulate=2,
+    nodes=1,
+    gpus=8,
+    examples=4,
+    tokens=100,
+    image=(84, 84),
+)
+
+PLANNER = Planner()
+"""Keeps steps on paper from test to test."""
+
+
+def weights(setting: Setting) -> int:
+    return sum(size.all for size in PLANNER.sizes(setting).values())
+
+
+def test_every_gpu_holds_a_share_of_what_is_divided_and_all_of_what_is_not() -> None:
+    whole = PLANNER.memory(TINY)
+    divided = PLANNER.memory(replace(TINY, strategy="fsdp2"))
+    copied = PLANNER.memory(replace(TINY, strategy="hsdp", nodes=4))
+    assert whole.weights == 4 * weights(TINY)
+    assert 7.9 * weights(TINY) < whole.moments < 8 * weights(TINY)  # an unused layer does not learn
+    assert divided.weights == copied.weights == whole.weights / 8
+    assert divided.moments == whole.moments / 8
+
+
+def test_gradients_that_wait_for_the_last_micro_batch_are_whole() -> None:
+    waiting = PLANNER.memory(replace(TINY, strategy="fsdp2"))
+    reduced = PLANNER.memory(replace(TINY, strategy="fsdp2", reduce_every=True))
+    assert waiting.gradients >= 3.9 * weights(TINY) > 3 * reduced.gradients
+
+
+def test_a_frozen_part_has_neither_gradients_nor_moments() -> None:
+    frozen = replace(TINY, backbone=replace(TINY.backbone, freeze=["language", "vision"]))
+    memory = PLANNER.memory(frozen)
+    assert memory.weights == 4 * weights(TINY)
+    assert memory.moments < weights(TINY)
+
+
+def test_the_largest_micro_batch_is_the_last_that_fits() -> None:
+    limit = 0.5e9
+    largest = PLANNER.largest(TINY, limit)
+    assert largest is not None
+    examples, memory = largest
+    assert memory.total <= limit
+    for more, fits in ((examples - 1, True), (examples + 2, False)):
+        assert (PLANNER.memory(replace(TINY, examples=more)).total <= limit) is fits
+    assert PLANNER.largest(TINY, 1e6) is None
+
+
+def test_changes_come_one_after_another_until_it_fits() -> None:
+    needed = PLANNER.memory(TINY).total
+    changes = list(PLANNER.changes(TINY, needed / 4))
+    assert changes[0].what.startswith("--model.backbone.gradient_checkpointing")
+    assert any("fsdp2" in change.what for change in changes)
+    assert changes[-1].memory.total <= needed / 4 < changes[-2].memory.total
+
+
+def test_a_sum_sends_twice_and_a_division_sends_weights_as_well() -> None:
+    size = Size(1000, 800)
+    two_nodes = replace(TINY, nodes=2)
+    assert sent_by(two_nodes, size).inside == 2 * 800 * 4 * 15 / 16
+    assert sent_by(two_nodes, size).between == 2 * 800 * 4 / 2 / 8
+    divided = replace(two_nodes, strategy="fsdp2")
+    every = (2 * 1000 * 2 * 2 + 800 * 4) * 15 / 16
+    assert sent_by(divided, size).inside == every
+    assert sent_by(replace(divided, reduce_every=True), size).inside == every + 800 * 4 * 15 / 16
+    copied = sent_by(replace(two_nodes, strategy="hsdp"), size)
+    assert copied.between == 2 * 800 * 4 / 8 / 2
+
+
+def test_a_step_takes_the_longer_of_computing_and_sending() -> None:
+    model, shape, size = PLANNER.model(TINY), PLANNER.shape(TINY), Size(10**6, 10**6)
+    fast = Cluster(peak=1e12, mfu=0.5, inside=1e18, between=1e18)
+    slow = replace(fast, inside=1.0)
+    one, other = (speed_of(TINY, model, shape, size, cluster) for cluster in (fast, slow))
+    assert one.seconds == one.computing == one.flops / 0.5e12
+    assert other.seconds == other.sending > other.computing
+    assert one.tokens_per_second == 8 * 2 * 400 / one.seconds
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("auto", ("ddp", None, False)),
+        ("ddp_spawn", ("ddp", None, False)),
+        ("hsdp", ("hsdp", None, False)),
+        (
+            {"class_path": "v1lit.training.strategies.Sharded", "init_args": {"shard": 4}},
+            ("fsdp2", 4, False),
+        ),
+    ],
+)
+def test_a_strategy_is_read_from_the_trainers_part(given: object, expected: object) -> None:
+    assert strategy_of({"strategy": given}, 8) == expected
+
+
+def test_what_cannot_be_planned_is_refused_by_name() -> None:
+    with pytest.raises(OptionError, match=r"trainer.strategy is 'deepspeed'; allowed: auto, ddp, fsdp2"):
+        strategy_of({"strategy": "deepspeed"}, 8)
+    with pytest.raises(OptionError, match="8 GPUs need ddp"):
+        replace(TINY, strategy="one")
+    with pytest.raises(OptionError, match="8 GPUs cannot be divided by it"):
+        replace(TINY, strategy="fsdp2", shard=3)
+    with pytest.raises(OptionError, match="--tokens is 20"):
+        PLANNER.memory(replace(TINY, tokens=20))
+
+
+def test_published_sizes_add_up_to_the_parameters_of_the_checkpoints() -> None:
+    published = {  # from the headers of the checkpoints' files, as the hub shows them
+        "Qwen/Qwen2.5-VL-3B-Instruct": 3_754_622_976,
+        "Qwen/Qwen2.5-VL-7B-Instruct": 8_292_166_656,
+        "Qwen/Qwen2-VL-7B-Instruct": 8_291_375_616,
+        "llava-hf/llava-1.5-7b-hf": 7_063_427_072,
+        "OpenGVLab/InternVL3-8B-hf": 7_944_373_760,
+    }
+    for weights_, parameters in published.items():
+        family = published_sizes()[weights_]["model_type"]
+        setting = replace(TINY, backbone=BackboneConfig(name=family, weights=weights_))
+        pointer = PLANNER.sizes(setting)["pointer"].all
+        assert weights(setting) - pointer == parameters
