@@ -13,7 +13,7 @@ PACKAGE = ROOT / "v1lit"
 
 LIMITS = {
     # package: rooms, floors, arrows
-    "v1lit": (18, 7, 64),  # all packages may use the single files of the two lowest floors
+    "v1lit": (18, 8, 72),  # all packages may use the single files of the two lowest floors
     "v1lit.backbones": (26, 8, 64),
     "v1lit.cli": (37, 10, 84),
     "v1lit.data": (17, 10, 74),
@@ -30,10 +30,10 @@ LIMITS = {
 """How many rooms a package may have, on how many floors, and how many arrows may lead from room to room."""
 LONGEST_FILE = 384
 LONGEST_FUNCTION = 60
-CODE_LINES = 36_000
+CODE_LINES = 38_200
 """Of `v1lit/` without `v1lit/testing/`, which authors of backbones use and no run does. What adds an ability
 may raise it; what only rearranges may not."""
-ALL_LINES = 36_800
+ALL_LINES = 39_000
 
 MODULES = tool.read_modules(PACKAGE)
 GRAPH = tool.import_graph(MODULES)

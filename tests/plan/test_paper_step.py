@@ -101,11 +101,11 @@ def test_layers_that_are_only_noted_hold_what_they_would_hold(
     assert noted == on_paper(config, compute)
 
 
-def test_on_a_gpu_the_loss_makes_no_copy_of_its_logits() -> None:
+def test_autocast_of_a_gpu_keeps_the_norms_of_a_vision_tower_in_float32() -> None:
     config = backbone("llava")
-    paper = {gpu: on_paper(config, Compute(torch.bfloat16, None, gpu)) for gpu in (True, False)}
-    most = {gpu: max(m.fullest.total for m in moments if m.unit == "loss") for gpu, moments in paper.items()}
-    assert most[True] < most[False]
+    paper = [on_paper(config, Compute(torch.float32, torch.bfloat16, gpu)) for gpu in (True, False)]
+    of_gpu, of_cpu = (next(m.after for m in moments if m.unit == "vision layer 1") for moments in paper)
+    assert of_gpu.activations > of_cpu.activations
 
 
 def test_a_model_of_72b_takes_no_memory() -> None:

@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from v1lit.backbones.config import BackboneConfig
 from v1lit.parallel.gradients import clip_by_norm
-from v1lit.parallel.sharding import shard_model
+from v1lit.parallel.sharding import COPIES, SHARDS, TENSOR, Meshes, shard_model
 from v1lit.plan.architecture import model_config, model_on_meta
 from v1lit.plan.batch import BatchShape, ImageShape, PaperBatch
 from v1lit.plan.gpu_kernels import Compute
@@ -196,10 +196,8 @@ def measure(case: Case) -> int:
     if case.strategy == "ddp":
         wrapped = DistributedDataParallel(model)
     elif case.sharded:
-        shape, names = ((case.ranks // 2, 2), ("copies", "shards"))
-        mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
-        mesh = mesh["shards"] if case.ranks == 2 else mesh["copies", "shards"]
-        shard_model(model, mesh, torch.bfloat16 if case.mixed else None)
+        mesh = init_device_mesh("cpu", (case.ranks // 2, 2, 1), mesh_dim_names=(COPIES, SHARDS, TENSOR))
+        shard_model(model, Meshes.of(mesh), torch.bfloat16 if case.mixed else None)
     live = Measured()
     own = [t.to_local() if isinstance(t, DTensor) else t for t in model.parameters()]
     live.exclude([*own, *model.buffers()])

@@ -152,6 +152,8 @@ def strategy_of(trainer: dict[str, Any], world: int) -> tuple[Strategy, int | No
         options = given.get("init_args") or {}
         given = str(given.get("class_path", "")).rpartition(".")[2]
     every = bool(options.get("reduce_every_micro_batch"))
+    if options.get("tensor", 1) != 1:
+        raise OptionError("tensor", options["tensor"], "plan it with 1", "trainer.strategy.init_args")
     if given == "auto":
         return ("one" if world == 1 else "ddp"), None, every
     if given == "Sharded":
