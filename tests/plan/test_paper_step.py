@@ -102,7 +102,7 @@ def test_layers_that_are_only_noted_hold_what_they_would_hold(
 
 
 def test_autocast_of_a_gpu_keeps_the_norms_of_a_vision_tower_in_float32() -> None:
-    config = backbone("llava")
+    config = backbone("qwen2_vl")
     paper = [on_paper(config, Compute(torch.float32, torch.bfloat16, gpu)) for gpu in (True, False)]
     of_gpu, of_cpu = (next(m.after for m in moments if m.unit == "vision layer 1") for moments in paper)
     assert of_gpu.activations > of_cpu.activations

@@ -27,7 +27,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from v1lit.backbones.config import BackboneConfig
+from v1lit.backbones.config import BackboneConfig, Layered, Part
 from v1lit.parallel.gradients import clip_by_norm
 from v1lit.parallel.sharding import COPIES, SHARDS, TENSOR, Meshes, shard_model
 from v1lit.plan.architecture import model_config, model_on_meta
@@ -67,7 +67,7 @@ class Case:
     recompute: bool = False
     accumulate: int = 1
     reduce_every: bool = False
-    freeze: list[str] = field(default_factory=list)
+    freeze: list[Part] = field(default_factory=list)
     examples: int = 2
     tokens: int = 400
     image: tuple[int, int] = (448, 336)
@@ -75,12 +75,12 @@ class Case:
     @property
     def backbone(self) -> BackboneConfig:
         """The model."""
-        layered = ["language", "vision"] if self.recompute else []
+        layered: list[Layered] = ["language", "vision"] if self.recompute else []
         return BackboneConfig(
             self.family,
             tiny=self.sizes,
             freeze=self.freeze,
-            gradient_checkpointing=layered,  # type: ignore[arg-type]
+            gradient_checkpointing=layered,
         )
 
     @property
@@ -264,7 +264,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="cases with this in their names")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args(argv)
-    rows = []
+    rows: list[dict[str, Any]] = []
     # All of it first: a process whose autograd has run cannot be forked.
     peaks = {case.name: (case, measured(case)) for case in CASES if options.only in case.name}
     print(
