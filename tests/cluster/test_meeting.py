@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -38,20 +37,21 @@ def test_ranks_that_come_know_each_other_and_their_machines() -> None:
 
 
 def test_missing_ranks_are_named_on_all_that_came(monkeypatch: pytest.MonkeyPatch) -> None:
-    came, set_value = threading.Event(), RankStore.set
+    came, set_value = set[str](), RankStore.set
 
     class Clock:
-        """Time is up once rank 3 has come, and not before."""
+        """Time passes once ranks 0 and 3 have come, and not before."""
 
+        now = 0.0
         sleep = staticmethod(time.sleep)
 
         def monotonic(self) -> float:
-            return 1000.0 if came.is_set() else 0.0
+            self.now += 100.0 * ({"here/0", "here/3"} <= came)
+            return self.now
 
     def noted(store: RankStore, key: str, value: Any) -> None:
         set_value(store, key, value)
-        if key == "here/3":
-            came.set()
+        came.add(key)
 
     monkeypatch.setattr(module, "time", Clock())
     monkeypatch.setattr(RankStore, "set", noted)
