@@ -83,13 +83,13 @@ def test_changes_come_one_after_another_until_it_fits() -> None:
 def test_a_sum_sends_twice_and_a_division_sends_weights_as_well() -> None:
     size = Size(1000, 800)
     two_nodes = replace(TINY, nodes=2)
-    assert sent_by(two_nodes, size).inside == 2 * 800 * 4 * 15 / 16
-    assert sent_by(two_nodes, size).between == 2 * 800 * 4 / 2 / 8
+    assert sent_by(two_nodes, size, (2, 64)).inside == 2 * 800 * 4 * 15 / 16
+    assert sent_by(two_nodes, size, (2, 64)).between == 2 * 800 * 4 / 2 / 8
     divided = replace(two_nodes, strategy="fsdp2")
     every = (2 * 1000 * 2 * 2 + 800 * 4) * 15 / 16
-    assert sent_by(divided, size).inside == every
-    assert sent_by(replace(divided, reduce_every=True), size).inside == every + 800 * 4 * 15 / 16
-    copied = sent_by(replace(two_nodes, strategy="hsdp"), size)
+    assert sent_by(divided, size, (2, 64)).inside == every
+    assert sent_by(replace(divided, reduce_every=True), size, (2, 64)).inside == every + 800 * 4 * 15 / 16
+    copied = sent_by(replace(two_nodes, strategy="hsdp"), size, (2, 64))
     assert copied.between == 2 * 800 * 4 / 8 / 2
 
 
@@ -103,29 +103,54 @@ def test_a_step_takes_the_longer_of_computing_and_sending() -> None:
     assert one.tokens_per_second == 8 * 2 * 400 / one.seconds
 
 
+SHARDED = "v1lit.training.strategies.Sharded"
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ("auto", ("ddp", None, False)),
-        ("ddp_spawn", ("ddp", None, False)),
-        ("hsdp", ("hsdp", None, False)),
+        ("auto", {"strategy": "ddp"}),
+        ("ddp_spawn", {"strategy": "ddp"}),
+        ("hsdp", {"strategy": "hsdp", "shard": None, "tensor": 1, "reduce_every": False}),
         (
-            {"class_path": "v1lit.training.strategies.Sharded", "init_args": {"shard": 4}},
-            ("fsdp2", 4, False),
+            {"class_path": SHARDED, "init_args": {"shard": 4, "reduce_every_micro_batch": True}},
+            {"strategy": "fsdp2", "shard": 4, "tensor": 1, "reduce_every": True},
+        ),
+        (
+            {"class_path": SHARDED, "init_args": {"tensor": "node"}},
+            {"strategy": "fsdp2", "shard": None, "tensor": 8, "reduce_every": False},
         ),
     ],
 )
 def test_a_strategy_is_read_from_the_trainers_part(given: object, expected: object) -> None:
-    assert strategy_of({"strategy": given}, 8) == expected
+    assert strategy_of({"strategy": given}, 1, 8) == expected
+
+
+def test_with_tensor_parallelism_a_gpu_gathers_and_computes_a_part_of_the_language_layers() -> None:
+    alone = replace(TINY, strategy="fsdp2", nodes=2)
+    together = replace(alone, tensor=4)
+    whole, part = (PLANNER.memory(setting) for setting in (alone, together))
+    assert part.weights == pytest.approx(whole.weights, rel=0.01)  # norms are not divided further
+    assert part.gradients < whole.gradients
+    assert part.gathered < whole.gathered
+    assert part.activations < whole.activations
+    assert together.examples_per_step == alone.examples_per_step / 4
+    model, shape, size = PLANNER.model(alone), PLANNER.shape(alone), PLANNER.size(alone)
+    cluster = Cluster(peak=1e12, mfu=0.5, inside=1e9, between=1e9)
+    one, four = (speed_of(setting, model, shape, size, cluster) for setting in (alone, together))
+    assert one.flops / 4 < four.flops < one.flops
+    assert four.sent.inside > one.sent.inside
 
 
 def test_what_cannot_be_planned_is_refused_by_name() -> None:
     with pytest.raises(OptionError, match=r"trainer.strategy is 'deepspeed'; allowed: auto, ddp, fsdp2"):
-        strategy_of({"strategy": "deepspeed"}, 8)
+        strategy_of({"strategy": "deepspeed"}, 1, 8)
     with pytest.raises(OptionError, match="8 GPUs need ddp"):
         replace(TINY, strategy="one")
     with pytest.raises(OptionError, match="8 GPUs cannot be divided by it"):
         replace(TINY, strategy="fsdp2", shard=3)
+    with pytest.raises(OptionError, match="tensor is 3; the 8 GPUs of a node"):
+        replace(TINY, strategy="fsdp2", tensor=3)
     with pytest.raises(OptionError, match="--tokens is 20"):
         PLANNER.memory(replace(TINY, tokens=20))
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 FAMILIES = ("qwen2_5_vl", "qwen2_vl", "llava", "internvl")
 POINTER = PointerConfig(loss_implementation="chunked")
 ALONE = Placement(
-    whole=True, buckets=False, shards=1, weight=4, gathered=4, reduced=4, moments=8, accumulate=1
+    whole=True, buckets=False, shards=1, tensor=1, weight=4, gathered=4, reduced=4, moments=8, accumulate=1
 )
 
 

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 from v1lit.backbones.config import BackboneConfig, Layered, Part
 from v1lit.parallel.gradients import clip_by_norm
 from v1lit.parallel.sharding import COPIES, SHARDS, TENSOR, Meshes, shard_model
-from v1lit.plan.architecture import model_config, model_on_meta
+from v1lit.plan.architecture import model_config, model_on_meta, split_layers
 from v1lit.plan.batch import BatchShape, ImageShape, PaperBatch
 from v1lit.plan.gpu_kernels import Compute
 from v1lit.plan.memory import Memory, Placement, fullest
@@ -67,6 +67,7 @@ class Case:
     recompute: bool = False
     accumulate: int = 1
     reduce_every: bool = False
+    tensor: int = 1
     freeze: list[Part] = field(default_factory=list)
     examples: int = 2
     tokens: int = 400
@@ -89,6 +90,11 @@ class Case:
         return self.strategy in ("fsdp2", "hsdp")
 
     @property
+    def shards(self) -> int:
+        """Ranks that a model is divided over."""
+        return {"fsdp2": self.ranks, "hsdp": 2}.get(self.strategy, 1)
+
+    @property
     def name(self) -> str:
         """In words."""
         words = [self.family, self.strategy, f"{self.ranks} ranks" if self.ranks > 1 else "1 process"]
@@ -96,6 +102,7 @@ class Case:
         words += ["checkpointing"] * self.recompute + [f"accumulate {self.accumulate}"] * (
             self.accumulate > 1
         )
+        words += [f"tensor {self.tensor}"] * (self.tensor > 1)
         words += ["reduce every"] * self.reduce_every + [f"freeze {part}" for part in self.freeze]
         return ", ".join(words)
 
@@ -113,6 +120,7 @@ CASES = (
     Case("internvl", SMALL, "fsdp2", 2, mixed=True, recompute=True, accumulate=2, reduce_every=True),
     Case("llava", LARGE, "fsdp2", 2, recompute=True, tokens=700, image=(84, 84)),
     Case("internvl", LARGE, "hsdp", 4, mixed=True, recompute=True),
+    Case("qwen2_vl", SMALL, "fsdp2", 4, mixed=True, recompute=True, accumulate=2, tensor=2),
 )
 
 
@@ -122,6 +130,7 @@ CASES = (
 def planned(case: Case) -> Memory:
     """What the plan's arithmetic says."""
     model = model_on_meta(model_config(case.backbone), case.backbone, POINTER)
+    split_layers(model, case.tensor)
     units = unit_sizes(model)
     bfloat16 = torch.bfloat16 if case.mixed else None
     if case.sharded:
@@ -131,7 +140,8 @@ def planned(case: Case) -> Memory:
     placement = Placement(
         whole=not case.sharded,
         buckets=case.strategy == "ddp",
-        shards=2 if case.sharded else 1,
+        shards=case.shards,
+        tensor=case.tensor,
         weight=4,
         gathered=2 if case.sharded and case.mixed else 4,
         reduced=4,
@@ -144,7 +154,7 @@ def planned(case: Case) -> Memory:
 
 def shape_of(case: Case) -> BatchShape:
     """The micro-batch of a case."""
-    return BatchShape(case.examples, case.tokens, ImageShape.of(case.backbone, case.image))
+    return BatchShape(case.examples, case.tokens, ImageShape.of(case.backbone, case.image), case.tensor)
 
 
 # ---- measured ---------------------------------------------------------------------------------------------
@@ -191,12 +201,13 @@ def measure(case: Case) -> int:
     """The most bytes that a rank holds in two steps, weights included."""
     torch.manual_seed(0)
     model = PointAndCopyModel.build(case.backbone, POINTER).train()
-    batch = PaperBatch.of(model, shape_of(case))
+    batch = PaperBatch.of(model, replace(shape_of(case), sharing=1))
     wrapped: nn.Module = model
     if case.strategy == "ddp":
         wrapped = DistributedDataParallel(model)
     elif case.sharded:
-        mesh = init_device_mesh("cpu", (case.ranks // 2, 2, 1), mesh_dim_names=(COPIES, SHARDS, TENSOR))
+        shape = (case.ranks // case.shards, case.shards // case.tensor, case.tensor)
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=(COPIES, SHARDS, TENSOR))
         shard_model(model, Meshes.of(mesh), torch.bfloat16 if case.mixed else None)
     live = Measured()
     own = [t.to_local() if isinstance(t, DTensor) else t for t in model.parameters()]

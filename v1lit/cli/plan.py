@@ -107,14 +107,13 @@ def _setting(options: argparse.Namespace, config: dict[str, Any]) -> Any:
     trainer, data, model = config["trainer"], config["data"], config["model"]
     nodes = options.nodes or trainer["num_nodes"]
     gpus = options.gpus_per_node or _devices(trainer["devices"])
-    strategy, shard, every = strategy_of(trainer, nodes * gpus)
     tokens = options.tokens or data["encoding"]["max_tokens"]
     length = data["packing"]["length"]
     return Setting(
         backbone=BackboneConfig(**model["backbone"]),
         pointer=PointerConfig(**model["pointer"]),
         optimizer=OptimizerConfig(**model["optimizer"]),
-        strategy=strategy,
+        **strategy_of(trainer, nodes, gpus),
         precision=str(trainer["precision"] or "32-true"),
         accumulate=trainer["accumulate_grad_batches"],
         nodes=nodes,
@@ -122,8 +121,6 @@ def _setting(options: argparse.Namespace, config: dict[str, Any]) -> Any:
         examples=max(1, length // tokens) if length else data["batch_size"],
         tokens=tokens,
         image=options.image or None,
-        shard=shard,
-        reduce_every=every,
         config=options.config,
     )
 

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.contract import Backbone
-from v1lit.backbones.efficiency import enable_checkpointing
+from v1lit.backbones.efficiency import enable_checkpointing, part_layers
 from v1lit.backbones.load import checkpoint_config, freeze
 from v1lit.backbones.registry import get_backbone
 from v1lit.backbones.tiny import tiny_tokenizer
 from v1lit.backbones.weight_files import WeightsUnavailable
+from v1lit.parallel.tensor_parallel import COLUMNS, layer_plan, refuse_uneven
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.pointer.model_config import PointAndCopyConfig
@@ -85,3 +87,27 @@ def model_on_meta(
         model.pointer_head.requires_grad_(False)
     enable_checkpointing(model.backbone, family, backbone.gradient_checkpointing)
     return model.train()
+
+
+def split_layers(model: PointAndCopyModel, ranks: int) -> None:
+    """Narrow the matrices of the language layers, on the meta device, to the part of one of these ranks.
+
+    As `v1lit.parallel.tensor_parallel` divides them; raises what it raises.
+    """
+    config = model.config.get_text_config()
+    refuse_uneven(config, ranks)
+    decoder = model.backbone.get_decoder()
+    names = {module: name for name, module in decoder.named_modules()}
+    for layer in part_layers(model.backbone, model.family, "language"):
+        for name, way in layer_plan(layer, names[layer], config).items():
+            matrix: Any = layer.get_submodule(name)
+            weight, bias = matrix.weight, matrix.bias
+            dimension = 0 if way == COLUMNS else 1
+            matrix.weight = _narrowed(weight, dimension, ranks)
+            if bias is not None and way == COLUMNS:
+                matrix.bias = _narrowed(bias, 0, ranks)
+
+
+def _narrowed(parameter: nn.Parameter, dimension: int, ranks: int) -> nn.Parameter:
+    part = parameter.detach().narrow(dimension, 0, parameter.shape[dimension] // ranks)
+    return nn.Parameter(torch.empty_like(part), requires_grad=parameter.requires_grad)

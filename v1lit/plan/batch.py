@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,6 +51,8 @@ class BatchShape:
     """Tokens of each example, its image's included."""
     image: ImageShape | None
     """One image of each example; None for text alone."""
+    sharing: int = 1
+    """GPUs that share the supervised positions."""
 
     def __post_init__(self) -> None:
         least = self.image_tokens + 2
@@ -95,6 +98,7 @@ class PaperBatch:
         ids[:, 1 : 1 + shape.image_tokens] = image_token
         labels = ids.masked_fill(ids == image_token, IGNORE)
         labels[:, 0] = IGNORE
+        labels[:, 1 + shape.image_tokens + math.ceil(shape.positions / shape.sharing) :] = IGNORE
         tensors = shape.image.tensors if shape.image else {}
         integers = {
             name: value.repeat(shape.examples, *(1,) * (value.ndim - 1))

@@ -26,6 +26,8 @@ class Placement:
     """Whether gradients have copies in the buckets of DDP."""
     shards: int
     """GPUs that share one copy of the model; 1 where each has its own."""
+    tensor: int
+    """Of these, GPUs that compute the language layers together: each has a part, which the others share."""
     weight: int
     """Bytes of a weight that is kept."""
     gathered: int
@@ -104,12 +106,19 @@ class _Whole:
 
     def __init__(self, units: Mapping[str, Size], placement: Placement) -> None:
         self.units, self.placement = units, placement
-        self.all = sum(unit.all for unit in units.values())
         self.learned = sum(unit.learned for unit in units.values())
-        self.weights = self.all * placement.weight / placement.shards
-        self.moments = self.learned * placement.moments / placement.shards
+        self.own = sum(self.share(name, unit.learned) for name, unit in units.items())
+        """Numbers that learn of this GPU's share."""
+        self.weights = sum(self.share(name, unit.all) for name, unit in units.items()) * placement.weight
+        self.moments = self.own * placement.moments
         self.first = True
         self.made = 0
+
+    def share(self, unit: str, numbers: float) -> float:
+        """What this GPU keeps of this many numbers of a unit."""
+        place = self.placement
+        layer = unit.startswith("language layer")
+        return numbers / place.shards * (place.tensor if layer else 1)
 
     def begin(self, micro_batch: int) -> None:
         """A micro-batch begins."""
@@ -138,17 +147,21 @@ class _Sharded(_Whole):
         """Numbers in gradients of units that are not through, beside layers."""
         self.sent = 0.0
         """Bytes of the gradients that were sent last."""
-        self.reduced = 0
+        self.through = 0
+        """Numbers in gradients of layers that are through."""
+        self.reduced = 0.0
+        """This GPU's share of them."""
 
     def during(self, moment: Moment, nearest: str) -> Iterator[tuple[Level, float, float]]:
         place = self.placement
-        whole, share = place.gathered, place.weight / place.shards
+        whole = place.gathered
         root = self._size(REST) * whole
         own = self._size(moment.unit) * whole * (moment.unit != REST)
         sends = place.shards > 1
         if moment.phase == "forward":
             # Of the unit, its weights and the buffer they were gathered in; the head stays for the loss.
-            gradients = self.learned * (share if self.first or place.reduce_every else 4)
+            shared = self.first or place.reduce_every
+            gradients = self.own * place.weight if shared else self.learned * place.reduced
             yield moment.passing, gradients, root + own * (1 + sends)
             return
         ahead = self._size(nearest) * whole * sends
@@ -161,7 +174,8 @@ class _Sharded(_Whole):
         sending = done * place.reduced * sends * self.reduces
         yield moment.after, held + done * whole, root + ahead + sending + self.sent * (not done)
         if done:
-            self.reduced += done
+            self.through += done
+            self.reduced += self.share(moment.unit, done)
             self.sent = sending
             self.waiting.pop(moment.unit, None)
 
@@ -171,13 +185,12 @@ class _Sharded(_Whole):
     def _held_gradients(self) -> float:
         """Bytes of gradients of the units that are through, and of those that wait for the end."""
         place = self.placement
-        share = place.weight / place.shards
-        if self.reduces:
-            before = (
-                0
-                if self.first
-                else (self.learned - self.reduced) * (share if place.reduce_every else place.reduced)
-            )
-            return before + self.reduced * share + sum(self.waiting.values()) * place.gathered
-        before = 0 if self.first else self.learned * place.reduced
-        return before + (self.reduced * place.reduced if self.first else 0)
+        if not self.reduces:
+            before = 0 if self.first else self.learned
+            return (before + self.through * self.first) * place.reduced
+        reduced = self.reduced * place.weight + sum(self.waiting.values()) * place.gathered
+        if self.first:
+            return reduced
+        if place.reduce_every:
+            return reduced + (self.own - self.reduced) * place.weight
+        return reduced + (self.learned - self.through) * place.reduced

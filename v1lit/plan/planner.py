@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from v1lit.plan.architecture import model_config, model_on_meta
+from v1lit.plan.architecture import model_config, model_on_meta, split_layers
 from v1lit.plan.batch import BatchShape, ImageShape
 from v1lit.plan.memory import Memory, fullest
 from v1lit.plan.moments import Level, Moment
@@ -42,14 +42,26 @@ class Planner:
         config = model_config(setting.backbone, setting.config)
         return model_on_meta(config, setting.backbone, setting.pointer)
 
+    def part(self, setting: Setting) -> PointAndCopyModel:
+        """The model with the part of the language layers that a GPU computes; elsewhere it is whole."""
+        model = self.model(setting)
+        if setting.tensor > 1:
+            split_layers(model, setting.tensor)
+        return model
+
     def shape(self, setting: Setting) -> BatchShape:
         """The micro-batch."""
         image = None if setting.image is None else ImageShape.of(setting.backbone, setting.image)
-        return BatchShape(setting.examples, setting.tokens, image)
+        return BatchShape(setting.examples, setting.tokens, image, setting.tensor)
 
     def sizes(self, setting: Setting) -> dict[str, Size]:
         """The size of every part."""
         return part_sizes(self.model(setting))
+
+    def size(self, setting: Setting) -> Size:
+        """The size of what a GPU gathers in all."""
+        sizes = part_sizes(self.part(setting)).values()
+        return Size(sum(size.all for size in sizes), sum(size.learned for size in sizes))
 
     def memory(self, setting: Setting) -> Memory:
         """What a GPU holds at the fullest moment of a step."""
@@ -93,15 +105,15 @@ class Planner:
                 return
 
     def _memory(self, setting: Setting, moments: list[Moment]) -> Memory:
-        model = self.model(setting)
+        model = self.part(setting)
         placement = setting.placement(moment_bytes(model, setting.optimizer, setting.kept))
         return fullest(moments, unit_sizes(model), placement)
 
     def _step(self, setting: Setting) -> list[Moment]:
         key = repr((setting.backbone, setting.pointer, setting.config, setting.compute, setting.image))
-        key += f" {setting.examples} {setting.tokens}"
+        key += f" {setting.examples} {setting.tokens} {setting.tensor}"
         if key not in self._steps:
-            self._steps[key] = record(self.model(setting), self.shape(setting), setting.compute)
+            self._steps[key] = record(self.part(setting), self.shape(setting), setting.compute)
         return self._steps[key]
 
 

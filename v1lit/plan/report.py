@@ -107,8 +107,7 @@ def _by_part(setting: Setting, sizes: dict[str, Size]) -> dict[str, dict[str, fl
 
 
 def _speed(planner: Planner, setting: Setting, cluster: Cluster) -> Speed:
-    sizes = planner.sizes(setting).values()
-    size = Size(sum(one.all for one in sizes), sum(one.learned for one in sizes))
+    size = planner.size(setting)
     return speed_of(setting, planner.model(setting), planner.shape(setting), size, cluster)
 
 

@@ -16,9 +16,11 @@ from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.training.config import OptimizerConfig
 from v1lit.training.optimizer import EMBEDDINGS
+from v1lit.training.strategies import NAMES
 
 Strategy = Literal["one", "ddp", "fsdp2", "hsdp"]
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true")
+GROUP = "trainer.strategy.init_args"
 TYPES = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32}
 """By what Lightning's precisions begin with."""
 
@@ -45,6 +47,8 @@ class Setting:
     """Width and height in pixels of each example's image, before the image processor; None for text alone."""
     shard: int | None = None
     """GPUs that a model is divided over; None for what the strategy's name says."""
+    tensor: int = 1
+    """Of these, GPUs of a node that compute the same batches, each with a part of the language layers."""
     reduce_every: bool = False
     """Whether gradients are summed over GPUs after every micro-batch."""
     config: str | None = None
@@ -57,7 +61,10 @@ class Setting:
             )
         if self.sharded and self.world % self.shards:
             why = f"{self.world} GPUs cannot be divided by it"
-            raise OptionError("shard", self.shard, why, "trainer.strategy.init_args")
+            raise OptionError("shard", self.shard, why, GROUP)
+        if self.gpus % self.tensor or self.shards % self.tensor:
+            why = f"the {self.gpus} GPUs of a node and the {self.shards} of a model cannot be divided by it"
+            raise OptionError("tensor", self.tensor, why, GROUP)
         if self.strategy == "one" and self.world > 1:
             why = f"{self.world} GPUs need ddp, fsdp2 or hsdp: --trainer.strategy=fsdp2"
             raise OptionError("strategy", self.strategy, why, "trainer")
@@ -103,6 +110,7 @@ class Setting:
             whole=not self.sharded,
             buckets=self.strategy == "ddp",
             shards=self.shards,
+            tensor=self.tensor,
             weight=self.kept.itemsize,
             gathered=self.compute.weights.itemsize,
             reduced=4,
@@ -114,7 +122,7 @@ class Setting:
     @property
     def examples_per_step(self) -> int:
         """Examples of a step, on all GPUs."""
-        return self.world * self.accumulate * self.examples
+        return self.world // self.tensor * self.accumulate * self.examples
 
     @property
     def tokens_per_step(self) -> int:
@@ -141,8 +149,8 @@ def moment_bytes(model: PointAndCopyModel, optimizer: OptimizerConfig, kept: tor
     return (numbers[True] + 2 * numbers[False]) * kept.itemsize / learned
 
 
-def strategy_of(trainer: dict[str, Any], world: int) -> tuple[Strategy, int | None, bool]:
-    """The strategy of a recipe's trainer, its `shard` if that is a number, and `reduce_every_micro_batch`.
+def strategy_of(trainer: dict[str, Any], nodes: int, gpus: int) -> dict[str, Any]:
+    """The arguments of a `Setting` that a recipe's trainer decides: strategy, shard, tensor, reduce_every.
 
     Raises OptionError for a strategy whose memory is not known.
     """
@@ -151,16 +159,19 @@ def strategy_of(trainer: dict[str, Any], world: int) -> tuple[Strategy, int | No
     if isinstance(given, dict):
         options = given.get("init_args") or {}
         given = str(given.get("class_path", "")).rpartition(".")[2]
-    every = bool(options.get("reduce_every_micro_batch"))
-    if options.get("tensor", 1) != 1:
-        raise OptionError("tensor", options["tensor"], "plan it with 1", "trainer.strategy.init_args")
     if given == "auto":
-        return ("one" if world == 1 else "ddp"), None, every
-    if given == "Sharded":
-        shard = options.get("shard", "all")
-        return ("hsdp" if shard == "node" else "fsdp2"), shard if isinstance(shard, int) else None, every
-    if given in ("fsdp2", "hsdp"):
-        return ("hsdp" if given == "hsdp" else "fsdp2"), None, every
+        return {"strategy": "one" if nodes * gpus == 1 else "ddp"}
     if str(given).startswith(("ddp", "DDP")):
-        return "ddp", None, every
-    raise OptionError("strategy", given, name_allowed(given, ["auto", "ddp", "fsdp2", "hsdp"]), "trainer")
+        return {"strategy": "ddp"}
+    if given not in ("Sharded", *NAMES):
+        why = name_allowed(given, ["auto", "ddp", *NAMES])
+        raise OptionError("strategy", given, why, "trainer")
+    options = {**NAMES.get(given, {}), **options}
+    named = {"all": nodes * gpus, "node": gpus}
+    shard, tensor = options.get("shard", "all"), options.get("tensor", 1)
+    return {
+        "strategy": "hsdp" if shard == "node" else "fsdp2",
+        "shard": shard if isinstance(shard, int) else None,
+        "tensor": named.get(tensor, tensor),
+        "reduce_every": bool(options.get("reduce_every_micro_batch")),
+    }

@@ -91,8 +91,14 @@ def work_of(model: PointAndCopyModel, shape: BatchShape) -> Work:
     )
 
 
-def sent_by(setting: Setting, size: Size) -> Sent:
-    """What a step sends: gradients, and with a divided model its weights, forward and backward."""
+def sent_by(setting: Setting, size: Size, layers: tuple[int, int]) -> Sent:
+    """What a step sends: gradients, and with a divided model its weights, forward and backward.
+
+    Args:
+        setting: what is planned.
+        size: of the whole model.
+        layers: how many language layers there are, and the width of their states.
+    """
     nodes, gpus, world = setting.nodes, setting.gpus, setting.world
     far = (nodes - 1) / nodes / gpus
     if not setting.sharded:
@@ -103,20 +109,36 @@ def sent_by(setting: Setting, size: Size) -> Sent:
     weights = 2 * size.all * place.gathered * setting.accumulate
     gradients = size.learned * place.reduced * reductions
     shards, copies = setting.shards, world // setting.shards
+    sums = _sums_of_layers(setting, *layers)
     gathered = (weights + gradients) * (shards - 1) / shards
     # Copies of a model average the gradients of their shards.
     averaged = 2 * gradients / shards * (copies - 1) / copies
     spans = max(1, shards // gpus)
     apart = (weights + gradients) * (spans - 1) / spans / gpus
-    return Sent(gathered + averaged, apart + averaged * (copies > 1 and nodes > 1))
+    return Sent(gathered + averaged + sums, apart + averaged * (copies > 1 and nodes > 1))
+
+
+def _sums_of_layers(setting: Setting, layers: int, hidden: int) -> float:
+    """Bytes of the sums over the GPUs that compute language layers together: two in a layer and pass.
+
+    A layer that is computed again sums in that forward pass again.
+    """
+    passes = 2 + ("language" in setting.backbone.gradient_checkpointing)
+    states = setting.examples * setting.tokens * hidden * setting.compute.products.itemsize
+    times = 2 * passes * layers * setting.accumulate
+    return 2 * states * times * (setting.tensor - 1) / setting.tensor
 
 
 def speed_of(
     setting: Setting, model: PointAndCopyModel, shape: BatchShape, size: Size, cluster: Cluster
 ) -> Speed:
     """The time of a step. Raises ValueError for a family without a formula for its operations."""
-    flops = ModelFlops(model).total(work_of(model, shape)) * setting.accumulate
-    sent = sent_by(setting, size)
+    parts = ModelFlops(model).parts(work_of(model, shape))
+    alone = {"vision", "projector"}  # the others are computed together
+    shares = [flops.total / (1 if part in alone else setting.tensor) for part, flops in parts.items()]
+    flops = sum(shares) * setting.accumulate
+    text = model.config.get_text_config()
+    sent = sent_by(setting, size, (text.num_hidden_layers, text.hidden_size))
     return Speed(
         flops=flops,
         computing=flops / (cluster.peak * cluster.mfu),
