@@ -57,6 +57,8 @@ def test_the_scale_is_a_table_of_numbers_of_gpus(capsys: pytest.CaptureFixture[s
         (["--gpu", "Abacus"], "--gpu=Abacus: no peak in float32 is known"),
         (["--tokens", "3"], "--tokens is 3"),
         (["--trainer.strategy=deepspeed"], "trainer.strategy is 'deepspeed'"),
+        (["--scale", "--gpus-per-node", "3"], "--gpus-per-node is 3; --scale counts 8, 16, 32"),
+        (["--trainer.strategy=fsdp2", "--trainer.precision=16-mixed"], "no loss scale"),
         (["--trainer.devices=auto", "--gpus-per-nod", "8"], "gpus-per-nod"),
     ],
 )

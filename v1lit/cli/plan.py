@@ -229,13 +229,13 @@ def _table(title: str, *columns: str) -> Table:
 
 def _parameters(report: dict[str, Any]) -> Table:
     table = _table(
-        "what is kept, GB of a GPU", "part", "parameters", "learned", "weights", "gradients", "moments"
+        "what is kept, GB of a GPU", "part", "millions", "learned", "weights", "gradients", "moments"
     )
     for part, size in report["parameters"].items():
         kept = [f"{value / GB:,.2f}" for value in report["parts"][part].values()]
-        table.add_row(part, f"{size['all']:,}", f"{size['learned']:,}", *kept)
+        table.add_row(part, f"{size['all'] / 1e6:,.1f}", f"{size['learned'] / 1e6:,.1f}", *kept)
     sizes, kept = report["parameters"].values(), report["parts"].values()
-    numbers = [f"{sum(size[name] for size in sizes):,}" for name in ("all", "learned")]
+    numbers = [f"{sum(size[name] for size in sizes) / 1e6:,.1f}" for name in ("all", "learned")]
     sums = [f"{sum(one[name] for one in kept) / GB:,.2f}" for name in ("weights", "gradients", "moments")]
     table.add_section()
     table.add_row("all", *numbers, *sums)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from v1lit.errors import OptionError, first_of
 from v1lit.plan.planner import Planner
 from v1lit.plan.setting import Setting
 from v1lit.plan.speed import Cluster, Speed, speed_of
@@ -67,12 +68,16 @@ def assumptions(setting: Setting, cluster: Cluster) -> dict[str, Any]:
 
 
 def scaled(setting: Setting, cluster: Cluster, worlds: Sequence[int]) -> list[dict[str, Any]]:
-    """The same micro-batches on other numbers of GPUs, in nodes of as many as the setting's."""
+    """The same micro-batches on other numbers of GPUs, in nodes like those of the setting.
+
+    Raises OptionError where some of the numbers are not of whole nodes.
+    """
     planner = Planner()
     rows = []
+    if any(world % setting.gpus for world in worlds):
+        why = f"--scale counts {first_of([str(world) for world in worlds])} GPUs; give a divisor of these"
+        raise OptionError("--gpus-per-node", setting.gpus, why)
     for world in worlds:
-        if world % setting.gpus:
-            continue
         changed = replace(setting, nodes=world // setting.gpus)
         speed = _speed(planner, changed, cluster)
         memory = planner.memory(changed)

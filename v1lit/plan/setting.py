@@ -59,6 +59,9 @@ class Setting:
             raise OptionError(
                 "precision", self.precision, name_allowed(self.precision, PRECISIONS), "trainer"
             )
+        if self.sharded and self.precision == "16-mixed":
+            why = "a sharded model has no loss scale; use bf16-mixed"
+            raise OptionError("precision", self.precision, why, "trainer")
         if self.sharded and self.world % self.shards:
             why = f"{self.world} GPUs cannot be divided by it"
             raise OptionError("shard", self.shard, why, GROUP)
