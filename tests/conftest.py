@@ -43,6 +43,8 @@ MAY_BE_SKIPPED = (
 )
 """All reasons for which a test may be skipped; any other skip is a failure. What needs a GPU (marker `gpu`)
 or the reference data (fixture `shared`) is left out without them, and counted."""
+SOAK = "V1LIT_SOAK"
+"""In the environment of `make soak`, which runs what takes minutes (marker `soak`)."""
 LEFT_OUT = pytest.StashKey[Counter[str]]()
 
 
@@ -72,6 +74,7 @@ def autograd_without_threads() -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[LEFT_OUT] = Counter()
+    config.addinivalue_line("markers", "soak: takes a minute or more; only `make soak` runs it")
 
 
 @pytest.hookimpl(trylast=True)
@@ -86,6 +89,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _why_not(item: pytest.Item) -> str | None:
     if item.get_closest_marker("gpu") is not None and not _has_gpu():
         return "GPU tests not run: no GPU"
+    if item.get_closest_marker("soak") is not None and not os.environ.get(SOAK):
+        return "tests left to `make soak`"
     if "shared" in getattr(item, "fixturenames", ()) and not SHARED.is_dir():
         return f"tests on reference data not run: no {SHARED}"
     return None

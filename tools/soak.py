@@ -1,5 +1,8 @@
 """Kill training at random moments, go on, and compare with a run that nobody disturbed: `--kills 1000`.
 
+With `--ranks 4 --strategy ddp,fsdp2` it is ranks of a launched run that are killed, one at a time: see
+soak_ranks.py. Without, it is a process by itself:
+
 A round trains a tiny model on drawn scenes twice with the same seed. The second run is killed (SIGKILL, its
 whole process group) at random moments, also while it starts and while it writes a checkpoint, and goes on
 from its last.ckpt, until it is finished. Then both must agree: the weights bit for bit, the best ones by
@@ -29,6 +32,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import soak_ranks
 import torch
 from lightning import Callback, Trainer, seed_everything
 
@@ -279,11 +283,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Play rounds until so many kills; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=1000, help="kills after which to stop")
-    parser.add_argument("--hours", type=float, help="stop after so many hours at the latest")
+    parser.add_argument("--minutes", type=float, help="begin no round after so many minutes")
     parser.add_argument("--seed", type=int, default=0, help="of moments and models")
     parser.add_argument("--folder", type=Path, help="where to work; a temporary folder when not given")
+    parser.add_argument("--ranks", help="launch on N ranks, or on 4,2,1 one after the other")
+    parser.add_argument("--strategy", default="ddp", help="of launched ranks, several with commas between")
+    parser.add_argument("--limit", type=float, default=300, help="seconds in which launched ranks must move")
     given = parser.parse_args(argv)
     folder = given.folder or Path(tempfile.mkdtemp(prefix="v1lit-soak-"))
+    if given.ranks is not None:
+        return soak_ranks.soak(given, folder)
     scenes = folder / "scenes"
     torch.set_num_threads(1)
     draw = partial(synthesize, image_size=(112, 112), workers=1, shard_examples=5, progress=False)
@@ -294,7 +303,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     begun = time.monotonic()
     kills = rounds = 0
     for variant in cycle(VARIANTS):
-        over = given.hours is not None and time.monotonic() - begun > 3600 * given.hours
+        over = given.minutes is not None and time.monotonic() - begun > 60 * given.minutes
         if kills >= given.kills or over:
             break
         place = folder / f"round-{rounds:04d}"

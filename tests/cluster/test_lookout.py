@@ -90,3 +90,14 @@ def test_ranks_that_have_ended_are_not_looked_at() -> None:
     look.look(0, [at(END), at(DATA)])
     assert look.look(61, [replace(at(END), ended=True), replace(at(DATA), ended=True)]) == []
     assert look.look(500, [replace(at(END), ended=True), replace(at(DATA), ended=True)]) == []
+
+
+def test_a_rank_without_signs_of_life_is_lost_and_with_it_those_that_are_silent_too() -> None:
+    look = lookout()
+    look.look(0, [at(DATA), at(DATA), at(DATA), at(DATA), replace(at(END), ended=True)])
+    look.look(20, [at(DATA, beat=1), at(DATA, beat=1), None, None, None])
+    look.look(90, [at(DATA, beat=2), None, None, None, None])
+    assert look.lost(99, 100) == []
+    assert look.lost(100, 100) == [1, 2, 3]
+    look.look(101, [None, at(DATA, beat=3), None, None, None])
+    assert look.lost(101, 100) == [2, 3]

@@ -99,6 +99,13 @@ class Lookout:
         ]
         return "; ".join(self._line(now, rank) for rank in late)
 
+    def lost(self, now: float, after: float) -> list[int]:
+        """Once a rank has given no sign of life for `after` seconds: all that are silent for half of it."""
+        silent = {rank: now - seen.alive for rank, seen in self._running().items()}
+        if max(silent.values(), default=0.0) < after:
+            return []
+        return [rank for rank, seconds in silent.items() if seconds >= after / 2]
+
     def _take(self, now: float, rank: int, stand: Stand) -> list[str]:
         seen = self._seen.get(rank)
         if seen is None:

@@ -12,6 +12,8 @@ import os
 import signal
 import socket
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -44,6 +46,8 @@ SECONDS_TO_END = 30
 
 That is the time which torch.distributed.elastic has for it.
 """
+SECONDS_WITHOUT_FIRST = 30
+"""Of a node whose ranks have ended: until it ends where nothing answers on the first node any more."""
 DAY = 86400
 
 
@@ -99,8 +103,13 @@ class Agent(LocalElasticAgent):
         self.command = spec.args
         self.asked: int | None = None
         self._ranks: list[int] = []
-        self._starting = False
+        self._starting = self._started = False
         self._failures = 0
+
+    @property
+    def alone(self) -> bool:
+        """Whether ranks were started here, and all have ended."""
+        return self._started and not any(_runs(pid) for pid in self._ranks)
 
     def take(self, number: int, frame: FrameType | None = None) -> None:
         """Hand a signal to the ranks; where there are none, or by a second Ctrl-C, end."""
@@ -117,7 +126,7 @@ class Agent(LocalElasticAgent):
         worker_group.spec.args = (*self.command, nodes)
         self._starting = True
         pids = super()._start_workers(worker_group)
-        self._ranks, self._starting = list(pids.values()), False
+        self._ranks, self._starting, self._started = list(pids.values()), False, True
         if self.asked is not None:
             self.take(self.asked)
         return pids
@@ -170,7 +179,7 @@ def run_node(node: Node, command: Sequence[str], note: Note) -> int:
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # else ranks started again meet the dead ones
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # the others are taken here
     os.environ[LAUNCHER] = str(os.getpid())
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: signal.signal(number, _end_at_once) for number in SIGNALS}
     try:
         program, *rest = (word.replace("$", "$$") for word in command)  # torch puts in values for `$name`
         spec = WorkerSpec(
@@ -185,6 +194,8 @@ def run_node(node: Node, command: Sequence[str], note: Note) -> int:
         agent = Agent(spec, node, note)
         for number in SIGNALS:
             signal.signal(number, agent.take)
+        if node.number > 0:
+            threading.Thread(target=_end_without_first, args=(agent, node), daemon=True).start()
         return _outcome(agent, node)
     except RendezvousConnectionError as error:
         _say(_nobody(node, f"nothing answers at {node.host}:{node.port}: {error.__cause__ or error}"))
@@ -222,6 +233,40 @@ def _outcome(agent: Agent, node: Node) -> int:
             return _code_of(agent.asked)
         _say(_nobody(node, f"the first node, {node.host}, is gone: {error}"))
     return FAILURE
+
+
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    """What a signal does until there is an agent."""
+    raise SystemExit(_code_of(number))
+
+
+def _end_without_first(agent: Agent, node: Node) -> None:
+    """End this process, from a thread, when the way to the first node is lost and its ranks have ended.
+
+    torch asks that node, without a limit in time, as long as no packet says that it is gone.
+    """
+    answered = time.monotonic()
+    while True:
+        time.sleep(SECONDS_WITHOUT_FIRST / 10)
+        with suppress(OSError):
+            if agent.alone:
+                socket.create_connection((node.host, node.port), timeout=5).close()
+            answered = time.monotonic()
+        silent = time.monotonic() - answered
+        if silent >= SECONDS_WITHOUT_FIRST:
+            where = f"{node.host}:{node.port}"
+            _say(
+                _nobody(node, f"the ranks have ended, and nothing has answered at {where} for {silent:.0f} s")
+            )
+            os._exit(FAILURE)
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process that this one has started runs; it stays to be waited for."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    except ChildProcessError:
+        return False
 
 
 def _wait_for_others(agent: Agent) -> None:

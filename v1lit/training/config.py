@@ -75,6 +75,8 @@ class RunConfig:
     """Seconds that ranks wait for each other when they begin; then the run ends, with who is missing."""
     behind_after: float = 120.0
     """Seconds without a sign of progress after which a rank that the others wait for is named."""
+    lost_after: float = 300.0
+    """Seconds without a sign of life from a rank after which the others end, with its name."""
     export: bool = True
     """Write the best model as a folder that `PointAndCopyModel.from_pretrained` opens."""
 
@@ -92,7 +94,10 @@ class RunConfig:
             raise OptionError("resume", self.resume, why, self.GROUP)
         check_fields(self, ["peak_tflops"], lambda peak: peak > 0, "it must be positive, or null")
         check_fields(
-            self, ["wait_for_ranks", "behind_after"], lambda seconds: seconds > 0, "give seconds, above 0"
+            self,
+            ["wait_for_ranks", "behind_after", "lost_after"],
+            lambda seconds: seconds > 0,
+            "give seconds, above 0",
         )
 
 

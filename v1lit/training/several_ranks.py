@@ -89,7 +89,7 @@ def together(
         yield
         return
     all_ranks = Together(run, folder, recipe)
-    watched = Watched(lambda: all_ranks.meeting, run.behind_after)
+    watched = Watched(lambda: all_ranks.meeting, run.behind_after, run.lost_after, folder)
     trainer.callbacks += [all_ranks, watched]  # type: ignore[attr-defined]  # a connector sets it
     around_environment(trainer, lambda: all_ranks.around(trainer, module, data))
     with all_ranks.left:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -12,6 +14,8 @@ from lightning import Callback, LightningModule, Trainer
 from v1lit.cluster.lookout import PHASES
 from v1lit.cluster.meeting import Meeting
 from v1lit.cluster.watch import Watch
+from v1lit.errors import FAILURE
+from v1lit.training import attempts
 
 LOADING, DATA, FORWARD, BACKWARD, OPTIMIZER, VALIDATION, CHECKPOINT, END = PHASES
 
@@ -22,11 +26,16 @@ class Watched(Callback):
     Args:
         meeting: asked when the run begins, after all ranks have met.
         after: seconds without progress after which a rank is named.
+        lost_after: seconds without a sign of life from a rank after which the others end.
+        folder: of the run.
     """
 
-    def __init__(self, meeting: Callable[[], Meeting | None], after: float) -> None:
-        self.meeting, self.after = meeting, after
+    def __init__(
+        self, meeting: Callable[[], Meeting | None], after: float, lost_after: float, folder: Path
+    ) -> None:
+        self.meeting, self.after, self.lost_after, self.folder = meeting, after, lost_after, folder
         self.watch: Watch | None = None
+        self._screen = os.dup(2)  # of other ranks than the first, stderr goes to a file meanwhile
 
     def _at(self, trainer: Trainer, phase: str, more: int = 0, part: int = 0) -> None:
         if self.watch is not None:
@@ -40,10 +49,21 @@ class Watched(Callback):
         if self.watch is not None:
             self.watch.stop()
 
+    def _lose(self, text: str) -> None:
+        """End this process from a thread: in an exchange with a rank that is lost, nothing else can."""
+        rank = 0 if self.watch is None else self.watch.meeting.place.rank
+        error = f"error: {text}\n"
+        sys.stderr.write(error)
+        sys.stderr.flush()
+        if rank > 0:
+            os.write(self._screen, error.encode())
+        attempts.note_failure(self.folder, rank, text)
+        os._exit(FAILURE)
+
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         meeting = self.meeting()
         if stage == "fit" and meeting is not None:
-            self.watch = Watch(meeting, self.after, lambda line: print(line, file=sys.stderr, flush=True))
+            self.watch = Watch(meeting, self.after, self.lost_after, _say, self._lose)
             self.watch.start()
 
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
@@ -89,3 +109,7 @@ class Watched(Callback):
         if self.watch is not None and isinstance(exception, RuntimeError) and (who := self.watch.who()):
             sys.stderr.write(f"when this rank failed: {who}\n")
         self.end()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,115 @@
+"""Two nodes of two ranks: a cut cable ends both, fewer ranks resume, and all is as on one rank."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers.two_nodes import Cable, cable, run_here, start_nodes, steps_of, v1lit, write_run
+from PIL import Image, ImageDraw
+
+import v1lit as library
+from v1lit.training.attempts import attempts
+
+pytestmark = [
+    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc"),
+    pytest.mark.timeout(600),
+    pytest.mark.slow,
+]
+STEP = 4
+"""Examples."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("scenes")
+
+
+@pytest.fixture(scope="module")
+def joined() -> Iterator[Cable]:
+    with cable() as found:
+        yield found
+
+
+def steps(until: int, readers: int) -> list[str]:
+    """Changes for a run up to a step that reads with N ranks."""
+    return [f"--trainer.max_steps={until}", f"--trainer.accumulate_grad_batches={STEP // readers}"]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """The folder of the same run in one process, exported."""
+    folder = write_run(tmp_path_factory.mktemp("alone"), data, "auto")
+    done = run_here(folder, *steps(8, 1))
+    assert done.returncode == 0, done.stderr
+    exported = v1lit(folder, "export", "runs/it", "exported")
+    assert exported.returncode == 0, exported.stderr
+    return folder
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [pytest.param(one, marks=pytest.mark.soak) if one != "fsdp2" else one
+     for one in ("fsdp2", "ddp", "hsdp", "fsdp2_tp")],
+)  # fmt: skip
+def test_a_cut_cable_ends_both_nodes_and_4_2_and_1_ranks_go_the_way_of_one(
+    strategy: str, alone: Path, joined: Cable, data: Path, tmp_path: Path
+) -> None:
+    folder = write_run(tmp_path / "it", data, strategy, pause=3)
+    readers = 2 if strategy == "fsdp2_tp" else 4
+
+    first, second = start_nodes(folder, joined, 2, *steps(4, readers))
+    while len(list(folder.glob("here-*"))) < 4:
+        assert (first.poll(), second.poll()) == (None, None), output(folder)
+        time.sleep(0.05)
+    if joined.names:
+        joined.cut()
+    else:
+        second.kill()
+    (folder / "go").touch()
+    assert first.wait(timeout=200) == 1, output(folder)
+    assert second.wait(timeout=200) != 0, output(folder)
+    if joined.names:
+        joined.mend()
+        told, other = output(folder)
+        assert "error: no sign of life from ranks 2-3 (" in told
+        assert "error: node 0, " in told
+        assert "2 nodes did not all come to" in told
+        assert re.search(r"error: rank 0 \(.*\) is lost, or the way to it: nothing has answered at", other)
+        assert "error: node 1, " in other
+        assert "the ranks have ended, and nothing has answered at" in other
+    (start,) = attempts(folder / "runs/it")
+    assert start.failed
+
+    for procs, until in ((2, 4), (1, 6)):
+        on = 2 * procs if strategy != "fsdp2_tp" else 2
+        nodes = start_nodes(folder, joined, procs, *steps(until, on))
+        assert [node.wait(timeout=280) for node in nodes] == [0, 0], output(folder)
+    done = run_here(folder, *steps(8, 1), "--run.resume=auto", "--run.name=it")
+    assert done.returncode == 0, done.stderr
+    assert [one.step for one in attempts(folder / "runs/it")] == [0, 2, 4]
+
+    expected, found = steps_of(alone), steps_of(folder)
+    assert found.keys() == expected.keys() == set(range(8))
+    for step, (loss, examples) in expected.items():
+        assert found[step][1] == examples, f"step {step} has other examples"
+        assert found[step][0] == pytest.approx(loss, rel=1e-5), f"step {step}"
+
+    exported = v1lit(folder, "export", "runs/it", "exported")
+    assert exported.returncode == 0, exported.stderr
+    assert said(folder / "exported") == said(alone / "exported")
+
+
+def output(folder: Path) -> list[str]:
+    """What the nodes have printed."""
+    return [(folder / f"node-{number}.txt").read_text() for number in range(2)]
+
+
+def said(exported: Path) -> str:
+    """What a model generates for a picture of a red circle."""
+    picture = Image.new("RGB", (112, 112), "white")
+    ImageDraw.Draw(picture).ellipse((20, 20, 70, 70), "red")
+    return library.load(exported)(picture, "Where is the red circle?").text
