@@ -55,7 +55,7 @@ def test_the_scale_is_a_table_of_numbers_of_gpus(capsys: pytest.CaptureFixture[s
         (["--link", "450"], "--link: '450' is not two numbers"),
         (["--image", "wide"], "--image: 'wide' is no size in pixels"),
         (["--gpu", "Abacus"], "--gpu=Abacus: no peak in float32 is known"),
-        (["--tokens", "3"], "--tokens is 3"),
+        (["--tokens", "3"], "--tokens is 3; an example has"),
         (["--trainer.strategy=deepspeed"], "trainer.strategy is 'deepspeed'"),
         (["--scale", "--gpus-per-node", "3"], "--gpus-per-node is 3; --scale counts 8, 16, 32"),
         (["--trainer.strategy=fsdp2", "--trainer.precision=16-mixed"], "no loss scale"),

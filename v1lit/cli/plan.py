@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.table import Table
@@ -13,6 +14,7 @@ from rich.table import Table
 from v1lit.cli.errors import Parser, UserError, a_path
 from v1lit.cli.recipe import compose
 from v1lit.console import Console, screen
+from v1lit.errors import OptionError
 
 ABOUT = "Plan a run without GPUs and without weights: parameters, memory of a GPU, time, and what to change."
 MORE = "--key=value changes the recipe as in `v1lit run`."
@@ -38,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     from v1lit.plan.report import make_report, scaled
     from v1lit.training.quiet import quiet
 
-    with quiet(), recipe.options():
+    with quiet(), recipe.options(), _flags():
         config = RecipeCLI(recipe, parse_only=True).config.as_dict()
         setting, cluster = _setting(options, config), _cluster(options, config)
         limit = options.gpu_memory * (1 - options.reserve) * 1e9
@@ -54,6 +56,17 @@ def main(argv: Sequence[str]) -> int:
     else:
         _show(report, screen())
     return 0 if report["fits"] else 1
+
+
+@contextmanager
+def _flags() -> Iterator[None]:
+    """Make a UserError of an OptionError about a flag, which no file has."""
+    try:
+        yield
+    except OptionError as error:
+        if error.field.startswith("--"):
+            raise UserError(error.told()) from error
+        raise
 
 
 def _parser() -> Parser:
