@@ -113,11 +113,12 @@ def test_every_trainer_part_can_be_put_on_top_of_a_recipe(path):
     assert RecipeCLI(compose("qwen_v1g", [f"--{key}={path}"]), parse_only=True).config["trainer"]
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp", "hsdp", "fsdp_tp"])
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "hsdp", "fsdp_tp", "fsdp_cp"])
 def test_every_part_for_a_cluster_keeps_the_published_step(name):
     part = shipped("configs") / "trainer" / f"{name}.yaml"
     trainer = RecipeCLI(compose("qwen_v1g", [f"--trainer={part}"]), parse_only=True).config["trainer"]
-    alike = trainer["strategy"]["init_args"]["tensor"] if name == "fsdp_tp" else 1
+    options = trainer["strategy"]["init_args"] if name in ("fsdp_tp", "fsdp_cp") else {}
+    alike = options.get("tensor", 1) * options.get("context", 1)
     readers = trainer["devices"] * trainer["num_nodes"] // alike
     assert readers * trainer["accumulate_grad_batches"] * 2 == 64
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from lightning import Trainer
 from torch import Tensor
@@ -145,3 +146,23 @@ def largest_difference(first: dict[str, np.ndarray], second: dict[str, np.ndarra
     """Over all weights of two models with the same names."""
     assert first.keys() == second.keys()
     return max(float(np.abs(first[name] - second[name]).max()) for name in first)
+
+
+def train_in_twos(setting: Setting, strategy: Any, ranks: int, accumulate: int) -> list[Curve]:
+    """The run on that many ranks, two of which are one reader of data."""
+    batch = setting.examples // (ranks // 2 * accumulate)
+    setting = replace(setting, data={"batch_size": batch, **setting.data})
+    return train_on(setting, strategy, ranks, 1, accumulate)
+
+
+def assert_alike_in_twos(setting: Setting, strategy: Any, ranks: int, accumulate: int) -> None:
+    """That such a run trains as one process."""
+    one = train_on(setting, "auto", 1, accumulate=4)
+    several = train_in_twos(setting, strategy, ranks, accumulate)
+    expected = step_losses(one, 4, setting.steps)
+    assert step_losses(several, accumulate, setting.steps) == pytest.approx(expected, rel=1e-5)
+    assert one[0].norms[0] > setting.trainer.get("gradient_clip_val", 0.5)  # so that clipping is tried
+    for rank, curve in enumerate(several):
+        assert curve.losses == several[rank // 2 * 2].losses
+        assert curve.norms == pytest.approx(one[0].norms, rel=1e-5)
+        assert largest_difference(curve.weights, one[0].weights) < 3e-5

@@ -8,152 +8,37 @@ from typing import Any
 import pytest
 import torch
 from helpers.forked import needs_fork
-from helpers.gloo_ranks import gather, on_ranks
+from helpers.gloo_ranks import on_ranks
+from helpers.one_step import FAMILIES, OPTIONS, divided, steps
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 
-from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.efficiency import part_layers
-from v1lit.parallel.boxes import own_part, tile
-from v1lit.parallel.fill import fill_from_model, move_buffers
-from v1lit.parallel.gradients import clip_by_norm, total_norm
-from v1lit.parallel.sharding import COPIES, SHARDS, TENSOR, Meshes, shard_model
+from v1lit.parallel.sharding import TENSOR
 from v1lit.parallel.tensor_parallel import ROWS, layer_plan, refuse_uneven
-from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.joint_loss import LossShare
 from v1lit.pointer.layout import Targets
-from v1lit.pointer.model import PointAndCopyModel
 from v1lit.testing.models import build, inputs, packed_batch
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "llava", "internvl")
 LAYOUTS = {(1, 2, 2): 4, (2, 1, 2): 4, (1, 1, 2): 2}
 """Copies x shards x tensor: their ranks."""
-IMAGES = ((1, 2), (0,))
-"""Images of the examples that either reader of data has."""
-OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "plain": ({"first_pointer_weight": 3.0, "label_smoothing": 0.1}, {}),
-    "gate, embeddings as keys": ({"gate": True, "key_source": "embedding"}, {}),
-    "separate, recomputed": (
-        {"loss": "separate", "z_weight": 0.0},
-        {"gradient_checkpointing": ["language", "vision"]},
-    ),
-    "tied, frozen tower": (
-        {"tie_heads": True},
-        {"freeze": ["vision"], "tiny": {"tie_word_embeddings": True}},
-    ),
-}
-"""Of the pointer, and of the backbone."""
-
-
-def weight_sum(family: str, images: tuple[int, ...], pointer: PointerConfig) -> Tensor:
-    """What the losses of a batch are divided by, to be means."""
-    batch = packed_batch(family, images)
-    out = build(family, pointer)(**inputs(batch), labels=batch.labels)
-    return torch.stack(list(out.terms.counts.values())[: 2 if pointer.loss == "separate" else 1])
-
-
-def divided(model: PointAndCopyModel, layout: tuple[int, ...], **options: Any) -> PointAndCopyModel:
-    """The same model over all ranks."""
-    backbone = BackboneConfig(model.config.family, **options)
-    empty = PointAndCopyModel.build(backbone, model.pointer_options, empty=True)
-    ranks = init_device_mesh("cpu", layout, mesh_dim_names=(COPIES, SHARDS, TENSOR))
-    shard_model(empty, Meshes.of(ranks))
-    fill_from_model(empty, model, "cpu")
-    move_buffers(empty, "cpu")
-    return empty
-
-
-def whole(tensor: Any) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def step(
-    rank: int, family: str, layout: tuple[int, ...], pointer: dict[str, Any], backbone: dict[str, Any]
-) -> None:
-    """One step of both models: same loss, predictions, gradients, norms, clipped gradients and files."""
-    options = PointerConfig(**pointer)
-    model = build(family, options, **backbone).train()
-    ours = divided(model, layout, **backbone).train()
-    for name, parameter in ours.named_parameters():
-        assert torch.equal(whole(parameter), model.get_parameter(name)), name
-    readers = layout[0] * layout[1]
-    sums = [weight_sum(family, IMAGES[reader], options) for reader in range(readers)]
-    normalizer = torch.stack(sums).sum(0) / readers
-    normalizer = normalizer if options.loss == "separate" else normalizer[0]
-    losses = []
-    for reader in range(readers):
-        batch = packed_batch(family, IMAGES[reader])
-        out = model(**inputs(batch), labels=batch.labels, normalizer=normalizer)
-        (out.loss / readers).backward()
-        losses.append(out)
-    reader = rank // layout[2]
-    batch = packed_batch(family, IMAGES[reader])
-    theirs = losses[reader]
-    with torch.no_grad():  # divided by the weights of the batch alone
-        alone = [one(**inputs(batch), labels=batch.labels).loss for one in (ours, model)]
-    torch.testing.assert_close(*alone, rtol=1e-5, atol=1e-6)
-    out = ours(**inputs(batch), labels=batch.labels, normalizer=normalizer)
-    out.loss.backward()
-    torch.testing.assert_close(out.loss, theirs.loss, rtol=1e-5, atol=1e-6)
-    assert torch.equal(out.targets, theirs.targets)
-    assert torch.equal(out.terms.predictions, theirs.terms.predictions)
-    for name, value in theirs.losses.items():
-        torch.testing.assert_close(out.losses[name], value, rtol=1e-5, atol=1e-6)
-    compare_gradients(ours, model)
-    alike = slice(reader * layout[2], (reader + 1) * layout[2])
-    local = {name: p.grad.to_local().tolist() for name, p in ours.named_parameters() if "layernorm" in name}
-    assert all(grads == local for grads in gather(local)[alike]), "norms of layers would drift apart"
-    norms = [total_norm([p.grad for p in one.parameters() if p.grad is not None]) for one in (ours, model)]
-    torch.testing.assert_close(norms[0], norms[1], rtol=1e-5, atol=0.0)
-    for one in (ours, model):
-        clip_by_norm(list(one.parameters()), float(norms[1]) / 3)
-    compare_gradients(ours, model)
-    each_part_is_written_once(rank, ours)
-
-
-def compare_gradients(ours: nn.Module, model: nn.Module) -> None:
-    expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    largest = max(value.abs().max().item() for value in expected.values())
-    found = {name: whole(p.grad) for name, p in ours.named_parameters() if p.grad is not None}
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        torch.testing.assert_close(
-            found[name], value, rtol=1e-3, atol=1e-6 * largest, msg=lambda text, name=name: f"{name}: {text}"
-        )
-
-
-def each_part_is_written_once(rank: int, model: nn.Module) -> None:
-    parts = {name: own_part(name, tensor, rank) for name, tensor in model.named_parameters()}
-    everyone = gather({name: part.box for name, part in parts.items() if part.first})
-    for name, part in parts.items():
-        boxes = [boxes[name] for boxes in everyone if name in boxes]
-        assert tile(boxes, part.box.whole(part.shape)), name
-
-
-def steps(rank: int, family: str, layout: tuple[int, ...], names: list[str]) -> None:
-    for name in names:
-        try:
-            step(rank, family, layout, *OPTIONS[name])
-        except AssertionError as error:
-            raise AssertionError(f"{family}, {name}: {error}") from error
 
 
 @needs_fork
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_step_on_2_x_2_ranks_is_that_of_one_process(family: str, tmp_path: Path) -> None:
-    on_ranks(4, tmp_path, steps, family, (1, 2, 2), list(OPTIONS)[:: 1 if family == "qwen2_5_vl" else 2])
+    on_ranks(
+        4, tmp_path, steps, family, (1, 2, 2), TENSOR, list(OPTIONS)[:: 1 if family == "qwen2_5_vl" else 2]
+    )
 
 
 @needs_fork
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", [(1, 1, 2), (2, 1, 2)])
 def test_so_it_is_on_1_x_2_ranks_and_on_two_copies_of_2(layout: tuple[int, ...], tmp_path: Path) -> None:
-    on_ranks(LAYOUTS[layout], tmp_path, steps, "qwen2_5_vl", layout, list(OPTIONS)[:2])
+    on_ranks(LAYOUTS[layout], tmp_path, steps, "qwen2_5_vl", layout, TENSOR, list(OPTIONS)[:2])
 
 
 def count_sums(rank: int) -> tuple[int, int, int]:

@@ -29,6 +29,8 @@ STEP = 4
 TOTAL = 6
 
 
+IN_TWOS = ("tensor", "context")
+"""Kinds of runs in which two ranks compute the same batches."""
 Notes = list[tuple[float, tuple[str, ...]]]
 """Loss and examples of every micro-batch of a rank."""
 
@@ -52,9 +54,10 @@ def train(
 ) -> Notes:
     """Steps up to `until` on one rank of a run: its micro-batches."""
     strategy: Any = "auto"
-    readers = ranks // 2 if kind == "tensor" else ranks
+    inner = {kind: 2} if kind in IN_TWOS else {}
+    readers = ranks // 2 if inner else ranks
     if kind != "plain":
-        strategy = Sharded(tensor=ranks // readers, process_group_backend="gloo", timeout=50)
+        strategy = Sharded(**inner, process_group_backend="gloo", timeout=50)
     elif ranks > 1:
         strategy = DDPStrategy(process_group_backend="gloo")
     seen, last = Seen(until), LastCheckpoint(folder, every=1)
@@ -87,7 +90,7 @@ def in_parts(make: tuple[Any, Any], folder: Path, parts: list[tuple[int, str, in
         ended = run_ranks(ranks, train, *make, folder, ranks, kind, until, number > 0)
         assert newest_checkpoint(folder.parent) == folder / "last.ckpt"
         assert (folder / "last.ckpt").is_dir() == (kind != "plain")
-        if kind == "tensor":  # ranks that compute the same batches
+        if kind in IN_TWOS:
             assert ended[::2] == ended[1::2]
             ended = ended[::2]
         more = together(ended)
@@ -108,6 +111,7 @@ def test_a_run_goes_from_ranks_to_ranks_and_strategy_to_strategy(
         "ddp-fsdp-ddp": [(2, "plain", 2), (2, "sharded", 4), (2, "plain", 6)],
         "1-4": [(1, "plain", 3), (4, "sharded", 6)],
         "tensor": [(4, "tensor", 2), (2, "sharded", 4), (2, "tensor", 6)],
+        "context": [(4, "context", 2), (2, "sharded", 4), (2, "context", 6)],
     }
     for name, parts in ways.items():
         found = in_parts(make, tmp_path / name / "checkpoints", parts)

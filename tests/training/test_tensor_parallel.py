@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from helpers.curves import Curve, Setting, largest_difference, step_losses, train_on
+from helpers.curves import Setting, assert_alike_in_twos, step_losses, train_in_twos, train_on
 from helpers.forked import needs_fork
 
 from v1lit.data.config import EncodingConfig, PackingConfig
 from v1lit.training.strategies import Sharded
 
 pytestmark = [needs_fork, pytest.mark.slow, pytest.mark.dependencies]
-TENSOR = 2
 
 
 @pytest.fixture(scope="module")
@@ -22,49 +20,32 @@ def base(scenes: Path) -> Setting:
     return Setting(scenes)
 
 
-def train_in_twos(setting: Setting, ranks: int, accumulate: int, strategy: Any = None) -> list[Curve]:
-    """The run on that many ranks, two of which are one reader of data."""
-    batch = setting.examples // (ranks // TENSOR * accumulate)
-    setting = replace(setting, data={"batch_size": batch, **setting.data})
-    return train_on(setting, strategy or Sharded(tensor=TENSOR), ranks, 1, accumulate)
-
-
-def assert_alike(setting: Setting, ranks: int, accumulate: int, strategy: Any = None) -> None:
-    one = train_on(setting, "auto", 1, accumulate=4)
-    several = train_in_twos(setting, ranks, accumulate, strategy)
-    expected = step_losses(one, 4, setting.steps)
-    assert step_losses(several, accumulate, setting.steps) == pytest.approx(expected, rel=1e-5)
-    assert one[0].norms[0] > setting.trainer.get("gradient_clip_val", 0.5)  # so that clipping is tried
-    for rank, curve in enumerate(several):
-        assert curve.losses == several[rank // TENSOR * TENSOR].losses
-        assert curve.norms == pytest.approx(one[0].norms, rel=1e-5)
-        assert largest_difference(curve.weights, one[0].weights) < 3e-5
-
-
 def test_packed_rows_train_as_on_one(base: Setting) -> None:
     encoding = EncodingConfig(max_tokens=256, coordinates=False)
     data = {"packing": PackingConfig(length=256), "encoding": encoding, "batch_size": 2}
-    assert_alike(replace(base, data=data, backbone={"gradient_checkpointing": ["language"]}), 4, 2)
+    setting = replace(base, data=data, backbone={"gradient_checkpointing": ["language"]})
+    assert_alike_in_twos(setting, Sharded(tensor=2), 4, 2)
 
 
 def test_copies_of_two_train_as_one(base: Setting) -> None:
-    assert_alike(base, 4, 2, Sharded(shard=2, tensor=2))
+    assert_alike_in_twos(base, Sharded(shard=2, tensor=2), 4, 2)
 
 
 def test_ranks_without_an_example_take_part(base: Setting) -> None:
     """24 examples in steps of 16: in the second step of every epoch the second reader has none."""
-    assert_alike(replace(base, family="llava", examples=16), 4, 1)
+    assert_alike_in_twos(replace(base, family="llava", examples=16), Sharded(tensor=2), 4, 1)
 
 
 def test_two_ranks_of_a_node_are_one_reader_by_the_strategys_name(base: Setting) -> None:
     pointer = {"loss": "separate", "z_weight": 0.0}
     setting = replace(base, family="internvl", pointer=pointer, module={"verify_loss": 1})
-    assert_alike(setting, 2, 4, "fsdp2_tp")
+    assert_alike_in_twos(setting, "fsdp2_tp", 2, 4)
 
 
 def test_validation_is_that_of_one_rank(base: Setting) -> None:
     setting = replace(base, steps=3, trainer={"limit_val_batches": 1.0}, data={"val_batch_size": 4})
-    one, ranks = train_on(setting, "auto", 1, accumulate=4)[0], train_in_twos(setting, 4, 2)
+    one = train_on(setting, "auto", 1, accumulate=4)[0]
+    ranks = train_in_twos(setting, Sharded(tensor=2), 4, 2)
     assert one.val
     for curve in ranks:
         assert curve.val == pytest.approx(one.val, rel=1e-5, abs=1e-6)
@@ -72,13 +53,13 @@ def test_validation_is_that_of_one_rank(base: Setting) -> None:
 
 def test_muon_trains_as_far_as_its_own_bfloat16_allows(base: Setting) -> None:
     setting = replace(base, optimizer={"name": "muon"})
-    one, four = train_on(setting, "auto", 1, accumulate=4), train_in_twos(setting, 4, 2)
+    one, four = train_on(setting, "auto", 1, accumulate=4), train_in_twos(setting, Sharded(tensor=2), 4, 2)
     assert step_losses(four, 2, 4) == pytest.approx(step_losses(one, 4, 4), rel=2e-4)
 
 
 def test_mixed_precision_is_near_that_of_one_rank(base: Setting) -> None:
     setting = replace(base, precision="bf16-mixed")
-    one, two = train_on(setting, "auto", 1, accumulate=4), train_in_twos(setting, 2, 4)
+    one, two = train_on(setting, "auto", 1, accumulate=4), train_in_twos(setting, Sharded(tensor=2), 2, 4)
     assert step_losses(two, 4, 4) == pytest.approx(step_losses(one, 4, 4), rel=5e-3)
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 
-from v1lit.backbones.attention_kernels import AUTO, KERNELS
+from v1lit.backbones.attention_kernels import AUTO, KERNELS, Attend
 from v1lit.backbones.config import ATTENTION
 from v1lit.backbones.segments import Segments
 from v1lit.errors import OptionError, name_allowed
@@ -126,9 +126,13 @@ def _attention(
     attention_mask: Tensor | None,
     *args: Any,
     segments: Segments | None = None,
+    attend: Attend = attend_segments,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """As transformers calls it: `[batch, heads, tokens, head dim]` to `[batch, tokens, heads, head dim]`."""
+    """As transformers calls it: `[batch, heads, tokens, head dim]` to `[batch, tokens, heads, head dim]`.
+
+    segments: of a packed row. attend: computes it where ranks share its tokens.
+    """
     if segments is None:
         return stock(module, query, key, value, attention_mask, *args, **options)
     _refuse(options, query, segments)
@@ -136,7 +140,7 @@ def _attention(
     q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
     scale = options.get("scaling")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return attend_segments(q, k, v, segments, scale)[None], None
+    return attend(q, k, v, segments, scale)[None], None
 
 
 def _refuse(options: dict[str, Any], query: Tensor, segments: Segments) -> None:

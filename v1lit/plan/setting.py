@@ -170,6 +170,10 @@ def strategy_of(trainer: dict[str, Any], nodes: int, gpus: int) -> dict[str, Any
         why = name_allowed(given, ["auto", "ddp", *NAMES])
         raise OptionError("strategy", given, why, "trainer")
     options = {**NAMES.get(given, {}), **options}
+    if (context := options.get("context", 1)) != 1:
+        raise OptionError(
+            "context", context, "it is not planned yet; plan with 1", "trainer.strategy.init_args"
+        )
     named = {"all": nodes * gpus, "node": gpus}
     shard, tensor = options.get("shard", "all"), options.get("tensor", 1)
     return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -44,6 +44,8 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
 
     loss_share: LossShare | None = None
     """Ranks that compute the same batches as this one, and share the positions of their loss."""
+    decode: Callable[..., Any] | None = None
+    """Calls the decoder, the first argument, with the others, where ranks share the tokens of a row."""
 
     def forward(
         self,
@@ -99,12 +101,16 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
             decoding |= packed_decoder_arguments(segments, embeds.device, embeds.dtype)
         elif targets is not None:
             decoding["use_cache"] = False
-        decoded = self.backbone.get_decoder()(inputs_embeds=embeds, position_ids=position_ids, **decoding)
+        decoded = self._decode(inputs_embeds=embeds, position_ids=position_ids, **decoding)
         if targets is not None:
             return self._loss(decoded.last_hidden_state, values, layout, targets, reduction, normalizer)
         keys = self._keys(decoded.last_hidden_state, values, layout)
         memory = PointerMemory(layout.pad(keys), layout.pad(values), layout.mask)
         return self._point(decoded, memory, logits_to_keep)
+
+    def _decode(self, **inputs: Any) -> Any:
+        decoder = self.backbone.get_decoder()
+        return decoder(**inputs) if self.decode is None else self.decode(decoder, **inputs)
 
     def _decode_next(
         self, input_ids: Tensor, memory: PointerMemory, logits_to_keep: int, decoding: dict[str, Any]

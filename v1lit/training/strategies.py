@@ -1,4 +1,4 @@
-"""`Sharded`: one strategy for FSDP2, with copies between nodes (HSDP), tensor parallelism, or neither."""
+"""`Sharded`: one strategy for FSDP2, with copies between nodes (HSDP), tensor or context parallelism."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from v1lit.backbones.config import BackboneConfig
 from v1lit.errors import OptionError
 from v1lit.parallel.fetch import fetch_weights
 from v1lit.parallel.fill import fill
-from v1lit.parallel.sharding import COPIES, SHARDS, TENSOR, Meshes, shard_model
+from v1lit.parallel.sharding import CONTEXT, COPIES, SHARDS, TENSOR, Meshes, shard_model
 from v1lit.parallel.tensor_parallel import IndivisibleError
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel
@@ -46,6 +46,8 @@ class Sharded(FolderStrategy):
             copies of it, whose gradients are averaged.
         tensor: of these, ranks of one node that compute the same batches, each with its part of every matrix
             of the language layers: a number, or those of a node. They count as one reader of data.
+        context: instead of `tensor`, ranks of one node that compute the same packed rows together, each with
+            its part of the tokens: a number, or those of a node. They count as one reader of data.
         reduce_every_micro_batch: reduce gradients in every backward pass, so that no rank holds a whole one.
         process_group_backend: such as "nccl" or "gloo"; None for the device's own.
         timeout: seconds after which ranks that wait for another one give up.
@@ -55,6 +57,7 @@ class Sharded(FolderStrategy):
         self,
         shard: Size = "all",
         tensor: Size = 1,
+        context: Size = 1,
         reduce_every_micro_batch: bool = False,
         process_group_backend: str | None = None,
         timeout: float = 1800.0,
@@ -62,6 +65,7 @@ class Sharded(FolderStrategy):
         super().__init__(process_group_backend=process_group_backend, timeout=timedelta(seconds=timeout))
         self.shard = shard
         self.tensor = tensor
+        self.context = context
         self.reduce_every_micro_batch = reduce_every_micro_batch
 
     def setup_environment(self) -> None:
@@ -75,18 +79,28 @@ class Sharded(FolderStrategy):
         return self.num_nodes * self.num_processes
 
     def _mesh(self) -> DeviceMesh:
-        world, size, tensor = self._world(), self._ranks(self.shard), self._ranks(self.tensor)
+        world, size = self._world(), self._ranks(self.shard)
         if size < 1 or world % size:
             why = f"{world} ranks cannot be divided by it; give a divisor, node or all"
             raise OptionError("shard", self.shard, why, GROUP)
-        if tensor < 1 or self.num_processes % tensor or size % tensor:
+        if self._ranks(self.tensor) != 1 and self._ranks(self.context) != 1:
+            why = f"ranks share matrices or tokens, not both, and tensor is {self.tensor}; leave one out"
+            raise OptionError("context", self.context, why, GROUP)
+        name, option = self._inner
+        inner = self._ranks(option)
+        if inner < 1 or self.num_processes % inner or size % inner:
             why = (
                 f"the {self.num_processes} ranks of a node, and the {size} that the model is divided over, "
                 "cannot be divided by it; give a divisor of both"
             )
-            raise OptionError("tensor", self.tensor, why, GROUP)
-        shape = (world // size, size // tensor, tensor)
-        return init_device_mesh(self.root_device.type, shape, mesh_dim_names=(COPIES, SHARDS, TENSOR))
+            raise OptionError(name, option, why, GROUP)
+        shape = (world // size, size // inner, inner)
+        return init_device_mesh(self.root_device.type, shape, mesh_dim_names=(COPIES, SHARDS, name))
+
+    @property
+    def _inner(self) -> tuple[str, Size]:
+        """What ranks that compute the same batches share, by the option's name, and the option."""
+        return (TENSOR, self.tensor) if self._ranks(self.context) == 1 else (CONTEXT, self.context)
 
     def _ranks(self, size: Size) -> int:
         named = {"all": self._world(), "node": self.num_processes}
@@ -94,7 +108,7 @@ class Sharded(FolderStrategy):
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        same = self._ranks(self.tensor)
+        same = self._ranks(self._inner[1])
         return {"num_replicas": self.world_size // same, "rank": self.global_rank // same}
 
     # ------------------------------------------------------------------ precision
@@ -126,7 +140,7 @@ class Sharded(FolderStrategy):
         try:
             shard_model(model, Meshes.of(self.device_mesh), self.compute_dtype)
         except IndivisibleError as error:
-            raise OptionError("tensor", self.tensor, str(error), GROUP) from error
+            raise OptionError(*self._inner, str(error), GROUP) from error
         fill(model, backbone, self.root_device)
         return model
 
