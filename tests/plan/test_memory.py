@@ -145,6 +145,8 @@ def test_with_tensor_parallelism_a_gpu_gathers_and_computes_a_part_of_the_langua
 def test_what_cannot_be_planned_is_refused_by_name() -> None:
     with pytest.raises(OptionError, match=r"trainer.strategy is 'deepspeed'; allowed: auto, ddp, fsdp2"):
         strategy_of({"strategy": "deepspeed"}, 1, 8)
+    with pytest.raises(OptionError, match="context is 4; it is not planned yet"):
+        strategy_of({"strategy": {"class_path": SHARDED, "init_args": {"context": 4}}}, 1, 8)
     with pytest.raises(OptionError, match="8 GPUs need ddp"):
         replace(TINY, strategy="one")
     with pytest.raises(OptionError, match="8 GPUs cannot be divided by it"):
