@@ -158,7 +158,7 @@ def test_what_cannot_be_planned_is_refused_by_name() -> None:
 
 
 def test_published_sizes_add_up_to_the_parameters_of_the_checkpoints() -> None:
-    published = {  # from the headers of the checkpoints' files, as the hub shows them
+    published = {  # as the checkpoints are known to have; not looked up again
         "Qwen/Qwen2.5-VL-3B-Instruct": 3_754_622_976,
         "Qwen/Qwen2.5-VL-7B-Instruct": 8_292_166_656,
         "Qwen/Qwen2-VL-7B-Instruct": 8_291_375_616,

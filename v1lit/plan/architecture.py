@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 def published_sizes() -> dict[str, dict[str, Any]]:
     """Configs of published checkpoints by hub id, as far as they decide what is computed.
 
-    Source: config.json of each repository on the hub, October 2025.
+    Written down without the hub at hand, as config.json of each repository is known; `path` of `model_config`
+    takes the real file instead.
     """
     text = files("v1lit.plan").joinpath("published_configs.json").read_text(encoding="utf-8")
     sizes: dict[str, dict[str, Any]] = json.loads(text)
