@@ -56,7 +56,8 @@ OTHERS = {
     "_attn_implementation_internal": "transformers",
     "_get_dtype_plan": "transformers", "_adjust_missing_and_unexpected_keys": "transformers",
     "_parameters": "torch", "_buffers": "torch", "_non_persistent_buffers_set": "torch", "_flatten": "torch",
-    "_from_config": "transformers", "_cdata": "torch", "_to_copy": "torch", "_asdict": "NamedTuple, documented",
+    "_from_config": "transformers", "_cdata": "torch", "_to_copy": "torch",
+    "_asdict": "NamedTuple, documented",
     "_strip_protocol": "fsspec", "_actions": "argparse", "_exit": "os, documented",
     "_replace": "NamedTuple, documented", "_current_frames": "sys, documented",
 }  # fmt: skip
