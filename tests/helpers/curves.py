@@ -30,6 +30,8 @@ class Curve:
 
     losses: list[float] = field(default_factory=list)
     """Of every micro-batch of a rank; their mean over the parts of a step is the step's."""
+    images: list[int] = field(default_factory=list)
+    """Of every micro-batch of a rank."""
     norms: list[float] = field(default_factory=list)
     """Of the gradients, before clipping."""
     weights: dict[str, np.ndarray] = field(default_factory=dict)
@@ -73,6 +75,7 @@ class NotedModule(V1Module):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         loss = super().training_step(batch, batch_idx)
+        self.curve.images.append(batch.images)
         self.curve.losses.append(float("nan") if loss is None else loss.item())
         return loss
 
