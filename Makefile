@@ -13,7 +13,7 @@ RESOLVE_locked := --constraint requirements.lock
 RESOLVE_newest := --upgrade
 
 .PHONY: help quickstart install check fix lock bench bench-gpu docs clean
-.PHONY: test test-fast test-oldest test-locked test-newest coverage
+.PHONY: test test-fast test-oldest test-locked test-newest coverage soak
 
 help:
 	@echo "make quickstart   install, then watch a tiny model learn to point (minutes on a laptop, no download of data)"
@@ -25,6 +25,7 @@ help:
 	@echo "make test-oldest  those that touch dependencies, in an environment with the lowest allowed versions"
 	@echo "make test-locked  the same with those of requirements.lock"
 	@echo "make test-newest  the same with the newest; each of the three notes its versions in docs/versions.md"
+	@echo "make soak         the longer ones: nodes whose cable is cut, ranks killed at random moments; about an hour"
 	@echo "make coverage     all tests, and which lines and branches of v1lit they do not reach"
 	@echo "make lock         write requirements.lock again from pyproject.toml, with the newest versions"
 	@echo "make bench        measure speed and memory (ten minutes on a CPU) and write docs/benchmarks.md"
@@ -53,6 +54,12 @@ test: $(VENV)/.dev
 
 test-fast: $(VENV)/.dev
 	PATH="$(abspath $(BIN)):$$PATH" $(PYTEST) -m "not slow"
+
+soak: $(VENV)/.dev
+	PATH="$(abspath $(BIN)):$$PATH" V1LIT_SOAK=1 OMP_NUM_THREADS=1 pytest -m soak
+	$(BIN)/python tools/soak.py --kills 200
+	$(BIN)/python tools/soak.py --ranks 4 --strategy ddp,fsdp2,hsdp,fsdp2_tp --kills 10
+	$(BIN)/python tools/soak.py --ranks 4,2,1 --strategy ddp,fsdp2 --kills 6
 
 # Set up in .coveragerc; the files of which least is reached come first.
 coverage: $(VENV)/.dev

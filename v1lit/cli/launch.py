@@ -18,6 +18,8 @@ from v1lit.cli.recipe import compose, read_changes, shipped_recipes
 from v1lit.errors import OptionError, did_you_mean
 from v1lit.launch.job import Job
 
+CPP_LEVEL = "TORCH_CPP_LOG_LEVEL"
+"""Which messages of torch's C++ code are shown."""
 KINDS = ("slurm", "k8s", "local", "node")
 USAGE = """usage: v1lit launch slurm RECIPE --nodes N --gpus-per-node N ... [--key=value ...]   a job of SLURM
        v1lit launch k8s RECIPE --nodes N --gpus-per-node N --image IMAGE ...   a JobSet of Kubernetes
@@ -158,7 +160,12 @@ def _node(argv: Sequence[str]) -> int:
         raise UserError(
             "--number is missing: which node is this, from 0 on?\n--number-from=NAME takes a variable"
         )
-    from v1lit.launch.node import Node, run_node  # torch: only where it is needed
+    level = os.environ.get(CPP_LEVEL)
+    os.environ[CPP_LEVEL] = level or "ERROR"  # it warns, with a stack of C++, of what is told in words here
+    from v1lit.launch.node import Node, run_node  # torch, which reads that once: only where it is needed
+
+    if level is None:
+        del os.environ[CPP_LEVEL]  # not for the ranks
     from v1lit.processes import end_with_launcher
     from v1lit.training import attempts
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from v1lit.cli.recipe import read_changes
 from v1lit.cli.run_folder import is_first, is_helper
+from v1lit.training.attempts import LAUNCH
 from v1lit.training.checkpoints import newest_checkpoint
 from v1lit.training.stopping import RunStopped, StopRequests
 
@@ -52,7 +54,12 @@ def tell_stopped(stop: RunStopped, folder: Path, argv: Sequence[str]) -> int:
 
 
 def resume_command(argv: Sequence[str], folder: Path) -> str:
-    """The command of the run, changed to resume from the newest checkpoint of its folder."""
+    """The command of the run, changed to resume from the newest checkpoint of its folder.
+
+    Of a launched run, whose own command is that of one rank, what to add to that of the launch.
+    """
+    if os.environ.get(LAUNCH):
+        return f"the command of the launch and --run.name={shlex.quote(folder.name)}"
     recipe, *changes = argv
     kept = [(key, value) for key, value in read_changes(changes) if key not in ("run.name", "run.resume")]
     pairs = [*kept, ("run.name", folder.name), ("run.resume", "last")]

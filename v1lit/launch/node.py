@@ -8,6 +8,7 @@ not started again.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -157,6 +158,10 @@ class Agent(LocalElasticAgent):
         what = again if self._failures <= most else f"--max-restarts={most} allows no more"
         _say(f"node {self.node.number}: rank {rank} ended with {_named(code)}; {what}")
         return result
+
+
+# At every end of a rank it writes what is told here in other words.
+logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
 
 
 def run_node(node: Node, command: Sequence[str], note: Note) -> int:
