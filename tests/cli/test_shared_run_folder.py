@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,13 @@ def folder_of(run: RunConfig) -> Path:
     with run_folder(run, "recipe") as folder:
         (folder / "kept").touch()
         return folder
+
+
+def test_the_folder_is_told_while_the_run_lasts_and_no_longer(tmp_path: Path) -> None:
+    """Ranks that are launched later from the same process would write to the folder of the run before."""
+    with run_folder(RunConfig(folder=str(tmp_path), name="mine"), "recipe") as folder:
+        assert os.environ[VARIABLE] == str(folder)
+    assert VARIABLE not in os.environ
 
 
 def test_several_processes_need_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

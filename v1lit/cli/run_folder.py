@@ -46,6 +46,7 @@ def run_folder(run: RunConfig, recipe: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
+        os.environ.pop(VARIABLE, None)  # another run of this process, and what it starts, has another folder
         _remove_empty([*([folder] if is_new else []), *missing])
 
 
