@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers.curves import Setting, step_losses, train_on
+from helpers.curves import Curve, Setting, step_losses, train_on
 from helpers.forked import needs_fork
 from helpers.shard_cases import make, read_all
 
@@ -37,6 +37,12 @@ def mixed(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def alone() -> dict[str, list[Curve]]:
+    """The run of a family on one rank, once it was made."""
+    return {}
+
+
 @pytest.mark.parametrize(
     ("family", "strategy", "ranks", "nodes"),
     [
@@ -47,7 +53,7 @@ def mixed(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_twenty_steps_over_ranks_are_those_of_one(
-    family: str, strategy: str, ranks: int, nodes: int, mixed: Path
+    family: str, strategy: str, ranks: int, nodes: int, mixed: Path, alone: dict[str, list[Curve]]
 ) -> None:
     readers = nodes if strategy == "fsdp2_tp" else ranks
     setting = Setting(
@@ -61,7 +67,7 @@ def test_twenty_steps_over_ranks_are_those_of_one(
             "batch_size": 1,
         },
     )
-    one = train_on(setting, "auto", 1, accumulate=4)
+    one = alone[family] = alone.get(family) or train_on(setting, "auto", 1, accumulate=4)
     several = train_on(setting, strategy, ranks, nodes, accumulate=4 // readers)
     apart = several[:: ranks // readers]
     assert any(0 in images and any(images) for images in zip(*(curve.images for curve in apart), strict=True))
