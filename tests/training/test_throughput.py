@@ -117,7 +117,8 @@ def test_batches_that_two_processes_compute_together_count_once(
     alone, together = rates(Ranks(), 1), rates(Two(alike=2), 2)
     assert together.pop("train/mfu") == pytest.approx(alone.pop("train/mfu") / 2)
     for name in throughput.RATES:
-        assert together[name] == pytest.approx(alone[name]), name
+        if not name.startswith("train/slowest_rank"):  # of processes, not of what they read
+            assert together[name] == pytest.approx(alone[name]), name
 
 
 def test_mfu_is_the_operations_of_the_interval_over_those_of_the_peak(fit: Any, clock: Clock) -> None:
