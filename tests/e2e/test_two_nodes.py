@@ -50,11 +50,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "strategy",
-    [pytest.param(one, marks=pytest.mark.soak) if one != "fsdp2" else one
-     for one in ("fsdp2", "ddp", "hsdp", "fsdp2_tp")],
-)  # fmt: skip
+@pytest.mark.soak
+@pytest.mark.parametrize("strategy", ["fsdp2", "ddp", "hsdp", "fsdp2_tp"])
 def test_a_cut_cable_ends_both_nodes_and_4_2_and_1_ranks_go_the_way_of_one(
     strategy: str, alone: Path, joined: Cable, data: Path, tmp_path: Path
 ) -> None:
