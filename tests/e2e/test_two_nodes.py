@@ -89,8 +89,7 @@ def test_a_cut_cable_ends_both_nodes_and_4_2_and_1_ranks_go_the_way_of_one(
         assert [node.wait(timeout=280) for node in nodes] == [0, 0], output(folder)
     done = run_here(folder, *steps(8, 1), "--run.resume=auto", "--run.name=it")
     assert done.returncode == 0, done.stderr
-    # A start that fails on a crowded machine is made again by the launcher, from the same step.
-    assert sorted({one.step for one in attempts(folder / "runs/it")}) == [0, 2, 4]
+    assert [one.step for one in attempts(folder / "runs/it")] == [0, 2, 4]
 
     expected, found = steps_of(alone), steps_of(folder)
     assert found.keys() == expected.keys() == set(range(8))
