@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from torch import Tensor, distributed
 
 from v1lit.backbones.config import BackboneConfig
 from v1lit.errors import OptionError
+from v1lit.plan import timeline
 from v1lit.plan.architecture import published_sizes
 from v1lit.plan.planner import Planner
 from v1lit.plan.setting import Setting, strategy_of
-from v1lit.plan.speed import Cluster, sent_by, speed_of
+from v1lit.plan.speed import Cluster, Layers, sent_by, speed_of
 from v1lit.plan.units import Size
 from v1lit.pointer.config import PointerConfig
 from v1lit.training.config import OptimizerConfig
@@ -30,6 +34,7 @@ TINY = Setting(
     image=(84, 84),
 )
 
+LAYERS = Layers(number=2, hidden=64, heads=8, key_heads=2, head_size=8)
 PLANNER = Planner()
 """Keeps steps on paper from test to test."""
 
@@ -83,13 +88,13 @@ def test_changes_come_one_after_another_until_it_fits() -> None:
 def test_a_sum_sends_twice_and_a_division_sends_weights_as_well() -> None:
     size = Size(1000, 800)
     two_nodes = replace(TINY, nodes=2)
-    assert sent_by(two_nodes, size, (2, 64)).inside == 2 * 800 * 4 * 15 / 16
-    assert sent_by(two_nodes, size, (2, 64)).between == 2 * 800 * 4 / 2 / 8
+    assert sent_by(two_nodes, size, LAYERS).inside == 2 * 800 * 4 * 15 / 16
+    assert sent_by(two_nodes, size, LAYERS).between == 2 * 800 * 4 / 2 / 8
     divided = replace(two_nodes, strategy="fsdp2")
     every = (2 * 1000 * 2 * 2 + 800 * 4) * 15 / 16
-    assert sent_by(divided, size, (2, 64)).inside == every
-    assert sent_by(replace(divided, reduce_every=True), size, (2, 64)).inside == every + 800 * 4 * 15 / 16
-    copied = sent_by(replace(two_nodes, strategy="hsdp"), size, (2, 64))
+    assert sent_by(divided, size, LAYERS).inside == every
+    assert sent_by(replace(divided, reduce_every=True), size, LAYERS).inside == every + 800 * 4 * 15 / 16
+    copied = sent_by(replace(two_nodes, strategy="hsdp"), size, LAYERS)
     assert copied.between == 2 * 800 * 4 / 8 / 2
 
 
@@ -111,14 +116,18 @@ SHARDED = "v1lit.training.strategies.Sharded"
     [
         ("auto", {"strategy": "ddp"}),
         ("ddp_spawn", {"strategy": "ddp"}),
-        ("hsdp", {"strategy": "hsdp", "shard": None, "tensor": 1, "reduce_every": False}),
+        ("hsdp", {"strategy": "hsdp", "shard": None, "tensor": 1, "context": 1, "reduce_every": False}),
         (
             {"class_path": SHARDED, "init_args": {"shard": 4, "reduce_every_micro_batch": True}},
-            {"strategy": "fsdp2", "shard": 4, "tensor": 1, "reduce_every": True},
+            {"strategy": "fsdp2", "shard": 4, "tensor": 1, "context": 1, "reduce_every": True},
         ),
         (
             {"class_path": SHARDED, "init_args": {"tensor": "node"}},
-            {"strategy": "fsdp2", "shard": None, "tensor": 8, "reduce_every": False},
+            {"strategy": "fsdp2", "shard": None, "tensor": 8, "context": 1, "reduce_every": False},
+        ),
+        (
+            {"class_path": SHARDED, "init_args": {"shard": "node", "context": 4}},
+            {"strategy": "hsdp", "shard": None, "tensor": 1, "context": 4, "reduce_every": False},
         ),
     ],
 )
@@ -142,11 +151,51 @@ def test_with_tensor_parallelism_a_gpu_gathers_and_computes_a_part_of_the_langua
     assert four.sent.inside > one.sent.inside
 
 
+def test_with_context_parallelism_a_gpu_has_a_part_of_the_tokens_and_its_share_of_all_weights() -> None:
+    alone = replace(TINY, strategy="fsdp2", nodes=2, tokens=800)
+    together = replace(alone, context=4)
+    whole, part = (PLANNER.memory(setting) for setting in (alone, together))
+    assert (part.weights, part.moments) == (whole.weights, whole.moments)
+    assert PLANNER.activations(alone) / 4 < PLANNER.activations(together) < PLANNER.activations(alone) / 2
+    assert together.examples_per_step == alone.examples_per_step / 4
+    model, shape, size = PLANNER.model(alone), PLANNER.shape(alone), PLANNER.size(alone)
+    cluster = Cluster(peak=1e12, mfu=0.5, inside=1e9, between=1e9)
+    one, four = (speed_of(setting, model, shape, size, cluster) for setting in (alone, together))
+    assert one.flops / 4 < four.flops < one.flops
+    assert four.sent.between == one.sent.between
+
+
+@pytest.mark.parametrize("recomputed", [[], ["language"]])
+def test_what_gpus_exchange_for_a_row_is_what_a_step_on_paper_exchanges(
+    recomputed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exchanged: list[int] = []
+
+    def note(received: Tensor, *args: Any, **options: Any) -> None:
+        exchanged.append(received.numel() * received.element_size() * 3 // 4)
+
+    monkeypatch.setattr(timeline, "without_exchange", nullcontext)
+    monkeypatch.setattr(distributed, "all_to_all_single", note)
+    monkeypatch.setattr(distributed, "all_gather_into_tensor", note)
+    backbone = replace(TINY.backbone, gradient_checkpointing=recomputed)  # its four layers all compute
+    setting = replace(TINY, strategy="fsdp2", accumulate=1, backbone=backbone)
+    together = replace(setting, context=4)
+    Planner().memory(together)
+    layers, size = Layers.of(PLANNER.model(setting).config.get_text_config()), Size(0, 0)
+    gradient_of_states = 2 * 4 * 100 * layers.hidden * 2 * 3 / 4  # what the loss sums
+    assert sent_by(setting, size, layers).inside == 0
+    assert sent_by(together, size, layers).inside == sum(exchanged) + gradient_of_states
+
+
 def test_what_cannot_be_planned_is_refused_by_name() -> None:
     with pytest.raises(OptionError, match=r"trainer.strategy is 'deepspeed'; allowed: auto, ddp, fsdp2"):
         strategy_of({"strategy": "deepspeed"}, 1, 8)
-    with pytest.raises(OptionError, match="context is 4; it is not planned yet"):
-        strategy_of({"strategy": {"class_path": SHARDED, "init_args": {"context": 4}}}, 1, 8)
+    with pytest.raises(OptionError, match="context is 4; GPUs share matrices or tokens, not both"):
+        replace(TINY, strategy="fsdp2", tensor=2, context=4)
+    with pytest.raises(OptionError, match="context is 3; the 8 GPUs of a node"):
+        replace(TINY, strategy="fsdp2", context=3)
+    with pytest.raises(OptionError, match="context is 8; num_attention_heads=4 of the language model"):
+        PLANNER.memory(replace(TINY, strategy="fsdp2", context=8))
     with pytest.raises(OptionError, match="8 GPUs need ddp"):
         replace(TINY, strategy="one")
     with pytest.raises(OptionError, match="8 GPUs cannot be divided by it"):

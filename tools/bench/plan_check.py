@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from v1lit.backbones.config import BackboneConfig, Layered, Part
 from v1lit.parallel.gradients import clip_by_norm
-from v1lit.parallel.sharding import COPIES, SHARDS, TENSOR, Meshes, shard_model
+from v1lit.parallel.sharding import CONTEXT, COPIES, SHARDS, TENSOR, Meshes, shard_model
 from v1lit.plan.architecture import model_config, model_on_meta, split_layers
 from v1lit.plan.batch import BatchShape, ImageShape, PaperBatch
 from v1lit.plan.gpu_kernels import Compute
@@ -68,6 +68,7 @@ class Case:
     accumulate: int = 1
     reduce_every: bool = False
     tensor: int = 1
+    context: int = 1
     freeze: list[Part] = field(default_factory=list)
     examples: int = 2
     tokens: int = 400
@@ -103,6 +104,7 @@ class Case:
             self.accumulate > 1
         )
         words += [f"tensor {self.tensor}"] * (self.tensor > 1)
+        words += [f"context {self.context}"] * (self.context > 1)
         words += ["reduce every"] * self.reduce_every + [f"freeze {part}" for part in self.freeze]
         return ", ".join(words)
 
@@ -121,6 +123,20 @@ CASES = (
     Case("llava", LARGE, "fsdp2", 2, recompute=True, tokens=700, image=(84, 84)),
     Case("internvl", LARGE, "hsdp", 4, mixed=True, recompute=True),
     Case("qwen2_vl", SMALL, "fsdp2", 4, mixed=True, recompute=True, accumulate=2, tensor=2),
+    Case("qwen2_5_vl", SMALL, "fsdp2", 2, context=2, tokens=801, examples=1, image=(112, 84)),
+    Case(
+        "llava",
+        SMALL,
+        "fsdp2",
+        4,
+        mixed=True,
+        recompute=True,
+        accumulate=2,
+        context=2,
+        tokens=1001,
+        examples=3,
+        image=(84, 84),
+    ),
 )
 
 
@@ -154,7 +170,13 @@ def planned(case: Case) -> Memory:
 
 def shape_of(case: Case) -> BatchShape:
     """The micro-batch of a case."""
-    return BatchShape(case.examples, case.tokens, ImageShape.of(case.backbone, case.image), case.tensor)
+    return BatchShape(
+        case.examples,
+        case.tokens,
+        ImageShape.of(case.backbone, case.image),
+        case.tensor * case.context,
+        case.context,
+    )
 
 
 # ---- measured ---------------------------------------------------------------------------------------------
@@ -206,8 +228,9 @@ def measure(case: Case) -> int:
     if case.strategy == "ddp":
         wrapped = DistributedDataParallel(model)
     elif case.sharded:
-        shape = (case.ranks // case.shards, case.shards // case.tensor, case.tensor)
-        mesh = init_device_mesh("cpu", shape, mesh_dim_names=(COPIES, SHARDS, TENSOR))
+        name, inner = (CONTEXT, case.context) if case.context > 1 else (TENSOR, case.tensor)
+        shape = (case.ranks // case.shards, case.shards // inner, inner)
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=(COPIES, SHARDS, name))
         shard_model(model, Meshes.of(mesh), torch.bfloat16 if case.mixed else None)
     live = Measured()
     own = [t.to_local() if isinstance(t, DTensor) else t for t in model.parameters()]

@@ -219,8 +219,9 @@ def _show(report: dict[str, Any], console: Console) -> None:
     """Print a plan."""
     batch, speed = report["micro_batch"], report["speed"]
     world = report["nodes"] * report["gpus_per_node"]
+    inner = "".join(f", {name} {report[name]}" for name in ("tensor", "context") if report[name] > 1)
     console.print(
-        f"{report['backbone']}, {report['strategy']}, {report['precision']}, {report['nodes']} x "
+        f"{report['backbone']}, {report['strategy']}{inner}, {report['precision']}, {report['nodes']} x "
         f"{report['gpus_per_node']} GPUs; micro-batches of {batch['examples']} examples, {batch['tokens']:,} "
         f"tokens ({batch['image_tokens']:,} of images), {batch['accumulate']} accumulated"
     )

@@ -53,6 +53,8 @@ class BatchShape:
     """One image of each example; None for text alone."""
     sharing: int = 1
     """GPUs that share the supervised positions."""
+    context: int = 1
+    """GPUs that share the tokens in the decoder."""
 
     def __post_init__(self) -> None:
         least = self.image_tokens + 2

@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from v1lit.errors import OptionError
+from v1lit.parallel.context_parallel import refuse_heads
+from v1lit.parallel.tensor_parallel import IndivisibleError
 from v1lit.plan.architecture import model_config, model_on_meta, split_layers
 from v1lit.plan.batch import BatchShape, ImageShape
 from v1lit.plan.memory import Memory, fullest
 from v1lit.plan.moments import Level, Moment
-from v1lit.plan.setting import Setting, moment_bytes
+from v1lit.plan.setting import GROUP, Setting, moment_bytes
 from v1lit.plan.timeline import record
 from v1lit.plan.units import Size, part_sizes, unit_sizes
 from v1lit.pointer.model import PointAndCopyModel
@@ -20,7 +23,7 @@ MOST_NODES = 128
 MOST_EXAMPLES = 2**14
 """Examples of a micro-batch up to which more are tried."""
 ENOUGH = 4096
-"""Tokens with which the buffer of the loss is full."""
+"""Tokens of one GPU with which the buffer of the loss is full."""
 
 
 class Change(NamedTuple):
@@ -43,16 +46,23 @@ class Planner:
         return model_on_meta(config, setting.backbone, setting.pointer)
 
     def part(self, setting: Setting) -> PointAndCopyModel:
-        """The model with the part of the language layers that a GPU computes; elsewhere it is whole."""
+        """The model with the part of the language layers that a GPU computes; elsewhere it is whole.
+
+        Raises OptionError where the GPUs cannot share the layers or their attention.
+        """
         model = self.model(setting)
-        if setting.tensor > 1:
-            split_layers(model, setting.tensor)
+        try:
+            if setting.tensor > 1:
+                split_layers(model, setting.tensor)
+            refuse_heads(model.config.get_text_config(), setting.context)
+        except IndivisibleError as error:
+            raise OptionError(*setting.inner, str(error), GROUP) from error
         return model
 
     def shape(self, setting: Setting) -> BatchShape:
         """The micro-batch."""
         image = None if setting.image is None else ImageShape.of(setting.backbone, setting.image)
-        return BatchShape(setting.examples, setting.tokens, image, setting.tensor)
+        return BatchShape(setting.examples, setting.tokens, image, setting.together, setting.context)
 
     def sizes(self, setting: Setting) -> dict[str, Size]:
         """The size of every part."""
@@ -79,7 +89,7 @@ class Planner:
         All that is held grows evenly with the examples, so two steps on paper say what any number holds.
         Both fill the buffer of the loss, which is bounded.
         """
-        few = -(-ENOUGH // setting.tokens)
+        few = -(-ENOUGH * setting.together // setting.tokens)
         one, two = (self._step(replace(setting, examples=examples)) for examples in (few, 2 * few))
 
         def guess(examples: int) -> Memory:
@@ -111,7 +121,7 @@ class Planner:
 
     def _step(self, setting: Setting) -> list[Moment]:
         key = repr((setting.backbone, setting.pointer, setting.config, setting.compute, setting.image))
-        key += f" {setting.examples} {setting.tokens} {setting.tensor}"
+        key += f" {setting.examples} {setting.tokens} {setting.tensor} {setting.context}"
         if key not in self._steps:
             self._steps[key] = record(self.part(setting), self.shape(setting), setting.compute)
         return self._steps[key]

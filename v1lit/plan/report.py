@@ -23,6 +23,8 @@ def make_report(setting: Setting, cluster: Cluster, limit: float, steps: int | N
     report: dict[str, Any] = {
         "backbone": setting.backbone.weights if setting.backbone.weights != "tiny" else setting.backbone.name,
         "strategy": setting.strategy,
+        "tensor": setting.tensor,
+        "context": setting.context,
         "precision": setting.precision,
         "nodes": setting.nodes,
         "gpus_per_node": setting.gpus,

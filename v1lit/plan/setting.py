@@ -49,6 +49,8 @@ class Setting:
     """GPUs that a model is divided over; None for what the strategy's name says."""
     tensor: int = 1
     """Of these, GPUs of a node that compute the same batches, each with a part of the language layers."""
+    context: int = 1
+    """Instead, GPUs of a node that compute the same rows, each with a part of the tokens in the decoder."""
     reduce_every: bool = False
     """Whether gradients are summed over GPUs after every micro-batch."""
     config: str | None = None
@@ -65,9 +67,12 @@ class Setting:
         if self.sharded and self.world % self.shards:
             why = f"{self.world} GPUs cannot be divided by it"
             raise OptionError("shard", self.shard, why, GROUP)
-        if self.gpus % self.tensor or self.shards % self.tensor:
+        if self.tensor != 1 and self.context != 1:
+            why = f"GPUs share matrices or tokens, not both, and tensor is {self.tensor}; leave one out"
+            raise OptionError("context", self.context, why, GROUP)
+        if self.together < 1 or self.gpus % self.together or self.shards % self.together:
             why = f"the {self.gpus} GPUs of a node and the {self.shards} of a model cannot be divided by it"
-            raise OptionError("tensor", self.tensor, why, GROUP)
+            raise OptionError(*self.inner, why, GROUP)
         if self.strategy == "one" and self.world > 1:
             why = f"{self.world} GPUs need ddp, fsdp2 or hsdp: --trainer.strategy=fsdp2"
             raise OptionError("strategy", self.strategy, why, "trainer")
@@ -88,6 +93,16 @@ class Setting:
         if not self.sharded:
             return 1
         return self.shard or (self.gpus if self.strategy == "hsdp" else self.world)
+
+    @property
+    def inner(self) -> tuple[str, int]:
+        """The option by which GPUs compute the same batches, and how many do."""
+        return ("tensor", self.tensor) if self.context == 1 else ("context", self.context)
+
+    @property
+    def together(self) -> int:
+        """GPUs that compute the same batches, and share the supervised positions."""
+        return self.tensor * self.context
 
     @property
     def kept(self) -> torch.dtype:
@@ -125,7 +140,7 @@ class Setting:
     @property
     def examples_per_step(self) -> int:
         """Examples of a step, on all GPUs."""
-        return self.world // self.tensor * self.accumulate * self.examples
+        return self.world // self.together * self.accumulate * self.examples
 
     @property
     def tokens_per_step(self) -> int:
@@ -153,7 +168,7 @@ def moment_bytes(model: PointAndCopyModel, optimizer: OptimizerConfig, kept: tor
 
 
 def strategy_of(trainer: dict[str, Any], nodes: int, gpus: int) -> dict[str, Any]:
-    """The arguments of a `Setting` that a recipe's trainer decides: strategy, shard, tensor, reduce_every.
+    """The arguments of a `Setting` that a recipe's trainer decides.
 
     Raises OptionError for a strategy whose memory is not known.
     """
@@ -170,15 +185,13 @@ def strategy_of(trainer: dict[str, Any], nodes: int, gpus: int) -> dict[str, Any
         why = name_allowed(given, ["auto", "ddp", *NAMES])
         raise OptionError("strategy", given, why, "trainer")
     options = {**NAMES.get(given, {}), **options}
-    if (context := options.get("context", 1)) != 1:
-        raise OptionError(
-            "context", context, "it is not planned yet; plan with 1", "trainer.strategy.init_args"
-        )
     named = {"all": nodes * gpus, "node": gpus}
-    shard, tensor = options.get("shard", "all"), options.get("tensor", 1)
+    shard = options.get("shard", "all")
+    tensor, context = options.get("tensor", 1), options.get("context", 1)
     return {
         "strategy": "hsdp" if shard == "node" else "fsdp2",
         "shard": shard if isinstance(shard, int) else None,
         "tensor": named.get(tensor, tensor),
+        "context": named.get(context, context),
         "reduce_every": bool(options.get("reduce_every_micro_batch")),
     }

@@ -8,13 +8,18 @@ the data of a node come in over the links of all its GPUs together, as NCCL's ri
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 from v1lit.backbones.contract import VisionWork
+from v1lit.parallel.context_parallel import shared_key_heads
 from v1lit.plan.batch import BatchShape
 from v1lit.plan.setting import Setting
 from v1lit.plan.units import Size
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.training.flops import ModelFlops, Work
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 GIGA = 1e9
 
@@ -91,13 +96,32 @@ def work_of(model: PointAndCopyModel, shape: BatchShape) -> Work:
     )
 
 
-def sent_by(setting: Setting, size: Size, layers: tuple[int, int]) -> Sent:
+class Layers(NamedTuple):
+    """What of the language layers decides how much GPUs send that compute them together."""
+
+    number: int
+    hidden: int
+    """Width of their states."""
+    heads: int
+    key_heads: int
+    head_size: int
+
+    @classmethod
+    def of(cls, text: PreTrainedConfig) -> Layers:
+        """Those of a text config."""
+        heads = text.num_attention_heads
+        size = getattr(text, "head_dim", None) or text.hidden_size // heads
+        key_heads = getattr(text, "num_key_value_heads", None) or heads
+        return cls(text.num_hidden_layers, text.hidden_size, heads, key_heads, size)
+
+
+def sent_by(setting: Setting, size: Size, layers: Layers) -> Sent:
     """What a step sends: gradients, and with a divided model its weights, forward and backward.
 
     Args:
         setting: what is planned.
         size: of the whole model.
-        layers: how many language layers there are, and the width of their states.
+        layers: the language layers.
     """
     nodes, gpus, world = setting.nodes, setting.gpus, setting.world
     far = (nodes - 1) / nodes / gpus
@@ -109,24 +133,33 @@ def sent_by(setting: Setting, size: Size, layers: tuple[int, int]) -> Sent:
     weights = 2 * size.all * place.gathered * setting.accumulate
     gradients = size.learned * place.reduced * reductions
     shards, copies = setting.shards, world // setting.shards
-    sums = _sums_of_layers(setting, *layers)
+    together = _sent_together(setting, layers)
     gathered = (weights + gradients) * (shards - 1) / shards
     # Copies of a model average the gradients of their shards.
     averaged = 2 * gradients / shards * (copies - 1) / copies
     spans = max(1, shards // gpus)
     apart = (weights + gradients) * (spans - 1) / spans / gpus
-    return Sent(gathered + averaged + sums, apart + averaged * (copies > 1 and nodes > 1))
+    return Sent(gathered + averaged + together, apart + averaged * (copies > 1 and nodes > 1))
 
 
-def _sums_of_layers(setting: Setting, layers: int, hidden: int) -> float:
-    """Bytes of the sums over the GPUs that compute language layers together: two in a layer and pass.
+def _sent_together(setting: Setting, layers: Layers) -> float:
+    """Bytes that GPUs send which compute the same batches, with `tensor` or `context`.
 
-    A layer that is computed again sums in that forward pass again.
+    With `tensor` they sum states twice in a layer and pass. With `context` they exchange queries, keys and
+    values for those of other tokens and what was attended back, and gather the decoder's states once. A layer
+    that is computed again does so again. Either way they share the loss, and sum the gradient of its states.
     """
+    gpus, tokens = setting.together, setting.examples * setting.tokens
+    states = tokens * layers.hidden
+    if setting.context == 1:
+        each, once = 4 * states, 2 * states
+    else:
+        key_heads = layers.key_heads * shared_key_heads(layers.heads, layers.key_heads, gpus)
+        own = -(-tokens // gpus)
+        each, once = 2 * own * (layers.heads + key_heads) * layers.head_size, 3 * states
     passes = 2 + ("language" in setting.backbone.gradient_checkpointing)
-    states = setting.examples * setting.tokens * hidden * setting.compute.products.itemsize
-    times = 2 * passes * layers * setting.accumulate
-    return 2 * states * times * (setting.tensor - 1) / setting.tensor
+    numbers = (each * passes * layers.number + once) * setting.accumulate
+    return numbers * setting.compute.products.itemsize * (gpus - 1) / gpus
 
 
 def speed_of(
@@ -135,10 +168,9 @@ def speed_of(
     """The time of a step. Raises ValueError for a family without a formula for its operations."""
     parts = ModelFlops(model).parts(work_of(model, shape))
     alone = {"vision", "projector"}  # the others are computed together
-    shares = [flops.total / (1 if part in alone else setting.tensor) for part, flops in parts.items()]
+    shares = [flops.total / (1 if part in alone else setting.together) for part, flops in parts.items()]
     flops = sum(shares) * setting.accumulate
-    text = model.config.get_text_config()
-    sent = sent_by(setting, size, (text.num_hidden_layers, text.hidden_size))
+    sent = sent_by(setting, size, Layers.of(model.config.get_text_config()))
     return Speed(
         flops=flops,
         computing=flops / (cluster.peak * cluster.mfu),

@@ -7,13 +7,17 @@ and gradients are noted beside: what of them lies on a GPU depends on the strate
 from __future__ import annotations
 
 from collections import defaultdict
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from v1lit.backbones.efficiency import part_layers
+from v1lit.parallel.context_parallel import RowShare
 from v1lit.plan.batch import BatchShape, PaperBatch
 from v1lit.plan.gpu_kernels import Compute, kernels_of
 from v1lit.plan.moments import Moment, Recorder
@@ -26,9 +30,10 @@ def record(model: PointAndCopyModel, shape: BatchShape, compute: Compute) -> lis
     recorder = Recorder()
     recorder.take(model, compute.weights)
     batch = PaperBatch.of(model, shape)
-    _watch(model, recorder)
+    _watch(model, recorder, shape.context)
     with ExitStack() as stack:
         stack.enter_context(kernels_of(model, compute))
+        stack.enter_context(without_exchange())
         stack.enter_context(recorder)
         inputs = batch.inputs(recorder)
         recorder.begin(REST)
@@ -42,15 +47,33 @@ def record(model: PointAndCopyModel, shape: BatchShape, compute: Compute) -> lis
         return recorder.finish()
 
 
-def _watch(model: PointAndCopyModel, recorder: Recorder) -> None:
+@contextmanager
+def without_exchange() -> Iterator[None]:
+    """What would be received from other GPUs has its memory, and whatever lies there."""
+    with (
+        patch.object(dist, "all_to_all_single", lambda *args, **options: None),
+        patch.object(dist, "all_gather_into_tensor", lambda *args, **options: None),
+    ):
+        yield
+
+
+def _row_share(gpus: int) -> Callable[..., Any]:
+    """What calls the decoder, with the first GPU's part of the row where others share it."""
+    alone: Any = None  # no group: see `without_exchange`
+    return RowShare(alone, 0, gpus).decode if gpus > 1 else lambda decoder, **inputs: decoder(**inputs)
+
+
+def _watch(model: PointAndCopyModel, recorder: Recorder, context: int) -> None:
     """Let units say when they begin, and parameters when they have a gradient."""
     _watch_layers(model, recorder)
+    decode_row = _row_share(context)
 
-    def before_loss(module: nn.Module, args: Any, output: Any) -> None:
-        if not recorder.backward:
-            recorder.begin(HEAD)
+    def decode(decoder: nn.Module, **inputs: Any) -> Any:
+        decoded = decode_row(decoder, **inputs)
+        recorder.begin(HEAD)
+        return decoded
 
-    model.backbone.get_decoder().register_forward_hook(before_loss)
+    model.decode = decode
     embeddings: nn.Module = model.get_input_embeddings()
     embeddings.register_forward_pre_hook(lambda module, args: recorder.begin(EMBEDDINGS))
     embeddings.register_forward_hook(lambda module, args, output: recorder.begin(REST))
