@@ -31,7 +31,6 @@ MAY_BE_SKIPPED = (
     "no tar program",
     "only Linux",
     "s3fs is not installed",
-    "shellcheck is not installed",
     "there is a GPU",
     "this environment was not made by make from this lock",
     "this tar does not sort",
@@ -84,7 +83,6 @@ def autograd_without_threads() -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[LEFT_OUT] = Counter()
-    config.addinivalue_line("markers", "soak: takes a minute or more; only `make soak` runs it")
 
 
 @pytest.hookimpl(trylast=True)
