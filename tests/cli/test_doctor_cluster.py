@@ -40,8 +40,8 @@ def doctor(folder: Path, rank: int, port: int, *options: str) -> subprocess.Pope
 def test_two_ranks_are_compared_and_try_their_network(tmp_path: Path) -> None:
     port = free_port()
     ranks = [doctor(tmp_path, rank, port) for rank in range(2)]
-    (out, err), (other, _) = (rank.communicate() for rank in ranks)
-    assert [rank.returncode for rank in ranks] == [0, 0], err
+    (out, err), (other, errors) = (rank.communicate() for rank in ranks)
+    assert [rank.returncode for rank in ranks] == [0, 0], err + errors
     lines = out.splitlines()
     assert lines[0].startswith("2 ranks on 1 machine")
     assert lines[1] == "the same on all ranks: versions"

@@ -78,7 +78,8 @@ class Cable:
         _ip("-n", self.names[0], "link", "set", "link0", "down")
 
     def mend(self) -> None:
-        _ip("-n", self.names[0], "link", "set", "link0", "up")
+        if self.names:
+            _ip("-n", self.names[0], "link", "set", "link0", "up")
 
 
 @contextmanager

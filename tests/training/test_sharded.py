@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from helpers.forked import needs_fork, run_ranks
 from torch.distributed.tensor.debug import CommDebugMode
 
 from v1lit.backbones.config import BackboneConfig
+from v1lit.backbones.efficiency import compiler_name
 from v1lit.backbones.registry import list_backbones
 from v1lit.data.config import EncodingConfig, PackingConfig
 from v1lit.errors import OptionError
@@ -21,6 +24,7 @@ from v1lit.pointer.model import PointAndCopyModel
 from v1lit.training.strategies import Sharded
 
 pytestmark = [needs_fork, pytest.mark.slow, pytest.mark.dependencies]
+needs_compiler = pytest.mark.skipif(shutil.which(compiler_name()) is None, reason="no C++ compiler")
 
 CASES: dict[str, dict[str, Any]] = {
     "tied": {"backbone": {"tiny": {"tie_word_embeddings": True}}},
@@ -65,6 +69,18 @@ def test_any_strategy_trains_as_one(
     base: Setting, strategy: str, ranks: int, nodes: int, accumulate: int
 ) -> None:
     assert_alike(base, strategy, ranks, nodes, accumulate)
+
+
+@needs_compiler
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("compiler", ["eager", pytest.param("inductor", marks=pytest.mark.soak)])
+def test_compiled_and_recomputed_layers_train_as_one(
+    base: Setting, compiler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the language part recomputed, of the vision part not; "eager" traces and translates nothing to C++."""
+    compiled = {"compile": ["language", "vision"], "gradient_checkpointing": ["language"]}
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=compiler))
+    assert_alike(replace(base, backbone=compiled), "fsdp2", 2)
 
 
 @pytest.mark.parametrize("every", [False, True])
