@@ -80,8 +80,11 @@ def test_who_is_behind_can_be_asked_at_any_time() -> None:
     look = lookout()
     look.look(0, [at(DATA), at(BACKWARD), None])
     look.look(2, [at(DATA, beat=1), at(BACKWARD, beat=1), None])
-    assert look.who(3) == "rank 0 (host-0) is behind: for 3 s at step 7, waiting for data"
-    look.look(4, [at(BACKWARD), at(BACKWARD), None])
+    assert look.who(3).split("; ") == [
+        "rank 0 (host-0) is behind: for 3 s at step 7, waiting for data",
+        "rank 2 (host-2) is behind: for 3 s at step 0, loading the weights",
+    ]
+    look.look(4, [at(BACKWARD), at(BACKWARD), at(BACKWARD)])
     assert look.who(4) == ""
 
 
@@ -101,3 +104,12 @@ def test_a_rank_without_signs_of_life_is_lost_and_with_it_those_that_are_silent_
     assert look.lost(100, 100) == [1, 2, 3]
     look.look(101, [None, at(DATA, beat=3), None, None, None])
     assert look.lost(101, 100) == [2, 3]
+
+
+def test_a_rank_that_is_lost_before_its_first_sign_of_life_is_lost_too() -> None:
+    look = lookout()
+    for now in (0, 50, 99):
+        look.look(now, [at(FORWARD, beat=now), None])
+    assert look.lost(99, 100) == []
+    look.look(100, [at(FORWARD, beat=100), None])
+    assert look.lost(100, 100) == [1]

@@ -76,10 +76,15 @@ class Lookout:
         self._all_named = False
 
     def look(self, now: float, stands: Sequence[Stand | None]) -> list[str]:
-        """What is to be said when the ranks stand like this at `now`, in seconds of any clock."""
+        """What is to be said when the ranks stand like this at `now`, in seconds of any clock.
+
+        A rank that has not said yet where it stands, None, has met the others all the same: it can be lost.
+        """
         lines = []
         for rank, stand in enumerate(stands):
-            if stand is not None:
+            if stand is None:
+                self._seen.setdefault(rank, _Seen(Stand(), now, now))
+            else:
                 lines += self._take(now, rank, stand)
         for rank in self._behind(now):
             seen = self._seen[rank]
