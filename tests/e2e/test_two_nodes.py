@@ -59,8 +59,10 @@ def alone(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     return folder
 
 
-@pytest.mark.soak
-@pytest.mark.parametrize("strategy", ["fsdp2", "ddp", "hsdp", "fsdp2_tp"])
+@pytest.mark.parametrize(
+    "strategy",
+    ["fsdp2", *(pytest.param(name, marks=pytest.mark.soak) for name in ("ddp", "hsdp", "fsdp2_tp"))],
+)
 def test_a_cut_cable_ends_both_nodes_and_4_2_and_1_ranks_go_the_way_of_one(
     strategy: str, alone: Path, joined: Cable, data: Path, tmp_path: Path
 ) -> None:
