@@ -77,7 +77,7 @@ def test_any_strategy_trains_as_one(
 def test_compiled_and_recomputed_layers_train_as_one(
     base: Setting, compiler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the language part recomputed, of the vision part not; "eager" traces and translates nothing to C++."""
+    """The language part is recomputed too; "eager" traces, and translates nothing to C++."""
     compiled = {"compile": ["language", "vision"], "gradient_checkpointing": ["language"]}
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=compiler))
     assert_alike(replace(base, backbone=compiled), "fsdp2", 2)
