@@ -23,7 +23,7 @@ LIMITS = {
     "v1lit.parallel": (14, 6, 30),
     "v1lit.cluster": (12, 5, 20),
     "v1lit.launch": (10, 5, 20),
-    "v1lit.plan": (12, 6, 24),
+    "v1lit.plan": (13, 6, 26),
     "v1lit.testing": (7, 3, 9),
     "v1lit.training": (35, 8, 76),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,39 @@ def test_a_plan_says_what_is_held_how_fast_it_is_and_what_it_assumes(
         "tokens per second", "GPU-hours", "assumed: ",
     ):  # fmt: skip
         assert words in shown
+
+
+def test_a_plan_takes_its_time_from_lengths_of_the_data_and_its_memory_from_the_longest_example(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = str(tmp_path / "train")
+    assert main(["data", "synth", "--out", shards, "--examples=40", "--look=shapes", "--workers=1"]) == 0
+    data = (
+        "--data.source.name=shards", "--data.source.options={}", f"--data.source.folder={tmp_path}",
+        "--trainer.max_steps=-1", "--trainer.max_epochs=3",
+    )  # fmt: skip
+
+    def report(*arguments: str) -> Any:
+        capsys.readouterr()
+        assert plan(*data, *arguments, "--json") == 0
+        return json.loads(capsys.readouterr().out)
+
+    assumed = report()
+    assert "has no table of lengths" in assumed["lengths"]["why"]
+    assert main(["data", "index", shards, "--lengths", "tiny_llava", "--workers=1"]) == 0
+    read = report()
+    assert read["memory"] == assumed["memory"]
+    lengths = read["lengths"]
+    assert lengths["from"] == "tables"
+    assert (lengths["examples_of_an_epoch"], lengths["steps_of_an_epoch"]) == (40, 3)
+    assert read["speed"]["steps"] == 3 * 3
+    tokens = 40 * lengths["tokens_of_an_example"]
+    assert 3 * read["speed"]["tokens_per_step"] == pytest.approx(tokens, rel=0.01)
+    assert read["speed"]["flops_per_gpu"] < assumed["speed"]["flops_per_gpu"]
+    assert report("--tokens", "512")["speed"] == assumed["speed"]
+    capsys.readouterr()
+    assert plan(*data) == 0
+    assert "by the tables of lengths of the recipe's data" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_plan_that_does_not_fit_says_what_to_change_and_fails(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,19 +38,26 @@ def main(argv: Sequence[str]) -> int:
     options, changes = _parser().read_with_changes(argv)
     recipe = compose(options.recipe, changes)
     from v1lit.cli.recipe_cli import RecipeCLI
-    from v1lit.plan.report import make_report, scaled
+    from v1lit.plan.report import lengths_told, make_report, scaled
     from v1lit.training.quiet import quiet
 
     with quiet(), recipe.options(), _flags():
-        config = RecipeCLI(recipe, parse_only=True).config.as_dict()
+        cli = RecipeCLI(recipe, parse_only=True)
+        config = cli.config.as_dict()
         setting, cluster = _setting(options, config), _cluster(options, config)
         limit = options.gpu_memory * (1 - options.reserve) * 1e9
+        rows, why = _rows(options, cli, setting)
         if options.scale:
-            rows = scaled(setting, cluster, SCALED)
+            scale = scaled(setting, cluster, SCALED, rows)
         else:
-            report = make_report(setting, cluster, limit, _steps(options, config, setting))
+            steps = _steps(options, config, setting, rows)
+            report = make_report(setting, cluster, limit, steps, rows, why)
     if options.scale:
-        print(json.dumps(rows, indent=1)) if options.json else _show_scale(rows, setting, cluster, screen())
+        if options.json:
+            print(json.dumps(scale, indent=1))
+        else:
+            _show_scale(scale, setting, cluster, screen())
+            screen().print(_lengths(lengths_told(setting, rows, why)))
         return 0
     if options.json:
         print(json.dumps(report, indent=1))
@@ -97,9 +105,10 @@ def _parser() -> Parser:
     add(
         "--tokens",
         type=_count,
-        help="tokens of an example; the recipe's data.encoding.max_tokens when not given",
+        help="tokens of an example, for memory and time; when not given, data.encoding.max_tokens of the "
+        "recipe for memory, and for time the table of lengths of its data, if it has one here",
     )
-    add("--examples", type=_count, help="training examples of an epoch, for the hours of the whole run")
+    add("--examples", type=_count, help="training examples of an epoch, for the hours of the run")
     add(
         "--config",
         type=a_path,
@@ -164,12 +173,27 @@ def _cluster(options: argparse.Namespace, config: dict[str, Any]) -> Any:
     return Cluster(peak * TERA, options.mfu, inside * GIGA, between * GIGA)
 
 
-def _steps(options: argparse.Namespace, config: dict[str, Any], setting: Any) -> int | None:
+def _rows(options: argparse.Namespace, cli: Any, setting: Any) -> tuple[Any, str]:
+    """The rows of the recipe's data, or None and why they are not known."""
+    from v1lit.plan.rows import LengthsUnknown, rows_of
+
+    if options.tokens:
+        return None, "--tokens is given"
+    try:
+        return rows_of(cli.model_and_data()[1], setting.micro_batches), ""
+    except LengthsUnknown as error:
+        return None, str(error)
+
+
+def _steps(options: argparse.Namespace, config: dict[str, Any], setting: Any, rows: Any) -> int | None:
     """Optimizer steps of the whole run, where that is known."""
     trainer = config["trainer"]
     limits = [trainer["max_steps"]] if trainer["max_steps"] > 0 else []
     if options.examples and trainer["max_epochs"]:
-        limits.append(-(-options.examples * trainer["max_epochs"] // setting.examples_per_step))
+        in_a_step = setting.micro_batches * (rows or setting).examples
+        limits.append(math.ceil(options.examples * trainer["max_epochs"] / in_a_step))
+    elif rows and trainer["max_epochs"]:
+        limits.append(rows.steps * trainer["max_epochs"])
     return min(limits) if limits else None
 
 
@@ -230,6 +254,7 @@ def _show(report: dict[str, Any], console: Console) -> None:
     for line in _verdict(report):
         console.print(line)
     console.print(_speed(speed, world))
+    console.print(_lengths(report["lengths"]))
     console.print(_assumed(report["assumed"]))
 
 
@@ -308,6 +333,21 @@ def _speed(speed: dict[str, Any], world: int) -> Table:
     table.add_row("hours of 10^9 tokens", f"{billion:,.1f}")
     table.add_row("GPU-hours of 10^9 tokens", f"{billion * world:,.0f}")
     return table
+
+
+def _lengths(lengths: dict[str, Any]) -> str:
+    """Where the tokens of a step are from."""
+    if lengths["from"] == "assumption":
+        return f"tokens of a step: assumed, all examples being as long as the longest ({lengths['why']})"
+    fill = "" if lengths["fill"] is None else f", {lengths['fill']:.1%} of a row"
+    about = "" if lengths["steps_counted"] else "about "
+    return (
+        f"tokens of a step: by the tables of lengths of the recipe's data; an example has "
+        f"{lengths['tokens_of_an_example']:,.0f} tokens on average "
+        f"({lengths['image_tokens_of_an_example']:,.0f} of images), a micro-batch "
+        f"{lengths['tokens_of_a_micro_batch']:,.0f}{fill}, and an epoch {lengths['examples_of_an_epoch']:,} "
+        f"examples in {about}{lengths['steps_of_an_epoch']:,} steps; memory is that of the longest"
+    )
 
 
 def _assumed(assumed: dict[str, Any]) -> str:

@@ -8,13 +8,25 @@ from typing import Any
 
 from v1lit.errors import OptionError, first_of
 from v1lit.plan.planner import Planner
+from v1lit.plan.rows import Rows
 from v1lit.plan.setting import Setting
 from v1lit.plan.speed import Cluster, Speed, speed_of
 from v1lit.plan.units import Size
 
 
-def make_report(setting: Setting, cluster: Cluster, limit: float, steps: int | None) -> dict[str, Any]:
-    """Everything that is known of a setting; bytes, seconds. `limit`: bytes of a GPU that may be held."""
+def make_report(
+    setting: Setting, cluster: Cluster, limit: float, steps: int | None, rows: Rows | None, why: str
+) -> dict[str, Any]:
+    """Everything that is known of a setting; bytes, seconds.
+
+    Args:
+        setting: what is planned.
+        cluster: the GPUs and their links.
+        limit: bytes of a GPU that may be held.
+        steps: of the whole run, where known.
+        rows: of the data, by which a step takes its time; None where they are not known.
+        why: why they are not known.
+    """
     planner = Planner()
     sizes = planner.sizes(setting)
     memory = planner.memory(setting)
@@ -46,13 +58,14 @@ def make_report(setting: Setting, cluster: Cluster, limit: float, steps: int | N
         "largest": largest and {"examples": largest[0], "tokens": largest[0] * setting.tokens,
                                 "total": largest[1].total},
         "changes": [],
+        "lengths": lengths_told(setting, rows, why),
         "assumed": assumptions(setting, cluster),
     }  # fmt: skip
     if not report["fits"]:
         report["changes"] = [
             {"what": change.what, "total": change.memory.total} for change in planner.changes(setting, limit)
         ]
-    speed = _speed(planner, setting, cluster)
+    speed = _speed(planner, setting, cluster, rows)
     report["speed"] = _told(speed, steps, cluster)
     return report
 
@@ -69,7 +82,26 @@ def assumptions(setting: Setting, cluster: Cluster) -> dict[str, Any]:
     }
 
 
-def scaled(setting: Setting, cluster: Cluster, worlds: Sequence[int]) -> list[dict[str, Any]]:
+def lengths_told(setting: Setting, rows: Rows | None, why: str) -> dict[str, Any]:
+    """Where the tokens of a step are from, and what is known of the data's rows."""
+    if rows is None:
+        return {"from": "assumption", "why": why}
+    return {
+        "from": "tables",
+        "examples_per_step": rows.examples * setting.micro_batches,
+        "tokens_of_an_example": rows.tokens / rows.examples,
+        "image_tokens_of_an_example": rows.image_tokens / rows.examples,
+        "tokens_of_a_micro_batch": rows.tokens,
+        "fill": rows.fill,
+        "examples_of_an_epoch": rows.of_epoch,
+        "steps_of_an_epoch": rows.steps,
+        "steps_counted": rows.exact,
+    }
+
+
+def scaled(
+    setting: Setting, cluster: Cluster, worlds: Sequence[int], data: Rows | None
+) -> list[dict[str, Any]]:
     """The same micro-batches on other numbers of GPUs, in nodes like those of the setting.
 
     Raises OptionError where some of the numbers are not of whole nodes.
@@ -81,14 +113,14 @@ def scaled(setting: Setting, cluster: Cluster, worlds: Sequence[int]) -> list[di
         raise OptionError("--gpus-per-node", setting.gpus, why)
     for world in worlds:
         changed = replace(setting, nodes=world // setting.gpus)
-        speed = _speed(planner, changed, cluster)
+        speed = _speed(planner, changed, cluster, data)
         memory = planner.memory(changed)
         rows.append(
             {
                 "gpus": world,
                 "nodes": changed.nodes,
                 "memory": memory.total,
-                "examples_per_step": changed.examples_per_step,
+                "examples_per_step": round(changed.micro_batches * (data or changed).examples),
                 **_told(speed, None, cluster),
             }
         )
@@ -113,9 +145,9 @@ def _by_part(setting: Setting, sizes: dict[str, Size]) -> dict[str, dict[str, fl
     }
 
 
-def _speed(planner: Planner, setting: Setting, cluster: Cluster) -> Speed:
+def _speed(planner: Planner, setting: Setting, cluster: Cluster, rows: Rows | None) -> Speed:
     size = planner.size(setting)
-    return speed_of(setting, planner.model(setting), planner.shape(setting), size, cluster)
+    return speed_of(setting, planner.model(setting), planner.shape(setting), size, cluster, rows)
 
 
 def _told(speed: Speed, steps: int | None, cluster: Cluster) -> dict[str, Any]:

@@ -138,9 +138,14 @@ class Setting:
         )
 
     @property
+    def micro_batches(self) -> int:
+        """Micro-batches of a step, on all GPUs."""
+        return self.world // self.together * self.accumulate
+
+    @property
     def examples_per_step(self) -> int:
         """Examples of a step, on all GPUs."""
-        return self.world // self.together * self.accumulate * self.examples
+        return self.micro_batches * self.examples
 
     @property
     def tokens_per_step(self) -> int:

@@ -7,12 +7,13 @@ the data of a node come in over the links of all its GPUs together, as NCCL's ri
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from v1lit.backbones.contract import VisionWork
 from v1lit.parallel.context_parallel import shared_key_heads
 from v1lit.plan.batch import BatchShape
+from v1lit.plan.rows import Rows
 from v1lit.plan.setting import Setting
 from v1lit.plan.units import Size
 from v1lit.pointer.model import PointAndCopyModel
@@ -82,11 +83,23 @@ class Speed:
         return steps * self.seconds / 3600
 
 
-def work_of(model: PointAndCopyModel, shape: BatchShape) -> Work:
-    """What a micro-batch costs, in counts of things."""
+def work_of(model: PointAndCopyModel, shape: BatchShape, rows: Rows | None = None) -> Work:
+    """What a micro-batch costs, in counts of things: one of `shape`, or one of these rows of data.
+
+    Image tokens of data are taken to be of images as in `shape`, and all other tokens to be supervised.
+    """
     one = VisionWork()
     if shape.image is not None:
         one = model.family.vision_work(model.backbone.config, shape.image.tensors)
+    if rows is not None:
+        images = rows.image_tokens / max(1, shape.image_tokens)
+        return Work(
+            tokens=round(rows.tokens),
+            pairs=round(rows.pairs),
+            positions=round(max(0, rows.tokens - rows.image_tokens - rows.examples)),
+            examples=round(rows.examples),
+            vision=VisionWork(*(round(count * images) for count in one)),
+        )
     return Work(
         tokens=shape.total,
         pairs=shape.examples * shape.tokens**2,
@@ -163,19 +176,29 @@ def _sent_together(setting: Setting, layers: Layers) -> float:
 
 
 def speed_of(
-    setting: Setting, model: PointAndCopyModel, shape: BatchShape, size: Size, cluster: Cluster
+    setting: Setting,
+    model: PointAndCopyModel,
+    shape: BatchShape,
+    size: Size,
+    cluster: Cluster,
+    rows: Rows | None = None,
 ) -> Speed:
-    """The time of a step. Raises ValueError for a family without a formula for its operations."""
-    parts = ModelFlops(model).parts(work_of(model, shape))
+    """The time of a step, of these rows of data if given.
+
+    Raises ValueError for a family without a formula for its operations.
+    """
+    work = work_of(model, shape, rows)
+    parts = ModelFlops(model).parts(work)
     alone = {"vision", "projector"}  # the others are computed together
     shares = [flops.total / (1 if part in alone else setting.together) for part, flops in parts.items()]
     flops = sum(shares) * setting.accumulate
-    sent = sent_by(setting, size, Layers.of(model.config.get_text_config()))
+    row = replace(setting, examples=1, tokens=work.tokens)
+    sent = sent_by(row, size, Layers.of(model.config.get_text_config()))
     return Speed(
         flops=flops,
         computing=flops / (cluster.peak * cluster.mfu),
         sending=sent.seconds(cluster) if setting.world > 1 else 0.0,
         sent=sent,
-        tokens=setting.tokens_per_step,
+        tokens=row.tokens_per_step,
         world=setting.world,
     )

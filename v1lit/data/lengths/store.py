@@ -33,6 +33,14 @@ def known_table(catalog: Catalog, options: LengthOptions) -> LengthTable | None:
     return None
 
 
+def has_table(catalog: Catalog) -> bool:
+    """Whether a table of these shards is there, whatever recipe it was measured for."""
+    folders = [catalog.config.cache_folder / "lengths"]
+    if not is_remote(catalog.location):
+        folders.append(Path(catalog.location))
+    return any(any(folder.glob(f"{_names(catalog)}-*.safetensors")) for folder in folders)
+
+
 def measured_table(catalog: Catalog, options: LengthOptions) -> LengthTable | None:
     """The table of a source, measured and kept where there is none yet.
 
@@ -123,4 +131,9 @@ def _places(catalog: Catalog, options: LengthOptions) -> list[Path]:
 
 def _name(catalog: Catalog, options: LengthOptions) -> str:
     """Name of a table's file: another one where the shards, or what decides lengths, have changed."""
-    return f"lengths-{catalog.content[:16]}-{options.fingerprint[:16]}.safetensors"
+    return f"{_names(catalog)}-{options.fingerprint[:16]}.safetensors"
+
+
+def _names(catalog: Catalog) -> str:
+    """What the names of all tables of these shards begin with."""
+    return f"lengths-{catalog.content[:16]}"
