@@ -17,7 +17,7 @@ LIMITS = {
     "v1lit.backbones": (26, 8, 64),
     "v1lit.cli": (37, 10, 84),
     "v1lit.data": (17, 10, 74),
-    "v1lit.grounding": (6, 4, 7),
+    "v1lit.grounding": (7, 4, 9),
     "v1lit.inference": (1, 1, 0),
     "v1lit.pointer": (11, 5, 17),
     "v1lit.parallel": (14, 6, 30),

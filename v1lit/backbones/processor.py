@@ -22,6 +22,7 @@ from v1lit.backbones.vocabulary import check_config_ids, check_marks, check_voca
 from v1lit.backbones.weight_files import read_json
 from v1lit.errors import explain_unknown, named
 from v1lit.files import write_atomically
+from v1lit.grounding.markup import pointer_text
 from v1lit.grounding.patch_map import PatchMap, Views
 from v1lit.paths import expand_path
 
@@ -162,7 +163,7 @@ class Processor:
         if token < 0:
             raise ValueError(f"{token} is not a token id")
         pointer = token - self.pointer_start
-        return f"<|copy_{pointer}|>" if pointer >= 0 else f"<|unused_{token}|>"
+        return pointer_text(pointer) if pointer >= 0 else f"<|unused_{token}|>"
 
 
 def load_processor(config: BackboneConfig, pointer_start: int | None = None) -> Processor:

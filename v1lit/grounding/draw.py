@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from v1lit.grounding import raster
+from v1lit.grounding.markup import CALL, POINTER
 from v1lit.grounding.patch_map import PatchMap
 from v1lit.grounding.picture import as_seen, by
 from v1lit.grounding.region import Box, Region, Size
@@ -27,8 +28,8 @@ PALETTE: tuple[Color, ...] = (TRUE, POINTED, "#5f3dc4", "#2b8a3e", "#e8590c", "#
 
 _INK, _FAINT, _CALL, _RULE = "#212529", "#868e96", "#1864ab", "#dee2e6"
 _MARGIN, _TEXT_WIDTH, _TEXT_SIZE, _MAX_LINES, _MAX_CHARACTERS = 28, 520, 19, 48, 8000
-_CALLS = re.compile(r"(detect\(.*?\]\))", re.DOTALL)
-_POINTERS = re.compile(r"((?:<\|copy_[0-9]+\|>)+)")
+_CALLS = re.compile(rf"({re.escape(CALL)}.*?\]\))", re.DOTALL)
+_POINTERS = re.compile(rf"((?:{POINTER.pattern})+)")
 _UNDRAWABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u2028\u2029\ud800-\udfff]")
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -230,7 +231,7 @@ def _spans(text: str) -> list[tuple[str, Color]]:
     spans = []
     for piece in _CALLS.split(text):
         for number, part in enumerate(_POINTERS.split(piece)):
-            base = _CALL if piece.startswith("detect(") else _INK
+            base = _CALL if piece.startswith(CALL) else _INK
             spans.append((_shorten(part), POINTED) if number % 2 else (part, base))
     return [span for span in spans if span[0]]
 

@@ -23,23 +23,32 @@ from decimal import Decimal
 from numbers import Real
 from typing import Any
 
-_NAME = re.compile(r"<obj\w*>")
-_REGION = re.compile(r"<\|region_\w+\|>")
-_POINTERS = re.compile(r"\s*(?:<\|copy_[0-9]{1,9}\|>\s*)*")
+from v1lit.grounding.markup import (
+    CALL,
+    OBJECT_NAME,
+    OBJECT_START,
+    POINTER,
+    POINTER_LIMIT,
+    REGION,
+    REGION_END,
+    REGION_NAME,
+    REGION_START,
+    pointer_text,
+)
+
+_CALL = re.escape(CALL)
+_POINTERS = re.compile(rf"\s*(?:{POINTER.pattern}\s*)*")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,400}(?:\.[0-9]{0,400})?|\.[0-9]{1,400})")
 _QUERY = re.compile(r'\(\s*query\s*=\s*"')
 _NEXT = re.compile(r'[\s,]*["\]]')
 _CLOSE = re.compile(r"\s*\)")
 _OBJECTS = re.compile(r"\s*,\s*objects\s*=\s*\[")
-_STOP = re.compile(r'\\["\\]|\\detect\(|"|detect\(')
-_BOX_END = re.compile(r'[\]<"]|detect\(')
-_GARBAGE_END = re.compile(r'"|<obj|<\|region_|<region>|detect\(')
-_ESCAPED = re.compile(r'"|detect\(|\\(?=[\\"]|detect\(|\Z)')
+_STOP = re.compile(rf'\\["\\]|\\{_CALL}|"|{_CALL}')
+_BOX_END = re.compile(rf'[\]<"]|{_CALL}')
+_GARBAGE_END = re.compile(rf'"|{OBJECT_START}|{re.escape(REGION_START)}|{REGION}|{_CALL}')
+_ESCAPED = re.compile(rf'"|{_CALL}|\\(?=[\\"]|{_CALL}|\Z)')
 _SPACE = re.compile(r"\s*")
 _SEPARATOR = re.compile(r"[\s,]*")
-
-POINTER_LIMIT = 10**9
-"""Pointer indices are below this; the parser reports larger ones."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +65,9 @@ class DetectedObject:
     """Pointer indices in the order in which they were written."""
 
     def __post_init__(self) -> None:
-        if self.name and not _NAME.fullmatch(self.name):
+        if self.name and not OBJECT_NAME.fullmatch(self.name):
             raise ValueError(f'an object is named like <obj1>, or "" for no name, got {self.name!r}')
-        if self.region is not None and not _REGION.fullmatch(self.region):
+        if self.region is not None and not REGION_NAME.fullmatch(self.region):
             raise ValueError(f"a region is named like <|region_1|>, got {self.region!r}")
         if self.box is not None:
             box: Any = self.box
@@ -158,7 +167,7 @@ def format_trace(trace: Trace) -> str:
     Raises ValueError where a text part would be read as a call, or begins one that would swallow the next.
     """
     text = "".join(part if isinstance(part, str) else _format_call(part) for part in trace.parts)
-    suspicious = any("detect(" in part for part in trace.parts if isinstance(part, str))
+    suspicious = any(CALL in part for part in trace.parts if isinstance(part, str))
     if suspicious and parse_trace(text).trace != trace:
         raise ValueError("a text part of the trace holds a detect(...) call; give it as a Detect instead")
     return text
@@ -171,13 +180,13 @@ def format_object(thing: DetectedObject) -> str:
     if thing.box is None and not thing.tokens:
         return thing.name
     box = "" if thing.box is None else f"[{', '.join(_format_number(v) for v in thing.box)}]"
-    return f"{thing.name}<region>{box}{''.join(f'<|copy_{token}|>' for token in thing.tokens)}</region>"
+    return f"{thing.name}{REGION}{box}{''.join(map(pointer_text, thing.tokens))}{REGION_END}"
 
 
 def _format_call(call: Detect) -> str:
     query = _ESCAPED.sub(r"\\\g<0>", call.query)
     objects = ", ".join(f'"{format_object(thing)}"' for thing in call.objects)
-    return f'detect(query="{query}", objects=[{objects}])'
+    return f'{CALL}query="{query}", objects=[{objects}])'
 
 
 def _format_number(value: float) -> str:
@@ -201,8 +210,8 @@ class _Parser:
 
     def parse(self) -> ParsedTrace:
         text_from = 0
-        while (start := self.text.find("detect(", self.at)) >= 0:
-            self.at = start + len("detect")
+        while (start := self.text.find(CALL, self.at)) >= 0:
+            self.at = start + len(CALL) - 1  # at its bracket
             call = self._call(start)
             if call is not None:
                 self.parts += [self.text[text_from:start], call]
@@ -230,7 +239,7 @@ class _Parser:
             stop = _STOP.search(self.text, self.at)
             pieces.append(self.text[self.at : stop.start() if stop else len(self.text)])
             self.at = stop.start() if stop else len(self.text)
-            if stop is None or stop[0] == "detect(":
+            if stop is None or stop[0] == CALL:
                 raise _CallError("the quote of the query is never closed")
             self.at = stop.end()
             if stop[0] == '"':
@@ -252,7 +261,7 @@ class _Parser:
             self._match(_SEPARATOR)
             if self._take('"'):
                 return
-            if self.at >= len(self.text) or self.text.startswith("detect(", self.at):
+            if self.at >= len(self.text) or self.text.startswith(CALL, self.at):
                 self.at = good  # what follows is text; it holds no call, so nothing is read a third time
                 raise _CallError("the quote of an object is never closed")
             start = self.at
@@ -268,19 +277,19 @@ class _Parser:
                 )
 
     def _object(self) -> DetectedObject | None:
-        name = self._match(_NAME) or ""
+        name = self._match(OBJECT_NAME) or ""
         after_name = self.at
         self._match(_SPACE)
-        region = self._match(_REGION)
+        region = self._match(REGION_NAME)
         if region is not None:
             return DetectedObject(name, region)
-        if self._take("<region>"):
+        if self._take(REGION):
             box, tokens = self._box(), self._pointers()
             if box is None and not tokens:
                 self.problems.append(
                     Problem(after_name, self.at, "a region without a box and without pointers")
                 )
-            elif not self._take("</region>"):
+            elif not self._take(REGION_END):
                 self.problems.append(Problem(after_name, self.at, "expected pointers and </region>"))
             return DetectedObject(name, None, box, tokens) if name or box or tokens else None
         self.at = after_name

@@ -20,6 +20,7 @@ from v1lit.data.encode.encoding import encode_prompt
 from v1lit.data.example import Message
 from v1lit.data.example.marks import IMAGE_MARKER, escape
 from v1lit.data.images import EncodedImage, decode_image
+from v1lit.grounding.markup import find_answers
 from v1lit.grounding.patch_map import PatchMap, token_regions
 from v1lit.grounding.picture import as_seen
 from v1lit.grounding.region import Region
@@ -28,7 +29,6 @@ from v1lit.paths import expand_path
 from v1lit.pointer.borrow import borrowed
 from v1lit.pointer.model import PointAndCopyModel
 
-_ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL)
 _MARKS = re.compile(rf"\A(?:{IMAGE_MARKER}\s*)+")
 Picture = Image.Image | EncodedImage | bytes | str | Path
 
@@ -130,7 +130,7 @@ class Predictor:
         if stop in ids:
             ids = ids[: ids.index(stop)]
         text = self.processor.decode(ids)
-        answers = _ANSWER.findall(text)
+        answers = find_answers(text, unfinished=True)
         return Prediction(
             text=text,
             answer=answers[-1].strip() if answers else None,

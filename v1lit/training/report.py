@@ -9,9 +9,10 @@ from itertools import islice, takewhile
 from pathlib import Path
 
 from v1lit.data.example import Example, Message
-from v1lit.data.example.marks import REGION_NAME, words_of
+from v1lit.data.example.marks import words_of
 from v1lit.data.images import decode_image
 from v1lit.grounding.draw import panel
+from v1lit.grounding.markup import REGION_NAME
 from v1lit.grounding.patch_map import region_tokens, token_ranges
 from v1lit.inference.predictor import Prediction, Predictor
 from v1lit.training.config import RunConfig

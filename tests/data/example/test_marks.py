@@ -18,8 +18,9 @@ from v1lit.backbones.processor import Processor, load_processor
 from v1lit.data.config import EncodingConfig
 from v1lit.data.encode.encoding import encode_prompt, tokenize
 from v1lit.data.example import Example, ExampleError, Message
-from v1lit.data.example.marks import IMAGE_MARKER, REGION_NAME, escape, unescape, words_of
+from v1lit.data.example.marks import IMAGE_MARKER, escape, unescape, words_of
 from v1lit.data.images import EncodedImage
+from v1lit.grounding.markup import REGION_NAME
 from v1lit.grounding.region import Region
 
 MARKUP = [

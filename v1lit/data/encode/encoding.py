@@ -15,6 +15,7 @@ from v1lit.data.config import EncodingConfig
 from v1lit.data.example import Example, Message
 from v1lit.data.example.marks import IMAGE_MARKER, escape, unescape
 from v1lit.data.images import decode_image
+from v1lit.grounding.markup import REGION, REGION_END
 from v1lit.grounding.patch_map import PatchMap, region_tokens
 from v1lit.grounding.region import Region, format_box
 from v1lit.labels import IGNORE
@@ -203,7 +204,7 @@ class SequenceBuilder:
         Source: jun297/v1, v1/processor.py, lines 398-424.
         """
         start = len(self.ids)
-        before = "<region>"
+        before = REGION
         if self.config.coordinates:
             before += format_box(region.box, self.patch_maps[region.image].image_size)
         self.add_text(before, learn)
@@ -214,7 +215,7 @@ class SequenceBuilder:
             self.regions.append(RegionSpan(name, region, first, len(self.ids)))
         else:
             self.unseen.append(name)
-        self.add_text("</region>", learn)
+        self.add_text(REGION_END, learn)
         self.whole.append((start, len(self.ids)))
 
 

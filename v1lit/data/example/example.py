@@ -10,8 +10,9 @@ from typing import Any
 from unicodedata import normalize
 from urllib.parse import quote, unquote
 
-from v1lit.data.example.marks import IMAGE_MARKER, REGION_NAME, escape
+from v1lit.data.example.marks import IMAGE_MARKER, escape
 from v1lit.data.images import EXTENSIONS, EncodedImage, ImageError, read_header
+from v1lit.grounding.markup import REGION_NAME
 from v1lit.grounding.region import Region
 
 EDGE_TOLERANCE = 0.01

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import re
 
+from v1lit.grounding.markup import REGION_NAME
+
 IMAGE_MARKER = "<image>"
 """Stands in a message where an image belongs; the k-th marker of an example is its k-th image."""
-
-REGION_NAME = re.compile(r"<\|region_\w+\|>")
-
-_LIKE_A_MARK = re.compile(r"<(?=\\*(?:image>|\|region_\w+\|>))")
-_NO_REGION = re.compile(r"<(?=\\*image>|\\+\|region_\w+\|>)")
-_ESCAPED = re.compile(r"<\\(?=\\*(?:image>|\|region_\w+\|>))")
+_REGION = REGION_NAME.pattern.removeprefix("<")
+_LIKE_A_MARK = re.compile(rf"<(?=\\*(?:image>|{_REGION}))")
+_NO_REGION = re.compile(rf"<(?=\\*image>|\\+{_REGION})")
+_ESCAPED = re.compile(rf"<\\(?=\\*(?:image>|{_REGION}))")
 
 
 def escape(words: str, *, keep_regions: bool = False) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,7 +16,7 @@ import pyarrow.parquet as pq
 from v1lit.console import Console, screen
 from v1lit.data.example import Example, ExampleError, Message
 from v1lit.data.example.example import load_json, read_region
-from v1lit.data.example.marks import IMAGE_MARKER, REGION_NAME, escape
+from v1lit.data.example.marks import IMAGE_MARKER, escape
 from v1lit.data.images import EncodedImage, decode_image, read_header
 from v1lit.data.reasons import in_words, listed_in, most_frequent
 from v1lit.data.shards import MAX_IMAGE_BYTES, read_index
@@ -25,6 +24,7 @@ from v1lit.data.sources import import_job as job
 from v1lit.data.sources.import_job import Job, RowResult, Unit
 from v1lit.data.sources.parquet_files import ParquetSource, find_source
 from v1lit.errors import one_line
+from v1lit.grounding.markup import REGION_NAME, find_answers
 from v1lit.grounding.region import Region
 from v1lit.grounding.trace import parse_trace
 from v1lit.paths import expand_path
@@ -39,8 +39,6 @@ RULES_VERSION = 2
 That every readable image is taken did not raise it: earlier imports refused images too narrow for Qwen alone,
 listed in their rejected.jsonl, and all other bytes are the same.
 """
-
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -283,7 +281,7 @@ def row_to_example(row: Mapping[str, Any], *, source: str = "v1g") -> Example:
         regions = _regions(row["regions"])
         _check_names(human + gpt, regions)
         image = _image(row["image"], row["image_size"])
-        answers = _ANSWER.findall(gpt)
+        answers = find_answers(gpt)
         example = Example(
             id=id,
             images=(image,),

@@ -9,10 +9,11 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from v1lit.data.example import Example, ExampleError, Message
 from v1lit.data.example.example import load_json
-from v1lit.data.example.marks import IMAGE_MARKER, REGION_NAME
+from v1lit.data.example.marks import IMAGE_MARKER
 from v1lit.data.images import EXTENSIONS, EncodedImage, ImageError, read_header
 from v1lit.data.shards import MAX_JSON_BYTES
 from v1lit.errors import OptionError, name_allowed
+from v1lit.grounding.markup import REGION_NAME, object_name, region_name
 from v1lit.grounding.region import Region
 from v1lit.grounding.trace import Detect, DetectedObject, Trace, format_trace
 
@@ -195,7 +196,9 @@ class Members:
             question = self.prompt if self.question is None else self.question.text(members)
             reply = self.reply.text(members)
             if self.query is not None:
-                objects = (DetectedObject(f"<obj{n}>", region) for n, region in enumerate(regions, start=1))
+                objects = (
+                    DetectedObject(object_name(n), region) for n, region in enumerate(regions, start=1)
+                )
                 call = Detect(self.query.text(members), tuple(objects))
                 reply = f"{format_trace(Trace((call,)))}\n{reply}"
             messages = [Message("user", question), Message("assistant", reply)]
@@ -214,7 +217,7 @@ class Members:
             value = [value] if _is_box(value) else value
             if not isinstance(value, list):
                 raise ValueError(f"{self.boxes} is {type(value).__name__} instead of a list of boxes")
-            value = {f"<|region_{number}|>": box for number, box in enumerate(value, start=1)}
+            value = {region_name(number): box for number, box in enumerate(value, start=1)}
         if not images:
             raise ValueError("there are boxes, but no image")
         return {_region_name(name): self._region(name, box, images[0].size) for name, box in value.items()}
@@ -262,7 +265,7 @@ def _is_box(value: object) -> bool:
 
 def _region_name(name: str) -> str:
     """`<|region_1|>` for itself, `region_1` and `1`."""
-    return name if REGION_NAME.fullmatch(name) else f"<|region_{name.removeprefix('region_')}|>"
+    return name if REGION_NAME.fullmatch(name) else region_name(name.removeprefix("region_"))
 
 
 def _conversation(value: object) -> list[Message]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from v1lit.data.synthetic.scene import Item, PixelBox
+from v1lit.grounding.markup import answer_text, object_name, region_name
 from v1lit.grounding.trace import Detect, DetectedObject, Trace, format_trace
 
 QUESTION_KINDS = ("find", "count", "compare", "relate")
@@ -81,8 +82,8 @@ def write_turn(turn: Turn, first: int = 1) -> tuple[str, dict[str, PixelBox]]:
     counts on from turn to turn, so that every name in it is unique.
     """
     items = [item for step in turn.steps if isinstance(step, Search) for item in step.items]
-    names = [f"<obj{first + k}>" for k in range(len(items))]
-    regions = {f"<|region_{first + k}|>": item.box for k, item in enumerate(items)}
+    names = [object_name(first + k) for k in range(len(items))]
+    regions = {region_name(first + k): item.box for k, item in enumerate(items)}
     objects = (DetectedObject(name=n, region=r) for n, r in zip(names, regions, strict=True))
     parts: list[str | Detect] = ["<think> "]
     for step in turn.steps:
@@ -90,5 +91,5 @@ def write_turn(turn: Turn, first: int = 1) -> tuple[str, dict[str, PixelBox]]:
             parts.append(Detect(query=step.query, objects=tuple(next(objects) for _ in step.items)))
         else:
             parts.append(step.format(*names))
-    parts.append(f" </think><answer>{turn.answer}</answer>")
+    parts.append(f" </think>{answer_text(turn.answer)}")
     return format_trace(Trace(tuple(parts))), regions
