@@ -22,6 +22,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 MAY_BE_SKIPPED = (
     "bitsandbytes is not installed",
     "click is not installed",
+    "deepspeed is not installed",
     "moto is not installed",
     "no such kernel here",
     "no /dev/full",

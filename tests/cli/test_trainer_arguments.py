@@ -130,7 +130,7 @@ def test_what_cannot_work_on_cpus_or_alone_is_refused(given: dict[str, Any], ins
 
 
 def test_what_works_is_let_through(monkeypatch: pytest.MonkeyPatch) -> None:
-    for strategy in ("auto", "ddp", "ddp_find_unused_parameters_true", "single_device"):
+    for strategy in ("auto", "ddp", "ddp_find_unused_parameters_true", "single_device", "deepspeed_zero3"):
         assert strategy in usable_strategies()
         refuse_arguments(arguments(strategy=strategy))
     assert "ddp_fork" not in usable_strategies()

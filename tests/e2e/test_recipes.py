@@ -113,7 +113,7 @@ def test_every_trainer_part_can_be_put_on_top_of_a_recipe(path):
     assert RecipeCLI(compose("qwen_v1g", [f"--{key}={path}"]), parse_only=True).config["trainer"]
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp", "hsdp", "fsdp_tp", "fsdp_cp"])
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "hsdp", "fsdp_tp", "fsdp_cp", "deepspeed_zero3"])
 def test_every_part_for_a_cluster_keeps_the_published_step(name):
     part = shipped("configs") / "trainer" / f"{name}.yaml"
     trainer = RecipeCLI(compose("qwen_v1g", [f"--trainer={part}"]), parse_only=True).config["trainer"]

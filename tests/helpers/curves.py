@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,18 @@ from v1lit.training import strategies  # noqa: F401  # their names become known 
 from v1lit.training.config import OptimizerConfig
 from v1lit.training.logged import GRADIENT_NORM
 from v1lit.training.module import V1Module
+
+
+@contextmanager
+def gathered(tensor: Tensor) -> Iterator[Tensor]:
+    """A tensor whole, however it is divided."""
+    if hasattr(tensor, "ds_shape"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([tensor]):
+            yield tensor
+    else:
+        yield tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @dataclass
@@ -85,9 +99,10 @@ class NotedModule(V1Module):
         super().log(name, value, *args, **options)
 
     def on_train_end(self) -> None:
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
         for name, tensor in self.model.state_dict().items():
-            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-            self.curve.weights[name] = whole.detach().float().numpy().copy()
+            with gathered(parameters.get(name, tensor)) as whole:
+                self.curve.weights[name] = whole.detach().float().numpy().copy()
         metrics = self.trainer.callback_metrics
         self.curve.val = {name: float(value) for name, value in metrics.items() if name.startswith("val/")}
 
@@ -167,5 +182,17 @@ def assert_alike_in_twos(setting: Setting, strategy: Any, ranks: int, accumulate
     assert one[0].norms[0] > setting.trainer.get("gradient_clip_val", 0.5)  # so that clipping is tried
     for rank, curve in enumerate(several):
         assert curve.losses == several[rank // 2 * 2].losses
+        assert curve.norms == pytest.approx(one[0].norms, rel=1e-5)
+        assert largest_difference(curve.weights, one[0].weights) < 3e-5
+
+
+def assert_alike(setting: Setting, strategy: Any, ranks: int, nodes: int = 1, accumulate: int = 1) -> None:
+    """As one rank that accumulates four micro-batches in every step."""
+    one = train_on(setting, "auto", 1, accumulate=4)
+    several = train_on(setting, strategy, ranks, nodes, accumulate)
+    expected = step_losses(one, 4, setting.steps)
+    assert step_losses(several, accumulate, setting.steps) == pytest.approx(expected, rel=1e-5)
+    assert one[0].norms[0] > setting.trainer.get("gradient_clip_val", 0.5)  # so that clipping is tried
+    for curve in several:
         assert curve.norms == pytest.approx(one[0].norms, rel=1e-5)
         assert largest_difference(curve.weights, one[0].weights) < 3e-5

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.curves import Setting, largest_difference, step_losses, train, train_on
+from helpers.curves import Setting, assert_alike, largest_difference, step_losses, train, train_on
 from helpers.forked import needs_fork, run_ranks
 from torch.distributed.tensor.debug import CommDebugMode
 
@@ -42,18 +42,6 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def base(scenes: Path) -> Setting:
     return Setting(scenes)
-
-
-def assert_alike(setting: Setting, strategy: Any, ranks: int, nodes: int = 1, accumulate: int = 1) -> None:
-    """As one rank that accumulates four micro-batches in every step."""
-    one = train_on(setting, "auto", 1, accumulate=4)
-    several = train_on(setting, strategy, ranks, nodes, accumulate)
-    expected = step_losses(one, 4, setting.steps)
-    assert step_losses(several, accumulate, setting.steps) == pytest.approx(expected, rel=1e-5)
-    assert one[0].norms[0] > setting.trainer.get("gradient_clip_val", 0.5)  # so that clipping is tried
-    for curve in several:
-        assert curve.norms == pytest.approx(one[0].norms, rel=1e-5)
-        assert largest_difference(curve.weights, one[0].weights) < 3e-5
 
 
 @pytest.mark.parametrize("case", CASES)

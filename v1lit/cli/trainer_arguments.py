@@ -22,7 +22,8 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from v1lit.cli.errors import UserError
 from v1lit.errors import OptionError
-from v1lit.training.strategies import Sharded
+from v1lit.training.deepspeed_strategy import DEEPSPEED
+from v1lit.training.folder_strategy import FolderStrategy
 
 Values = Mapping[str, Any]
 """The recipe's `trainer`, as it was parsed."""
@@ -48,7 +49,7 @@ STRATEGIES = {
     "ddp_fork": (SPAWNED, "use ddp"),
     "ddp_notebook": (SPAWNED, "use ddp, or auto on one device"),
     "fsdp": (FOREIGN, OWN),
-    "deepspeed": (FOREIGN, OWN),
+    "deepspeed": (FOREIGN, f"{OWN}, or {DEEPSPEED}"),
     "model_parallel": (FOREIGN, OWN),
     "xla": ("v1lit has not been made for TPUs", "use auto, ddp or single_device"),
     "single_xla": ("v1lit has not been made for TPUs", "use auto, ddp or single_device"),
@@ -142,7 +143,7 @@ def refuse_parts(trainer: Trainer) -> None:
     strategy, kind = trainer.strategy, type(trainer.strategy).__name__
     if isinstance(strategy.launcher, _MultiProcessingLauncher):
         raise _refused("strategy", kind, SPAWNED, "use ddp")
-    if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy, Sharded)):
+    if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy, FolderStrategy)):
         raise _refused(
             "strategy", kind, "v1lit has not been made for it", f"use ddp, or to divide weights {OWN[4:]}"
         )
@@ -154,6 +155,8 @@ def usable_strategies() -> list[str]:
 
 
 def _reason_against(name: str) -> tuple[str, str] | None:
+    if name == DEEPSPEED:
+        return None
     keys = (key for key in STRATEGIES if name == key or name.startswith(f"{key}_"))
     return next((STRATEGIES[key] for key in keys), None)
 

@@ -55,13 +55,16 @@ class FolderWriter:
         """Whether this rank still writes."""
         return self._thread is not None and self._thread.is_alive()
 
-    def begin(self, path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    def begin(
+        self, path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any], own: bool = False
+    ) -> None:
         """Copy the tensors, and start to write a checkpoint of this name; to be called on all ranks.
 
         Args:
             path: of the checkpoint; an older one of that name stays until this one is complete.
             tensors: plain ones, the same on all ranks, or DTensors, of which each rank writes its part.
             state: everything else, that of rank 0 counts: what `torch.load` reads without running code.
+            own: no other rank was given these tensors, which are plain, on the CPU, and do not change.
 
         Raises what `settle` raises, for this checkpoint or the one before.
         """
@@ -69,7 +72,7 @@ class FolderWriter:
         hidden = self._prepare(path)
         self._pending, self._error, self._size = (hidden, path), None, 0
         try:
-            staged = stage(tensors, self.rank)
+            staged = stage(tensors, self.rank, own)
             content = state_bytes(state) if self.rank == 0 else None
         except Exception as error:  # told to all ranks when they settle
             self._error = _told(error)

@@ -57,16 +57,21 @@ class Staged:
     """By tensor, its whole shape and the offsets of this part."""
 
 
-def stage(tensors: Mapping[str, Tensor], rank: int) -> Staged:
+def stage(tensors: Mapping[str, Tensor], rank: int, own: bool = False) -> Staged:
     """Copy this rank's parts to the CPU; of parts that several ranks hold, one of them keeps a copy.
+
+    Args:
+        tensors: plain ones or DTensors.
+        rank: this one.
+        own: the tensors are whole, on the CPU, and this rank's alone: none is left out, and none copied.
 
     Raises what `own_part` raises.
     """
     staged = Staged()
     for name, tensor in tensors.items():
         part = own_part(name, tensor, rank)
-        if part.first and (part.data.numel() or 0 in part.shape):
-            staged.tensors[name] = part.data.detach().to("cpu", copy=True).contiguous()
+        if (own or part.first) and (part.data.numel() or 0 in part.shape):
+            staged.tensors[name] = part.data.detach().to("cpu", copy=not own).contiguous()
             staged.places[name] = {"shape": part.shape, "offsets": part.box.offsets}
     return staged
 

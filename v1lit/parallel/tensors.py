@@ -62,6 +62,11 @@ class ModelTensor:
             tensors[name] = made
 
 
+def whole_shape(tensor: Tensor) -> tuple[int, ...]:
+    """Of a tensor, however it is divided: DeepSpeed leaves an empty one in the place of a parameter."""
+    return tuple(getattr(tensor, "ds_shape", tensor.shape))
+
+
 def model_tensors(model: nn.Module) -> list[ModelTensor]:
     """All parameters and buffers of a model, tied ones once."""
     held: dict[int, ModelTensor] = {}

@@ -8,6 +8,7 @@ padding, elementwise work, and what is computed a second time (activation checkp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from v1lit.backbones.contract import VisionWork
 from v1lit.backbones.load import part_parameters
 from v1lit.data.encode.batch import Batch
+from v1lit.parallel.tensors import whole_shape
 from v1lit.pointer.model import PointAndCopyModel
 
 
@@ -60,7 +62,7 @@ class Weights:
     @classmethod
     def of(cls, matrices: Iterable[Tensor]) -> Weights:
         """The weights of these matrices."""
-        sizes = [(matrix.numel(), matrix.requires_grad) for matrix in matrices]
+        sizes = [(math.prod(whole_shape(matrix)), matrix.requires_grad) for matrix in matrices]
         return cls(sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns))
 
     def flops(self, rows: float, gradient: bool) -> float:

@@ -6,15 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 from torch.optim import Optimizer
 
+from v1lit.backbones.config import BackboneConfig
 from v1lit.data.loading.ranks import Ranks
 from v1lit.parallel.folder_writer import FolderWriter
+from v1lit.parallel.gradients import total_norm
 from v1lit.parallel.weight_stream import shared_names
+from v1lit.pointer.config import PointerConfig
+from v1lit.pointer.model import PointAndCopyModel
 from v1lit.training.named_state import parameter_names
 from v1lit.training.saved_state import load_parts, split
 
@@ -37,6 +43,23 @@ class FolderStrategy(ModelParallelStrategy):
             self._writer = FolderWriter(self.global_rank, ranks.gather_processes)
         return self._writer
 
+    def build(self, backbone: BackboneConfig, pointer: PointerConfig) -> PointAndCopyModel:
+        """A model that is divided over the ranks; seed torch before, alike on all ranks.
+
+        Raises what `load_backbone` raises.
+        """
+        raise NotImplementedError
+
+    @property
+    def compute_dtype(self) -> torch.dtype | None:
+        """In which type the model computes; None for that of the weights."""
+        return None
+
+    def gradient_norm(self) -> Tensor:
+        """`[]`: of all gradients before they are clipped, the same on every rank; waits for the ranks."""
+        assert self.lightning_module is not None
+        return total_norm(p.grad for p in self.lightning_module.parameters() if p.grad is not None)
+
     def lightning_module_state_dict(self) -> dict[str, Any]:
         assert self.lightning_module is not None
         return self.lightning_module.state_dict()
@@ -47,8 +70,7 @@ class FolderStrategy(ModelParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
     ) -> None:
-        if storage_options is not None or "://" in str(filepath):
-            raise ValueError(f"{filepath}: a sharded model is saved in folders that all nodes see")
+        refuse_place(filepath, storage_options)
         module = self.lightning_module
         assert module is not None
         names = [parameter_names(_inner(optimizer), module) for optimizer in self.optimizers]
@@ -75,6 +97,12 @@ class FolderStrategy(ModelParallelStrategy):
         if self._writer is not None and module is not None and not module.trainer.interrupted:
             self._writer.settle()
         super().teardown()
+
+
+def refuse_place(filepath: str | Path, storage_options: Any) -> None:
+    """Raise ValueError for places of checkpoints that are no folder of a file system."""
+    if storage_options is not None or "://" in str(filepath):
+        raise ValueError(f"{filepath}: a sharded model is saved in folders that all nodes see")
 
 
 def writer_of(trainer: Trainer) -> FolderWriter | None:

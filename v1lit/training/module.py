@@ -24,6 +24,7 @@ from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.joint_loss import choose_loss
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.pointer.output import PointAndCopyOutput
+from v1lit.training import deepspeed_strategy  # noqa: F401  # its name becomes known to Lightning
 from v1lit.training.config import OptimizerConfig
 from v1lit.training.lightning_internals import align, options_of, trainer_of, use_group_options
 from v1lit.training.logged import (
@@ -277,8 +278,9 @@ class V1Module(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if (self.global_step + 1) % self._log_every == 0:
-            gradients = [p.grad for p in self.parameters() if p.grad is not None]
-            self.log(GRADIENT_NORM, total_norm(gradients))
+            strategy = sharded_strategy(self.trainer)
+            gradients = (p.grad for p in self.parameters() if p.grad is not None)
+            self.log(GRADIENT_NORM, total_norm(gradients) if strategy is None else strategy.gradient_norm())
             self.log(LEARNING_RATE, optimizer.param_groups[0]["lr"])
 
     def configure_gradient_clipping(

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
 from v1lit.errors import OptionError
+from v1lit.parallel.tensors import whole_shape
 from v1lit.training.config import OptimizerConfig
 from v1lit.training.lightning_internals import unscale_before_step
 
@@ -64,8 +65,8 @@ def build_optimizer(
 
 def _adamw(parameters: list[nn.Parameter], config: OptimizerConfig) -> Optimizer:
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if len(whole_shape(p)) >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if len(whole_shape(p)) < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     options: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}

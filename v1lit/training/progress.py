@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID
 from rich.text import Text
 
 from v1lit.console import screen, text_column
+from v1lit.parallel.tensors import whole_shape
 from v1lit.training.steps import total_steps
 
 MEASUREMENTS = {
@@ -151,8 +152,8 @@ def in_short(metrics: dict[str, Any]) -> str:
 def what_is_trained(trainer: Trainer, module: LightningModule) -> str:
     """How many parameters learn, of how many, and where."""
     parameters = list(module.parameters())
-    total = sum(p.numel() for p in parameters)
-    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    total = sum(math.prod(whole_shape(p)) for p in parameters)
+    trained = sum(math.prod(whole_shape(p)) for p in parameters if p.requires_grad)
     devices = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
     which = f"all {_rounded(total)}" if trained == total else f"{_rounded(trained)} of {_rounded(total)}"
     return f"training {which} parameters on {devices}"

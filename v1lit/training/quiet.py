@@ -24,6 +24,8 @@ WARNINGS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     # Lengths of the data module are exact for any number of workers, and readers divide the examples.
     r"Your `IterableDataset` has `__len__` defined\.",
+    # Between DeepSpeed and PyTorch.
+    r"`torch\.distributed\.(all_gather_into|reduce_scatter)_tensor` is deprecated",
     # No validation split: stated in the docs, and at the end of the run.
     r"Total length of `(list|CombinedLoader)` across ranks is zero\.",
     # Resuming in the same folder is what `run.resume` with the same name asks for.

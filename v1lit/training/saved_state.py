@@ -184,18 +184,9 @@ def load_parts(
     is no state of these optimizers.
     """
     names = [parameter_names(optimizer, module) for optimizer in optimizers]
-    tensors: Tensors
-    if path.is_dir():
-        tensors = CheckpointFolder(path)
-        state = _state(tensors)
-    else:
-        content = read_checkpoint(path)
-        held, state = split(content if optimizers else without_optimizers(content), names, {})
-        tensors = HeldTensors(held)
+    tensors, state = open_parts(path, names)
     _load_weights(path, tensors, state["aliases"], module, strict)
     if optimizers:
-        if state["optimizers"] is None or len(state["optimizers"]) != len(optimizers):
-            raise ValueError(f"{path} holds no state of the optimizer, so training cannot be resumed from it")
         parameters = dict(module.named_parameters())
 
         def read(stored: str, name: str) -> Tensor:
@@ -207,22 +198,66 @@ def load_parts(
     return checkpoint
 
 
-@torch.no_grad()
-def _load_weights(
-    path: Path, tensors: Tensors, aliases: Mapping[str, str], module: nn.Module, strict: bool
-) -> None:
-    wanted = module.state_dict()
+def open_parts(path: Path, names: Sequence[Names]) -> tuple[Tensors, dict[str, Any]]:
+    """The tensors of a checkpoint of either kind by name, not read yet, and the rest, as `split` returns it.
+
+    Args:
+        path: of the checkpoint.
+        names: of the parameters of every optimizer, by number; empty where training is not resumed.
+
+    Raises ValueError where there is no state of these optimizers.
+    """
+    tensors: Tensors
+    if path.is_dir():
+        tensors = CheckpointFolder(path)
+        state = _state(tensors)
+    else:
+        content = read_checkpoint(path)
+        held, state = split(content if names else without_optimizers(content), names, {})
+        tensors = HeldTensors(held)
+    if names and (state["optimizers"] is None or len(state["optimizers"]) != len(names)):
+        raise ValueError(f"{path} holds no state of the optimizer, so training cannot be resumed from it")
+    return tensors, state
+
+
+def stored_weights(
+    path: Path,
+    tensors: Tensors,
+    aliases: Mapping[str, str],
+    wanted: Mapping[str, Sequence[int]],
+    strict: bool = True,
+) -> dict[str, str]:
+    """Under which names a checkpoint stores the weights of a module, by the module's own.
+
+    Args:
+        path: of the checkpoint, as errors call it.
+        tensors: of `open_parts`.
+        aliases: further names of tensors, and the names under which they are stored.
+        wanted: the shapes of the module's weights.
+        strict: whether both must have the same weights.
+
+    Raises ValueError for weights that are missing, unexpected or of another shape, by name.
+    """
     held = {name.removeprefix(WEIGHTS): name for name in tensors.names if name.startswith(WEIGHTS)}
     held |= {name: held[stored] for name, stored in aliases.items()}
     problems = {"missing": wanted.keys() - held.keys(), "unexpected": held.keys() - wanted.keys()}
     for what, names in problems.items() if strict else ():
         if names:
             raise ValueError(f"{path} does not fit the model; weights {what}: {first_of(sorted(names))}")
-    for name, tensor in wanted.items():
-        if name in held:
-            part = own_part(name, tensor, rank=0)
-            _refuse_shape(path, name, tensors.shape(held[name]), part.shape)
-            part.data.copy_(tensors.box(held[name], part.box))
+    for name in wanted.keys() & held.keys():
+        _refuse_shape(path, name, tensors.shape(held[name]), tuple(wanted[name]))
+    return {name: held[name] for name in wanted if name in held}
+
+
+@torch.no_grad()
+def _load_weights(
+    path: Path, tensors: Tensors, aliases: Mapping[str, str], module: nn.Module, strict: bool
+) -> None:
+    own = module.state_dict()
+    shapes = {name: tensor.shape for name, tensor in own.items()}
+    for name, stored in stored_weights(path, tensors, aliases, shapes, strict).items():
+        part = own_part(name, own[name], rank=0)
+        part.data.copy_(tensors.box(stored, part.box))
 
 
 def _own_state(path: Path, tensors: Tensors, stored: str, parameter: Tensor) -> Tensor:

@@ -124,16 +124,11 @@ class Sharded(FolderStrategy):
 
     @property
     def compute_dtype(self) -> torch.dtype | None:
-        """In which type units are gathered and compute; None for that of the weights."""
         return torch.bfloat16 if isinstance(self.precision_plugin, ShardedPrecision) else None
 
     # ------------------------------------------------------------------ the model
 
     def build(self, backbone: BackboneConfig, pointer: PointerConfig) -> PointAndCopyModel:
-        """A model that is divided over the ranks, each of which reads its own part of the weights.
-
-        Seed torch before, alike on all ranks. Raises what `load_backbone` raises.
-        """
         fetch_weights(backbone.weights, self.local_rank)
         with torch.random.fork_rng(devices=[]):
             model = PointAndCopyModel.build(backbone, pointer, empty=True)
@@ -169,10 +164,10 @@ for _name, _options in NAMES.items():
     StrategyRegistry.register(_name, Sharded, description=f"v1lit: {_name}", override=True, **_options)
 
 
-def sharded_strategy(trainer: Trainer | None) -> Sharded | None:
+def sharded_strategy(trainer: Trainer | None) -> FolderStrategy | None:
     """The trainer's strategy, where it divides the model over ranks."""
     strategy = None if trainer is None else trainer.strategy
-    return strategy if isinstance(strategy, Sharded) else None
+    return strategy if isinstance(strategy, FolderStrategy) else None
 
 
 def compute_dtype(trainer: Trainer, weights: torch.dtype) -> torch.dtype:
