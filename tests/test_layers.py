@@ -22,10 +22,13 @@ MAY_IMPORT = {
     "cluster": ("data",),
     "training": ("cluster", "inference", "parallel", "pointer", "data", "backbones", "grounding"),
     "launch": (),
+    # Trials are processes: nothing of the training is imported, only what its folders are called.
+    "sweep": (),
     "plan": ("training", "parallel", "pointer", "data", "backbones", "grounding"),
     "cli": (
         "plan",
         "launch",
+        "sweep",
         "training",
         "cluster",
         "inference",

@@ -13,9 +13,9 @@ PACKAGE = ROOT / "v1lit"
 
 LIMITS = {
     # package: rooms, floors, arrows
-    "v1lit": (18, 8, 72),  # all packages may use the single files of the two lowest floors
+    "v1lit": (19, 8, 78),  # all packages may use the single files of the two lowest floors
     "v1lit.backbones": (26, 8, 64),
-    "v1lit.cli": (37, 10, 84),
+    "v1lit.cli": (39, 10, 90),
     "v1lit.data": (17, 10, 74),
     "v1lit.grounding": (7, 4, 9),
     "v1lit.inference": (1, 1, 0),
@@ -24,16 +24,17 @@ LIMITS = {
     "v1lit.cluster": (12, 5, 20),
     "v1lit.launch": (10, 5, 20),
     "v1lit.plan": (13, 6, 26),
+    "v1lit.sweep": (16, 9, 40),
     "v1lit.testing": (7, 3, 9),
     "v1lit.training": (35, 8, 76),
 }
 """How many rooms a package may have, on how many floors, and how many arrows may lead from room to room."""
 LONGEST_FILE = 384
 LONGEST_FUNCTION = 60
-CODE_LINES = 38_200
+CODE_LINES = 43_000
 """Of `v1lit/` without `v1lit/testing/`, which authors of backbones use and no run does. What adds an ability
 may raise it; what only rearranges may not."""
-ALL_LINES = 39_000
+ALL_LINES = 44_000
 
 MODULES = tool.read_modules(PACKAGE)
 GRAPH = tool.import_graph(MODULES)

@@ -19,6 +19,7 @@ COMMANDS = {
     "data": ("v1lit.cli.data", "import, draw and look at data"),
     "doctor": ("v1lit.cli.doctor", "versions, devices, which `lightning` comes first, missing extras"),
     "plan": ("v1lit.cli.plan", "whether a recipe fits into given GPUs, and how long it takes"),
+    "sweep": ("v1lit.cli.sweep", "many runs of a recipe that differ in a few keys, and how they compare"),
     "list": ("v1lit.cli.list", "backbones and recipes"),
 }
 

@@ -1,0 +1,152 @@
+"""`v1lit sweep SWEEP`: many runs of one recipe that differ in a few keys, and how they compare."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from v1lit.cli.errors import Parser, UserError, a_path
+from v1lit.cli.recipe import find_file, shipped_recipes, shown
+from v1lit.console import screen
+from v1lit.errors import OptionError
+from v1lit.sweep.config import Sweep, read_sweep
+from v1lit.sweep.folder import SweepFolder, SweepFolderError, description
+from v1lit.sweep.grid import Trial, make_trials
+
+ABOUT = "Run every trial of a sweep as a `lightning run` of its own; the same command resumes it."
+MORE = """also: v1lit sweep status FOLDER, which shows a sweep from another terminal.
+exit codes: 0 all trials are done, 3 some were given up, 130 or 143 stopped."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `v1lit sweep` with the arguments after `sweep`; returns the exit code."""
+    if argv and argv[0] == "status":
+        return _status(argv[1:])
+    options = _parser().read(argv)
+    path = _file(options.sweep)
+    with _mistakes(path):
+        sweep = read_sweep(_content(path), path, _find)
+        trials = make_trials(sweep)
+    folder = SweepFolder(Path(options.folder or f"sweeps/{sweep.name}"))
+    if options.dry_run:
+        return _dry_run(sweep, trials, folder)
+    _check(sweep, trials, folder)
+    return _drive(options, sweep, trials, folder)
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="v1lit sweep", description=ABOUT, epilog=MORE,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    add = parser.add_argument
+    add("sweep", metavar="SWEEP", help="a YAML file such as recipes/sweeps/smoke.yaml")
+    add("--folder", type=a_path, help="where all of it lies; default sweeps/NAME")
+    add("--dry-run", action="store_true", help="check every trial and print them, without training")
+    add("--jobs", type=_count, help="trials at a time; default one per core, or per GPU")
+    add(
+        "--attempts",
+        type=_count,
+        default=3,
+        help="starts of a trial that fails until it is given up; default 3",
+    )
+    add("--retry-failed", action="store_true", help="try trials anew that were given up earlier")
+    return parser
+
+
+def _status(argv: Sequence[str]) -> int:
+    parser = Parser(prog="v1lit sweep status", description="Show a sweep, from its folder alone.")
+    parser.add_argument("folder", metavar="FOLDER", type=a_path)
+    folder = SweepFolder(Path(parser.read(argv).folder))
+    from v1lit.sweep.table import status
+
+    with _mistakes(folder.path):
+        screen().print(status(folder, time.time()))
+    return 0
+
+
+def _drive(options: argparse.Namespace, sweep: Sweep, trials: Sequence[Trial], folder: SweepFolder) -> int:
+    from v1lit.sweep.driver import Driver
+    from v1lit.sweep.local import Local, jobs_by_default
+    from v1lit.sweep.table import Watch
+
+    program = [sys.executable, "-m", "v1lit.cli.main", "run"]
+    commands = {trial.name: [*program, *trial.words(sweep.base, folder.path)] for trial in trials}
+    executor = Local(options.jobs or jobs_by_default([], 1))
+    with _mistakes(folder.path), folder.driven():
+        folder.describe(description(sweep, trials))
+        with Watch(screen()) as watch:
+            driver = Driver(folder, commands, executor, options.attempts, options.retry_failed, watch)
+            code = driver.run()
+    screen().print(f"the sweep lies in {folder.path}", soft_wrap=True)
+    return code
+
+
+def _check(sweep: Sweep, trials: Sequence[Trial], folder: SweepFolder) -> None:
+    """Compose and check the recipe of every trial as `lightning run` does; raises UserError."""
+    from v1lit.cli.recipe import compose
+    from v1lit.cli.recipe_cli import RecipeCLI
+
+    for number, trial in enumerate(trials, 1):
+        base, *changes = trial.words(sweep.base, folder.path)
+        try:
+            RecipeCLI(compose(base, changes))
+        except (UserError, OptionError) as error:
+            raise UserError(f"trial {number} of {len(trials)}, {trial.name}: {error}") from error
+
+
+def _dry_run(sweep: Sweep, trials: Sequence[Trial], folder: SweepFolder) -> int:
+    for trial in trials:
+        print(shlex.join(["lightning", "run", *trial.words(sweep.base, folder.path)]))
+    _check(sweep, trials, folder)
+    return 0
+
+
+# ---- reading -----------------------------------------------------------------------------------------------
+
+
+def _file(text: str) -> Path:
+    path = find_file(text, Path())
+    if path is None:
+        raise UserError(f"there is no sweep file {text!r}\ngive one such as recipes/sweeps/smoke.yaml")
+    return path
+
+
+def _find(text: str, folder: Path) -> Path | None:
+    """A recipe or part that a sweep file names, as it can be typed."""
+    if text in shipped_recipes():
+        return Path(text)
+    place = find_file(text, folder)
+    return None if place is None else Path(shown(place))
+
+
+def _content(path: Path) -> Any:
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (yaml.YAMLError, OmegaConfBaseException, OSError) as error:
+        raise UserError(f"{shown(path)}: not valid YAML: {str(error).splitlines()[0]}") from error
+
+
+@contextmanager
+def _mistakes(path: Path) -> Iterator[None]:
+    """Make a UserError of what is wrong with a sweep file or folder."""
+    try:
+        yield
+    except OptionError as error:
+        raise UserError(error.told(shown(path))) from error
+    except SweepFolderError as error:
+        raise UserError(str(error)) from error
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number; give 1 or more")
+    return int(text)

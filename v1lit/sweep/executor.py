@@ -1,0 +1,58 @@
+"""What a sweep needs of whatever runs its trials: this machine, or a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Job:
+    """One start of one trial."""
+
+    name: str
+    """Of the trial."""
+    command: tuple[str, ...]
+    """Its words; the program is this Python."""
+    variables: Mapping[str, str]
+    """Added to the environment."""
+    output: Path
+    """File that gets all that it prints, behind what is there."""
+    lock: int
+    """Descriptor of the trial's lock, which a process on this machine inherits, and its children: whoever
+    starts the trial next sees that it still runs. An executor on other machines leaves it alone."""
+
+
+class Running(Protocol):
+    """A trial that was started."""
+
+    @property
+    def where(self) -> Mapping[str, object]:
+        """What the ledger says of it, such as host and process."""
+
+    def poll(self) -> int | None:
+        """Its exit code, 128 and the signal's number where it was killed; None while it runs."""
+
+    def stop(self) -> None:
+        """Ask it to save a checkpoint and to end."""
+
+    def kill(self) -> None:
+        """End it now, and all that it has started."""
+
+
+class Executor(Protocol):
+    """Runs trials, several at a time.
+
+    The driver calls it from one thread alone. All trials have ended when `close` returns.
+    """
+
+    def has_room(self) -> bool:
+        """Whether one more trial can be started now."""
+
+    def start(self, job: Job) -> Running:
+        """Start a trial."""
+
+    def close(self) -> None:
+        """Give back what was taken to run trials."""
