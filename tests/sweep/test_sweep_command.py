@@ -1,0 +1,137 @@
+"""`v1lit sweep` as a person types it: what is checked before the first trial, and what resumes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from helpers.launched_runs import ROOT, environment
+from helpers.sweeps import until
+
+from v1lit.cli.main import main
+
+TINY = {
+    "base": "tiny_qwen",
+    "changes": {
+        "trainer.val_check_interval": 100,
+        "trainer.enable_progress_bar": False,
+        "data.batch_size": 2,
+        "data.num_workers": 0,
+        "data.source.options.examples": 40,
+        "data.source.options.val_examples": 4,
+        "run.checkpoint_every": 1,
+        "run.peak_tflops": 1,
+        "run.report_examples": 2,
+        "run.report_max_new_tokens": 4,
+        "run.pictures": 0,
+        "run.export": False,
+    },
+    "axes": {"model.pointer.key_source": ["hidden", "embedding"]},
+    "budget": {"steps": 4},
+}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def write(**content: Any) -> None:
+    Path("it.yaml").write_text(yaml.safe_dump({**TINY, **content}))
+
+
+def sweep(*words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "v1lit.cli.main", "sweep", *words],
+        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def ledger() -> list[tuple[str, str]]:
+    path = Path("sweeps/it/ledger.jsonl")
+    found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [(event["trial"], event["state"]) for event in found]
+
+
+@pytest.mark.slow
+def test_the_dry_run_finds_a_wrong_key_in_the_seventh_trial_and_starts_nothing(capsys: Any) -> None:
+    widths: dict[str, Any] = {f"w{width}": {"model.pointer.width": width} for width in range(8, 14)}
+    write(axes={"width": {**widths, "wrong": {"model.pointer.widht": 8}}})
+    for words in (["--dry-run"], []):
+        assert main(["sweep", "it.yaml", *words]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: trial 7 of 7, wrong-seed0: ")
+        assert "model.pointer.widht" in said
+        assert "did you mean 'model.pointer.width'" in said
+        assert not Path("sweeps").exists()
+
+
+def test_a_wrong_sweep_file_is_a_mistake_that_names_it(capsys: Any) -> None:
+    write(seeds=[-1])
+    assert main(["sweep", "it.yaml", "--dry-run"]) == 2
+    assert capsys.readouterr().err.startswith("error: seeds is [-1] (it.yaml); give different whole numbers")
+    assert main(["sweep", "other.yaml"]) == 2
+    assert capsys.readouterr().err.startswith("error: there is no sweep file 'other.yaml'")
+    assert main(["sweep", "status", "nowhere"]) == 2
+    assert capsys.readouterr().err == "error: nowhere is no folder of a sweep: there is no such folder\n"
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_of_real_runs_resumes_them_and_a_changed_file_is_refused(capsys: Any) -> None:
+    write(budget={"steps": 30})
+    driver = sweep("it.yaml", "--jobs=2")
+    trials = Path("sweeps/it/trials")
+    checkpoints = [trials / name / "checkpoints/last.ckpt" for name in ("hidden-seed0", "embedding-seed0")]
+    until(lambda: all(path.exists() for path in checkpoints), "both trials have saved")
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate(timeout=60)
+
+    again = sweep("it.yaml", "--jobs=2")
+    said, _ = again.communicate(timeout=200)
+    assert again.returncode == 0, said
+    for name in ("hidden-seed0", "embedding-seed0"):
+        # Without the middle, should a trial have come to its end before it heard of it.
+        assert [state for trial, state in ledger() if trial == name][-1] == "done"
+        assert json.loads((trials / name / "metrics.json").read_text())["train/steps"] == 30
+        output = (trials.parent / "output" / f"{name}.txt").read_text()
+        assert "stopped by SIGTERM" in output
+        assert (trials / name / "recipe-2.yaml").exists()
+
+    before = ledger()
+    assert main(["sweep", "it.yaml"]) == 0
+    assert ledger() == before
+    assert main(["sweep", "status", "sweeps/it"]) == 0
+    assert "it: 2 done" in capsys.readouterr().out
+
+    write(budget={"steps": 31})
+    assert main(["sweep", "it.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert "sweeps/it holds a sweep that differs: budget.steps was 30 and is 31, trial hidden-seed0." in said
+
+
+@pytest.mark.slow
+def test_the_smoke_sweep_comes_to_its_end(tmp_path: Path) -> None:
+    for folder in ("configs", "recipes"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    driver = sweep("recipes/sweeps/smoke.yaml")
+    said, _ = driver.communicate(timeout=280)
+    assert driver.returncode == 0, said
+    assert "4 of 4 done" in said
+    described = json.loads(Path("sweeps/smoke/sweep.json").read_text())
+    for trial in described["trials"]:
+        folder = Path("sweeps/smoke/trials") / trial["name"]
+        measured = json.loads((folder / "metrics.json").read_text())
+        assert set(described["metrics"]) <= measured.keys()
+        resolved = yaml.safe_load(
+            re.sub(r"^#.*\n", "", (folder / "recipe.yaml").read_text(), flags=re.MULTILINE)
+        )
+        assert resolved["seed_everything"] == trial["seed"]
+        assert resolved["model"]["pointer"]["key_source"] == trial["settings"]["model.pointer.key_source"]
