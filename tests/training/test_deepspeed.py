@@ -34,6 +34,8 @@ CASES: dict[str, dict[str, Any]] = {
     "frozen language": {"backbone": {"freeze": ["language"]}},
     "activation checkpointing": {"backbone": {"gradient_checkpointing": ["language", "vision"]}},
     "weights that decay": {"optimizer": {"weight_decay": 0.1}},
+    "numbers that ranks do not divide": {"pointer": {"width": 33}},
+    "verified loss": {"module": {"verify_loss": 1}},
     "qwen2_vl": {"family": "qwen2_vl"},
     "llava": {"family": "llava"},
     "internvl": {"family": "internvl"},

@@ -29,9 +29,13 @@ from v1lit.pointer.model import PointAndCopyModel
 BACKBONE = "backbone."
 HEAD = "pointer_head."
 Device = torch.device | str
+Filled = Callable[[nn.Parameter], None]
+"""Takes a parameter that has its values."""
 
 
-def fill(model: PointAndCopyModel, backbone: BackboneConfig, device: Device) -> None:
+def fill(
+    model: PointAndCopyModel, backbone: BackboneConfig, device: Device, filled: Filled | None = None
+) -> None:
     """Give a model the weights that `PointAndCopyModel.build` makes or loads, bit for bit.
 
     Seed torch before, alike on all ranks. Raises ValueError as `load_backbone` for files that do not fit.
@@ -40,18 +44,22 @@ def fill(model: PointAndCopyModel, backbone: BackboneConfig, device: Device) -> 
         model: made empty of the same config, whole or cut.
         backbone: what it was made of.
         device: where its parameters and buffers are from now on.
+        filled: called with every parameter of the backbone that is, at once. Not with the head's, which a
+            gate changes when all are.
     """
     if backbone.weights == "tiny":
         plain = replace(backbone, gradient_checkpointing=[], compile=[])
         fill_from_model(model, PointAndCopyModel.build(plain, model.pointer_options), device)
     else:
-        fill_from_files(model, local_folder(backbone.weights), device)
+        fill_from_files(model, local_folder(backbone.weights), device, filled)
         start_pointer(model, device)
     move_buffers(model, device)
     check_filled(model)
 
 
-def fill_from_files(model: PointAndCopyModel, folder: str | Path, device: Device) -> None:
+def fill_from_files(
+    model: PointAndCopyModel, folder: str | Path, device: Device, filled: Filled | None = None
+) -> None:
     """Read the backbone's weights from a checkpoint folder in the transformers layout.
 
     A gate's doubling of `lm_head` is left to `start_pointer`. Tensors that transformers merges or splits
@@ -63,10 +71,14 @@ def fill_from_files(model: PointAndCopyModel, folder: str | Path, device: Device
     config = copy.deepcopy(model.config.backbone_config)
     plain = on_meta(getattr(transformers, model.family.model_class), config)
     names = fit_weights(plain, files, str(folder))
-    held = tensors_by_name(model)
+    held, head = tensors_by_name(model), model.get_output_embeddings()
     for name, stored in names.renamed.items():
-        if BACKBONE + name in held:
+        if (one := held.get(BACKBONE + name)) is not None:
             _fill_named(held, BACKBONE + name, device, partial(files.read, stored))
+            module, own, _ = one.places[0]
+            parameter = module._parameters.get(own)
+            if filled is not None and parameter is not None and parameter is not head.weight:
+                filled(parameter)
     for conversion in names.conversions:
         read = partial(_read_as, files, held[BACKBONE + conversion.name].tensor.dtype)
         for name, made in conversion.run(plain, read).items():

@@ -62,8 +62,16 @@ def engine_options(limit: float | None, compute: torch.dtype | None, keep_whole:
     }
 
 
+def divide_parameter(parameter: nn.Parameter, options: Mapping[str, Any]) -> None:
+    """Divide one parameter over the ranks, in place, with the values that rank 0 has."""
+    import deepspeed
+
+    alone = nn.ParameterList([parameter])
+    deepspeed.zero.Init(module=alone, config_dict_or_path=dict(options))
+
+
 def divide_model(model: PointAndCopyModel, options: Mapping[str, Any]) -> None:
-    """Divide a model's parameters over the ranks, in place, with the values that rank 0 has."""
+    """Divide what is not divided yet of a model's parameters, in place, with the values that rank 0 has."""
     import deepspeed
 
     deepspeed.zero.Init(module=model, config_dict_or_path=dict(options))

@@ -22,6 +22,7 @@ from v1lit.backbones.config import BackboneConfig
 from v1lit.errors import OptionError
 from v1lit.parallel import zero3
 from v1lit.parallel.fetch import fetch_weights
+from v1lit.parallel.fill import fill
 from v1lit.parallel.tensors import whole_shape
 from v1lit.parallel.weight_stream import shared_names
 from v1lit.pointer.config import PointerConfig
@@ -66,8 +67,8 @@ class Engine(Optimizer):
 class DeepSpeedZero3(FolderStrategy):
     """Divides weights, gradients and moments over all ranks with DeepSpeed (ZeRO-3) in place of FSDP2.
 
-    Computes and saves what `Sharded` does: the same losses, folders of the same kind. Every rank holds the
-    whole model in host memory once, before it is divided, and every micro-batch reduces gradients.
+    Computes and saves what `Sharded` does: the same losses, folders of the same kind. Every micro-batch
+    reduces gradients.
 
     Args:
         keep_whole: parameters of up to as many numbers stay gathered on every rank.
@@ -136,8 +137,11 @@ class DeepSpeedZero3(FolderStrategy):
 
     def build(self, backbone: BackboneConfig, pointer: PointerConfig) -> PointAndCopyModel:
         fetch_weights(backbone.weights, self.local_rank)
-        model = PointAndCopyModel.build(backbone, pointer)
-        zero3.divide_model(model, self._options)
+        options = self._options
+        with torch.random.fork_rng(devices=[]):
+            model = PointAndCopyModel.build(backbone, pointer, empty=True)
+        fill(model, backbone, self.root_device, partial(zero3.divide_parameter, options=options))
+        zero3.divide_model(model, options)
         return model
 
     def setup(self, trainer: Trainer) -> None:
