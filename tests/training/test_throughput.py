@@ -128,8 +128,9 @@ def test_mfu_is_the_operations_of_the_interval_over_those_of_the_peak(fit: Any, 
     work = throughput.WorkSum(model_flops.model)
     for batch in log.batches[2:]:
         work.add(batch)
-    expected = model_flops.total(work.sum()) / 0.5 / 2e12
-    assert log.values[4]["train/mfu"] == pytest.approx(expected)
+    operations = model_flops.total(work.sum())
+    assert log.values[4]["train/mfu"] == pytest.approx(operations / 0.5 / 2e12)
+    assert log.values[4]["train/flops_per_step"] == pytest.approx(operations / 2)
 
 
 def test_without_a_formula_or_a_peak_one_line_says_why_and_the_rest_is_logged(
@@ -146,6 +147,7 @@ def test_without_a_formula_or_a_peak_one_line_says_why_and_the_rest_is_logged(
     fit(Throughput(), log)
     assert said == ["train/mfu is not logged: this device multiplies nothing"]
     assert "train/mfu" not in log.values[4]
+    assert log.values[4]["train/flops_per_step"] > 0
     assert log.values[4]["train/tokens_per_second"] > 0
 
 

@@ -32,7 +32,7 @@ RATES = (
     "train/unseen_regions",
     "train/cut_tokens",
 )
-MFU = "train/mfu"
+MFU, FLOPS = "train/mfu", "train/flops_per_step"
 ON_THE_LINE, ON_THE_LINE_VAL = ("loss", "pointing", "examples/s"), ("val pointing",)
 """Shown beside the progress, and written nowhere."""
 
@@ -44,7 +44,8 @@ def loss_part(split: str, part: str) -> str:
 
 def now_and_then() -> list[str]:
     """What is logged every `trainer.log_every_n_steps` steps, not with every batch."""
-    return [GRADIENT_NORM, LEARNING_RATE, *(TRAIN + name for name in POINTING), *RATES, MFU, *ON_THE_LINE[1:]]
+    steps = [GRADIENT_NORM, LEARNING_RATE, *(TRAIN + name for name in POINTING)]
+    return [*steps, *RATES, MFU, FLOPS, *ON_THE_LINE[1:]]
 
 
 def names_in_training(pointer: PointerConfig, verified: bool = False, skips: bool = False) -> list[str]:
@@ -56,7 +57,7 @@ def names_in_training(pointer: PointerConfig, verified: bool = False, skips: boo
         GRADIENT_NORM,
         LEARNING_RATE,
     ]
-    return [*steps, *(TRAIN + name for name in POINTING), *RATES, MFU, *extra, *ON_THE_LINE]
+    return [*steps, *(TRAIN + name for name in POINTING), *RATES, MFU, FLOPS, *extra, *ON_THE_LINE]
 
 
 def names_in_validation(pointer: PointerConfig) -> list[str]:

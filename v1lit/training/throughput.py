@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from v1lit.data.encode.batch import Batch
 from v1lit.data.loading.ranks import Ranks, Waiting
 from v1lit.training.flops import ModelFlops, WorkSum
-from v1lit.training.logged import MFU, RATES
+from v1lit.training.logged import FLOPS, MFU, RATES
 from v1lit.training.peak import Peak, find_peak, product_kind
 from v1lit.training.slowest import DataWaits, ForwardClock, OwnTimes, Slowest
 from v1lit.training.steps import total_steps
@@ -69,7 +69,7 @@ class Stopwatch(Profiler):
 
 
 class Throughput(Callback):
-    """Logs rates over all ranks, the share of time that data was waited for, and the share of the peak (MFU).
+    """Logs rates over all ranks, the share of time that data was waited for, operations, and the MFU.
 
     Everything is of the interval between two logs: the time of its clock, less validation and checkpoints. No
     step waits for the GPU because of it; at the end of an interval, the ranks' sums are added up once.
@@ -113,12 +113,12 @@ class Throughput(Callback):
     def _prepare_mfu(self, trainer: Trainer, module: LightningModule) -> None:
         """Find formula and peak, and say which; without one of them, say why there is no MFU."""
         model: Any = module.model
+        self._flops = self._peak = None
         try:
             kind = product_kind(str(trainer.precision), model.dtype, module.device)
             self._flops = ModelFlops(model)
             self._peak = find_peak(module.device, kind, self.peak_tflops)
         except (ValueError, RuntimeError) as error:
-            self._flops = self._peak = None
             rank_zero_info(f"train/mfu is not logged: {error}")
         else:
             rank_zero_info(f"MFU is the share of {self._peak.flops / 1e12:.3g} TFLOP/s ({self._peak.source})")
@@ -196,6 +196,8 @@ class Throughput(Callback):
             float(self.cut),
         )
         values = dict(zip(RATES, rates, strict=True))
+        if self._flops is not None:
+            values[FLOPS] = flops / (trainer.global_step - self._logged)
         if self._peak is not None:
             values[MFU] = flops / seconds / self._peak.flops
         return values
