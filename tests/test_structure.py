@@ -24,7 +24,7 @@ LIMITS = {
     "v1lit.cluster": (12, 5, 20),
     "v1lit.launch": (10, 5, 20),
     "v1lit.plan": (13, 6, 26),
-    "v1lit.sweep": (16, 9, 40),
+    "v1lit.sweep": (22, 9, 48),
     "v1lit.testing": (7, 3, 9),
     "v1lit.training": (35, 8, 76),
 }

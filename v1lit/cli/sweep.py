@@ -24,7 +24,8 @@ from v1lit.sweep.folder import SweepFolder, SweepFolderError, description
 from v1lit.sweep.grid import Trial, make_trials
 
 ABOUT = "Run every trial of a sweep as a `lightning run` of its own; the same command resumes it."
-MORE = """also: v1lit sweep status FOLDER, which shows a sweep from another terminal.
+MORE = """also: v1lit sweep status FOLDER, which shows a sweep from another terminal, and
+v1lit sweep report FOLDER, which compares its trials.
 exit codes: 0 all trials are done, 3 some were given up, 130 or 143 stopped."""
 
 
@@ -32,6 +33,10 @@ def main(argv: Sequence[str]) -> int:
     """Run `v1lit sweep` with the arguments after `sweep`; returns the exit code."""
     if argv and argv[0] == "status":
         return _status(argv[1:])
+    if argv and argv[0] == "report":
+        from v1lit.cli import sweep_report
+
+        return sweep_report.main(argv[1:])
     options = _parser().read(argv)
     path = _file(options.sweep)
     with _mistakes(path):
