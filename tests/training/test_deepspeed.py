@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.curves import Setting, assert_alike, largest_difference, step_losses, train_on
+from helpers.curves import NotedModule, Setting, assert_alike, largest_difference, step_losses, train_on
 from helpers.forked import needs_fork
 from helpers.parted_runs import TOTAL, in_parts
 
@@ -19,6 +19,7 @@ from v1lit.data.config import EncodingConfig, PackingConfig
 from v1lit.errors import OptionError
 from v1lit.training.deepspeed_strategy import DeepSpeedZero3
 from v1lit.training.exporting import export_checkpoint
+from v1lit.training.module import V1Module
 from v1lit.training.saved_state import read_checkpoint
 
 pytestmark = [needs_fork, pytest.mark.slow, pytest.mark.timeout(400)]
@@ -96,6 +97,22 @@ def test_a_skipped_micro_batch_leaves_all_ranks_alike(
     first, second = train_on(setting, zero3, 2, accumulate=2)
     assert largest_difference(first.weights, second.weights) == 0
     assert largest_difference(first.weights, fsdp2.weights) < 3e-5
+
+
+def with_endless_gradients(module: NotedModule, batch: Any) -> Any:
+    out = V1Module.forward(module, batch)
+    assert out.loss is not None
+    out.loss.register_hook(lambda gradient: gradient * float("inf"))
+    return out
+
+
+@needs_deepspeed
+def test_a_step_is_not_left_out_silently(
+    base: Setting, zero3: DeepSpeedZero3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(NotedModule, "forward", with_endless_gradients)
+    with pytest.raises(AssertionError, match="the norm of the gradients is NaN or infinite"):
+        train_on(base, zero3, 2)
 
 
 @needs_deepspeed
