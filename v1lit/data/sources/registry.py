@@ -95,13 +95,18 @@ def synthetic_source(
     look: list[str] | None = None,
     image_size: list[int] | None = None,
     kinds: list[str] | None = None,
-    questions_per_scene: int = 1,
+    questions_per_scene: int | None = None,
+    task: list[str] | None = None,
+    steps: int | list[int] | None = None,
+    objects: int | list[int] | None = None,
+    distance: int | list[int] | None = None,
+    look_again: bool | None = None,
 ) -> None:
     """Drawn scenes, made once. Held-out scenes have one question each, whatever the training scenes have."""
     from v1lit.data.synthetic import synthesize
 
-    drawn_as: dict[str, Any] = {"look": look, "image_size": image_size, "kinds": kinds}
-    drawn_as = {name: value for name, value in drawn_as.items() if value is not None}
+    drawn_as: dict[str, Any] = {"look": look, "image_size": image_size, "kinds": kinds, "task": task}
+    drawn_as |= {"steps": steps, "objects": objects, "distance": distance, "look_again": look_again}
     synthesize(
         folder / "train", examples=examples, seed=seed, questions_per_scene=questions_per_scene, **drawn_as
     )
@@ -148,12 +153,12 @@ def check_source(config: SourceConfig) -> None:
     if is_stream(config):
         StreamOptions.read(config)
     elif config.name == "synthetic":
-        from v1lit.data.synthetic.generate import check_setting
+        from v1lit.data.synthetic.settings import check_setting, complete
 
-        for name, value in config.options.items():
-            if value is not None:
-                with named("data.source.options"):
-                    check_setting(name, value)
+        with named("data.source.options"):
+            if (count := config.options.get("val_examples")) is not None:
+                check_setting("val_examples", count)
+            complete({name: value for name, value in config.options.items() if name != "val_examples"})
 
 
 def prepare_source(config: SourceConfig, retry: Retry = DEFAULT_RETRY) -> None:

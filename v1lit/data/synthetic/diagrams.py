@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
 from functools import partial
 from itertools import permutations
 
-from PIL import Image, ImageDraw
+from PIL import ImageDraw
 
+from v1lit.data.synthetic.arrows import Line, arrow_between, cross, draw_arrows, passes
 from v1lit.data.synthetic.questions import Turn, choose, one_search, say, two_searches, yes_no
 from v1lit.data.synthetic.scene import (
     COLORS,
@@ -27,13 +27,6 @@ from v1lit.data.synthetic.scene import (
 LETTERS = "ABCDEFGH"
 GRID = 3
 """Nodes stand in different cells of a grid of this many rows and columns."""
-GAP = 2.5
-"""Pixels between a box and the tip or tail of an arrow."""
-OVERSAMPLE = 3
-
-Point = tuple[float, float]
-Line = tuple[Point, Point]
-"""Tail and tip of an arrow."""
 
 
 def draw(rng: random.Random, size: tuple[int, int]) -> Scene:
@@ -46,7 +39,7 @@ def draw(rng: random.Random, size: tuple[int, int]) -> Scene:
     )
     arrows = _connect(rng, items)
     image = paper(rng, size, tint=6)
-    image.paste(INK, (0, 0), _draw_arrows(list(arrows.values()), size))
+    image.paste(INK, (0, 0), draw_arrows(list(arrows.values()), size))
     pen = ImageDraw.Draw(image)
     letters = font(max(10, min(size) // 12))
     for item in items:
@@ -76,70 +69,14 @@ def _connect(rng: random.Random, items: Sequence[Item]) -> dict[tuple[int, int],
     rng.shuffle(pairs)
     wanted = rng.randint(len(items) - 1, len(items) + 2)
     for a, b in pairs:
-        line = _line(items[a], items[b])
+        line = arrow_between(items[a].box, items[b].box)
         if len(arrows) == wanted or line is None or (b, a) in arrows:
             continue
         others = [item for k, item in enumerate(items) if k not in (a, b)]
-        if any(_inside(o.box, 5, *line) for o in others) or any(
-            _cross(line, other) for other in arrows.values()
-        ):
+        if any(passes(line, o.box) for o in others) or any(cross(line, other) for other in arrows.values()):
             continue
         arrows[a, b] = line
     return arrows
-
-
-def _line(a: Item, b: Item) -> Line | None:
-    """Tail and tip of the arrow between two boxes; None where it would be too short to read."""
-    p, q = a.centre, b.centre
-    leaves, enters = _inside(a.box, GAP, p, q), _inside(b.box, GAP, p, q)
-    if leaves is None or enters is None:
-        return None
-    tail, tip = _between(p, q, leaves[1]), _between(p, q, enters[0])
-    too_short = enters[0] <= leaves[1] or math.dist(tail, tip) < 14
-    return None if too_short else (tail, tip)
-
-
-def _between(p: Point, q: Point, share: float) -> Point:
-    return p[0] + share * (q[0] - p[0]), p[1] + share * (q[1] - p[1])
-
-
-def _inside(box: PixelBox, margin: float, p: Point, q: Point) -> tuple[float, float] | None:
-    """The part of the segment p-q inside a box with its margin, as shares of its length; None if none is."""
-    low, high = 0.0, 1.0
-    for axis in (0, 1):
-        step = q[axis] - p[axis]
-        to_low, to_high = box[axis] - margin - p[axis], box[axis + 2] + margin - p[axis]
-        if step == 0:
-            if to_low > 0 or to_high < 0:
-                return None
-            continue
-        first, last = sorted((to_low / step, to_high / step))
-        low, high = max(low, first), min(high, last)
-    return (low, high) if low <= high else None
-
-
-def _cross(one: Line, two: Line) -> bool:
-    def side(p: Point, line: Line) -> bool:
-        (ax, ay), (bx, by) = line
-        return (bx - ax) * (p[1] - ay) > (by - ay) * (p[0] - ax)
-
-    return side(one[0], two) != side(one[1], two) and side(two[0], one) != side(two[1], one)
-
-
-def _draw_arrows(arrows: Sequence[Line], size: tuple[int, int]) -> Image.Image:
-    """Coverage of all arrows: [height, width], 0..255, smooth edges."""
-    k = OVERSAMPLE
-    mask = Image.new("L", (size[0] * k, size[1] * k), 0)
-    pen = ImageDraw.Draw(mask)
-    for (x1, y1), (x2, y2) in arrows:
-        length = math.dist((x1, y1), (x2, y2))
-        dx, dy = (x2 - x1) / length, (y2 - y1) / length
-        head, half = 7.5, 3.6
-        base = (x2 - head * dx, y2 - head * dy)
-        pen.line((x1 * k, y1 * k, base[0] * k, base[1] * k), fill=255, width=round(1.6 * k))
-        wings = [(base[0] + s * half * dy, base[1] - s * half * dx) for s in (1, -1)]
-        pen.polygon([(x * k, y * k) for x, y in ((x2, y2), *wings)], fill=255)
-    return mask.reduce(k)
 
 
 def _linked(scene: Scene, item: Item, *, leaving: bool = True) -> tuple[Item, ...]:

@@ -8,29 +8,23 @@ import random
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from v1lit.data.example import Example, Message
 from v1lit.data.images import EncodedImage
 from v1lit.data.shards import ShardWriter, list_shards, read_index, write_index
-from v1lit.data.synthetic import charts, diagrams, shapes
+from v1lit.data.synthetic.looks import LOOKS
 from v1lit.data.synthetic.questions import QUESTION_KINDS, NoQuestionError, Turn, write_turn
 from v1lit.data.synthetic.scene import Scene
-from v1lit.errors import OptionError, name_allowed
+from v1lit.data.synthetic.settings import check_setting, complete
+from v1lit.data.synthetic.tasks import IMAGE_SIZE, make_task, ranges_of
 from v1lit.files import aside
 from v1lit.grounding.region import Region
 from v1lit.paths import expand_path
 from v1lit.processes import count_workers, ordered, progress_bar
 
-LOOKS: Mapping[str, ModuleType] = {"shapes": shapes, "bars": charts, "diagrams": diagrams}
-"""A look is a module with `draw(rng, size) -> Scene` and a function `(rng, scene) -> Turn` for every kind of
-question, which raises NoQuestionError where the scene allows none without ambiguity."""
-
 DRAWING_VERSION = 1
 """Raised whenever the same settings make other examples than before."""
-MIN_SIDE = 112
-MAX_SIDE = 2048
 TRIES = 1000
 PARALLEL_FROM = 2000
 """Below this many examples, starting processes takes longer than drawing."""
@@ -61,6 +55,10 @@ def make_example(
     """
     wanted = [rng.choice(list(kinds)) for _ in range(questions)]
     scene, turns = _scene_with_turns(rng, look, wanted, size)
+    return _assemble(id, scene, turns, f"synthetic/{look}/{'+'.join(wanted)}")
+
+
+def _assemble(id: str, scene: Scene, turns: Sequence[Turn], source: str) -> Example:
     messages: list[Message] = []
     regions: dict[str, Region] = {}
     for index, turn in enumerate(turns):
@@ -76,8 +74,31 @@ def make_example(
         messages=tuple(messages),
         regions=regions,
         answer=turns[-1].answer,
-        source=f"synthetic/{look}/{'+'.join(wanted)}",
+        source=source,
     )
+
+
+def make_task_example(
+    rng: random.Random,
+    *,
+    id: str,
+    task: str,
+    size: tuple[int, int] = IMAGE_SIZE,
+    difficulty: Mapping[str, Any] | None = None,
+) -> Example:
+    """One scene of a task with its question, as a validated `Example`.
+
+    What it was made with and the smallest number of looks stand in its `source`, which `read_source` reads.
+
+    Args:
+        rng: decides everything.
+        id: of the example.
+        task: a key of `TASKS`.
+        size: width and height in pixels.
+        difficulty: `steps`, `objects`, `distance`, `look_again`; a number each, or lowest and highest.
+    """
+    scene, turn, source = make_task(rng, task, size, ranges_of(task, difficulty or {}))
+    return _assemble(id, scene, [turn], source)
 
 
 def _scene_with_turns(
@@ -107,14 +128,19 @@ def _new_turn(rng: random.Random, scene: Scene, kind: str, asked: set[str]) -> T
 
 def _numbered_example(index: int, settings: Mapping[str, Any]) -> Example:
     """Example `index` of a data set: a function of the settings and the index, whatever process makes it."""
-    look = settings["look"][index % len(settings["look"])]
+    names = settings["task"] if "task" in settings else settings["look"]
+    name = names[index % len(names)]
+    # A string seed is hashed with SHA-512: the same on every machine and unrelated for neighbours.
+    rng = random.Random(f"v1lit synthetic {settings['seed']} {index}")
+    id, size = f"{name}-s{settings['seed']}-{index:07d}", tuple(settings["image_size"])
+    if "task" in settings:
+        return make_task_example(rng, id=id, task=name, size=size, difficulty=settings["difficulty"][name])
     return make_example(
-        # A string seed is hashed with SHA-512: the same on every machine and unrelated for neighbours.
-        random.Random(f"v1lit synthetic {settings['seed']} {index}"),
-        id=f"{look}-s{settings['seed']}-{index:07d}",
-        look=look,
+        rng,
+        id=id,
+        look=name,
         kinds=settings["kinds"],
-        size=tuple(settings["image_size"]),
+        size=size,
         questions=settings["questions_per_scene"],
     )
 
@@ -124,10 +150,15 @@ def synthesize(
     *,
     examples: int,
     seed: int = 0,
-    look: Sequence[str] = ("shapes",),
-    image_size: Sequence[int] = (168, 168),
-    kinds: Sequence[str] = QUESTION_KINDS,
-    questions_per_scene: int = 1,
+    look: Sequence[str] | None = None,
+    image_size: Sequence[int] | None = None,
+    kinds: Sequence[str] | None = None,
+    questions_per_scene: int | None = None,
+    task: Sequence[str] | None = None,
+    steps: int | Sequence[int] | None = None,
+    objects: int | Sequence[int] | None = None,
+    distance: int | Sequence[int] | None = None,
+    look_again: bool | None = None,
     workers: int | None = None,
     shard_examples: int = 1000,
     progress: bool = True,
@@ -138,27 +169,27 @@ def synthesize(
         out: a folder that does not exist, is empty, or holds exactly this data set; then nothing is done.
         examples: how many scenes.
         seed: same settings and seed, same bytes; other seeds share no scene, so they serve as held-out data.
-        look: `shapes`, `bars`, `diagrams`; several take turns.
-        image_size: width and height in pixels.
-        kinds: of questions, equally frequent: `find`, `count`, `compare`, `relate`.
-        questions_per_scene: user turns of a conversation about one scene.
+        look: `shapes` (by default), `bars`, `diagrams`; several take turns.
+        image_size: width and height in pixels; by default 168 x 168, of tasks 224 x 224.
+        kinds: of questions, equally frequent: `find`, `count`, `compare`, `relate`; all by default.
+        questions_per_scene: user turns of a conversation about one scene; one by default.
+        task: in place of a look: `trail`, `pair`, `total`, `recall`; several take turns.
+        steps: arrows of `trail`, bars that `total` reads; a number, or the lowest and the highest.
+        objects: nodes, small objects or bars in the picture; a number, or the lowest and the highest.
+        distance: sentences of `recall` between look and attribute; a number, or the lowest and the highest.
+        look_again: whether `recall` looks a second time before it answers, as it does by default.
         workers: processes that draw; by default one per core, and one only for small sets.
         shard_examples: examples per shard.
         progress: whether to show a progress bar.
 
-    Raises ValueError for settings out of range, or where `out` holds something else.
+    Raises ValueError for settings that are out of range or do not go together, or where `out` holds
+    something else.
     """
-    settings = {
-        "examples": examples,
-        "seed": seed,
-        "look": [look] if isinstance(look, str) else list(look),
-        "image_size": list(image_size),
-        "kinds": [kinds] if isinstance(kinds, str) else list(kinds),
-        "questions_per_scene": questions_per_scene,
-        "shard_examples": shard_examples,
-    }
-    for name, value in {**settings, "workers": 1 if workers is None else workers}.items():
-        check_setting(name, value)
+    check_setting("workers", 1 if workers is None else workers)
+    of_looks = {"look": look, "kinds": kinds, "questions_per_scene": questions_per_scene}
+    of_tasks = {"task": task, "steps": steps, "objects": objects, "distance": distance}
+    of_all = {"examples": examples, "seed": seed, "image_size": image_size, "shard_examples": shard_examples}
+    settings = complete({**of_all, **of_looks, **of_tasks, "look_again": look_again})
     out = Path(expand_path(out))
     if _holds(out, settings):
         return out
@@ -222,26 +253,3 @@ def _holds(out: Path, settings: Mapping[str, Any]) -> bool:
         if (out / shard.file).stat().st_size != shard.bytes:
             raise ValueError(f"{out} is damaged: {shard.file} is not {shard.bytes} bytes long; {way_out}")
     return True
-
-
-def check_setting(name: str, value: Any) -> None:
-    """Raise OptionError for a value that the setting `name` of `synthesize` cannot have."""
-    if name == "image_size":
-        pair = isinstance(value, Sequence) and len(value) == 2
-        if not pair or not all(_is_int(side) and MIN_SIDE <= side <= MAX_SIDE for side in value):
-            why = f"allowed: width and height, each {MIN_SIDE} to {MAX_SIDE} pixels"
-            raise OptionError(name, value, why)
-    elif name in ("look", "kinds"):
-        allowed = LOOKS if name == "look" else QUESTION_KINDS
-        wrong = [item for item in ([value] if isinstance(value, str) else value) if item not in allowed]
-        if wrong or not value:
-            unknown = f"no {wrong[0]!r}; " if wrong else ""
-            raise OptionError(name, value, unknown + name_allowed("".join(wrong[:1]), allowed))
-    elif not _is_int(value):
-        raise OptionError(name, value, "a whole number is needed")
-    elif name != "seed" and value < 1:
-        raise OptionError(name, value, "a whole number of at least 1 is needed")
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 
-from PIL import Image, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 PixelBox = tuple[int, int, int, int]
 """`(x1, y1, x2, y2)` in pixels of the image: the pixel columns x1 .. x2-1 and rows y1 .. y2-1."""
@@ -22,6 +23,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "orange": (245, 124, 20),
 }
 INK = (40, 40, 48)
+MARK_OVERSAMPLE = 4
 CLEAR_SHARE = 0.06
 """How far an item's centre must be from a line before a question asks for its side; a share of the image."""
 
@@ -37,7 +39,7 @@ class Item:
     color: str
     """A key of `COLORS`."""
     shape: str
-    """`circle`, `square`, `triangle`, `bar` or `node`."""
+    """`circle`, `square`, `triangle`, `diamond`, `bar` or `node`."""
     label: str = ""
     """The text that stands at it, if any."""
     value: float = 0.0
@@ -58,7 +60,7 @@ class Scene:
     image: Image.Image
     items: tuple[Item, ...]
     arrows: tuple[tuple[int, int], ...] = ()
-    """Diagrams: (from, to), indices into `items`."""
+    """Diagrams and trails: (from, to), indices into `items`."""
     gridlines: tuple[float, ...] = ()
     """Bar charts: the labelled values of the axis."""
 
@@ -97,6 +99,29 @@ def paper(rng: random.Random, size: tuple[int, int], *, tint: int = 12) -> Image
         r, g, b = pixels[x, y]  # type: ignore[misc]
         pixels[x, y] = (r - 7, g - 7, b - 7)
     return image
+
+
+def ring(image: Image.Image, box: PixelBox) -> None:
+    """Mark what lies in a square box with a circle around it, which leaves its pixels alone."""
+    side = box[2] - box[0]
+    _outline(image, box, margin=0.42 * side, circle=True)
+
+
+def frame(image: Image.Image, box: PixelBox) -> None:
+    """Mark what lies in a square box with a square around it, which leaves its pixels alone."""
+    side = box[2] - box[0]
+    _outline(image, box, margin=0.3 * side, circle=False)
+
+
+def _outline(image: Image.Image, box: PixelBox, margin: float, *, circle: bool) -> None:
+    k, reach = MARK_OVERSAMPLE, math.ceil(margin) + 2
+    side = box[2] - box[0] + 2 * reach
+    mask = Image.new("L", (side * k, side * k), 0)
+    pen = ImageDraw.Draw(mask)
+    low, high = (reach - margin) * k, (side - reach + margin) * k - 1
+    width = round(max(1.5, (box[2] - box[0]) / 9) * k)
+    (pen.ellipse if circle else pen.rectangle)((low, low, high, high), outline=255, width=width)
+    image.paste(INK, (box[0] - reach, box[1] - reach), mask.reduce(k))
 
 
 @lru_cache(maxsize=64)

@@ -41,7 +41,7 @@ def draw(rng: random.Random, size: tuple[int, int]) -> Scene:
     image = paper(rng, size)
     for item in items:
         x1, y1, x2, _ = item.box
-        image.paste(COLORS[item.color], (x1, y1), _mask(item.shape, x2 - x1))
+        image.paste(COLORS[item.color], (x1, y1), mask(item.shape, x2 - x1))
     return Scene("shapes", image, tuple(items))
 
 
@@ -65,18 +65,20 @@ def _apart(a: PixelBox, b: PixelBox) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _mask(shape: str, side: int) -> Image.Image:
+def mask(shape: str, side: int) -> Image.Image:
     """Coverage of a shape that touches all four sides of its box: [side, side], 0..255, smooth edges."""
     big = side * OVERSAMPLE
-    mask = Image.new("L", (big, big), 0)
-    pen = ImageDraw.Draw(mask)
+    drawn = Image.new("L", (big, big), 0)
+    pen = ImageDraw.Draw(drawn)
     if shape == "circle":
         pen.ellipse((0, 0, big - 1, big - 1), fill=255)
     elif shape == "square":
         pen.rectangle((0, 0, big - 1, big - 1), fill=255)
+    elif shape == "diamond":
+        pen.polygon([(0, big // 2), (big // 2, 0), (big - 1, big // 2), (big // 2, big - 1)], fill=255)
     else:
         pen.polygon([(0, big - 1), (big - 1, big - 1), (big // 2, 0)], fill=255)
-    return mask.reduce(OVERSAMPLE)
+    return drawn.reduce(OVERSAMPLE)
 
 
 def _single(scene: Scene) -> list[Item]:
