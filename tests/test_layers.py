@@ -22,13 +22,13 @@ MAY_IMPORT = {
     "cluster": ("data",),
     "training": ("cluster", "inference", "parallel", "pointer", "data", "backbones", "grounding"),
     "launch": (),
-    # Trials are processes: nothing of the training is imported, only what its folders are called.
-    "sweep": (),
     "plan": ("training", "parallel", "pointer", "data", "backbones", "grounding"),
+    # Trials are processes; what they will cost is reckoned in this one.
+    "sweep": ("plan", "training", "pointer", "data", "backbones"),
     "cli": (
+        "sweep",
         "plan",
         "launch",
-        "sweep",
         "training",
         "cluster",
         "inference",

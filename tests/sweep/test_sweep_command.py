@@ -135,3 +135,59 @@ def test_the_smoke_sweep_comes_to_its_end(tmp_path: Path) -> None:
         )
         assert resolved["seed_everything"] == trial["seed"]
         assert resolved["model"]["pointer"]["key_source"] == trial["settings"]["model.pointer.key_source"]
+
+
+@pytest.mark.slow
+def test_a_budget_of_tokens_is_used_by_every_trial_up_to_half_a_step(capsys: Any) -> None:
+    widths = {"short": {"data.batch_size": 2}, "long": {"data.batch_size": 4}}
+    write(axes={"rows": widths}, budget={"tokens": 2400})
+    assert main(["sweep", "it.yaml", "--jobs=2"]) == 0
+    described = json.loads(Path("sweeps/it/sweep.json").read_text())
+    steps = {trial["name"]: trial["changes"]["trainer.max_steps"] for trial in described["trials"]}
+    assert steps["short-seed0"] == pytest.approx(2 * steps["long-seed0"], abs=1)
+    for name, number in steps.items():
+        measured = json.loads(Path(f"sweeps/it/trials/{name}/metrics.json").read_text())
+        assert measured["train/steps"] == number
+        # Both are of the whole run, which is shorter than the interval between two logs.
+        each = measured["train/real_tokens_per_second"] * measured["train/seconds_per_step"]
+        assert number * each == pytest.approx(2400, abs=each)
+
+
+def test_seconds_need_a_schedule_that_knows_no_end(capsys: Any) -> None:
+    write(budget={"seconds": 90})
+    assert main(["sweep", "it.yaml", "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert (
+        "budget.seconds is 90; a linear schedule with a warm-up of 0.05 needs to know its last step" in said
+    )
+    constant = {"model.optimizer.schedule": "constant", "model.optimizer.warmup": 0}
+    write(budget={"seconds": 90}, changes={**TINY["changes"], **constant})
+    assert main(["sweep", "it.yaml", "--dry-run"]) == 0
+    assert "--trainer.max_time=00:00:01:30" in capsys.readouterr().out
+
+
+def test_the_dry_run_says_what_is_not_known_before_there_are_data(capsys: Any) -> None:
+    assert main(["sweep", "it.yaml", "--dry-run"]) == 2
+    write()
+    assert main(["sweep", "it.yaml", "--dry-run", "--jobs=2"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("it: 2 trials of 4 steps, 2 at a time, in sweeps/it\n")
+    assert "tokens and time are not known: the training data are not there yet" in said
+    assert "the first: lightning run tiny_qwen --seed_everything=0 " in said
+    assert not Path("sweeps").exists()
+    assert not Path("data").exists()
+
+
+def test_a_sweep_for_another_machine_is_checked_without_its_devices(capsys: Any) -> None:
+    write(base="qwen_v1g", changes={}, axes={}, budget={"steps": 100})
+    assert main(["sweep", "it.yaml", "--elsewhere"]) == 2
+    assert main(["sweep", "it.yaml", "--dry-run", "--elsewhere"]) == 0
+    assert "seed0" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_logger_of_the_recipe_gets_the_sweep_as_its_group(capsys: Any) -> None:
+    logger = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {"save_dir": "tb"}}
+    write(changes={**TINY["changes"], "trainer.logger": logger}, axes={}, budget={"steps": 1})
+    assert main(["sweep", "it.yaml"]) == 0
+    assert list(Path("tb/it/seed0").glob("events.*"))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from omegaconf import OmegaConf
@@ -19,9 +18,19 @@ from v1lit.cli.errors import Parser, UserError, a_path
 from v1lit.cli.recipe import find_file, shipped_recipes, shown
 from v1lit.console import screen
 from v1lit.errors import OptionError
+from v1lit.processes import available_cores
 from v1lit.sweep.config import Sweep, read_sweep
+from v1lit.sweep.driver import Driver
 from v1lit.sweep.folder import SweepFolder, SweepFolderError, description
 from v1lit.sweep.grid import Trial, make_trials
+from v1lit.sweep.local import Local, jobs_by_default, visible_gpus
+from v1lit.sweep.table import Watch, status
+
+if TYPE_CHECKING:
+    from v1lit.cli.sweep_check import Checked
+
+EXECUTORS = ("local",)
+"""Where trials can run, as `--executor` names it."""
 
 ABOUT = "Run every trial of a sweep as a `lightning run` of its own; the same command resumes it."
 MORE = """also: v1lit sweep status FOLDER, which shows a sweep from another terminal, and
@@ -38,15 +47,24 @@ def main(argv: Sequence[str]) -> int:
 
         return sweep_report.main(argv[1:])
     options = _parser().read(argv)
+    if options.elsewhere and not options.dry_run:
+        raise UserError("--elsewhere checks a sweep for another machine\ngive it with --dry-run")
     path = _file(options.sweep)
     with _mistakes(path):
         sweep = read_sweep(_content(path), path, _find)
         trials = make_trials(sweep)
     folder = SweepFolder(Path(options.folder or f"sweeps/{sweep.name}"))
+    from v1lit.cli.sweep_check import Checker  # torch and Lightning: once the file has been read
+
+    with _mistakes(path):
+        checked = Checker(sweep, folder, options.dry_run, options.elsewhere).all(trials)
+    executor = _executor(options, checked)
     if options.dry_run:
-        return _dry_run(sweep, trials, folder)
-    _check(sweep, trials, folder)
-    return _drive(options, sweep, trials, folder)
+        from v1lit.cli.sweep_plan import show_plan
+
+        show_plan(sweep, checked, folder, executor.jobs, screen())
+        return 0
+    return _drive(options, sweep, [one.trial for one in checked], folder, executor)
 
 
 def _parser() -> Parser:
@@ -55,8 +73,16 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("sweep", metavar="SWEEP", help="a YAML file such as recipes/sweeps/smoke.yaml")
     add("--folder", type=a_path, help="where all of it lies; default sweeps/NAME")
-    add("--dry-run", action="store_true", help="check every trial and print them, without training")
-    add("--jobs", type=_count, help="trials at a time; default one per core, or per GPU")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="check every trial and print what all will cost; trains nothing",
+    )
+    add("--elsewhere", action="store_true", help="with --dry-run: for a machine with other devices and files")
+    add("--executor", choices=EXECUTORS, default="local", help="where trials run; default on this machine")
+    add("--jobs", type=_count, help="trials at a time; default one per core, or what the GPUs are enough for")
+    add("--threads", type=_count, help="OMP_NUM_THREADS of a trial; default its share of the cores")
+    add("--gpus-per-trial", type=_gpus, default=1.0, help="such as 0.5: two trials share one GPU; default 1")
     add(
         "--attempts",
         type=_count,
@@ -67,25 +93,28 @@ def _parser() -> Parser:
     return parser
 
 
+def _executor(options: argparse.Namespace, checked: Sequence[Checked]) -> Local:
+    """What runs the trials, as the options say."""
+    gpus = visible_gpus() if any(one.on_gpu for one in checked) else []
+    jobs = options.jobs or min(jobs_by_default(gpus, options.gpus_per_trial), len(checked))
+    threads = options.threads or max(1, available_cores() // jobs)
+    return Local(jobs, gpus, options.gpus_per_trial, threads)
+
+
 def _status(argv: Sequence[str]) -> int:
     parser = Parser(prog="v1lit sweep status", description="Show a sweep, from its folder alone.")
     parser.add_argument("folder", metavar="FOLDER", type=a_path)
     folder = SweepFolder(Path(parser.read(argv).folder))
-    from v1lit.sweep.table import status
-
     with _mistakes(folder.path):
         screen().print(status(folder, time.time()))
     return 0
 
 
-def _drive(options: argparse.Namespace, sweep: Sweep, trials: Sequence[Trial], folder: SweepFolder) -> int:
-    from v1lit.sweep.driver import Driver
-    from v1lit.sweep.local import Local, jobs_by_default
-    from v1lit.sweep.table import Watch
-
+def _drive(
+    options: argparse.Namespace, sweep: Sweep, trials: Sequence[Trial], folder: SweepFolder, executor: Local
+) -> int:
     program = [sys.executable, "-m", "v1lit.cli.main", "run"]
     commands = {trial.name: [*program, *trial.words(sweep.base, folder.path)] for trial in trials}
-    executor = Local(options.jobs or jobs_by_default([], 1))
     with _mistakes(folder.path), folder.driven():
         folder.describe(description(sweep, trials))
         with Watch(screen()) as watch:
@@ -93,26 +122,6 @@ def _drive(options: argparse.Namespace, sweep: Sweep, trials: Sequence[Trial], f
             code = driver.run()
     screen().print(f"the sweep lies in {folder.path}", soft_wrap=True)
     return code
-
-
-def _check(sweep: Sweep, trials: Sequence[Trial], folder: SweepFolder) -> None:
-    """Compose and check the recipe of every trial as `lightning run` does; raises UserError."""
-    from v1lit.cli.recipe import compose
-    from v1lit.cli.recipe_cli import RecipeCLI
-
-    for number, trial in enumerate(trials, 1):
-        base, *changes = trial.words(sweep.base, folder.path)
-        try:
-            RecipeCLI(compose(base, changes))
-        except (UserError, OptionError) as error:
-            raise UserError(f"trial {number} of {len(trials)}, {trial.name}: {error}") from error
-
-
-def _dry_run(sweep: Sweep, trials: Sequence[Trial], folder: SweepFolder) -> int:
-    for trial in trials:
-        print(shlex.join(["lightning", "run", *trial.words(sweep.base, folder.path)]))
-    _check(sweep, trials, folder)
-    return 0
 
 
 # ---- reading -----------------------------------------------------------------------------------------------
@@ -155,3 +164,15 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no number; give 1 or more")
     return int(text)
+
+
+def _gpus(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not (0 < share < 1 or (share >= 1 and share == int(share))):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of GPUs; give 1, 2, ..., or a share such as 0.5"
+        )
+    return share

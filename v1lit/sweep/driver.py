@@ -150,8 +150,10 @@ class Driver:
         else:
             past.failures += 1
             past.final = code in FINAL
-            self._note(name, FAILED, seconds=seconds, code=code, final=past.final, why=self._last_words(name))
-            if not self.given_up(name):
+            given_up = past.final or past.failures >= self.attempts
+            self._note(name, FAILED, seconds=seconds, code=code, final=past.final, given_up=given_up,
+                       why=self._last_words(name))  # fmt: skip
+            if not given_up:
                 self.waiting.append(name)
 
     def _note(self, name: str, state: str, **more: object) -> None:

@@ -21,7 +21,7 @@ class Job:
     output: Path
     """File that gets all that it prints, behind what is there."""
     lock: int
-    """Descriptor of the trial's lock, which a process on this machine inherits, and its children: whoever
+    """Descriptor of the trial's lock, which a process on this machine inherits, and what it forks: whoever
     starts the trial next sees that it still runs. An executor on other machines leaves it alone."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,10 @@ class Trial:
     def plain(self) -> dict[str, Any]:
         """The trial as JSON has it."""
         return asdict(self)
+
+    def changed(self, more: Mapping[str, Any]) -> Trial:
+        """The same trial with more changes."""
+        return replace(self, changes=in_order({**self.changes, **more}))
 
     def words(self, base: str, folder: Path) -> list[str]:
         """What follows `lightning run` in the trial's command; `folder` is the sweep's."""
@@ -70,9 +74,19 @@ def make_trials(sweep: Sweep) -> list[Trial]:
 
 
 def limits(budget: Budget) -> dict[str, Any]:
-    """The keys by which every trial ends where its budget is used up."""
-    steps = int(budget.amount) if budget.kind == "steps" else -1
-    return {"trainer.max_steps": steps, "trainer.max_epochs": -1}
+    """The keys by which every trial ends where its budget is used up.
+
+    Of tokens and flops, the steps are not known before the data are.
+    """
+    found: dict[str, Any] = {"trainer.max_steps": -1, "trainer.max_epochs": -1}
+    if budget.kind == "steps":
+        found["trainer.max_steps"] = int(budget.amount)
+    if budget.kind == "seconds":
+        minutes, seconds = divmod(max(1, round(budget.amount)), 60)
+        hours, minutes = divmod(minutes, 60)
+        days, hours = divmod(hours, 24)
+        found["trainer.max_time"] = f"{days:02}:{hours:02}:{minutes:02}:{seconds:02}"
+    return found
 
 
 def in_order(changes: Mapping[str, Any]) -> dict[str, Any]:

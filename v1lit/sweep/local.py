@@ -61,12 +61,12 @@ class Local:
 
     Args:
         jobs: trials at a time.
-        gpus: GPUs as `CUDA_VISIBLE_DEVICES` names them, dealt out in turn; none for trials on CPUs.
-        gpus_each: GPUs of one trial.
-        threads: of one trial.
+        gpus: as `CUDA_VISIBLE_DEVICES` names them, dealt out in turn; none for trials on CPUs.
+        gpus_each: GPUs of one trial, or the share of one.
+        threads: `OMP_NUM_THREADS` of one trial.
     """
 
-    def __init__(self, jobs: int, gpus: Sequence[str] = (), gpus_each: int = 1, threads: int = 1) -> None:
+    def __init__(self, jobs: int, gpus: Sequence[str] = (), gpus_each: float = 1, threads: int = 1) -> None:
         self.jobs, self.gpus, self.gpus_each, self.threads = jobs, list(gpus), gpus_each, threads
         self.running: list[Process] = []
 
@@ -103,11 +103,21 @@ class Local:
     def _visible(self, place: int) -> dict[str, str]:
         if not self.gpus:
             return {}
-        first = place * self.gpus_each
-        chosen = [self.gpus[(first + number) % len(self.gpus)] for number in range(self.gpus_each)]
+        first, count = int(place * self.gpus_each + 1e-9), max(1, int(self.gpus_each))
+        chosen = [self.gpus[(first + number) % len(self.gpus)] for number in range(count)]
         return {VISIBLE: ",".join(dict.fromkeys(chosen))}
 
 
-def jobs_by_default(gpus: Sequence[str], gpus_each: int) -> int:
+def jobs_by_default(gpus: Sequence[str], gpus_each: float) -> int:
     """Trials at a time: as many as the GPUs are enough for, else one for each core."""
-    return max(1, len(gpus) // gpus_each) if gpus else available_cores()
+    return max(1, int(len(gpus) / gpus_each + 1e-9)) if gpus else available_cores()
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
+    named = os.environ.get(VISIBLE)
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip()]
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from rich.live import Live
@@ -19,7 +19,7 @@ from v1lit.sweep.ledger import FILE as LEDGER
 from v1lit.sweep.progress import Progress, read_progress
 
 SECONDS_BETWEEN_READS = 1.0
-NAMES = {"": "waits", STARTED: "runs", "stopped": "stopped"}
+NAMES = {"": "waits", STARTED: "runs"}
 MOST_ROWS = 40
 """Trials that a table in the terminal names; those that run come first."""
 
@@ -38,7 +38,7 @@ def sweep_table(
     described = folder.described()
     trials, metric = described["trials"], described["metrics"][0]
     steps = {trial["name"]: int(trial["changes"].get("trainer.max_steps", -1)) for trial in trials}
-    counts = Counter(_state(pasts.get(name, Past()), name in running) for name in steps)
+    counts = Counter(_word(pasts.get(name, Past()), name in running) for name in steps)
     title = f"{described['name']}: " + ", ".join(f"{number} {state}" for state, number in counts.items())
     table = Table(title=f"{title}{_left(pasts, running, len(steps))}", title_justify="left")
     table.add_column("trial")
@@ -58,13 +58,19 @@ def sweep_table(
     return table
 
 
-def _state(past: Past, runs: bool) -> str:
-    if past.state == FAILED:
-        return f"failed {past.failures}x"
-    again = f", start {past.starts}" if past.starts > 1 and past.state != DONE else ""
+def _word(past: Past, runs: bool) -> str:
     if past.state == STARTED and not runs:
         return "left behind"
-    return NAMES.get(past.state, past.state) + again
+    if past.state == FAILED and past.last.get("given_up"):
+        return "given up"
+    return NAMES.get(past.state, past.state)
+
+
+def _state(past: Past, runs: bool) -> str:
+    word = _word(past, runs)
+    if past.state == FAILED:
+        return f"{word}, failed {past.failures}x" if word != past.state else f"{word} {past.failures}x"
+    return f"{word}, start {past.starts}" if past.starts > 1 and past.state != DONE else word
 
 
 def _steps(known: Progress, most: int) -> str:
@@ -144,8 +150,6 @@ class Watch:
 
 def status(folder: SweepFolder, now: float) -> Table:
     """The table of a sweep that another process may drive; `now`: the time, seconds since 1970."""
-    from datetime import datetime
-
     events: Sequence[dict[str, Any]] = list(read_events(folder.path / LEDGER))
     found, driven = pasts(events), folder.is_driven()
     running = {

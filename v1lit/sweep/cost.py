@@ -1,0 +1,125 @@
+"""What a trial costs before it has run: tokens and operations of a step, bytes on the disk, seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+
+from v1lit.backbones.config import BackboneConfig
+from v1lit.data.datamodule import V1DataModule
+from v1lit.errors import OptionError
+from v1lit.plan.architecture import model_config, model_on_meta
+from v1lit.plan.setting import moment_bytes
+from v1lit.pointer.config import PointerConfig
+from v1lit.pointer.model import PointAndCopyModel
+from v1lit.sweep.config import Budget
+from v1lit.training.config import OptimizerConfig
+from v1lit.training.flops import ModelFlops, WorkSum
+from v1lit.training.peak import find_peak, product_kind
+
+SAMPLE = 32
+"""Micro-batches by which a step's cost is known."""
+REACHED = 0.4
+"""Share of the device's peak at which trials are taken to compute, as in `v1lit plan`."""
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What one optimizer step costs, on average over the first micro-batches, all devices together."""
+
+    examples: float
+    tokens: float
+    """Without padding."""
+    flops: float
+    """As `train/mfu` counts them."""
+
+    def steps(self, budget: Budget) -> int:
+        """Optimizer steps that use up a budget of tokens or flops most nearly, at least one."""
+        each = self.tokens if budget.kind == "tokens" else self.flops
+        return max(1, round(budget.amount / each))
+
+
+class TrialCost:
+    """The model of a trial without its weights, by which its cost is reckoned.
+
+    Args:
+        config: the parsed recipe.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = config
+        self.backbone = BackboneConfig(**config["model"]["backbone"])
+        self.optimizer = OptimizerConfig(**config["model"]["optimizer"])
+        pointer = PointerConfig(**config["model"]["pointer"])
+        self.model: PointAndCopyModel = model_on_meta(model_config(self.backbone), self.backbone, pointer)
+
+    def of_step(self, data: V1DataModule) -> StepCost:
+        """The cost of a step, from the first training examples, which must be there already.
+
+        Raises ValueError for a model whose operations are not known, and OptionError where the recipe does
+        not say how many devices a step has.
+        """
+        flops, work = ModelFlops(self.model), WorkSum(self.model)
+        data.num_workers = 0
+        data.setup("fit")
+        batches = 0
+        for batch in islice(data.train_dataloader(), SAMPLE):
+            work.add(batch)
+            batches += 1
+        data.teardown("fit")
+        share = self._micro_batches() / max(1, batches)
+        return StepCost(work.examples * share, work.real_tokens * share, flops.total(work.sum()) * share)
+
+    def of_full_rows(self) -> float | None:
+        """Tokens of a step whose rows are all full; None where rows have no length."""
+        length: int | None = self.config["data"]["packing"]["length"]
+        return None if length is None else float(length * self._micro_batches())
+
+    def seconds(self, flops: float) -> float:
+        """How long this machine's device computes for that many operations; without start and validation."""
+        device = torch.device("cuda" if uses_gpu(self.config) else "cpu")
+        kind = product_kind(str(self.config["trainer"]["precision"]), self._dtype, device)
+        peak = find_peak(device, kind, self.config["run"]["peak_tflops"])
+        return flops / (peak.flops * REACHED * self._devices())
+
+    def disk(self) -> int:
+        """Bytes that a trial leaves: two checkpoints with the optimizer's state, and the exported model."""
+        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in self.model.parameters()]
+        weights = sum(size for size, _ in sizes) * self._dtype.itemsize
+        moments = moment_bytes(self.model, self.optimizer, self._dtype)
+        state = sum(size for size, learns in sizes if learns) * moments
+        return int(2 * (weights + state) + weights * bool(self.config["run"]["export"]))
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        if self.backbone.dtype == "auto":
+            return torch.float32 if self.backbone.weights == "tiny" else torch.bfloat16
+        dtype: torch.dtype = getattr(torch, self.backbone.dtype)
+        return dtype
+
+    def _micro_batches(self) -> int:
+        trainer = self.config["trainer"]
+        return int(self._devices() * trainer["accumulate_grad_batches"])
+
+    def _devices(self) -> int:
+        trainer = self.config["trainer"]
+        devices = trainer["devices"]
+        count = len(devices) if isinstance(devices, list) else devices
+        if isinstance(count, str) and count.isdecimal():
+            count = int(count)
+        if not isinstance(count, int) or count < 1:
+            if uses_gpu(self.config):
+                why = "how many devices a trial has decides what a step costs; give a number"
+                raise OptionError("devices", devices, why, "trainer")
+            count = 1
+        return count * int(trainer["num_nodes"])
+
+
+def uses_gpu(config: Mapping[str, Any]) -> bool:
+    """Whether a trial of this parsed recipe takes a GPU of this machine."""
+    wanted = config["trainer"]["accelerator"]
+    return wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available()
