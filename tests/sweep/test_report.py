@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def test_means_deviations_and_differences_are_those_of_hand(tmp_path: Path) -> N
         ("crop", 5.0, pytest.approx(13**0.5), 3, 3),
         ("blank", 3.0, pytest.approx(7**0.5), 3, 3),
     ]
-    assert rows(found.differences, "way", "baseline", "difference", "deviation", "low", "high", "seeds") == [
+    assert rows(found.differences, "way", "baseline", "difference", "deviation", "low", "high", "pairs") == [
         ("crop", "way=text", 3.0, pytest.approx(7**0.5), 1.0, 6.0, 3),
         ("blank", "way=text", 1.0, pytest.approx(3**0.5), 0.0, 3.0, 3),
     ]
@@ -63,7 +64,7 @@ def test_differences_are_of_the_same_seed_also_where_one_is_missing(tmp_path: Pa
     compared(tmp_path, {"text": [1.0, 5.0, 3.0], "crop": [2.0, 4.0, 9.0]}, baseline={"way": "text"})
     note(tmp_path, "crop-1", "failed", seconds=1.0, why="error: the disk melted")
     found = tables_of(tmp_path)
-    assert rows(found.differences, "difference", "low", "high", "seeds") == [(3.5, 1.0, 6.0, 2)]
+    assert rows(found.differences, "difference", "low", "high", "pairs") == [(3.5, 1.0, 6.0, 2)]
     assert rows(found.settings, "mean", "seeds", "planned")[1] == (5.5, 2, 3)
     assert (
         "crop-1 is left out of all means; it is failed (attempts: 1): error: the disk melted"
@@ -86,6 +87,29 @@ def test_a_setting_is_compared_with_the_baseline_that_is_the_same_on_the_other_a
         ("qwen", "crop", "family=qwen, way=text", 1.0),
         ("llava", "crop", "family=llava, way=text", 4.0),
     ]
+
+
+def test_over_all_groups_the_pairs_of_each_are_pooled(tmp_path: Path) -> None:
+    """crop - text: 1 and 2 in one family, 3 and 6 in the other; together 3, with deviation sqrt(14 / 3)."""
+    values = {"qwen": ([1.0, 1.0], [2.0, 3.0]), "llava": ([0.0, 1.0], [3.0, 7.0])}
+    trials = [
+        {"name": f"{family}-{way}-{seed}", "settings": {"family": family, "way": way}, "seed": seed}
+        for family in values
+        for way in ("text", "crop")
+        for seed in (0, 1)
+    ]
+    write_sweep(tmp_path, trials, baseline={"way": "text"})
+    for family, ends in values.items():
+        for way, both in zip(("text", "crop"), ends, strict=True):
+            for seed, end in enumerate(both):
+                write_trial(tmp_path, f"{family}-{way}-{seed}", seed, {"val/loss": end})
+    found = tables_of(tmp_path)
+    columns = ("way", "difference", "deviation", "pairs", "level")
+    assert rows(found.pooled, *columns) == [("crop", 3.0, pytest.approx((14 / 3) ** 0.5), 4, 0.95)]
+    assert list(found.differences["level"]) == pytest.approx([0.975, 0.975])
+    make_report(tmp_path, tmp_path / "report")
+    text = (tmp_path / "report/report.md").read_text(encoding="utf-8")
+    assert "## Differences from the baseline, over every family" in text
 
 
 def with_curves(folder: Path, flops: dict[str, float], **more: Any) -> Path:
@@ -143,6 +167,16 @@ def test_metrics_and_baselines_that_are_missing_are_named(tmp_path: Path) -> Non
     assert "family=llava, way=crop has no baseline: no trial is the same with way=text" in problems
 
 
+def test_without_a_baseline_all_settings_are_one_group_and_nothing_is_compared(tmp_path: Path) -> None:
+    with_curves(tmp_path, {"text": 1e9, "crop": 1.5e9})
+    found = make_tables(replace(read_sweep_results(tmp_path), baseline=None))
+    assert len(found.differences) == len(found.pooled) == len(found.equal_differences) == 0
+    assert rows(found.equal_settings, "way", "mean") == [
+        ("text", pytest.approx(20.0)),
+        ("crop", pytest.approx(20.0)),
+    ]
+
+
 # ---- pages -------------------------------------------------------------------------------------------------
 
 
@@ -198,9 +232,9 @@ def test_all_files_are_there(made: Path) -> None:
     assert {name for name in found if name.startswith("tables/")} == {
         f"tables/{one}.csv" for one in report.TABLES
     }
+    figures = ("val_loss", "val_loss_differences_from_way_text")
     assert {name for name in found if name.startswith("figures/")} == {
-        "figures/val_loss.png",
-        "figures/val_loss.pdf",
+        f"figures/{name}.{kind}" for name in figures for kind in ("png", "pdf")
     }
     assert "recipes/nasty-1.yaml" in found
     assert (made / "report/recipes/text-2.yaml").read_text() == HEAD.format(seed=2, torch="2.14.1")
@@ -254,7 +288,7 @@ def test_the_same_files_give_the_same_bytes(made: Path) -> None:
 
 def test_a_few_seeds_are_said_to_cover_little(made: Path) -> None:
     text = (made / "report/report.html").read_text(encoding="utf-8")
-    assert "With 2 seeds the bootstrap cannot reach that level" in text
+    assert "2 pairs cannot carry a bootstrap interval at that level" in text
     assert "in at most 50.0% of sweeps" in text
 
 
@@ -277,9 +311,20 @@ def test_the_command_writes_the_report_and_names_what_is_missing(
     compared(tmp_path, {"text": [1.0, 2.0], "crop": [3.0, 5.0]})
     note(tmp_path, "crop-1", "started", 2)
     output = tmp_path / "there"
-    assert main(["sweep", "report", str(tmp_path), "--baseline", "way=text", "--output", str(output)]) == 0
+    words = [
+        "--baseline",
+        "way=text",
+        "--metric",
+        "val/loss",
+        "--metric",
+        "val/other",
+        "--output",
+        str(output),
+    ]
+    assert main(["sweep", "report", str(tmp_path), *words]) == 0
     said = capsys.readouterr().out
     assert "missing: trial crop-1 is left out of all means; it is started, with no end (attempts: 2)" in said
+    assert "missing: trial text-1 is done, but has no val/other" in said
     assert "crop,way=text,val/loss,2.0," in (output / "tables/differences.csv").read_text()
 
 

@@ -79,7 +79,7 @@ def test_a_comparison_is_that_of_hand() -> None:
     """Differences 1, 2, 6: mean 3, deviation sqrt(7), Student's half 4.3027 x sqrt(7 / 3)."""
     found = compare([1.0, 2.0, 6.0], 0.95)
     half = 4.302653 * math.sqrt(7 / 3)
-    assert (found.seeds, found.mean, found.deviation) == (3, 3.0, pytest.approx(math.sqrt(7)))
+    assert (found.pairs, found.mean, found.deviation) == (3, 3.0, pytest.approx(math.sqrt(7)))
     assert (found.low, found.high) == (1.0, 6.0)
     assert (found.t_low, found.t_high) == pytest.approx((3 - half, 3 + half), abs=1e-5)
     assert not found.clear, "the bootstrap leaves out zero, and Student's interval does not"
@@ -87,13 +87,13 @@ def test_a_comparison_is_that_of_hand() -> None:
 
 
 def test_a_seed_without_a_difference_is_left_out_and_one_alone_has_no_interval() -> None:
-    assert compare([1.0, math.nan, 3.0], 0.9).seeds == 2
+    assert compare([1.0, math.nan, 3.0], 0.9).pairs == 2
     alone = compare([math.nan, 0.25], 0.9)
-    assert (alone.seeds, alone.mean) == (1, 0.25)
+    assert (alone.pairs, alone.mean) == (1, 0.25)
     assert math.isnan(alone.low)
     assert math.isnan(alone.t_high)
     assert not alone.clear
-    assert compare([], 0.9).seeds == 0
+    assert compare([], 0.9).pairs == 0
 
 
 def test_bonferroni_shares_the_error_out() -> None:

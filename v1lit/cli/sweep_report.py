@@ -26,6 +26,13 @@ def main(argv: Sequence[str]) -> int:
         help="what to compare with, instead of the sweep's own baseline; may be given once for each axis",
     )
     parser.add_argument(
+        "--metric",
+        metavar="NAME",
+        action="append",
+        help="what to compare, such as val/forced_region_iou, instead of the sweep's own metrics; may be "
+        "given several times",
+    )
+    parser.add_argument(
         "--level",
         type=_level,
         default=0.95,
@@ -37,7 +44,9 @@ def main(argv: Sequence[str]) -> int:
     folder = Path(options.folder)
     output = Path(options.output or folder / "report")
     try:
-        tables = make_report(folder, output, dict(options.baseline or []), options.level)
+        tables = make_report(
+            folder, output, dict(options.baseline or []), options.metric or (), options.level
+        )
     except (ExtraMissingError, ValueError) as error:
         raise UserError(str(error)) from error
     for problem in tables.problems:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,8 +21,10 @@ TABLES = (
     "values",
     "settings",
     "differences",
+    "pooled",
     "equal_settings",
     "equal_differences",
+    "equal_pooled",
     "trials",
     "curves",
     "versions",
@@ -35,7 +37,11 @@ class ExtraMissingError(ImportError):
 
 
 def make_report(
-    folder: Path, output: Path, baseline: Mapping[str, str] | None = None, level: float = 0.95
+    folder: Path,
+    output: Path,
+    baseline: Mapping[str, str] | None = None,
+    metrics: Sequence[str] = (),
+    level: float = 0.95,
 ) -> Tables:
     """Write the report of the sweep in `folder` to the folder `output`, in place of an earlier one.
 
@@ -43,6 +49,7 @@ def make_report(
         folder: of the sweep.
         output: gets `report.md`, `report.html`, `report.tex`, `tables/`, `figures/` and `recipes/`.
         baseline: by axis the label to compare with, instead of the sweep's own.
+        metrics: to compare, instead of the sweep's own.
         level: of all intervals of one table together.
 
     Returns the tables. The same files give the same bytes. Raises ExtraMissingError where a library is
@@ -57,6 +64,8 @@ def make_report(
     sweep = read_sweep_results(folder)
     if baseline:
         sweep = replace(sweep, baseline=dict(baseline))
+    if metrics:
+        sweep = replace(sweep, metrics=list(metrics))
     _check_baseline(sweep)
     if output.exists() and any(output.iterdir()) and not (output / "report.md").is_file():
         raise ValueError(f"{output} holds something else than a report\ngive another folder with --output")
@@ -79,7 +88,7 @@ def _check_baseline(sweep: SweepResults) -> None:
 
 def _write(folder: Path, sweep: SweepResults, tables: Tables) -> None:
     drawings = list(draw(sweep, tables))
-    parts = make_parts(sweep, tables, [drawing.name for drawing in drawings])
+    parts = make_parts(sweep, tables, drawings)
     recipes = {trial.name: trial.recipe for trial in sweep.trials if trial.recipe}
     files: dict[str, str | bytes] = {
         "report.md": markdown(parts),

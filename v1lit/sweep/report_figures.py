@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from v1lit.sweep.curves import AMOUNTS
-from v1lit.sweep.report_tables import Group, Tables, axes_of, group_of, in_words
-from v1lit.sweep.results import SweepResults
+from v1lit.sweep.report_tables import Tables
+from v1lit.sweep.results import Setting, SweepResults, column_of, in_words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
+KINDS = CURVES, DIFFERENCES = "curves", "differences"
 TITLES = {"steps": "optimizer steps", "tokens": "tokens", "flops": "FLOPs", "seconds": "seconds of training"}
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 """Told apart by the colour-blind as well. Source: Okabe and Ito, Color Universal Design (2008)."""
@@ -35,6 +37,8 @@ LOOK: dict[Any, Any] = {
 class Drawing:
     """A figure in a file's bytes."""
 
+    kind: str
+    """`curves` or `differences`."""
     name: str
     """Of its file, without a suffix."""
     title: str
@@ -43,12 +47,12 @@ class Drawing:
 
 
 def draw(sweep: SweepResults, tables: Tables) -> Iterator[Drawing]:
-    """A figure for each metric, and each set of settings that is compared with the same baseline."""
-    groups = dict.fromkeys(group_of(sweep, setting) for setting in sweep.settings())
+    """Curves for each metric and group, and for each metric its differences from the baseline."""
+    groups = dict.fromkeys(sweep.group_of(setting) for setting in sweep.settings())
     taken: set[str] = set()
     for metric in sweep.metrics:
         for group in groups:
-            settings = [one for one in sweep.settings() if group_of(sweep, one) == group]
+            settings = [one for one in sweep.settings() if sweep.group_of(one) == group]
             lines = [
                 (label, part)
                 for setting in settings
@@ -57,10 +61,17 @@ def draw(sweep: SweepResults, tables: Tables) -> Iterator[Drawing]:
             ]
             if lines:
                 title = metric + (f" ({in_words(dict(group))})" if group and len(groups) > 1 else "")
-                yield _drawing(_name(title, taken), title, lines)
+                yield _drawing(CURVES, _name(title, taken), title, partial(_curves, title, lines))
+        if len(tables.differences):
+            frame = tables.differences[tables.differences["metric"] == metric].dropna(subset=["low"])
+            if len(frame):
+                title = f"{metric}: differences from {in_words(sweep.baseline or {})}"
+                labels = [", ".join(line) for line in frame[[*map(column_of, sweep.axes)]].to_numpy()]
+                figure = partial(_forest, title, labels, frame)
+                yield _drawing(DIFFERENCES, _name(title, taken), title, figure)
 
 
-def _label(setting: dict[str, str], group: Group) -> str:
+def _label(setting: dict[str, str], group: Setting) -> str:
     return in_words({axis: label for axis, label in setting.items() if (axis, label) not in group} or setting)
 
 
@@ -76,7 +87,7 @@ def _points(sweep: SweepResults, tables: Tables, setting: dict[str, str], metric
         frame = tables.trials.assign(seconds=tables.trials["training_seconds"]).merge(ends, on="trial")
     else:
         frame = frame[frame["metric"] == metric]
-    for column, label in axes_of(sweep, setting).items():
+    for column, label in sweep.labels(setting).items():
         frame = frame[frame[column] == label]
     return frame
 
@@ -90,18 +101,18 @@ def _name(title: str, taken: set[str]) -> str:
     return name
 
 
-def _drawing(name: str, title: str, lines: list[tuple[str, DataFrame]]) -> Drawing:
+def _drawing(kind: str, name: str, title: str, make: Callable[[], Figure]) -> Drawing:
     import matplotlib
 
     with matplotlib.rc_context(LOOK):
-        figure = _figure(title, lines)
+        figure = make()
         png, pdf = io.BytesIO(), io.BytesIO()
         figure.savefig(png, format="png", dpi=110, metadata={"Software": None})
         figure.savefig(pdf, format="pdf", metadata={"Creator": None, "Producer": None, "CreationDate": None})
-    return Drawing(name, title, png.getvalue(), pdf.getvalue())
+    return Drawing(kind, name, title, png.getvalue(), pdf.getvalue())
 
 
-def _figure(title: str, lines: list[tuple[str, DataFrame]]) -> Figure:
+def _curves(title: str, lines: list[tuple[str, DataFrame]]) -> Figure:
     from matplotlib.figure import Figure
 
     rows_of_legend = -(-len(lines) // 3)
@@ -147,3 +158,27 @@ def _line(panel: Any, amount: str, index: int, label: str, points: DataFrame) ->
         markersize=3,
         label=label,
     )
+
+
+def _forest(title: str, labels: Sequence[str], frame: DataFrame) -> Figure:
+    """Mean differences, one below the other: thick lines are the bootstrap's intervals, thin ones Student's.
+
+    The thick ones choose the scale; thin ones that are much wider are cut off at the edge.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 1.3 + 0.24 * len(frame)), layout="constrained")
+    panel: Any = figure.subplots()
+    places = range(len(frame))
+    panel.axvline(0, color="#888888", linewidth=1)
+    panel.hlines(places, frame["t_low"], frame["t_high"], color=COLORS[0], linewidth=0.8)
+    panel.hlines(places, frame["low"], frame["high"], color=COLORS[0], linewidth=3)
+    panel.plot(frame["difference"], places, "o", color=COLORS[1], markersize=5)
+    low, high = min(0.0, frame["low"].min()), max(0.0, frame["high"].max())
+    room = 0.3 * (high - low) or 1.0
+    panel.set_xlim(low - room, high + room)
+    panel.set_yticks(places, labels)
+    panel.invert_yaxis()
+    panel.grid(axis="x", alpha=0.25)
+    panel.set_title(title, fontsize=11)
+    return figure

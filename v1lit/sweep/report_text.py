@@ -7,13 +7,27 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from v1lit.sweep.report_tables import Tables, axes_of, column_of, in_words
-from v1lit.sweep.results import SweepResults
+from v1lit.sweep.grid import as_typed
+from v1lit.sweep.report_figures import CURVES, DIFFERENCES, KINDS, Drawing
+from v1lit.sweep.report_tables import Tables
+from v1lit.sweep.results import SweepResults, column_of, in_words
+from v1lit.sweep.statistics import most_covered
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 Row = dict[str, str]
+READING = [
+    "A difference is the mean, with the deviation, over pairs of runs of the same seed: the setting less "
+    "its baseline. Its two intervals are the bootstrap's, between percentiles of the means of all draws of "
+    "the pairs with replacement (up to 8 pairs every draw is counted), and Student's, which takes the "
+    "differences to be normally distributed. Clear is a difference whose two intervals both leave out zero. "
+    "In figures, thick lines are the bootstrap's intervals, and thin ones Student's.",
+    "The levels are corrected for the number of comparisons of a table (Bonferroni): this holds however the "
+    "comparisons depend on each other, and those that share a baseline do.",
+    "The intervals do not know of the held-out examples: they say what other seeds would give on these "
+    "examples, not what other examples would.",
+]
 COST = ["attempts", "seconds", "training_seconds", "steps", "tokens", "flops"]
 
 
@@ -34,7 +48,7 @@ class Part:
     """Whether the table is one for LaTeX."""
 
 
-def make_parts(sweep: SweepResults, tables: Tables, figures: Sequence[str]) -> list[Part]:
+def make_parts(sweep: SweepResults, tables: Tables, drawings: Sequence[Drawing]) -> list[Part]:
     """All sections of a report."""
     parts = [_head(sweep, tables), _missing(tables)]
     parts.append(
@@ -50,22 +64,26 @@ def make_parts(sweep: SweepResults, tables: Tables, figures: Sequence[str]) -> l
             in_paper=True,
         )
     )
-    parts.append(_differences("Differences from the baseline", sweep, tables.differences, tables.level))
+    drawn = {kind: [one.name for one in drawings if one.kind == kind] for kind in KINDS}
+    if sweep.baseline:
+        parts.append(Part("How to read the differences", READING))
+        parts += _differences("", sweep, tables.differences, tables.pooled, tables.level)
+        parts[-1].figures = drawn[DIFFERENCES]
+    else:
+        how = "No baseline was chosen; choose one with: v1lit sweep report FOLDER --baseline AXIS=LABEL"
+        parts.append(Part("Differences from the baseline", [how]))
     parts.append(_equal(sweep, tables))
-    if rows := _rows_of_differences(sweep, tables.equal_differences):
-        title = "Differences from the baseline at equal FLOPs"
-        parts.append(
-            Part(title, _intervals(tables.equal_differences, tables.level), rows=rows, in_paper=True)
-        )
+    if len(tables.equal_differences):
+        equal = tables.equal_differences, tables.equal_pooled
+        parts += _differences(" at equal FLOPs", sweep, *equal, tables.level)
     curves = (
         "Thick lines are means over seeds, thin ones single seeds. Tokens are real ones, without padding. "
         "FLOPs are counted by formula (PaLM, appendix B), forward and backward. Seconds are those of "
         "training, without validation, checkpoints and the start. A metric that is measured at the end "
         "only has a point for each seed."
     )
-    parts.append(
-        Part("Curves", [curves] if figures else ["No finished trial has curves."], figures=list(figures))
-    )
+    said = [curves] if drawn[CURVES] else ["No finished trial has a value."]
+    parts.append(Part("Curves", said, figures=drawn[CURVES]))
     parts += [_cost_of_settings(sweep, tables.trials), _cost_of_trials(tables.trials)]
     parts += _versions(sweep)
     return parts
@@ -124,28 +142,36 @@ def _settings(sweep: SweepResults, frame: DataFrame) -> list[Row]:
     return list(rows.values())
 
 
-def _differences(title: str, sweep: SweepResults, frame: DataFrame, level: float) -> Part:
-    if not sweep.baseline:
-        return Part(
-            title,
-            ["No baseline was chosen; choose one with: v1lit sweep report FOLDER --baseline AXIS=LABEL"],
+def _differences(
+    where: str, sweep: SweepResults, frame: DataFrame, pooled: DataFrame, level: float
+) -> Iterator[Part]:
+    """A section for differences of settings, and one over all groups where there are several."""
+    title = f"Differences from the baseline{where}"
+    if not len(frame):
+        yield Part(title, ["No setting has a baseline."])
+        return
+    if len(pooled):
+        kept = " and ".join(_kept(sweep))
+        said = (
+            f"Over every {kept} together: a pair is two runs of the same seed and the same {kept}. It says "
+            "what is gained over these on average; where the gain differs between them, the deviation says "
+            "so."
         )
-    rows = _rows_of_differences(sweep, frame)
-    return Part(
-        title, _intervals(frame, level) if rows else ["No setting has a baseline."], rows=rows, in_paper=True
-    )
+        rows = _rows_of_differences([axis for axis in sweep.axes if column_of(axis) in pooled], pooled)
+        yield Part(f"{title}, over every {kept}", [said, _level(pooled, level)], rows=rows, in_paper=True)
+    rows = _rows_of_differences(list(sweep.axes), frame)
+    yield Part(title, [_level(frame, level)], rows=rows, in_paper=True)
 
 
-def _rows_of_differences(sweep: SweepResults, frame: DataFrame) -> list[Row]:
-    axes = [column_of(axis) for axis in sweep.axes]
+def _rows_of_differences(axes: Sequence[str], frame: DataFrame) -> list[Row]:
     return [
         {
-            **{axis: line[axis] for axis in axes},
+            **{column_of(axis): line[column_of(axis)] for axis in axes},
             "metric": line["metric"],
-            "difference": number(line["difference"]),
+            "difference": f"{number(line['difference'])} ± {number(line['deviation'])}",
             "bootstrap": _interval(line["low"], line["high"]),
             "Student": _interval(line["t_low"], line["t_high"]),
-            "seeds": str(line["seeds"]),
+            "pairs": str(line["pairs"]),
             "clear": "yes" if line["clear"] else "no",
         }
         for line in frame.to_dict("records")
@@ -156,29 +182,16 @@ def _interval(low: float, high: float) -> str:
     return "–" if math.isnan(low) else f"[{number(low)}, {number(high)}]"
 
 
-def _intervals(frame: DataFrame, level: float) -> list[str]:
-    """What the intervals of this table mean, and what they cannot."""
-    each, seeds = float(frame["level"].iloc[0]), int(frame["seeds"].max())
-    said = [
-        "Means of the differences between runs of the same seed: the setting less its baseline. The "
-        f"intervals of this table hold together at {level:.0%}: there are {len(frame)} comparisons, so each "
-        f"one is made at {100 * each:.4g} % (Bonferroni, which holds however the comparisons depend on each "
-        "other, and these share their baselines). Two intervals: the bootstrap's, between percentiles of "
-        "the means of all draws of the seeds with replacement, and Student's, which takes the differences "
-        "to be normally distributed. Clear is a difference whose two intervals both leave out zero."
-    ]
-    if seeds and (widest := float(frame["covers_at_most"].max())) < each:
-        said.append(
-            f"With {seeds} seeds the bootstrap cannot reach that level: no draw lies outside of the "
-            "smallest and the largest difference, and that range has the median difference in it in at "
-            f"most {widest:.1%} of sweeps, whatever level is asked for, and without any correction. Read it "
-            "as the range of the seeds that were run; what is claimed about other seeds has to rest on "
-            "Student's interval, or on more seeds."
+def _level(frame: DataFrame, level: float) -> str:
+    """At which level the intervals of a table are made, and whether so few pairs can carry it."""
+    each, pairs = float(frame["level"].iloc[0]), int(frame["pairs"].max())
+    said = f"{len(frame)} comparisons, each at {100 * each:.4g} %, so that all hold together at {level:.0%}."
+    if pairs and (widest := most_covered(pairs)) < each:
+        said += (
+            f" {pairs} pairs cannot carry a bootstrap interval at that level: it is at most their range, "
+            f"which has the median difference in it in at most {widest:.1%} of sweeps. Read it as the range "
+            "of what was run; claims about other seeds rest on Student's interval, or need more seeds."
         )
-    said.append(
-        "Neither interval knows of the held-out examples, which are the same in all trials: they say what "
-        "other seeds would give on these examples, not what other examples would."
-    )
     return said
 
 
@@ -212,10 +225,10 @@ def _cost_of_settings(sweep: SweepResults, trials: DataFrame) -> Part:
     rows = []
     for setting in sweep.settings():
         own = done
-        for axis, label in axes_of(sweep, setting).items():
+        for axis, label in sweep.labels(setting).items():
             own = own[own[axis] == label]
         means = {column: own[column].mean() if len(own) else math.nan for column in COST}
-        rows.append({**axes_of(sweep, setting), "trials": str(len(own)), **_cost(means)})
+        rows.append({**sweep.labels(setting), "trials": str(len(own)), **_cost(means)})
     return Part("Cost of a setting", ["Means over its finished trials."], rows=rows, in_paper=True)
 
 
@@ -259,8 +272,20 @@ def _versions(sweep: SweepResults) -> Iterator[Part]:
     if differ:
         said += f" They differ in {', '.join(differ)}, so the comparison is not of the settings alone."
     yield Part("Versions", [said], points, rows)
-    changes = [
-        {"trial": trial.name, "changes": " ".join(f"{key}={value}" for key, value in trial.changes.items())}
-        for trial in sweep.trials
+    yield _changes(sweep)
+
+
+def _changes(sweep: SweepResults) -> Part:
+    """What all trials change in the base recipe, and what each changes beside it."""
+    typed = [{key: as_typed(value) for key, value in trial.changes.items()} for trial in sweep.trials]
+    common = set.intersection(*(set(changes.items()) for changes in typed)) if typed else set()
+    rows = [
+        {
+            "trial": trial.name,
+            "changes": " ".join(f"{key}={text}" for key, text in sorted(changes.items() - common)),
+        }
+        for trial, changes in zip(sweep.trials, typed, strict=True)
     ]
-    yield Part("Recipes", ["What each trial changes; resolved recipes are in recipes/."], rows=changes)
+    points = [f"all trials: {key}={text}" for key, text in sorted(common)]
+    said = "What the trials change in the base recipe; the resolved recipe of each is in recipes/."
+    return Part("Recipes", [said], points, rows)

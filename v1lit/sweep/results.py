@@ -19,6 +19,16 @@ LARGEST = 64 * 2**20
 """Bytes of a file that are read; a larger one is none that v1lit has written."""
 NOT_STARTED, NO_END = "not started", "started, with no end"
 RECIPE = "recipe.yaml"
+NONE = "-"
+"""Stands for the label of an axis that a setting does not have."""
+COLUMNS = (
+    *("trial", "seed", "metric", "value", "mean", "deviation", "seeds", "planned", "flops", "baseline"),
+    *("difference", "low", "high", "t_low", "t_high", "level", "covers_at_most", "clear", "pairs", "state"),
+    *("attempts", "seconds", "attempts_unseen", "training_seconds", "steps", "tokens"),
+)
+"""Of tables of results, beside those of the axes."""
+Setting = tuple[tuple[str, str], ...]
+"""A label on every axis that there is."""
 
 
 @dataclass
@@ -51,7 +61,7 @@ class TrialResult:
     """From the head of the recipe: git revision, platform, and the version of each package."""
 
     @property
-    def setting(self) -> tuple[tuple[str, str], ...]:
+    def setting(self) -> Setting:
         """Its labels, to compare and to group by."""
         return tuple(self.settings.items())
 
@@ -85,6 +95,37 @@ class SweepResults:
     def settings(self) -> list[dict[str, str]]:
         """Every combination of labels that has a trial, in the order of the trials."""
         return [dict(setting) for setting in dict.fromkeys(trial.setting for trial in self.trials)]
+
+    def group_of(self, setting: Mapping[str, str]) -> Setting:
+        """What is compared with each other: the labels on the axes that the baseline does not name.
+
+        Without a baseline everything is one group.
+        """
+        kept = [axis for axis in setting if axis not in self.baseline] if self.baseline else []
+        return tuple((axis, setting[axis]) for axis in kept)
+
+    def baseline_of(self, setting: Mapping[str, str]) -> Setting | None:
+        """The setting that this one is compared with: the same but for the labels that the baseline names.
+
+        None without a baseline, for a baseline itself, and where no trial has such a setting.
+        """
+        wanted = {**setting, **(self.baseline or {})}
+        there = next((other for other in self.settings() if other == wanted), None)
+        return None if there is None or there == dict(setting) else tuple(there.items())
+
+    def labels(self, setting: Mapping[str, str]) -> dict[str, str]:
+        """By column the label on every axis, `-` where the setting has none."""
+        return {column_of(axis): setting.get(axis, NONE) for axis in self.axes}
+
+
+def column_of(axis: str) -> str:
+    """The column of an axis, which no other column is called."""
+    return f"axis {axis}" if axis in COLUMNS else axis
+
+
+def in_words(setting: Mapping[str, str]) -> str:
+    """A setting as text: `family=qwen, strategy=crop`."""
+    return ", ".join(f"{axis}={label}" for axis, label in setting.items()) or "the base recipe"
 
 
 def read_sweep_results(path: Path) -> SweepResults:

@@ -1,7 +1,7 @@
-"""Means over seeds and paired differences, with intervals that a few seeds can carry.
+"""Means of paired differences, with intervals that a few pairs can carry.
 
-The bootstrap is Efron's (1979): the differences of the seeds are drawn again with replacement, and the
-interval lies between percentiles of the means of the draws. Up to `EXHAUSTIVE` seeds all draws are counted
+The bootstrap is Efron's (1979): the differences are drawn again with replacement, and the interval lies
+between percentiles of the means of the draws. Up to `EXHAUSTIVE` pairs all draws are counted
 instead of some being drawn, so that the same differences always have the same interval.
 """
 
@@ -16,23 +16,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 EXHAUSTIVE = 8
-"""Seeds up to which every draw is counted: 6,435 multisets of 8."""
+"""Pairs up to which every draw is counted: 6,435 multisets of 8."""
 DRAWS = 20_000
-"""Draws for more seeds, from a generator that always begins the same."""
+"""Draws for more pairs, from a generator that always begins the same."""
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Of a setting with its baseline, by differences of the same seeds."""
 
-    seeds: int
-    """In which both have a value."""
+    pairs: int
+    """Of which both have a value."""
     mean: float
     deviation: float
     """Of the differences, with n - 1; NaN for fewer than two."""
     low: float
     high: float
-    """Bootstrap interval; NaN for fewer than two seeds."""
+    """Bootstrap interval; NaN for fewer than two pairs."""
     t_low: float
     t_high: float
     """Student's interval, which takes differences to be normally distributed."""
@@ -46,12 +46,12 @@ class Comparison:
 def compare(differences: Sequence[float], level: float) -> Comparison:
     """The mean of paired differences with its intervals at this level, such as 0.95."""
     found = [difference for difference in differences if not math.isnan(difference)]
-    seeds, mean = len(found), float(np.mean(found)) if found else math.nan
-    if seeds < 2:
-        return Comparison(seeds, mean, *[math.nan] * 5)
+    pairs, mean = len(found), float(np.mean(found)) if found else math.nan
+    if pairs < 2:
+        return Comparison(pairs, mean, *[math.nan] * 5)
     deviation = float(np.std(found, ddof=1))
-    half = student_quantile((1 + level) / 2, seeds - 1) * deviation / math.sqrt(seeds)
-    return Comparison(seeds, mean, deviation, *bootstrap(found, level), mean - half, mean + half)
+    half = student_quantile((1 + level) / 2, pairs - 1) * deviation / math.sqrt(pairs)
+    return Comparison(pairs, mean, deviation, *bootstrap(found, level), mean - half, mean + half)
 
 
 def bootstrap(values: Sequence[float], level: float) -> tuple[float, float]:
@@ -89,12 +89,12 @@ def corrected_level(level: float, comparisons: int) -> float:
     return 1 - (1 - level) / max(1, comparisons)
 
 
-def most_covered(seeds: int) -> float:
+def most_covered(pairs: int) -> float:
     """How often the range from the smallest to the largest of n differences has their median in it, at most.
 
-    That range is the widest percentile interval there is: 75 % for 3 seeds, 94 % for 5, 99.8 % for 10.
+    That range is the widest percentile interval there is: 75 % for 3 pairs, 94 % for 5, 99.8 % for 10.
     """
-    return 1 - 2.0 ** (1 - seeds) if seeds else 0.0
+    return 1 - 2.0 ** (1 - pairs) if pairs else 0.0
 
 
 def student_quantile(share: float, freedom: int) -> float:
