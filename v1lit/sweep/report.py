@@ -10,7 +10,7 @@ from pathlib import Path
 
 from v1lit.errors import explain_unknown
 from v1lit.files import aside
-from v1lit.sweep.report_figures import draw
+from v1lit.sweep.report_figures import KINDS, draw
 from v1lit.sweep.report_pages import latex, markdown, web_page
 from v1lit.sweep.report_tables import Tables, make_tables
 from v1lit.sweep.report_text import make_parts
@@ -88,7 +88,8 @@ def _check_baseline(sweep: SweepResults) -> None:
 
 def _write(folder: Path, sweep: SweepResults, tables: Tables) -> None:
     drawings = list(draw(sweep, tables))
-    parts = make_parts(sweep, tables, drawings)
+    drawn = {kind: [one.name for one in drawings if one.kind == kind] for kind in KINDS}
+    parts = make_parts(sweep, tables, drawn)
     recipes = {trial.name: trial.recipe for trial in sweep.trials if trial.recipe}
     files: dict[str, str | bytes] = {
         "report.md": markdown(parts),

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from v1lit.sweep.grid import as_typed
-from v1lit.sweep.report_figures import CURVES, DIFFERENCES, KINDS, Drawing
 from v1lit.sweep.report_tables import Tables
 from v1lit.sweep.results import SweepResults, column_of, in_words
 from v1lit.sweep.statistics import most_covered
@@ -48,8 +47,8 @@ class Part:
     """Whether the table is one for LaTeX."""
 
 
-def make_parts(sweep: SweepResults, tables: Tables, drawings: Sequence[Drawing]) -> list[Part]:
-    """All sections of a report."""
+def make_parts(sweep: SweepResults, tables: Tables, drawn: Mapping[str, Sequence[str]]) -> list[Part]:
+    """All sections of a report; `drawn`: names of figures by what they show, `curves` or `differences`."""
     parts = [_head(sweep, tables), _missing(tables)]
     parts.append(
         Part(
@@ -64,11 +63,10 @@ def make_parts(sweep: SweepResults, tables: Tables, drawings: Sequence[Drawing])
             in_paper=True,
         )
     )
-    drawn = {kind: [one.name for one in drawings if one.kind == kind] for kind in KINDS}
     if sweep.baseline:
         parts.append(Part("How to read the differences", READING))
         parts += _differences("", sweep, tables.differences, tables.pooled, tables.level)
-        parts[-1].figures = drawn[DIFFERENCES]
+        parts[-1].figures += drawn["differences"]
     else:
         how = "No baseline was chosen; choose one with: v1lit sweep report FOLDER --baseline AXIS=LABEL"
         parts.append(Part("Differences from the baseline", [how]))
@@ -82,8 +80,8 @@ def make_parts(sweep: SweepResults, tables: Tables, drawings: Sequence[Drawing])
         "training, without validation, checkpoints and the start. A metric that is measured at the end "
         "only has a point for each seed."
     )
-    said = [curves] if drawn[CURVES] else ["No finished trial has a value."]
-    parts.append(Part("Curves", said, figures=drawn[CURVES]))
+    said = [curves] if drawn["curves"] else ["No finished trial has a value."]
+    parts.append(Part("Curves", said, figures=[*drawn["curves"]]))
     parts += [_cost_of_settings(sweep, tables.trials), _cost_of_trials(tables.trials)]
     parts += _versions(sweep)
     return parts
