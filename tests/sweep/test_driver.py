@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -82,6 +83,26 @@ def test_a_trial_that_always_fails_is_given_up_and_the_others_run(tmp_path: Path
 def test_a_mistake_is_not_tried_again(tmp_path: Path) -> None:
     assert ended(start(tmp_path, {"a": "mistake", "b": "ends"}))[0] == 3
     assert states(tmp_path, "a") == ["started", "failed"]
+
+
+def test_a_trial_whose_folder_was_removed_runs_again(tmp_path: Path) -> None:
+    ended(start(tmp_path, {"a": "ends", "b": "ends"}))
+    shutil.rmtree(tmp_path / "it/trials/a")
+    assert ended(start(tmp_path, {"a": "ends", "b": "ends"}))[0] == 0
+    assert states(tmp_path, "a") == ["started", "done", "stopped", "started", "done"]
+    assert states(tmp_path, "b") == ["started", "done"]
+
+
+def test_trials_end_with_a_driver_that_fails_itself(tmp_path: Path) -> None:
+    driver = start(tmp_path, {"a": "waits", "b": "ends"})
+    until(lambda: states(tmp_path, "b") == ["started", "done"] and starts(tmp_path, "a"), "a waits")
+    (tmp_path / "it/ledger.jsonl").unlink()
+    (tmp_path / "it/ledger.jsonl").mkdir()  # now nothing can be noted
+    (tmp_path / "go").touch()
+    code, said = ended(driver)
+    assert code == 1
+    assert "IsADirectoryError" in said
+    assert not any(map(runs, starts(tmp_path, "ab")))
 
 
 def test_failures_are_counted_over_starts_of_the_driver(tmp_path: Path) -> None:

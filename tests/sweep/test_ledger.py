@@ -71,6 +71,14 @@ def test_progress_comes_from_printed_lines_measurements_and_results(tmp_path: Pa
     assert read_progress(folder, "a", "val/loss") == Progress(40, 1.25)
 
 
+def test_of_long_measurements_only_the_end_is_read(tmp_path: Path) -> None:
+    folder = described(tmp_path)
+    csv = tmp_path / "trials/a/csv/metrics.csv"
+    csv.parent.mkdir(parents=True)
+    csv.write_text("epoch,step,val/loss\n" + "".join(f"0,{step},{step}.5\n" for step in range(50_000)))
+    assert read_progress(folder, "a", "val/loss") == Progress(50_000, 49_999.5)
+
+
 def test_the_table_shows_state_step_metric_and_time_left(tmp_path: Path) -> None:
     folder = described(tmp_path)
     folder.output("b").write_text("step 10 loss 3.1\n")

@@ -11,17 +11,13 @@ from contextlib import suppress
 from types import FrameType
 
 from v1lit.errors import GAVE_UP, MISTAKE
-from v1lit.sweep.executor import Executor, Job, Running
+from v1lit.sweep.executor import POLL, SECONDS_TO_STOP, Executor, Job, Running
 from v1lit.sweep.folder import SweepFolder
 from v1lit.sweep.ledger import DONE, FAILED, STARTED, STOPPED, Ledger, pasts
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 FINAL = (MISTAKE, GAVE_UP)
 """Exit codes of trials that would end in the same way if they were started again."""
-POLL = 0.2
-"""Seconds between two looks at the trials."""
-SECONDS_TO_STOP = 120.0
-"""Until trials that were asked to stop are killed."""
 FINISHED = "metrics.json"
 """What a trial writes to its folder last."""
 
@@ -98,6 +94,8 @@ class Driver:
                 self._note(name, DONE, why="found at a new start of the sweep")
             else:
                 self._note(name, STOPPED, why="the driver was killed")
+        if past.state == DONE and not (self.folder.trials / name).exists():
+            self._note(name, STOPPED, why="its folder is gone")
         return past.state == DONE or (self.given_up(name) and name not in self._anew)
 
     def _start(self) -> None:

@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+POLL = 0.2
+"""Seconds between two looks at the trials."""
+SECONDS_TO_STOP = 120.0
+"""Until trials that were asked to stop are killed."""
+
 
 @dataclass(frozen=True)
 class Job:

@@ -6,11 +6,12 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from v1lit.processes import LAUNCHER, available_cores
-from v1lit.sweep.executor import Job
+from v1lit.sweep.executor import POLL, SECONDS_TO_STOP, Job
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 THREADS = "OMP_NUM_THREADS"
@@ -95,10 +96,15 @@ class Local:
         return self.running[-1]
 
     def close(self) -> None:
-        """End all that still runs."""
+        """Have all that still runs save and end, as when the driver itself failed."""
         for one in self.running:
-            one.kill()
-            one.process.wait()
+            one.stop()
+        end = time.monotonic() + SECONDS_TO_STOP
+        for one in self.running:
+            while one.poll() is None:
+                if time.monotonic() >= end:
+                    one.kill()
+                time.sleep(POLL)
 
     def _visible(self, place: int) -> dict[str, str]:
         if not self.gpus:

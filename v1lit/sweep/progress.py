@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from v1lit.sweep.driver import FINISHED
 from v1lit.sweep.folder import SweepFolder
 
-TAIL = 16384
-"""Bytes of the end of a file that are looked at."""
+TAIL, TAIL_OF_ROWS = 2**14, 2**17
+"""Bytes of the end of a file that are looked at: of printed lines, and of measurements."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,6 @@ class Progress:
     """Optimizer steps; None where nothing says so yet."""
     metric: float | None = None
     """The last value of the first metric that is there."""
-    tokens: float | None = None
 
 
 def read_progress(folder: SweepFolder, trial: str, metric: str) -> Progress:
@@ -52,10 +53,16 @@ def _results(path: Path) -> dict[str, Any]:
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
+    """The last rows of a table of measurements, with the names of its columns."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
-    except (OSError, csv.Error):
+        with path.open("rb") as file:
+            names = file.readline().decode()
+            if path.stat().st_size > TAIL_OF_ROWS + len(names):
+                file.seek(-TAIL_OF_ROWS, os.SEEK_END)
+                file.readline()  # the rest of a row
+            rest = file.read().decode()
+        return list(csv.DictReader(StringIO(names + rest)))
+    except (OSError, UnicodeDecodeError, csv.Error):
         return []
 
 
