@@ -167,6 +167,33 @@ def test_metrics_and_baselines_that_are_missing_are_named(tmp_path: Path) -> Non
     assert "family=llava, way=crop has no baseline: no trial is the same with way=text" in problems
 
 
+def test_a_setting_with_an_axis_of_its_own_is_compared_with_a_baseline_without_it(
+    tmp_path: Path,
+) -> None:
+    """As a sweep leaves them whose axis `order` is there for crops only; each order is a setting."""
+    values = {("qwen", "text", ""): 1.0, ("qwen", "crop", "near"): 2.0, ("qwen", "crop", "far"): 4.0}
+    values |= {("llava", way, order): 3 * value for (_, way, order), value in values.items()}
+    trials = []
+    for family, way, order in values:
+        settings = {"family": family, "way": way} | ({"order": order} if order else {})
+        trials.append({"name": f"{family}-{way}{order}", "settings": settings, "seed": 0})
+    write_sweep(tmp_path, trials, baseline={"way": "text"})
+    for trial, value in zip(trials, values.values(), strict=True):
+        write_trial(tmp_path, str(trial["name"]), 0, {"val/loss": value})
+    found = tables_of(tmp_path)
+    assert rows(found.differences, "family", "order", "baseline", "difference") == [
+        ("qwen", "near", "family=qwen, way=text", 1.0),
+        ("qwen", "far", "family=qwen, way=text", 3.0),
+        ("llava", "near", "family=llava, way=text", 3.0),
+        ("llava", "far", "family=llava, way=text", 9.0),
+    ]
+    assert rows(found.pooled, "way", "order", "difference", "pairs") == [
+        ("crop", "near", 2.0, 2),
+        ("crop", "far", 6.0, 2),
+    ]
+    assert set(found.settings["order"]) == {"-", "near", "far"}
+
+
 def test_without_a_baseline_all_settings_are_one_group_and_nothing_is_compared(tmp_path: Path) -> None:
     with_curves(tmp_path, {"text": 1e9, "crop": 1.5e9})
     found = make_tables(replace(read_sweep_results(tmp_path), baseline=None))

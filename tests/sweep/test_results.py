@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from helpers.sweep_folders import note, rates, write_csv, write_sweep, write_trial
 
-from v1lit.sweep.curves import Point, reached, read_at, read_curve
+from v1lit.sweep.curves import FLOPS, REAL_TOKENS, SECONDS, Point, reached, read_at, read_curve
 from v1lit.sweep.folder import SweepFolderError
 from v1lit.sweep.results import numbered, read_sweep_results
+from v1lit.training import logged
+from v1lit.training.logged import RATES
 
 TRIAL = {"name": "a", "settings": {"way": "crop"}, "seed": 3, "changes": {"x": 1}}
 
@@ -66,6 +68,10 @@ def test_a_curve_is_read_on_the_line_between_points_and_nowhere_else() -> None:
     assert read_at(points[:1], "m", "flops", 1e9) == 0.2
     assert reached(points, "m", "flops") == 3e9
     assert math.isnan(reached(points, "other", "flops"))
+
+
+def test_curves_are_read_from_what_a_run_logs() -> None:
+    assert {REAL_TOKENS, SECONDS, FLOPS} <= {*RATES, logged.FLOPS}
 
 
 def test_states_attempts_and_seconds_are_the_ledgers(tmp_path: Path) -> None:

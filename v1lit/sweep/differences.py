@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from v1lit.sweep.results import Setting, SweepResults, column_of, in_words
+from v1lit.sweep.results import NONE, Setting, SweepResults, column_of, in_words
 from v1lit.sweep.statistics import compare, corrected_level, most_covered
 
 if TYPE_CHECKING:
@@ -44,23 +44,27 @@ class Differences:
         )
 
     def over_groups(self) -> DataFrame:
-        """A row for each set of labels on the baseline's axes and metric: pairs of all groups and seeds.
+        """A row for each metric and labels in which groups do not differ: pairs of all groups and seeds.
 
         Empty where there is one group only.
         """
         import pandas as pd
 
         pooled: dict[tuple[Setting, str], list[float]] = {}
-        axes = self.sweep.baseline or {}
+        groups = set[Setting]()
         for setting, _, metric, differences in self._found():
-            labels = tuple((axis, setting[axis]) for axis in axes if axis in setting)
-            pooled.setdefault((labels, metric), []).extend(differences)
-        if len({self.sweep.group_of(setting) for setting in self.sweep.settings()}) < 2:
+            group = self.sweep.group_of(setting)
+            groups.add(group)
+            own = tuple((axis, label) for axis, label in setting.items() if (axis, label) not in group)
+            pooled.setdefault((own, metric), []).extend(differences)
+        if len(groups) < 2:
             return pd.DataFrame()
+        apart = {axis for group in groups for axis, _ in group}
+        axes = [axis for axis in self.sweep.axes if axis not in apart]
         return self._table(
-            {column_of(axis): label for axis, label in labels}
-            | {"baseline": in_words(axes), "metric": metric, "differences": differences}
-            for (labels, metric), differences in pooled.items()
+            {column_of(axis): dict(own).get(axis, NONE) for axis in axes}
+            | {"baseline": in_words(self.sweep.baseline or {}), "metric": metric, "differences": differences}
+            for (own, metric), differences in pooled.items()
         )
 
     def _found(self) -> Iterator[tuple[dict[str, str], Setting, str, list[float]]]:

@@ -215,7 +215,8 @@ def _equal(sweep: SweepResults, tables: Tables) -> Part:
 
 def _kept(sweep: SweepResults) -> list[str]:
     """The axes along which settings are kept apart."""
-    return [axis for axis in sweep.axes if sweep.baseline and axis not in sweep.baseline]
+    kept = {axis for setting in sweep.settings() for axis, _ in sweep.group_of(setting)}
+    return [axis for axis in sweep.axes if axis in kept]
 
 
 def _cost_of_settings(sweep: SweepResults, trials: DataFrame) -> Part:

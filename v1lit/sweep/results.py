@@ -96,22 +96,28 @@ class SweepResults:
         """Every combination of labels that has a trial, in the order of the trials."""
         return [dict(setting) for setting in dict.fromkeys(trial.setting for trial in self.trials)]
 
-    def group_of(self, setting: Mapping[str, str]) -> Setting:
-        """What is compared with each other: the labels on the axes that the baseline does not name.
-
-        Without a baseline everything is one group.
-        """
-        kept = [axis for axis in setting if axis not in self.baseline] if self.baseline else []
-        return tuple((axis, setting[axis]) for axis in kept)
-
     def baseline_of(self, setting: Mapping[str, str]) -> Setting | None:
         """The setting that this one is compared with: the same but for the labels that the baseline names.
 
-        None without a baseline, for a baseline itself, and where no trial has such a setting.
+        Where no trial has such a setting, the one that lacks axes of this one, but is the same in all others:
+        axes may be there for some labels only. None without a baseline, for a baseline itself, and where
+        there is no such setting, or more than one.
         """
-        wanted = {**setting, **(self.baseline or {})}
-        there = next((other for other in self.settings() if other == wanted), None)
-        return None if there is None or there == dict(setting) else tuple(there.items())
+        chosen = self.baseline or {}
+        wanted = {**setting, **chosen}
+        like = [other for other in self.settings() if chosen.items() <= other.items() <= wanted.items()]
+        found = [other for other in like if other == wanted] or like
+        return None if len(found) != 1 or found[0] == dict(setting) else tuple(found[0].items())
+
+    def group_of(self, setting: Mapping[str, str]) -> Setting:
+        """What is compared with each other: the baseline's labels on the axes that are not chosen by it.
+
+        Without a baseline everything is one group.
+        """
+        if not self.baseline:
+            return ()
+        base = self.baseline_of(setting)
+        return tuple((axis, label) for axis, label in base or setting.items() if axis not in self.baseline)
 
     def labels(self, setting: Mapping[str, str]) -> dict[str, str]:
         """By column the label on every axis, `-` where the setting has none."""
