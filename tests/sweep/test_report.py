@@ -21,7 +21,7 @@ from v1lit.sweep.results import read_sweep_results
 pytest.importorskip("pandas", reason="pandas is not installed")
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
-NASTY = r"<script>alert(1)</script>&50%_of #1 {$x^2$} ~a\b | *c*"
+NASTY = r"<script>alert(1)</script>&50%_of #1 {$\x^2$} ~a\b | *c*"
 
 
 def tables_of(folder: Path, **more: Any) -> Tables:
@@ -245,6 +245,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         end = 1.0 + trial["seed"] + ("nasty" in trial["name"]) / 4  # type: ignore[operator]
         curve = [rates(10), {"step": 9, "val/loss": 2 * end}, rates(20), {"step": 19, "val/loss": end}]
         write_trial(folder, trial["name"], trial["seed"], {"val/loss": end}, curve)  # type: ignore[arg-type]
+    with (folder / "trials/nasty-1/recipe.yaml").open("a") as file:
+        file.write("name: <script>alert(2)</script>\n")
     note(folder, "nasty-2", "started")
     note(folder, "nasty-2", "failed", seconds=1.0, why="error: <b>the disk melted</b>")
     make_report(folder, folder / "report")
@@ -296,7 +298,7 @@ def test_latex_has_its_special_characters_escaped_and_the_rules_of_booktabs(made
     assert text.isascii()
     for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
         assert text.count(rule) == text.count(r"\begin{tabular}") == 5
-    escaped = r"<script>alert(1)</script>\&50\%\_of \#1 \{\$x\textasciicircum 2\$\} \textasciitilde a"
+    escaped = r"</script>\&50\%\_of \#1 \{\$\textbackslash x\textasciicircum 2\$\} \textasciitilde a"
     assert escaped in text
     assert r"\textbackslash b" in text
     assert r"1.7500 $\pm$ 0.7071 (2 of 3)" in text

@@ -37,7 +37,7 @@ def test_a_point_between_two_logs_has_its_part_of_the_later_one(tmp_path: Path) 
 
 
 def test_what_a_resumed_run_did_again_counts_once(tmp_path: Path) -> None:
-    write_csv(tmp_path / "csv", [rates(10, flops=1.0), rates(20, flops=1.0), {"step": 19, "val/loss": 9.0}])
+    write_csv(tmp_path / "csv", [rates(10, flops=1.0), rates(20, flops=1.0), {"step": 24, "val/loss": 9.0}])
     write_csv(tmp_path / "csv-2", [rates(20, flops=3.0), {"step": 19, "val/loss": 2.0}, rates(30, flops=3.0)])
     curve = read_curve([tmp_path / "csv", tmp_path / "csv-2"])
     assert [(p.steps, p.flops) for p in curve] == [(10, 10.0), (20, 40.0), (30, 70.0)]
