@@ -140,7 +140,9 @@ def keep_yaml(block: Block) -> None:
     path = Path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(block.text, encoding="utf-8")
-    if re.search(r"^(base|model|trainer):", block.text, re.MULTILINE):
+    if re.search(r"^axes:", block.text, re.MULTILINE):
+        call(["v1lit", "sweep", str(path), "--dry-run", "--elsewhere"])
+    elif re.search(r"^(base|model|trainer):", block.text, re.MULTILINE):
         call(["v1lit", "run", str(path), "--print_config"])
 
 
@@ -156,6 +158,8 @@ def run_command(words: Sequence[str]) -> None:
         rest[0] in ("list", "plan", "report", "export") or rest in (["doctor"], ["doctor", "--self-test"])
     ):
         call(words)
+    elif program == "v1lit" and rest[0] == "sweep":
+        call(words)  # sweeps of a page are small themselves
     elif words[:3] == ["v1lit", "doctor", "--packing"]:
         call([*words, *FEW_SCENES])
     elif words[:3] == ["v1lit", "launch", "local"]:

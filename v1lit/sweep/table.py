@@ -122,9 +122,10 @@ class Watch:
             self._live.stop()
 
     def __call__(self, driver: Driver) -> None:
+        over = not driver.running  # perhaps it is the last call
         if self._live is None:
             self._tell(driver)
-        elif time.monotonic() - self._read >= SECONDS_BETWEEN_READS:
+        elif over or time.monotonic() - self._read >= SECONDS_BETWEEN_READS:
             self._read = time.monotonic()
             running = {name: time.monotonic() - began for name, began in driver.began.items()}
             lines = min(MOST_ROWS, max(4, self.console.height - 6))
