@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     from v1lit.cli.sweep_check import Checker  # torch and Lightning: once the file has been read
 
     with _mistakes(path):
-        checked = Checker(sweep, folder, options.dry_run, options.elsewhere).all(trials)
+        checked = Checker(sweep, shown(path), folder, options.dry_run, options.elsewhere).all(trials)
     executor = _executor(options, checked)
     if options.dry_run:
         from v1lit.cli.sweep_plan import show_plan

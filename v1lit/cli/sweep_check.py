@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from v1lit.cli.errors import UserError
-from v1lit.cli.recipe import Recipe, compose
+from v1lit.cli.recipe import COMMAND_LINE, Recipe, compose
 from v1lit.cli.recipe_cli import RecipeCLI
 from v1lit.errors import OptionError
 from v1lit.sweep.config import Budget, Sweep
@@ -43,15 +43,17 @@ class Checker:
 
     Args:
         sweep: whose trials they are.
+        file: that says so, for messages.
         folder: of the sweep.
         reckon: say what trials cost, where that needs no data to be made.
         elsewhere: look at the recipes alone, not at devices, files and weights of this machine.
     """
 
     def __init__(
-        self, sweep: Sweep, folder: SweepFolder, reckon: bool = False, elsewhere: bool = False
+        self, sweep: Sweep, file: str, folder: SweepFolder, reckon: bool = False, elsewhere: bool = False
     ) -> None:
-        self.sweep, self.folder, self.reckon, self.elsewhere = sweep, folder, reckon, elsewhere
+        self.sweep, self.file, self.folder = sweep, file, folder
+        self.reckon, self.elsewhere = reckon, elsewhere
         self.by_steps = sweep.budget.kind in ("tokens", "flops")
         self._known: dict[str, tuple[TrialCost, StepCost | None, str]] = {}
 
@@ -62,7 +64,9 @@ class Checker:
             try:
                 checked.append(self._check(trial))
             except (UserError, OptionError) as error:
-                raise UserError(f"trial {number} of {len(trials)}, {trial.name}: {error}") from error
+                # Its changes are typed, but nobody has typed them.
+                what = str(error).replace(f"({COMMAND_LINE})", f"({self.file})")
+                raise UserError(f"trial {number} of {len(trials)}, {trial.name}: {what}") from error
         return checked
 
     def _check(self, trial: Trial) -> Checked:

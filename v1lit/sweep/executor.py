@@ -53,6 +53,9 @@ class Executor(Protocol):
     The driver calls it from one thread alone. All trials have ended when `close` returns.
     """
 
+    jobs: int
+    """Trials that it can run at a time."""
+
     def has_room(self) -> bool:
         """Whether one more trial can be started now."""
 
