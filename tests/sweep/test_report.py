@@ -150,7 +150,7 @@ def test_costs_are_of_every_trial_the_unfinished_ones_as_well(tmp_path: Path) ->
     columns = ("trial", "state", "attempts", "seconds", "training_seconds", "steps", "tokens", "flops")
     assert rows(found, *columns) == [
         ("text", "done", 1, 10.0, 10.0, 20, 2000.0, 20e9),
-        ("crop", "started, with no end", 2, 10.0, 10.0, 20, 2000.0, 30e9),
+        ("crop", "running or broken off", 2, 10.0, 10.0, 20, 2000.0, 30e9),
     ]
 
 
@@ -352,7 +352,7 @@ def test_the_command_writes_the_report_and_names_what_is_missing(
     ]
     assert main(["sweep", "report", str(tmp_path), *words]) == 0
     said = capsys.readouterr().out
-    assert "missing: trial crop-1 is left out of all means; it is started, with no end (attempts: 2)" in said
+    assert "missing: trial crop-1 is left out of all means; it is running or broken off (attempts: 2)" in said
     assert "missing: trial text-1 is done, but has no val/other" in said
     assert "crop,way=text,val/loss,2.0," in (output / "tables/differences.csv").read_text()
 

@@ -91,7 +91,7 @@ def test_states_attempts_and_seconds_are_the_ledgers(tmp_path: Path) -> None:
     assert {name: trial.state for name, trial in found.items()} == {
         "fine": "done",
         "broken": "failed",
-        "running": "started, with no end",
+        "running": "running or broken off",
         "waiting": "not started",
     }
     assert [(found[name].attempts, found[name].seconds, found[name].unended) for name in names] == [
@@ -117,7 +117,9 @@ def test_recipe_and_versions_are_those_of_the_last_start(tmp_path: Path) -> None
     write_sweep(tmp_path, [TRIAL])
     write_trial(tmp_path, "a", 3, {})
     for number, torch in ((2, "2.12"), (10, "2.13"), (9, "2.11")):
-        (tmp_path / f"trials/a/recipe-{number}.yaml").write_text(f"# torch: {torch}\nseed_everything: 3\n")
+        (tmp_path / f"trials/a/recipe-{number}.yaml").write_text(
+            f"# torch: {torch}\nseed_everything: 3\n# no: head\n"
+        )
     (tmp_path / "trials/a/recipe-old.yaml").write_text("# torch: 1\n")
     (trial,) = read_sweep_results(tmp_path).trials
     assert trial.versions == {"torch": "2.13"}

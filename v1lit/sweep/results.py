@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -17,7 +18,7 @@ from v1lit.sweep.ledger import DONE, STARTED, Ledger, pasts
 
 LARGEST = 64 * 2**20
 """Bytes of a file that are read; a larger one is none that v1lit has written."""
-NOT_STARTED, NO_END = "not started", "started, with no end"
+NOT_STARTED, NO_END = "not started", "running or broken off"
 RECIPE = "recipe.yaml"
 NONE = "-"
 """Stands for the label of an axis that a setting does not have."""
@@ -196,8 +197,9 @@ def _read_folder(folder: Path, trial: TrialResult) -> None:
     trial.curve = read_curve([path for path in numbered(folder, "csv") if (path / "metrics.csv").is_file()])
     if recipes := numbered(folder, RECIPE):
         trial.recipe = _text(recipes[-1])
-        heads = re.findall(r"^# ([\w.-]+): (.*)$", trial.recipe, re.MULTILINE)
-        trial.versions = {name: text for name, text in heads if name not in ("command", "seed")}
+        lines = takewhile(lambda line: line.startswith("# "), trial.recipe.splitlines())
+        heads = {name: text for name, sign, text in (line[2:].partition(": ") for line in lines) if sign}
+        trial.versions = {name: text for name, text in heads.items() if name not in ("command", "seed")}
 
 
 def numbered(folder: Path, name: str) -> list[Path]:
