@@ -103,4 +103,7 @@ def test_the_table_shows_state_step_metric_and_time_left(tmp_path: Path) -> None
 def test_the_status_of_a_sweep_without_a_driver_says_what_was_left_behind(tmp_path: Path) -> None:
     folder = described(tmp_path)
     Ledger(tmp_path).append("a", "started", 1)
-    assert lines(status(folder, 0.0))[1][:2] == ["a", "left behind"]
+    Ledger(tmp_path).append("b", "failed", 1, code=1, why="error: the disk melted")
+    table, failed = status(folder, 0.0)
+    assert [row[:2] for row in lines(table)[1:3]] == [["a", "left behind"], ["b", "failed 1x"]]
+    assert failed == [f"b: exit code 1: error: the disk melted ({tmp_path / 'output' / 'b.txt'})"]

@@ -73,6 +73,26 @@ def test_the_dry_run_finds_a_wrong_key_in_the_seventh_trial_and_starts_nothing(c
         assert not Path("sweeps").exists()
 
 
+def test_seeds_that_nothing_follows_are_refused(capsys: Any) -> None:
+    fixed = {"model.init_seed": 3, "data.seed": 3}
+    write(seeds=[0, 1], changes={**TINY["changes"], **fixed})
+    assert main(["sweep", "it.yaml", "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert "hidden-seed1: seeds is [0, 1]; trials of seeds 0 and 1 would be alike" in said
+    write(seeds=[0, 1], changes={**TINY["changes"], **fixed, "data.seed": "${seed_everything}"})
+    assert main(["sweep", "it.yaml", "--dry-run"]) == 0
+
+
+def test_a_trial_that_fails_is_told_at_the_end_and_by_status(capsys: Any) -> None:
+    write(changes={**TINY["changes"], "data.source.folder": "/dev/null/x"}, axes={})
+    assert main(["sweep", "it.yaml", "--attempts=2"]) == 3
+    said = capsys.readouterr().out.splitlines()
+    assert said[-2].startswith("seed0: exit code ")
+    assert said[-2].endswith(" (sweeps/it/output/seed0.txt)")
+    assert main(["sweep", "status", "sweeps/it"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == said[-2]
+
+
 def test_a_wrong_sweep_file_is_a_mistake_that_names_it(capsys: Any) -> None:
     write(seeds=[-1])
     assert main(["sweep", "it.yaml", "--dry-run"]) == 2

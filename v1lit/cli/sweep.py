@@ -21,10 +21,11 @@ from v1lit.errors import OptionError
 from v1lit.processes import available_cores
 from v1lit.sweep.config import Sweep, read_sweep
 from v1lit.sweep.driver import Driver
+from v1lit.sweep.executor import Executor
 from v1lit.sweep.folder import SweepFolder, SweepFolderError, description
 from v1lit.sweep.grid import Trial, make_trials
 from v1lit.sweep.local import Local, jobs_by_default, visible_gpus
-from v1lit.sweep.table import Watch, status
+from v1lit.sweep.table import Watch, failures, status
 
 if TYPE_CHECKING:
     from v1lit.cli.sweep_check import Checked
@@ -93,7 +94,7 @@ def _parser() -> Parser:
     return parser
 
 
-def _executor(options: argparse.Namespace, checked: Sequence[Checked]) -> Local:
+def _executor(options: argparse.Namespace, checked: Sequence[Checked]) -> Executor:
     """What runs the trials, as the options say."""
     gpus = visible_gpus() if any(one.on_gpu for one in checked) else []
     jobs = options.jobs or min(jobs_by_default(gpus, options.gpus_per_trial), len(checked))
@@ -106,12 +107,19 @@ def _status(argv: Sequence[str]) -> int:
     parser.add_argument("folder", metavar="FOLDER", type=a_path)
     folder = SweepFolder(Path(parser.read(argv).folder))
     with _mistakes(folder.path):
-        screen().print(status(folder, time.time()))
+        table, failed = status(folder, time.time())
+    screen().print(table)
+    for line in failed:
+        screen().print(line, soft_wrap=True)
     return 0
 
 
 def _drive(
-    options: argparse.Namespace, sweep: Sweep, trials: Sequence[Trial], folder: SweepFolder, executor: Local
+    options: argparse.Namespace,
+    sweep: Sweep,
+    trials: Sequence[Trial],
+    folder: SweepFolder,
+    executor: Executor,
 ) -> int:
     program = [sys.executable, "-m", "v1lit.cli.main", "run"]
     commands = {trial.name: [*program, *trial.words(sweep.base, folder.path)] for trial in trials}
@@ -120,6 +128,8 @@ def _drive(
         with Watch(screen()) as watch:
             driver = Driver(folder, commands, executor, options.attempts, options.retry_failed, watch)
             code = driver.run()
+    for line in failures(folder, driver.past):
+        screen().print(line, soft_wrap=True)
     screen().print(f"the sweep lies in {folder.path}", soft_wrap=True)
     return code
 

@@ -55,6 +55,7 @@ class Checker:
         self.sweep, self.file, self.folder = sweep, file, folder
         self.reckon, self.elsewhere = reckon, elsewhere
         self.by_steps = sweep.budget.kind in ("tokens", "flops")
+        self._drawn: dict[str, dict[tuple[int, int], int]] = {}
         self._known: dict[str, tuple[TrialCost, StepCost | None, str]] = {}
 
     def all(self, trials: Sequence[Trial]) -> list[Checked]:
@@ -77,17 +78,21 @@ class Checker:
             recipe = self._compose(trial)
         cli = RecipeCLI(recipe, parse_only=self.elsewhere)
         config: dict[str, Any] = cli.config.as_dict()
+        self._refuse_alike(trial, config)
         on_gpu = uses_gpu(config)
         if self.sweep.budget.kind == "seconds":
             _refuse_schedule(self.sweep.budget, config["model"]["optimizer"])
         if not (self.by_steps or self.reckon):
             return Checked(trial, on_gpu)
+        budget = self.sweep.budget
         cost, step, unknown = self._cost(trial, cli, config)
         if self.by_steps:
+            if step is None and self.elsewhere:
+                return Checked(trial, on_gpu, cost.disk(), unknown=unknown)
             if step is None:
-                raise UserError(f"budget.{self.sweep.budget.kind}: {unknown}\ngive budget.steps instead")
-            trial = trial.changed({STEPS: step.steps(self.sweep.budget)})
-        steps, budget = trial.changes[STEPS], self.sweep.budget
+                raise UserError(f"budget.{budget.kind}: {unknown}\ngive budget.steps instead")
+            trial = trial.changed({STEPS: step.steps(budget)})
+        steps = trial.changes[STEPS]
         if budget.kind == "seconds":
             return Checked(trial, on_gpu, cost.disk(), seconds=budget.amount, unknown="the budget is of time")
         if step is None:
@@ -95,6 +100,19 @@ class Checker:
         flops = step.flops * steps
         seconds = None if self.elsewhere else cost.seconds(flops)
         return Checked(trial, on_gpu, cost.disk(), step.tokens * steps, flops, seconds)
+
+    def _refuse_alike(self, trial: Trial, config: dict[str, Any]) -> None:
+        """Raise OptionError where a seed changes neither the first weights nor the order of the data."""
+        follows = config["model"]["init_seed"], config["data"]["seed"]
+        others = self._drawn.setdefault(repr(trial.settings), {})
+        if follows in others:
+            why = (
+                f"trials of seeds {others[follows]} and {trial.seed} would be alike: model.init_seed and "
+                "data.seed do not follow seed_everything\n"
+                "write ${seed_everything} as value of one of them, or of both, under changes"
+            )
+            raise OptionError("seeds", list(self.sweep.seeds), why)
+        others[follows] = trial.seed
 
     def _compose(self, trial: Trial) -> Recipe:
         base, *changes = trial.words(self.sweep.base, self.folder.path)

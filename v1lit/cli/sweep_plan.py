@@ -39,8 +39,8 @@ def show_plan(
         name: _sum(getattr(one, name) for one in checked) for name in ("tokens", "flops", "seconds", "disk")
     }
     table.add_section()
-    table.add_row("all", "", _number(sums["tokens"]), _number(sums["flops"]), _time(sums["seconds"]),
-                  _bytes(sums["disk"]))  # fmt: skip
+    tokens, flops = _number(sums["tokens"]), _number(sums["flops"])
+    table.add_row(f"all {len(checked)}", "", tokens, flops, _time(sums["seconds"]), _bytes(sums["disk"]))
     console.print(table)
     for line in _remarks(checked, folder, jobs, sums["seconds"], sums["disk"]):
         console.print(line, soft_wrap=True)

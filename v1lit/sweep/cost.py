@@ -74,11 +74,6 @@ class TrialCost:
         share = self._micro_batches() / max(1, batches)
         return StepCost(work.examples * share, work.real_tokens * share, flops.total(work.sum()) * share)
 
-    def of_full_rows(self) -> float | None:
-        """Tokens of a step whose rows are all full; None where rows have no length."""
-        length: int | None = self.config["data"]["packing"]["length"]
-        return None if length is None else float(length * self._micro_batches())
-
     def seconds(self, flops: float) -> float:
         """How long this machine's device computes for that many operations; without start and validation."""
         device = torch.device("cuda" if uses_gpu(self.config) else "cpu")

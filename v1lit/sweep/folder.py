@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from v1lit.errors import first_of
-from v1lit.files import write_atomically
+from v1lit.files import to_disk, write_atomically
 from v1lit.sweep.config import Sweep
 from v1lit.sweep.grid import TRIALS, Trial
 
@@ -59,6 +59,8 @@ class SweepFolder:
                 )
             return
         write_atomically(self.path / FILE, json.dumps(description, indent=2) + "\n")
+        to_disk(self.path / FILE)
+        to_disk(self.path)
 
     def output(self, trial: str) -> Path:
         """The file with all that a trial has printed."""

@@ -11,6 +11,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from v1lit.files import to_disk
+
 FILE = "ledger.jsonl"
 STARTED, DONE, FAILED, STOPPED = "started", "done", "failed", "stopped"
 
@@ -47,12 +49,15 @@ class Ledger:
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         event = {"time": now, "trial": trial, "state": state, "attempt": attempt, **more}
         line = (json.dumps(event) + "\n").encode()
+        is_new = not self.path.exists()
         with self.path.open("ab+") as file:
             if file.tell() and self._half_a_line(file):
                 line = b"\n" + line  # of a machine that went down while it was written
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
+        if is_new:
+            to_disk(self.path.parent)
 
     @staticmethod
     def _half_a_line(file: Any) -> bool:

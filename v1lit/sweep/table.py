@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -99,6 +99,14 @@ def _clock(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
+def failures(folder: SweepFolder, pasts: Mapping[str, Past]) -> Iterator[str]:
+    """A line for every trial that has failed last: what it said, and where all is that it has printed."""
+    for name, past in pasts.items():
+        if past.state == FAILED:
+            said = past.last.get("why") or "it has printed nothing"
+            yield f"{name}: exit code {past.last.get('code')}: {said} ({folder.output(name)})"
+
+
 class Watch:
     """Shows a driver's sweep while it runs; called by it several times a second.
 
@@ -149,13 +157,16 @@ class Watch:
         self._said["held"] = set(driver.held)
 
 
-def status(folder: SweepFolder, now: float) -> Table:
-    """The table of a sweep that another process may drive; `now`: the time, seconds since 1970."""
-    events: Sequence[dict[str, Any]] = list(read_events(folder.path / LEDGER))
-    found, driven = pasts(events), folder.is_driven()
+def status(folder: SweepFolder, now: float) -> tuple[Table, list[str]]:
+    """The table of a sweep that another process may drive, and lines about what has failed.
+
+    `now` is the time, seconds since 1970.
+    """
+    found, driven = pasts(read_events(folder.path / LEDGER)), folder.is_driven()
     running = {
         name: now - datetime.fromisoformat(past.last["time"]).timestamp()
         for name, past in found.items()
         if past.state == STARTED and driven
     }
-    return sweep_table(folder, found, running, len(folder.described()["trials"]))
+    table = sweep_table(folder, found, running, len(folder.described()["trials"]))
+    return table, list(failures(folder, found))
