@@ -82,7 +82,7 @@ def web_page(parts: Sequence[Part], drawings: Sequence[Drawing], recipes: Mappin
 def _html_of(parts: Sequence[Part], images: Mapping[str, Drawing]) -> Iterator[str]:
     for number, part in enumerate(parts):
         level = 2 if number else 1
-        yield f"<h{level}>{html.escape(part.title)}</h{level}>"
+        yield f'<h{level} id="part{number}">{html.escape(part.title)}</h{level}>'
         yield from (f"<p>{html.escape(text)}</p>" for text in part.said)
         if part.points:
             yield f"<ul>{''.join(f'<li>{html.escape(point)}</li>' for point in part.points)}</ul>"
@@ -92,6 +92,12 @@ def _html_of(parts: Sequence[Part], images: Mapping[str, Drawing]) -> Iterator[s
             data = b64encode(images[name].png).decode()
             title = html.escape(images[name].title)
             yield f'<figure><img alt="{title}" src="data:image/png;base64,{data}"></figure>'
+        if not number:
+            titles = [html.escape(other.title) for other in parts]
+            links = [
+                f'<li><a href="#part{place}">{title}</a></li>' for place, title in enumerate(titles) if place
+            ]
+            yield f"<nav><ol>{''.join(links)}</ol></nav>"
 
 
 def _html_table(rows: Sequence[Row]) -> str:
