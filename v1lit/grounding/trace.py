@@ -290,7 +290,7 @@ class _Parser:
                     Problem(after_name, self.at, "a region without a box and without pointers")
                 )
             elif not self._take(REGION_END):
-                self.problems.append(Problem(after_name, self.at, "expected pointers and </region>"))
+                self.problems.append(Problem(after_name, self.at, f"expected pointers and {REGION_END}"))
             return DetectedObject(name, None, box, tokens) if name or box or tokens else None
         self.at = after_name
         return DetectedObject(name) if name else None
