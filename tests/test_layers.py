@@ -13,18 +13,19 @@ PACKAGE = Path(__file__).resolve().parents[1] / "v1lit"
 
 MAY_IMPORT = {
     "grounding": (),
-    "backbones": ("grounding",),
-    "data": ("grounding", "backbones.config", "backbones.processor"),
-    "pointer": ("backbones", "grounding"),
+    "revisit": ("grounding",),
+    "backbones": ("revisit", "grounding"),
+    "data": ("revisit", "grounding", "backbones.config", "backbones.processor"),
+    "pointer": ("revisit", "backbones", "grounding"),
     "parallel": ("pointer", "backbones"),
     "inference": ("pointer", "data", "backbones", "grounding"),
     # The report at the end of a run generates.
     "cluster": ("data",),
-    "training": ("cluster", "inference", "parallel", "pointer", "data", "backbones", "grounding"),
+    "training": ("revisit", "cluster", "inference", "parallel", "pointer", "data", "backbones", "grounding"),
     "launch": (),
-    "plan": ("training", "parallel", "pointer", "data", "backbones", "grounding"),
+    "plan": ("revisit", "training", "parallel", "pointer", "data", "backbones", "grounding"),
     # Trials are processes; what they will cost is reckoned in this one.
-    "sweep": ("plan", "training", "pointer", "data", "backbones"),
+    "sweep": ("plan", "revisit", "training", "pointer", "data", "backbones"),
     "cli": (
         "sweep",
         "plan",
@@ -36,6 +37,7 @@ MAY_IMPORT = {
         "pointer",
         "data",
         "backbones",
+        "revisit",
         "grounding",
         "__version__",
     ),
@@ -129,6 +131,7 @@ def test_imports_that_a_string_names_are_those_of_the_registries() -> None:
         "cli/main.py",
         "data/encode/mapping.py",
         "data/sources/registry.py",
+        "revisit/registry.py",
     ]
 
 

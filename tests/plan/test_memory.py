@@ -18,11 +18,13 @@ from v1lit.plan.setting import Setting, strategy_of
 from v1lit.plan.speed import Cluster, Layers, sent_by, speed_of
 from v1lit.plan.units import Size
 from v1lit.pointer.config import PointerConfig
+from v1lit.revisit.config import RevisitConfig
 from v1lit.training.config import OptimizerConfig
 
 TINY = Setting(
     backbone=BackboneConfig(name="llava", weights="tiny", tiny={"hidden_size": 256, "layers": 4}),
     pointer=PointerConfig(),
+    revisit=RevisitConfig(),
     optimizer=OptimizerConfig(),
     strategy="ddp",
     precision="bf16-mixed",

@@ -25,6 +25,8 @@ from v1lit.files import write_atomically
 from v1lit.grounding.markup import pointer_text
 from v1lit.grounding.patch_map import PatchMap, Views
 from v1lit.paths import expand_path
+from v1lit.revisit.registry import make_strategy
+from v1lit.revisit.strategy import Strategy
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -47,6 +49,7 @@ class Processor:
         image_processor: As `Backbone.image_processor` or `checkpoint_image_processor` makes it.
         pointer_start: First id that is not text: the number of rows of the model's embedding table.
         views: As in `BackboneConfig`.
+        revisit: How regions are written; `point_and_copy` when not given.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Processor:
         image_processor: ImageProcessor,
         pointer_start: int,
         views: Views = "all",
+        revisit: Strategy | None = None,
     ) -> None:
         self.backbone = get_backbone(backbone) if isinstance(backbone, str) else backbone
         self.tokenizer = tokenizer
@@ -64,6 +68,7 @@ class Processor:
         if views not in VIEWS:
             raise ValueError(explain_unknown("views", views, VIEWS))
         self.views = views
+        self.revisit = revisit or make_strategy()
         vocabulary = tokenizer.get_vocab()
         check_vocabulary(vocabulary, pointer_start)
         self.vocab_size: int = max(vocabulary.values()) + 1
@@ -166,11 +171,13 @@ class Processor:
         return pointer_text(pointer) if pointer >= 0 else f"<|unused_{token}|>"
 
 
-def load_processor(config: BackboneConfig, pointer_start: int | None = None) -> Processor:
+def load_processor(
+    config: BackboneConfig, pointer_start: int | None = None, revisit: Strategy | None = None
+) -> Processor:
     """The processor of a backbone, without its weights.
 
     `pointer_start` is that of the model it shall serve, where that is not the number of rows of the
-    backbone's embedding table.
+    backbone's embedding table; `revisit` writes the regions of traces.
     Raises ValueError for a user's mistake, WeightsUnavailable if a checkpoint is out of reach.
     """
     backbone = check_backbone_config(config)
@@ -190,7 +197,7 @@ def load_processor(config: BackboneConfig, pointer_start: int | None = None) -> 
     if pointer_start is None:
         pointer_start = model_config.get_text_config().vocab_size
     with named(config.weights):
-        return Processor(backbone, tokenizer, image_processor, pointer_start, config.views)
+        return Processor(backbone, tokenizer, image_processor, pointer_start, config.views, revisit)
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = True) -> list[int]:

@@ -124,6 +124,7 @@ def _setting(options: argparse.Namespace, config: dict[str, Any]) -> Any:
     from v1lit.backbones.config import BackboneConfig
     from v1lit.plan.setting import Setting, strategy_of
     from v1lit.pointer.config import PointerConfig
+    from v1lit.revisit.config import RevisitConfig
     from v1lit.training.config import OptimizerConfig
 
     trainer, data, model = config["trainer"], config["data"], config["model"]
@@ -134,6 +135,7 @@ def _setting(options: argparse.Namespace, config: dict[str, Any]) -> Any:
     return Setting(
         backbone=BackboneConfig(**model["backbone"]),
         pointer=PointerConfig(**model["pointer"]),
+        revisit=RevisitConfig(**model["revisit"]),
         optimizer=OptimizerConfig(**model["optimizer"]),
         **strategy_of(trainer, nodes, gpus),
         precision=str(trainer["precision"] or "32-true"),

@@ -47,6 +47,7 @@ from v1lit.cluster.launched import refuse_other_size
 from v1lit.cluster.store import RanksMissing
 from v1lit.data.datamodule import V1DataModule
 from v1lit.errors import MISTAKE, OptionError, did_you_mean
+from v1lit.revisit.config import RevisitConfig
 from v1lit.training.attempts import NoProgressError
 from v1lit.training.checkpoints import LastCheckpoint, checkpoint_to_resume, newest_checkpoint
 from v1lit.training.config import RunConfig
@@ -85,8 +86,9 @@ class RecipeCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(RunConfig, "run")
         # jsonargparse links values, not groups: one link per field.
-        for field in dataclasses.fields(BackboneConfig):
-            parser.link_arguments(f"model.backbone.{field.name}", f"data.backbone.{field.name}")
+        for group, kind in (("backbone", BackboneConfig), ("revisit", RevisitConfig)):
+            for field in dataclasses.fields(kind):
+                parser.link_arguments(f"model.{group}.{field.name}", f"data.{group}.{field.name}")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         prepare_values(self.recipe)

@@ -29,8 +29,8 @@ ROOTS: dict[str, Any] = {
     "data": V1DataModule,
     "run": RunConfig,
 }
-LINKED = (V1DataModule, "backbone")
-"""The parameter that is always model.backbone: no recipe may set it."""
+LINKED = {(V1DataModule, "backbone"): "model.backbone", (V1DataModule, "revisit"): "model.revisit"}
+"""Parameters that are always those of another group: no recipe may set them."""
 
 
 class UnknownKeyError(OptionError):
@@ -49,8 +49,8 @@ def check_keys(recipe: Recipe) -> None:
 def _check(config: Mapping[Any, Any], fields: Mapping[str, Any], prefix: str) -> None:
     for name, value in config.items():
         key = f"{prefix}{name}"
-        if key == "data.backbone":
-            raise OptionError(key, value, "it is always model.backbone: set that")
+        if key in ("data.backbone", "data.revisit"):
+            raise OptionError(key, value, f"it is always model.{name}: set that")
         if name not in fields:
             raise _unknown(key, value, fields, prefix)
         kind, item_kind = fields[name], item_dataclass(fields[name])
@@ -99,7 +99,7 @@ def subfields(annotation: Any) -> dict[str, Any] | None:
         return {field.name: hints[field.name] for field in dataclasses.fields(annotation)}
     if annotation in (Trainer, V1Module, V1DataModule):
         hints = typing.get_type_hints(annotation.__init__)
-        names = [name for name in signature(annotation).parameters if (annotation, name) != LINKED]
+        names = [name for name in signature(annotation).parameters if (annotation, name) not in LINKED]
         return {name: hints.get(name, Any) for name in names}
     return None
 

@@ -44,6 +44,8 @@ from v1lit.data.streams.loader import StreamLoader, StreamValLoader
 from v1lit.data.streams.source import PROMISES, StreamSource
 from v1lit.data.streams.state import StreamReading, stream_progress_of
 from v1lit.errors import check_least
+from v1lit.revisit.config import POINT_AND_COPY, RevisitConfig
+from v1lit.revisit.registry import make_strategy
 
 
 class V1DataModule(LightningDataModule):
@@ -73,6 +75,7 @@ class V1DataModule(LightningDataModule):
         map: `module.name` of a function `Example -> Example | None`, or class_path and init_args of it or of
             a class, that changes examples before they are encoded, or leaves them out.
         map_validation: whether validation examples go through `map` as well.
+        revisit: how the regions of traces are written; in a recipe it is that of the model.
 
     Raises ValueError for a source or options that do not exist.
     """
@@ -94,9 +97,11 @@ class V1DataModule(LightningDataModule):
         stream: StreamConfig | None = None,
         map: str | dict[str, Any] | None = None,
         map_validation: bool = True,
+        revisit: RevisitConfig = POINT_AND_COPY,
     ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.revisit = revisit
         self.source = source or SourceConfig()
         self.encoding = encoding or EncodingConfig()
         self.batch_size = batch_size
@@ -120,7 +125,7 @@ class V1DataModule(LightningDataModule):
     @property
     def options(self) -> dict[str, Any]:
         """What it was made with, as plain data: what a resumed run is compared with."""
-        configs = ("backbone", "source", "encoding", "packing", "stream")
+        configs = ("backbone", "source", "encoding", "packing", "stream", "revisit")
         plain = ["batch_size", "val_batch_size", "max_val_examples", "num_workers", "group_by_length", "seed"]
         return {
             **{name: asdict(getattr(self, name)) for name in configs},
@@ -142,7 +147,7 @@ class V1DataModule(LightningDataModule):
     @cached_property
     def processor(self) -> Processor:
         """Tokenizer and image processor of the backbone, loaded when first asked for."""
-        return load_processor(self.backbone)
+        return load_processor(self.backbone, revisit=make_strategy(self.revisit))
 
     @property
     def flat(self) -> bool:

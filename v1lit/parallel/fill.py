@@ -27,7 +27,7 @@ from v1lit.pointer.head import PointerHead
 from v1lit.pointer.model import PointAndCopyModel
 
 BACKBONE = "backbone."
-HEAD = "pointer_head."
+HEAD, LOOK = "pointer_head.", "look."
 Device = torch.device | str
 Filled = Callable[[nn.Parameter], None]
 """Takes a parameter that has its values."""
@@ -49,7 +49,9 @@ def fill(
     """
     if backbone.weights == "tiny":
         plain = replace(backbone, gradient_checkpointing=[], compile=[])
-        fill_from_model(model, PointAndCopyModel.build(plain, model.pointer_options), device)
+        fill_from_model(
+            model, PointAndCopyModel.build(plain, model.pointer_options, model.config.revisit_options), device
+        )
     else:
         fill_from_files(model, local_folder(backbone.weights), device, filled)
         start_pointer(model, device)
@@ -93,16 +95,24 @@ def fill_from_model(model: nn.Module, whole: nn.Module, device: Device) -> None:
 
 
 def start_pointer(model: PointAndCopyModel, device: Device) -> None:
-    """Draw the pointer head as `PointAndCopyModel.init_pointer` does; seed torch before, alike on all ranks.
+    """Draw what is no part of the backbone as `PointAndCopyModel.init_pointer` does.
 
-    Every rank draws the whole head, a matrix or two: a part of the random numbers cannot be drawn alone.
+    Seed torch before, alike on all ranks. Every rank draws the whole head, a matrix or two: a part of the
+    random numbers cannot be drawn alone.
     """
     with torch.random.fork_rng(devices=[]):
-        head = PointerHead(model.config.get_text_config().hidden_size, model.pointer_options)
+        hidden = model.config.get_text_config().hidden_size
+        head = PointerHead(hidden, model.pointer_options)
+        look = model.strategy.learned(hidden)
     head.init_weights(model.pointer_std)
+    fresh: dict[str, nn.Module] = {HEAD: head}
+    if look is not None:
+        look.init_weights(model.pointer_std)
+        fresh[LOOK] = look
     held = tensors_by_name(model)
-    for name, tensor in head.named_parameters():
-        _fill_named(held, HEAD + name, device, tensor.detach().__getitem__)
+    for prefix, module in fresh.items():
+        for name, tensor in module.named_parameters():
+            _fill_named(held, prefix + name, device, tensor.detach().__getitem__)
     model.double_head()
 
 

@@ -22,6 +22,7 @@ from v1lit.parallel.tensor_parallel import COLUMNS, layer_plan, refuse_uneven
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.pointer.model_config import PointAndCopyConfig
+from v1lit.revisit.config import RevisitConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -70,7 +71,10 @@ def _of_family(family: Backbone, content: dict[str, Any]) -> PreTrainedConfig:
 
 
 def model_on_meta(
-    config: PreTrainedConfig, backbone: BackboneConfig, pointer: PointerConfig
+    config: PreTrainedConfig,
+    backbone: BackboneConfig,
+    pointer: PointerConfig,
+    revisit: RevisitConfig | None = None,
 ) -> PointAndCopyModel:
     """The whole model on the meta device: parameters have shapes and no memory."""
     import transformers
@@ -80,12 +84,18 @@ def model_on_meta(
     config = type(config).from_dict(config.to_dict())  # building writes into it
     with torch.device("meta"), no_init_weights():
         inner = getattr(transformers, family.model_class)._from_config(config, attn_implementation="sdpa")
-        whole = PointAndCopyConfig(inner.config, family=backbone.name, pointer=asdict(pointer))
+        whole = PointAndCopyConfig(
+            inner.config,
+            family=backbone.name,
+            pointer=asdict(pointer),
+            revisit=asdict(revisit or RevisitConfig()),
+        )
         model = PointAndCopyModel(whole, backbone=inner)
     model.tie_weights()
     freeze(model.backbone, family, [part for part in backbone.freeze if part != "pointer"])
     if "pointer" in backbone.freeze:
-        model.pointer_head.requires_grad_(False)
+        for part in model.own_parts:
+            part.requires_grad_(False)
     enable_checkpointing(model.backbone, family, backbone.gradient_checkpointing)
     return model.train()
 

@@ -43,7 +43,7 @@ class Planner:
     def model(self, setting: Setting) -> PointAndCopyModel:
         """The model, on the meta device."""
         config = model_config(setting.backbone, setting.config)
-        return model_on_meta(config, setting.backbone, setting.pointer)
+        return model_on_meta(config, setting.backbone, setting.pointer, setting.revisit)
 
     def part(self, setting: Setting) -> PointAndCopyModel:
         """The model with the part of the language layers that a GPU computes; elsewhere it is whole.

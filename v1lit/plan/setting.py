@@ -14,6 +14,7 @@ from v1lit.plan.gpu_kernels import Compute
 from v1lit.plan.memory import Placement
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel
+from v1lit.revisit.config import RevisitConfig
 from v1lit.training.config import OptimizerConfig
 from v1lit.training.optimizer import EMBEDDINGS
 from v1lit.training.strategies import NAMES
@@ -31,6 +32,7 @@ class Setting:
 
     backbone: BackboneConfig
     pointer: PointerConfig
+    revisit: RevisitConfig
     optimizer: OptimizerConfig
     strategy: Strategy
     precision: str

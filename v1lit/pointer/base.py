@@ -26,6 +26,9 @@ from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.head import PointerHead
 from v1lit.pointer.model_config import PointAndCopyConfig
 from v1lit.pointer.published import load_published
+from v1lit.revisit.config import RevisitConfig
+from v1lit.revisit.registry import make_strategy
+from v1lit.revisit.strategy import LookModule
 
 Model = TypeVar("Model", bound="PointAndCopyBase")
 Result = TypeVar("Result")
@@ -68,7 +71,10 @@ class PointAndCopyBase(PreTrainedModel):
         self.attention = "sdpa"
         """Kernel that attends inside the segments of packed rows; see `v1lit.backbones.attention`."""
         self.pointer_options = config.pointer_options
-        self.pointer_head = PointerHead(config.get_text_config().hidden_size, self.pointer_options)
+        hidden = config.get_text_config().hidden_size
+        self.pointer_head = PointerHead(hidden, self.pointer_options)
+        self.strategy = make_strategy(config.revisit_options)
+        self.look = self.strategy.learned(hidden)
         self.post_init()
 
     @classmethod
@@ -76,6 +82,7 @@ class PointAndCopyBase(PreTrainedModel):
         cls: type[Model],
         backbone: BackboneConfig,
         pointer: PointerConfig | None = None,
+        revisit: RevisitConfig | None = None,
         empty: bool = False,
     ) -> Model:
         """A model with a fresh pointer head on the backbone's weights; tiny backbones are random.
@@ -85,17 +92,21 @@ class PointAndCopyBase(PreTrainedModel):
         """
         pointer = pointer or PointerConfig()
         inner = load_backbone(backbone, empty)
-        config = PointAndCopyConfig(inner.config, family=backbone.name, pointer=asdict(pointer))
+        config = PointAndCopyConfig(
+            inner.config, backbone.name, pointer=asdict(pointer), revisit=asdict(revisit or RevisitConfig())
+        )
         with torch.random.fork_rng(devices=[]), torch.device("meta") if empty else nullcontext():
             model = cls(config, backbone=inner)
         model.refuse_tied_gate()
         if not empty:
             model.init_pointer()
-        model.pointer_head.to(dtype=inner.dtype, device=inner.device)
+        for part in model.own_parts:
+            part.to(dtype=inner.dtype, device=inner.device)
         model.generation_config = inner.generation_config
         freeze(inner, model.family, [part for part in backbone.freeze if part != "pointer"])
         if "pointer" in backbone.freeze:
-            model.pointer_head.requires_grad_(False)
+            for part in model.own_parts:
+                part.requires_grad_(False)
         enable_checkpointing(inner, model.family, backbone.gradient_checkpointing)
         compile_layers(inner, model.family, backbone.compile)
         return model
@@ -116,8 +127,14 @@ class PointAndCopyBase(PreTrainedModel):
         Source: jun297/v1, v1/modeling_v1.py, lines 74-80. Raises ValueError for a gate on a tied `lm_head`.
         """
         self.refuse_tied_gate()
-        self.pointer_head.init_weights(self.pointer_std)
+        for part in self.own_parts:
+            part.init_weights(self.pointer_std)
         self.double_head()
+
+    @property
+    def own_parts(self) -> list[PointerHead | LookModule]:
+        """What is no part of the backbone: the pointer head, and what the revisit strategy learns."""
+        return [self.pointer_head, *([] if self.look is None else [self.look])]
 
     @property
     def pointer_std(self) -> float:
@@ -168,7 +185,7 @@ class PointAndCopyBase(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, PointerHead):
+        if isinstance(module, PointerHead | LookModule):
             module.init_weights(self.pointer_std)
 
     def get_input_embeddings(self) -> nn.Embedding:

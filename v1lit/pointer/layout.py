@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from v1lit.backbones.segments import Segments, send
 from v1lit.labels import IGNORE, first_pointers
+from v1lit.revisit.controls import sequence_seeds
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,19 @@ class TokenLayout:
     """`[visual]`: token indices of image tokens and pointers."""
     sources: Tensor
     """`[visual]`: index of the image token whose embedding stands at each of `visual`."""
+    copied: Tensor
+    """`[visual]`: whether each of `visual` is a pointer."""
+    seeds: tuple[int, ...] = ()
+    """A number for each sequence, from which a control draws what is copied; empty without a control."""
 
     @classmethod
     def of(
-        cls, input_ids: Tensor, image_token_id: int, pointer_start: int, segments: Segments | None = None
+        cls,
+        input_ids: Tensor,
+        image_token_id: int,
+        pointer_start: int,
+        segments: Segments | None = None,
+        seeded: bool = False,
     ) -> TokenLayout:
         """The layout of `input_ids` `[batch, tokens]`, `[1, tokens]` where there are segments.
 
@@ -62,6 +72,8 @@ class TokenLayout:
             send(_token_indices(is_image), device),
             send(_token_indices(visual), device),
             send(torch.where(is_pointer, copied, own)[visual], device),
+            send(is_pointer[visual], device),
+            sequence_seeds(ids, is_image, sequence, counts.tolist()) if seeded else (),
         )
 
     @cached_property

@@ -20,19 +20,26 @@ class PointerMemory:
     keys: Tensor
     """`[batch, pointers, width]`: projected keys."""
     values: Tensor
-    """`[batch, pointers, hidden]`: input embeddings of the image tokens."""
+    """`[batch, pointers, hidden]`: what stands at the input of a pointer to each image token."""
     mask: Tensor
     """`[batch, pointers]`: whether a row has that image token."""
 
 
-def embed_with_copies(text: Tensor, values: Tensor, layout: TokenLayout) -> Tensor:
+def embed_with_copies(
+    text: Tensor, values: Tensor, layout: TokenLayout, copies: Tensor | None = None
+) -> Tensor:
     """`[batch, tokens, hidden]`: input embeddings of sequences of text, image tokens and pointers.
 
     `text` holds the embeddings of the text tokens, `values` `[image_tokens, hidden]` those of the image
     tokens of all sequences in order. Image tokens get their own value, pointers a copy of the one that they
-    point at. Source: jun297/v1, v1/modeling_v1.py, lines 98-121 and 207-220.
+    point at, or its row of `copies` `[image_tokens, hidden]` where these are others. Source: jun297/v1,
+    v1/modeling_v1.py, lines 98-121 and 207-220.
     """
-    visual = values.index_select(0, layout.sources)
+    sources = layout.sources
+    if copies is not None and copies is not values:
+        sources = sources + len(values) * layout.copied
+        values = torch.cat([values, copies])
+    visual = values.index_select(0, sources)
     return text.flatten(0, 1).index_copy(0, layout.visual, visual).view_as(text)
 
 

@@ -31,6 +31,7 @@ from v1lit.pointer.layout import Targets, TokenLayout
 from v1lit.pointer.memory import PointerMemory, copy_values, embed_with_copies
 from v1lit.pointer.model_config import PointAndCopyConfig
 from v1lit.pointer.output import PointAndCopyOutput
+from v1lit.revisit.controls import control
 
 
 class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
@@ -96,7 +97,8 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
             position_ids = self._positions(text_ids, attention_mask, segments, image_inputs)
         text = self.get_input_embeddings()(text_ids)
         values = self._encode(image_inputs, text) if image_embeds is None else image_embeds[layout.mask]
-        embeds = embed_with_copies(text, layout.check(values), layout)
+        copies = self._copies(layout.check(values), layout)
+        embeds = embed_with_copies(text, values, layout, copies)
         if segments is not None:
             decoding |= packed_decoder_arguments(segments, embeds.device, embeds.dtype)
         elif targets is not None:
@@ -105,8 +107,11 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
         if targets is not None:
             return self._loss(decoded.last_hidden_state, values, layout, targets, reduction, normalizer)
         keys = self._keys(decoded.last_hidden_state, values, layout)
-        memory = PointerMemory(layout.pad(keys), layout.pad(values), layout.mask)
-        return self._point(decoded, memory, logits_to_keep)
+        return self._point(decoded, self._memory(keys, copies, layout), logits_to_keep)
+
+    def _memory(self, keys: Tensor, copies: Tensor, layout: TokenLayout) -> PointerMemory:
+        mask = layout.mask if self.strategy.points else torch.zeros_like(layout.mask)
+        return PointerMemory(layout.pad(keys), layout.pad(copies), mask)
 
     def _decode(self, **inputs: Any) -> Any:
         decoder = self.backbone.get_decoder()
@@ -224,8 +229,30 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
         blank = self.family.encode_images(self.backbone, **self.family.blank_image(self.backbone))
         return blank[:0].to(like.dtype)
 
+    def _copies(self, values: Tensor, layout: TokenLayout) -> Tensor:
+        """`[image_tokens, hidden]`: what stands at the input of a pointer to each image token."""
+        copies = self.strategy.copies(values, self.look)
+        if not self.is_controlled:
+            return copies
+        return control(self.config.revisit_options.control, copies, layout.counts, layout.seeds, self._blank)
+
+    @property
+    def is_controlled(self) -> bool:
+        """Whether another thing is copied than what is pointed at: in training, outside of it, or both."""
+        options = self.config.revisit_options
+        when = "training" if self.training else "decoding"
+        return options.control != "none" and options.control_when in (when, "both")
+
+    def _blank(self) -> Tensor:
+        """`[hidden]`: the mean embedding of a blank image's tokens."""
+        with torch.no_grad():
+            return self.family.encode_images(self.backbone, **self.family.blank_image(self.backbone)).mean(
+                dim=0
+            )
+
     def _layout(self, input_ids: Tensor, segments: Segments | None = None) -> TokenLayout:
-        return TokenLayout.of(input_ids, self.config.image_token_id, self.config.pointer_start, segments)
+        start, image = self.config.pointer_start, self.config.image_token_id
+        return TokenLayout.of(input_ids, image, start, segments, seeded=self.is_controlled)
 
     def _without_pointers(self, input_ids: Tensor) -> Tensor:
         """`[batch, tokens]`: ids with text in place of pointers, which count as one text token for positions.

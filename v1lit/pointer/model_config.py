@@ -8,6 +8,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from v1lit.pointer.config import PointerConfig
+from v1lit.revisit.config import RevisitConfig
 
 
 class PointAndCopyConfig(PreTrainedConfig):
@@ -22,6 +23,7 @@ class PointAndCopyConfig(PreTrainedConfig):
         family: str = "qwen2_5_vl",
         pointer_start: int | None = None,
         pointer: dict[str, Any] | None = None,
+        revisit: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(backbone_config, dict):
@@ -34,6 +36,7 @@ class PointAndCopyConfig(PreTrainedConfig):
         self.backbone_config = backbone_config
         self.family = family
         self.pointer = asdict(PointerConfig(**(pointer or {})))
+        self.revisit = asdict(RevisitConfig(**(revisit or {})))
         self.pointer_start = pointer_start
         if backbone_config is not None:
             if kwargs.get("attn_implementation") is None:
@@ -49,6 +52,10 @@ class PointAndCopyConfig(PreTrainedConfig):
     @property
     def pointer_options(self) -> PointerConfig:
         return PointerConfig(**self.pointer)
+
+    @property
+    def revisit_options(self) -> RevisitConfig:
+        return RevisitConfig(**self.revisit)
 
     @property
     def image_token_id(self) -> int:

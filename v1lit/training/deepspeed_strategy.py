@@ -27,6 +27,7 @@ from v1lit.parallel.tensors import whole_shape
 from v1lit.parallel.weight_stream import shared_names
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel
+from v1lit.revisit.config import POINT_AND_COPY, RevisitConfig
 from v1lit.training.folder_strategy import FolderStrategy, refuse_place
 from v1lit.training.named_state import Names, Numbered, parameter_names, to_numbered
 from v1lit.training.saved_state import open_parts, split, stored_weights
@@ -135,11 +136,13 @@ class DeepSpeedZero3(FolderStrategy):
         limit = self.lightning_module.trainer.gradient_clip_val
         return zero3.engine_options(limit, self.compute_dtype, self.keep_whole)
 
-    def build(self, backbone: BackboneConfig, pointer: PointerConfig) -> PointAndCopyModel:
+    def build(
+        self, backbone: BackboneConfig, pointer: PointerConfig, revisit: RevisitConfig = POINT_AND_COPY
+    ) -> PointAndCopyModel:
         fetch_weights(backbone.weights, self.local_rank)
         options = self._options
         with torch.random.fork_rng(devices=[]):
-            model = PointAndCopyModel.build(backbone, pointer, empty=True)
+            model = PointAndCopyModel.build(backbone, pointer, revisit, empty=True)
         fill(model, backbone, self.root_device, partial(zero3.divide_parameter, options=options))
         zero3.divide_model(model, options)
         return model

@@ -132,7 +132,10 @@ class _Source:
 
         Raises ValueError unless the checkpoint has exactly its weights.
         """
-        model = PointAndCopyModel.build(self.module.backbone_config, self.module.pointer_config, empty=True)
+        made_of = self.module
+        model = PointAndCopyModel.build(
+            made_of.backbone_config, made_of.pointer_config, made_of.revisit_config, empty=True
+        )
         wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         held = {name.removeprefix(MODEL): like(self.weights, name) for name in self.weights}
         problems = {
@@ -161,7 +164,7 @@ class _Source:
 
     def processor(self, model: PointAndCopyModel) -> Processor:
         """The backbone's."""
-        return load_processor(self.module.backbone_config, pointer_start=model.config.pointer_start)
+        return load_processor(self.module.backbone_config, model.config.pointer_start, model.strategy)
 
 
 # ------------------------------------------------------------------ compared

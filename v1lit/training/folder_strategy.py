@@ -21,6 +21,7 @@ from v1lit.parallel.gradients import total_norm
 from v1lit.parallel.weight_stream import shared_names
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel
+from v1lit.revisit.config import POINT_AND_COPY, RevisitConfig
 from v1lit.training.named_state import parameter_names
 from v1lit.training.saved_state import load_parts, split
 
@@ -43,7 +44,9 @@ class FolderStrategy(ModelParallelStrategy):
             self._writer = FolderWriter(self.global_rank, ranks.gather_processes)
         return self._writer
 
-    def build(self, backbone: BackboneConfig, pointer: PointerConfig) -> PointAndCopyModel:
+    def build(
+        self, backbone: BackboneConfig, pointer: PointerConfig, revisit: RevisitConfig = POINT_AND_COPY
+    ) -> PointAndCopyModel:
         """A model that is divided over the ranks; seed torch before, alike on all ranks.
 
         Raises what `load_backbone` raises.

@@ -24,6 +24,7 @@ from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.joint_loss import choose_loss
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.pointer.output import PointAndCopyOutput
+from v1lit.revisit.config import POINT_AND_COPY, RevisitConfig
 from v1lit.training import deepspeed_strategy  # noqa: F401  # its name becomes known to Lightning
 from v1lit.training.config import OptimizerConfig
 from v1lit.training.lightning_internals import align, options_of, trainer_of, use_group_options
@@ -60,6 +61,7 @@ class V1Module(LightningModule):
     Args:
         backbone: which backbone, with which weights.
         pointer: options of the pointer plug-in.
+        revisit: how the model looks at the image again.
         optimizer: options of the optimizer and the learning-rate schedule.
         on_nonfinite: a NaN or infinite loss stops the run, or its batch is skipped and counted, as in
             jun297/v1, train.py, `LoggerTrainer.compute_loss`.
@@ -82,11 +84,13 @@ class V1Module(LightningModule):
         max_nonfinite: int = 10,
         verify_loss: int = 0,
         init_seed: int = 0,
+        revisit: RevisitConfig = POINT_AND_COPY,
     ) -> None:
         super().__init__()
         self.backbone_config = as_options(BackboneConfig, backbone)
         self.pointer_config = as_options(PointerConfig, pointer)
         self.optimizer_config = as_options(OptimizerConfig, optimizer)
+        self.revisit_config = as_options(RevisitConfig, revisit)
         self.on_nonfinite = on_nonfinite
         self.max_nonfinite = max_nonfinite
         self.verify_loss = verify_loss
@@ -108,6 +112,7 @@ class V1Module(LightningModule):
             "max_nonfinite": self.max_nonfinite,
             "verify_loss": self.verify_loss,
             "init_seed": self.init_seed,
+            "revisit": asdict(self.revisit_config),
         }
 
     def configure_model(self) -> None:
@@ -118,7 +123,7 @@ class V1Module(LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.init_seed)
             build = PointAndCopyModel.build if strategy is None else strategy.build
-            model = build(self.backbone_config, self.pointer_config)
+            model = build(self.backbone_config, self.pointer_config, self.revisit_config)
         self.model = model.train()  # checkpoints open in eval mode, in which gradient checkpointing is off
         start = self.model.config.pointer_start
         self.train_metrics = PointingMetrics(start)
@@ -336,15 +341,13 @@ class V1Module(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over all validation examples; `forced_`: the model was given the true prefix."""
-        losses = self.val_losses.compute()
-        values = self.val_metrics.compute()
+        losses, values = self.val_losses.compute(), self.val_metrics.compute()
         logged = {
             VAL + LOSS: torch.stack(list(losses.values())).sum(),
             **{loss_part(VAL, name): value for name, value in losses.items()},
             **{VAL_POINTING + name: value for name, value in values.items()},
         }
-        # The metrics are those of all ranks already; Lightning wants to hear it.
-        self.log_dict(logged, sync_dist=True)
+        self.log_dict(logged, sync_dist=True)  # they are those of all ranks; Lightning wants to hear it
         pointing = values["pointer_first_in_region"]
         self.log("val pointing", pointing, prog_bar=True, logger=False, sync_dist=True)
         self.val_losses.reset()

@@ -21,6 +21,7 @@ from v1lit.parallel.sharding import CONTEXT, COPIES, SHARDS, TENSOR, Meshes, sha
 from v1lit.parallel.tensor_parallel import IndivisibleError
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel
+from v1lit.revisit.config import POINT_AND_COPY, RevisitConfig
 from v1lit.training.folder_strategy import FolderStrategy
 
 GROUP = "trainer.strategy.init_args"
@@ -128,10 +129,12 @@ class Sharded(FolderStrategy):
 
     # ------------------------------------------------------------------ the model
 
-    def build(self, backbone: BackboneConfig, pointer: PointerConfig) -> PointAndCopyModel:
+    def build(
+        self, backbone: BackboneConfig, pointer: PointerConfig, revisit: RevisitConfig = POINT_AND_COPY
+    ) -> PointAndCopyModel:
         fetch_weights(backbone.weights, self.local_rank)
         with torch.random.fork_rng(devices=[]):
-            model = PointAndCopyModel.build(backbone, pointer, empty=True)
+            model = PointAndCopyModel.build(backbone, pointer, revisit, empty=True)
         try:
             shard_model(model, Meshes.of(self.device_mesh), self.compute_dtype)
         except IndivisibleError as error:

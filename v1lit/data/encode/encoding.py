@@ -15,9 +15,8 @@ from v1lit.data.config import EncodingConfig
 from v1lit.data.example import Example, Message
 from v1lit.data.example.marks import IMAGE_MARKER, escape, unescape
 from v1lit.data.images import decode_image
-from v1lit.grounding.markup import REGION, REGION_END
-from v1lit.grounding.patch_map import PatchMap, region_tokens
-from v1lit.grounding.region import Region, format_box
+from v1lit.grounding.patch_map import PatchMap
+from v1lit.grounding.region import Region
 from v1lit.labels import IGNORE
 
 if TYPE_CHECKING:
@@ -198,24 +197,24 @@ class SequenceBuilder:
         self.labels.extend([IGNORE] * len(ids))
         self.images.append((start, len(self.ids)))
 
-    def add_region(self, name: str, region: Region, learn: bool) -> None:
-        """Append `<region>[x1, y1, x2, y2]pointers</region>`.
+    @property
+    def coordinates(self) -> bool:
+        """Whether boxes are written before pointers."""
+        return self.config.coordinates
 
-        Source: jun297/v1, v1/processor.py, lines 398-424.
-        """
-        start = len(self.ids)
-        before = REGION
-        if self.config.coordinates:
-            before += format_box(region.box, self.patch_maps[region.image].image_size)
-        self.add_text(before, learn)
-        pointers = region_tokens(self.patch_maps, region)
+    def add_pointers(self, name: str, region: Region, tokens: Sequence[int], learn: bool) -> None:
+        """Append pointers to image tokens; a region that none of them sees is noted as unseen."""
         first = len(self.ids)
-        self.add_tokens([self.processor.pointer_start + token for token in pointers], learn)
-        if pointers:
+        self.add_tokens([self.processor.pointer_start + token for token in tokens], learn)
+        if tokens:
             self.regions.append(RegionSpan(name, region, first, len(self.ids)))
         else:
             self.unseen.append(name)
-        self.add_text(REGION_END, learn)
+
+    def add_region(self, name: str, region: Region, learn: bool) -> None:
+        """Append what stands for a region, as the revisit strategy writes it."""
+        start = len(self.ids)
+        self.processor.revisit.write_region(self, name, region, learn)
         self.whole.append((start, len(self.ids)))
 
 

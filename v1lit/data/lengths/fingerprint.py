@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,6 +12,8 @@ from typing import Any
 from v1lit.backbones.processor import Processor
 from v1lit.data.config import EncodingConfig
 from v1lit.data.encode.mapping import ExampleMap
+from v1lit.revisit.registry import make_strategy
+from v1lit.revisit.strategy import Strategy
 
 VERSION = 2
 """Version of what decides lengths here, in `encode/` and in the backbones' patch maps.
@@ -25,7 +27,8 @@ def fingerprint(processor: Processor, encoding: EncodingConfig, map: ExampleMap 
     They depend on the content of tokenizer, image options, chat format, encoding and the map's file alone:
     the same in every process and on every machine.
     """
-    backbone = processor.backbone
+    backbone, revisit = processor.backbone, processor.revisit
+    address = f"{type(revisit).__module__}:{type(revisit).__qualname__}"
     content = {
         "version": VERSION,
         "backbone": backbone.name,
@@ -35,8 +38,13 @@ def fingerprint(processor: Processor, encoding: EncodingConfig, map: ExampleMap 
         "encoding": asdict(encoding),
         "tokenizer": _tokenizer_content(processor.tokenizer),
         **({} if map is None else {"map": map.identity}),
+        **({} if revisit == make_strategy() else {"revisit": [address, _options(revisit)]}),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _options(strategy: Strategy) -> dict[str, Any]:
+    return asdict(strategy) if is_dataclass(strategy) else {}
 
 
 def _tokenizer_content(tokenizer: Any) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Ways to look at the image again: how a region becomes tokens, and what stands at the input for it."""

@@ -1,0 +1,49 @@
+"""Point at the patches of a region, and copy their embeddings into the stream: v1 itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from v1lit.errors import check_choices, check_least
+from v1lit.grounding.markup import REGION, REGION_END
+from v1lit.grounding.patch_map import region_tokens
+from v1lit.grounding.region import Region, format_box
+from v1lit.revisit.copy_order import in_order
+from v1lit.revisit.strategy import GROUP, LookModule, RegionWriter, Strategy
+
+
+@dataclass(frozen=True)
+class PointAndCopy(Strategy):
+    """`<region>[x1, y1, x2, y2]pointers</region>`; a pointer's input is the embedding of its patch.
+
+    Source: jun297/v1, v1/processor.py, lines 398-424. What differs from `scan` order, limits and detached
+    copies is what arXiv 2505.18842 leaves to future work.
+    """
+
+    detach: bool = False
+    """Let no gradient flow from a copy into the image."""
+    order: Literal["scan", "nearest", "overlap"] = "scan"
+    """Of a region's patches: row by row, nearest to its centre first, or those that it covers most first."""
+    max_copies: int | None = None
+    """Patches of a region at most: the first ones in this order."""
+
+    GROUP: ClassVar[str] = GROUP
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_least(self, 1, "max_copies")
+
+    def write_region(self, sequence: RegionWriter, name: str, region: Region, learn: bool) -> None:
+        before = REGION
+        if sequence.coordinates:
+            before += format_box(region.box, sequence.patch_maps[region.image].image_size)
+        sequence.add_text(before, learn)
+        tokens = in_order(sequence.patch_maps, region, region_tokens(sequence.patch_maps, region), self.order)
+        sequence.add_pointers(name, region, tokens[: self.max_copies], learn)
+        sequence.add_text(REGION_END, learn)
+
+    def copies(self, values: Tensor, learned: LookModule | None) -> Tensor:
+        return values.detach() if self.detach else values

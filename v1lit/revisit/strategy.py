@@ -1,0 +1,76 @@
+"""What a strategy is: the four things that it says of a look at the image, and nothing else."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Protocol
+
+from torch import Tensor, nn
+
+from v1lit.grounding.patch_map import PatchMap
+from v1lit.grounding.region import Region
+
+GROUP = "revisit.options"
+"""Where the options of a strategy stand in a recipe."""
+
+
+class RegionWriter(Protocol):
+    """A sequence of tokens as it grows, as far as strategies write into it."""
+
+    patch_maps: Sequence[PatchMap]
+    """One per image."""
+
+    @property
+    def coordinates(self) -> bool:
+        """Whether a box is to be written before pointers (`data.encoding.coordinates`)."""
+
+    def add_text(self, text: str, learn: bool) -> None:
+        """Append words, and learn them or not."""
+
+    def add_pointers(self, name: str, region: Region, tokens: Sequence[int], learn: bool) -> None:
+        """Append pointers to these image tokens; a region without any is noted as unseen."""
+
+
+class Strategy(ABC):
+    """A way to look at the image again: a dataclass whose fields are its options.
+
+    It says how a region becomes tokens (`write_region`), what stands at the input of a pointer (`copies`),
+    what is learned for that (`learned`; and which tokens are labels, by `write_region`), and what a model may
+    generate (`points`). Training and generation use the same object.
+    """
+
+    points: ClassVar[bool] = True
+    """Whether it writes pointers: a model of one that does not never generates any."""
+
+    @abstractmethod
+    def write_region(self, sequence: RegionWriter, name: str, region: Region, learn: bool) -> None:
+        """Append what stands for a region of a trace.
+
+        Args:
+            sequence: to append to.
+            name: of the region.
+            region: in pixels of its image.
+            learn: whether what a model is to generate is learned.
+        """
+
+    def learned(self, hidden: int) -> LookModule | None:
+        """A fresh module of what it learns itself, for embeddings of that width; None for nothing."""
+        return None
+
+    def copies(self, values: Tensor, learned: LookModule | None) -> Tensor:
+        """`[image_tokens, hidden]`: what stands at the input where an image token is pointed at.
+
+        Args:
+            values: `[image_tokens, hidden]`, the input embeddings of the image tokens.
+            learned: the module that `learned` made, as it is by now.
+        """
+        return values
+
+
+class LookModule(nn.Module):
+    """Parameters that a strategy learns; its model begins them by `init_weights`."""
+
+    def init_weights(self, std: float) -> None:
+        """Draw the parameters, with the deviation of the backbone's own."""
+        raise NotImplementedError
