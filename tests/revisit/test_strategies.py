@@ -1,0 +1,148 @@
+"""Every strategy on every family: decoding is the teacher-forced pass, packed is alone, saved is opened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from v1lit.backbones.config import BackboneConfig
+from v1lit.backbones.registry import get_backbone, list_backbones
+from v1lit.pointer.model import PointAndCopyModel
+from v1lit.revisit.config import RevisitConfig
+from v1lit.revisit.registry import list_strategies
+from v1lit.testing.models import inputs, packed_batch, training_batch
+
+FAMILIES = list_backbones()
+CONTROLS = ("random_region", "other_image", "shuffled", "blank_copy", "noise_copy")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A strategy, or point_and_copy under a control."""
+
+    name: str = "point_and_copy"
+    options: dict[str, Any] = field(default_factory=dict)
+    control: Any = "none"
+
+    def build(self, family: str) -> PointAndCopyModel:
+        torch.manual_seed(0)
+        revisit = RevisitConfig(self.name, self.options, self.control)
+        model = PointAndCopyModel.build(BackboneConfig(family), revisit=revisit)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if (parameter.ndim >= 2 and "norm" not in name) or name.startswith("look."):
+                    parameter.mul_(4.0)
+        return model.eval()
+
+
+CASES = {
+    **{name: Case(name) for name in list_strategies()},
+    "detached": Case(options={"detach": True}),
+    **{name: Case(control=name) for name in CONTROLS},
+}
+
+
+def test_all_strategies_are_here() -> None:
+    assert {case.name for case in CASES.values()} == set(list_strategies())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_decoding_step_by_step_gives_the_states_of_the_teacher_forced_pass(case: str, family: str) -> None:
+    model, batch = CASES[case].build(family), training_batch(family, (1,))
+    ids = batch.input_ids
+    whole = model(**inputs(batch)).logits
+    begin = ids.shape[1] - 10
+    assert (ids[0, begin:] >= model.config.pointer_start).any()
+    out = model(ids[:, :begin], **batch.image_inputs, use_cache=True)
+    positions = model._positions(model._without_pointers(ids), None, None, batch.image_inputs)
+    for token in range(begin, ids.shape[1]):
+        torch.testing.assert_close(out.logits[:, -1], whole[:, token - 1], atol=2e-4, rtol=1e-4)
+        out = model(
+            ids[:, token : token + 1],
+            position_ids=positions[..., token : token + 1],
+            cache=out.cache,
+            pointer_memory=out.pointer_memory,
+            use_cache=True,
+        )
+    torch.testing.assert_close(out.logits[:, -1], whole[:, -1], atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if get_backbone(name).packs])
+@pytest.mark.parametrize("case", [name for name in CASES if name != "other_image"])
+@torch.no_grad()
+def test_packed_equals_alone(case: str, family: str) -> None:
+    """Of `other_image` the other examples of the batch are what is copied."""
+    model, packed, padded = CASES[case].build(family), packed_batch(family), training_batch(family)
+    together, apart = (
+        model(**inputs(batch), labels=batch.labels, reduction="none").loss for batch in (packed, padded)
+    )
+    torch.testing.assert_close(together, apart, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_a_saved_model_opens_with_its_strategy(case: str, tmp_path: Path) -> None:
+    model, batch = CASES[case].build("qwen2_5_vl"), training_batch("qwen2_5_vl")
+    model.save_pretrained(tmp_path)
+    opened = PointAndCopyModel.from_pretrained(tmp_path)
+    assert opened.strategy == model.strategy
+    assert opened.config.revisit_options == model.config.revisit_options
+    assert torch.equal(opened(**inputs(batch)).logits, model(**inputs(batch)).logits)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_weight_that_learns_gets_a_gradient(case: str) -> None:
+    model, batch = CASES[case].build("qwen2_5_vl").train(), training_batch("qwen2_5_vl")
+    model(**inputs(batch), labels=batch.labels).loss.backward()
+    assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
+
+
+@pytest.mark.parametrize("case", ["point_only", *CONTROLS])
+@torch.no_grad()
+def test_what_is_copied_changes_what_follows_a_pointer_and_nothing_before(case: str) -> None:
+    batch = training_batch("qwen2_5_vl", (1, 1))
+    plain, other = (CASES[name].build("qwen2_5_vl") for name in ("point_and_copy", case))
+    other.load_state_dict(plain.state_dict(), strict=False)
+    first = int((batch.input_ids[0] >= plain.config.pointer_start).nonzero()[0])
+    expected, found = plain(**inputs(batch)).logits[0], other(**inputs(batch)).logits[0]
+    assert torch.equal(found[:first], expected[:first])
+    assert not torch.allclose(found[first:], expected[first:], atol=1e-2)
+
+
+def test_no_gradient_flows_through_a_detached_copy() -> None:
+    batch = training_batch("qwen2_5_vl", (1,))
+    flows = {}
+    for case in ("point_and_copy", "detached"):
+        model = CASES[case].build("qwen2_5_vl")
+        layout = model._layout(batch.input_ids)
+        values = torch.randn(layout.counts[0], 8, requires_grad=True)
+        flows[case] = model._copies(values, layout).requires_grad
+    assert flows == {"point_and_copy": True, "detached": False}
+
+
+@torch.no_grad()
+def test_a_model_whose_strategy_does_not_point_generates_no_pointer() -> None:
+    batch = training_batch("qwen2_5_vl", (1,))
+    for name, points in (("point_and_copy", True), ("coordinates", False), ("text_only", False)):
+        model = CASES[name].build("qwen2_5_vl")
+        model.pointer_head.query.weight.mul_(100)
+        logits = model(**inputs(batch)).logits[..., model.config.pointer_start :]
+        assert bool((logits > torch.finfo(logits.dtype).min).any()) is points
+
+
+def test_a_control_is_applied_when_it_is_asked_for() -> None:
+    batch = training_batch("qwen2_5_vl", (1,))
+    states = {}
+    for when in ("training", "decoding", "both"):
+        torch.manual_seed(0)
+        revisit = RevisitConfig(control="blank_copy", control_when=when)  # type: ignore[arg-type]
+        model = PointAndCopyModel.build(BackboneConfig("qwen2_5_vl"), revisit=revisit)
+        states[when] = (model.train().is_controlled, model.eval().is_controlled)
+        model(**inputs(batch))
+    assert states == {"training": (True, False), "decoding": (False, True), "both": (True, True)}
