@@ -40,6 +40,7 @@ from v1lit.data.streams.reader_state import FileStart, RankState, ReaderState
 from v1lit.data.streams.state import StreamLayout, StreamProgress, stream_to_dict
 from v1lit.data.tools.reshard import ReshardOptions, reshard
 from v1lit.grounding.region import Region
+from v1lit.revisit.registry import make_strategy
 from v1lit.training.config import RunConfig
 from v1lit.training.module import V1Module
 from v1lit.training.run import run_training, trainer_defaults
@@ -154,7 +155,11 @@ def test_what_a_fingerprint_of_lengths_is_made_of() -> None:
         save_vocabulary=lambda folder: (Path(folder) / "vocab.txt").write_bytes(b"a\nb\n"),
     )
     processor: Any = SimpleNamespace(
-        backbone=get_backbone("llava"), image_options={"side": 56}, views="all", tokenizer=tokenizer
+        backbone=get_backbone("llava"),
+        image_options={"side": 56},
+        views="all",
+        tokenizer=tokenizer,
+        revisit=make_strategy(),
     )
     assert fingerprint(processor, EncodingConfig()) == "ee22e8af3a10edbff2b0170811293bd4"
     map: Any = SimpleNamespace(identity="0123")
@@ -359,6 +364,7 @@ def test_what_a_checkpoint_holds(shards: Path, tmp_path: Path) -> None:
             "on_nonfinite",
             "optimizer",
             "pointer",
+            "revisit",
             "verify_loss",
         ],
         "data": [
@@ -371,6 +377,7 @@ def test_what_a_checkpoint_holds(shards: Path, tmp_path: Path) -> None:
             "max_val_examples",
             "num_workers",
             "packing",
+            "revisit",
             "seed",
             "source",
             "stream",

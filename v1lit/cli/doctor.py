@@ -25,6 +25,7 @@ EXTRAS = {
     "az": "shards on az:// (Azure Blob Storage)",
     "flash-attn": "model.backbone.attention=flash_attention_2 on NVIDIA GPUs",
     "sdk": "Lightning AI studios and jobs: the other commands of `lightning`",
+    "deepspeed": "trainer.strategy=deepspeed_zero3: DeepSpeed's ZeRO-3",
     "report": "tables and figures of `v1lit sweep report`",
     "docs": "building the documentation",
     "dev": "tests, linter, type checker: working on v1lit itself",

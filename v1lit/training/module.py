@@ -104,15 +104,12 @@ class V1Module(LightningModule):
     @property
     def options(self) -> dict[str, Any]:
         """What to make such a module of, as plain data: `V1Module(**options)`."""
-        return {
-            "backbone": asdict(self.backbone_config),
-            "pointer": asdict(self.pointer_config),
-            "optimizer": asdict(self.optimizer_config),
-            "on_nonfinite": self.on_nonfinite,
-            "max_nonfinite": self.max_nonfinite,
-            "verify_loss": self.verify_loss,
-            "init_seed": self.init_seed,
-            "revisit": asdict(self.revisit_config),
+        configs = {
+            name: getattr(self, f"{name}_config") for name in ("backbone", "pointer", "optimizer", "revisit")
+        }
+        plain = ("on_nonfinite", "max_nonfinite", "verify_loss", "init_seed")
+        return {name: asdict(getattr(self, f"{name}_config")) for name in configs} | {
+            name: getattr(self, name) for name in plain
         }
 
     def configure_model(self) -> None:
