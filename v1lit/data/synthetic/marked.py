@@ -1,7 +1,8 @@
-"""Many small objects of one size, of which some are marked with a ring or a frame."""
+"""Small objects of one size, of which some are marked with a ring or a frame."""
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +13,9 @@ from v1lit.data.synthetic.shapes import mask
 VALUES = {"colour": ("red", "green", "blue", "yellow"), "shape": ("circle", "square", "triangle", "diamond")}
 """Attribute -> its values, equally many."""
 MOST = 36
-"""Objects that have room in every image."""
+"""Objects that can still be told apart in the smallest image."""
+ROOM = 2.3
+"""Width of the cell in which an object and its mark lie, as a multiple of the object's."""
 RINGED, FRAMED = "the ringed object", "the framed object"
 
 
@@ -26,7 +29,8 @@ def draw_marked(
 ) -> Scene:
     """A scene with an object for each of some (colour, shape), the first ringed and the second framed.
 
-    All have a box of the same size, so that the number of tokens that see one says nothing about it.
+    The more objects, the smaller: each has a cell of a grid. All have a box of the same size, so that the
+    number of tokens that see one says nothing about it.
 
     Args:
         rng: decides where each object lies.
@@ -34,13 +38,13 @@ def draw_marked(
         size: width and height in pixels.
         kinds: what the objects are; the first two are called `the ringed object` and `the framed object`.
     """
-    side = max(8, min(size) // 16)
-    columns, rows = (int(length / (2.3 * side)) for length in size)
-    cell_w, cell_h = size[0] / columns, size[1] / rows
+    grid = math.isqrt(len(kinds)) + 1
+    cell_w, cell_h = size[0] / grid, size[1] / grid
+    side = int(min(cell_w, cell_h) / ROOM)
     items = []
-    for cell, (color, shape) in zip(rng.sample(range(columns * rows), len(kinds)), kinds, strict=True):
-        x = round((cell % columns + 0.5 + rng.uniform(-0.1, 0.1)) * cell_w - side / 2)
-        y = round((cell // columns + 0.5 + rng.uniform(-0.1, 0.1)) * cell_h - side / 2)
+    for cell, (color, shape) in zip(rng.sample(range(grid * grid), len(kinds)), kinds, strict=True):
+        x = round((cell % grid + 0.5 + rng.uniform(-0.1, 0.1)) * cell_w - side / 2)
+        y = round((cell // grid + 0.5 + rng.uniform(-0.1, 0.1)) * cell_h - side / 2)
         items.append(Item(f"{color} {shape}", (x, y, x + side, y + side), color, shape))
     image = paper(rng, size)
     for item in items:

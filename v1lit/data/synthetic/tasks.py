@@ -20,7 +20,7 @@ from v1lit.errors import OptionError
 
 TRIES = 1000
 IMAGE_SIZE = (224, 224)
-"""Width and height in pixels, where none is given. Small objects are 14 pixels wide then."""
+"""Width and height in pixels, where none is given."""
 
 Range = tuple[int, int]
 """Lowest and highest value, both included; each example has one of them, each as likely."""
