@@ -1,4 +1,4 @@
-"""Strategies by name; a strategy's module is imported when it is asked for.
+"""Strategies by name. Imports no torch; a strategy's module is imported when it is asked for.
 
 A package of its own adds one by an entry point, found without importing anything::
 
@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING
 
 from v1lit.errors import OptionError, name_allowed
 from v1lit.revisit.config import RevisitConfig
-from v1lit.revisit.strategy import Strategy
+
+if TYPE_CHECKING:
+    from v1lit.revisit.strategy import Strategy
 
 ENTRY_POINT_GROUP = "v1lit.revisit"
 BUILTIN: dict[str, str] = {
@@ -46,6 +49,8 @@ def make_strategy(config: RevisitConfig | None = None) -> Strategy:
 
 
 def _resolve(name: str) -> type[Strategy]:
+    from v1lit.revisit.strategy import Strategy
+
     plugins = _plugins()
     values = [point.value for point in plugins.get(name, [])]
     if len({*values, *([BUILTIN[name]] if name in BUILTIN else [])}) > 1:
