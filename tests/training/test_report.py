@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from v1lit.grounding.patch_map import PatchMap, region_tokens
 from v1lit.grounding.trace import parse_trace
 from v1lit.inference.predictor import Prediction
 from v1lit.training.config import RunConfig
-from v1lit.training.report import HeldOutAnswer, draw_pictures, overlap, score
+from v1lit.training.report import HeldOutAnswer, draw_pictures, groups_of, overlap, score
 from v1lit.training.results import print_report, write_json
 from v1lit.training.run import run_training, trainer_defaults
 
@@ -50,6 +51,27 @@ def held(
 @pytest.fixture
 def examples(scenes: Path) -> list[Example]:
     return list(ShardDataset(scenes / "train", shuffle=False, rank=0, world_size=1))
+
+
+def test_accuracy_is_told_for_every_group_of_sources(examples: list[Example]) -> None:
+    sources = ["synthetic/trail/steps=1/looks=2", "synthetic/trail/steps=2/looks=2", "synthetic/pair/looks=2"]
+    answers = [
+        held(replace(example, source=source), (), example.answer if right else "nonsense", set())
+        for example, source, right in zip(examples, sources, (True, False, True), strict=False)
+    ]
+    name = "val/answer_accuracy/synthetic/"
+    values = {key.removeprefix(name): value for key, value in score(answers).items() if name in key}
+    assert values == {
+        "pair": 1.0, "pair/looks=2": 1.0, "trail": 0.5, "trail/looks=2": 0.5, "trail/steps=1": 1.0,
+        "trail/steps=2": 0.0,
+    }  # fmt: skip
+    assert score(answers)["val/examples/synthetic/trail"] == 2
+
+
+@pytest.mark.parametrize("sources", [["one", "one"], ["one", ""], [f"image-{n}" for n in range(99)]])
+def test_sources_that_tell_nothing_make_no_groups(examples: list[Example], sources: list[str]) -> None:
+    answers = [held(replace(examples[0], source=source), (), "x", set()) for source in sources]
+    assert groups_of(answers) == {}
 
 
 def test_scores_by_hand(examples: list[Example]) -> None:

@@ -17,6 +17,9 @@ from v1lit.grounding.patch_map import region_tokens, token_ranges
 from v1lit.inference.predictor import Prediction, Predictor
 from v1lit.training.config import RunConfig
 
+MOST_GROUPS = 64
+"""Groups of held-out examples whose accuracies are told apart: sources that name each example tell nothing."""
+
 
 @dataclass(frozen=True)
 class HeldOutAnswer:
@@ -30,6 +33,11 @@ class HeldOutAnswer:
     """Image tokens of the first region of the first answer; none where it names no region that is seen."""
     truth_name: str | None
     answer: str | None
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the generated answer is the true one, letter case aside."""
+        return (self.prediction.answer or "").lower() == (self.answer or "").lower()
 
     @property
     def tokens(self) -> int:
@@ -81,6 +89,7 @@ def score(answers: Sequence[HeldOutAnswer], seed: int = 0) -> dict[str, float]:
     - `chance/region_iou`: the overlap with the true region of another held-out example, drawn at random,
       shifted into the image where it has fewer tokens
     - `val/answer_accuracy`: share of all examples whose generated answer is the true one, letter case aside
+    - `val/answer_accuracy/GROUP` and `val/examples/GROUP`: the same for every group of `groups_of`
     """
     pointed = [answer for answer in answers if answer.truth]
     answered = [answer for answer in answers if answer.answer is not None]
@@ -93,10 +102,25 @@ def score(answers: Sequence[HeldOutAnswer], seed: int = 0) -> dict[str, float]:
             "chance/region_iou": _chance_iou(pointed, random.Random(seed)),
         }
     if answered:
-        scores["val/answer_accuracy"] = _mean(
-            float((a.prediction.answer or "").lower() == (a.answer or "").lower()) for a in answered
-        )
+        scores["val/answer_accuracy"] = _mean(answer.is_right for answer in answered)
+    for group, members in groups_of(answered).items():
+        scores[f"val/answer_accuracy/{group}"] = _mean(answer.is_right for answer in members)
+        scores[f"val/examples/{group}"] = float(len(members))
     return scores
+
+
+def groups_of(answers: Sequence[HeldOutAnswer]) -> dict[str, list[HeldOutAnswer]]:
+    """Answers by the sources of their examples, sorted; empty where there is one source, or very many.
+
+    Of `synthetic/trail/steps=2/looks=3` the groups are `synthetic/trail`, and in it `steps=2` and `looks=3`.
+    """
+    groups: dict[str, list[HeldOutAnswer]] = {}
+    for answer in answers:
+        parts = answer.example.source.split("/")
+        name = "/".join(part for part in parts if "=" not in part)
+        for group in (name, *(f"{name}/{part}" for part in parts if "=" in part)):
+            groups.setdefault(group, []).append(answer)
+    return dict(sorted(groups.items())) if 1 < len(groups) <= MOST_GROUPS and "" not in groups else {}
 
 
 def draw_pictures(answers: Sequence[HeldOutAnswer], folder: Path) -> list[Path]:
