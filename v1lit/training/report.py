@@ -18,7 +18,7 @@ from v1lit.inference.predictor import Prediction, Predictor
 from v1lit.training.config import RunConfig
 
 MOST_GROUPS = 64
-"""Groups of held-out examples whose accuracies are told apart: sources that name each example tell nothing."""
+"""Groups of held-out examples that are told apart at most: sources that name each example tell nothing."""
 
 
 @dataclass(frozen=True)
