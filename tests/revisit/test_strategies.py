@@ -42,6 +42,7 @@ class Case:
 CASES = {
     **{name: Case(name) for name in list_strategies()},
     "detached": Case(options={"detach": True}),
+    "suppressed": Case(options={"suppress": "trace"}),
     **{name: Case(control=name) for name in CONTROLS},
 }
 

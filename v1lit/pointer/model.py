@@ -325,6 +325,9 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
         settings = kwargs.get("generation_config") or self.generation_config
         suppressed = kwargs.get("suppress_tokens", settings.suppress_tokens) or []
         kwargs["suppress_tokens"] = [*suppressed, self.config.image_token_id]
+        steering = self.strategy.steering(self.config.pointer_start)
+        if steering:
+            kwargs["logits_processor"] = [*steering, *(kwargs.get("logits_processor") or [])]
         if kwargs.get("image_embeds") is None:
             weight = self.get_input_embeddings().weight
             kwargs["image_embeds"] = layout.pad(layout.check(self._encode(image_inputs, weight)))

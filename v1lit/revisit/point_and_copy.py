@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor
+from transformers import LogitsProcessor
 
 from v1lit.errors import check_choices, check_least
 from v1lit.grounding.markup import REGION, REGION_END
@@ -13,6 +14,7 @@ from v1lit.grounding.patch_map import region_tokens
 from v1lit.grounding.region import Region, format_box
 from v1lit.revisit.copy_order import in_order
 from v1lit.revisit.strategy import GROUP, LookModule, RegionWriter, Strategy
+from v1lit.revisit.suppression import Suppression
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,10 @@ class PointAndCopy(Strategy):
     """Of a region's patches: row by row, nearest to its centre first, or those that it covers most first."""
     max_copies: int | None = None
     """Patches of a region at most: the first ones in this order."""
+    suppress: Literal["none", "region", "trace"] = "none"
+    """Which patches cannot be pointed at again at a decoding step: none, those of the region that is being
+    written, or all that were pointed at before. Training stays as it is: where a patch belongs to several
+    regions of an example, labels of teacher forcing contradict `trace`."""
 
     GROUP: ClassVar[str] = GROUP
 
@@ -47,3 +53,8 @@ class PointAndCopy(Strategy):
 
     def copies(self, values: Tensor, learned: LookModule | None) -> Tensor:
         return values.detach() if self.detach else values
+
+    def steering(self, pointer_start: int) -> list[LogitsProcessor]:
+        if self.suppress == "none":
+            return []
+        return [Suppression(pointer_start, within_run=self.suppress == "region")]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from torch import Tensor, nn
 
 from v1lit.grounding.patch_map import PatchMap
 from v1lit.grounding.region import Region
+
+if TYPE_CHECKING:
+    from transformers import LogitsProcessor
 
 GROUP = "revisit.options"
 """Where the options of a strategy stand in a recipe."""
@@ -37,7 +40,7 @@ class Strategy(ABC):
 
     It says how a region becomes tokens (`write_region`), what stands at the input of a pointer (`copies`),
     what is learned for that (`learned`; and which tokens are labels, by `write_region`), and what a model may
-    generate (`points`). Training and generation use the same object.
+    generate (`points`, `steering`). Training and generation use the same object.
     """
 
     points: ClassVar[bool] = True
@@ -66,6 +69,10 @@ class Strategy(ABC):
             learned: the module that `learned` made, as it is by now.
         """
         return values
+
+    def steering(self, pointer_start: int) -> list[LogitsProcessor]:
+        """What `generate` lets change the logits of every step, in this order; made anew for every call."""
+        return []
 
 
 class LookModule(nn.Module):
