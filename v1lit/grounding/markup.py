@@ -9,6 +9,8 @@ import re
 
 CALL = "detect("
 """Begins a call."""
+CALL_END = '"])'
+"""Ends a call behind its last object."""
 REGION, REGION_END = "<region>", "</region>"
 """Around what stands for a region: its box, its pointers, or both."""
 ANSWER, ANSWER_END = "<answer>", "</answer>"

@@ -116,6 +116,7 @@ class Predictor:
                 batch.input_ids,
                 attention_mask=batch.attention_mask,
                 **batch.image_inputs,
+                encode_text=self.processor.encode_text,
                 max_new_tokens=max_new_tokens,
                 eos_token_id=self.processor.stop_token_id,
                 pad_token_id=self.processor.pad_token_id,
@@ -129,6 +130,8 @@ class Predictor:
         stop = self.processor.stop_token_id
         if stop in ids:
             ids = ids[: ids.index(stop)]
+        if not self.model.strategy.points:  # pointers were put in then, not generated
+            ids = [token for token in ids if token < self.processor.pointer_start]
         text = self.processor.decode(ids)
         answers = find_answers(text, unfinished=True)
         return Prediction(

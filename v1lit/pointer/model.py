@@ -32,6 +32,7 @@ from v1lit.pointer.memory import PointerMemory, copy_values, embed_with_copies
 from v1lit.pointer.model_config import PointAndCopyConfig
 from v1lit.pointer.output import PointAndCopyOutput
 from v1lit.revisit.controls import control
+from v1lit.revisit.strategy import EncodeText
 
 
 class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
@@ -301,12 +302,19 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
         return Segments(tuple(lengths), self.attention)
 
     @torch.no_grad()
-    def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        encode_text: EncodeText | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """As in transformers: greedy, sampling, beams. Left-pad batches and pass their `attention_mask`.
 
         Images are encoded once, here, into one row of embeddings per sequence, so that expanding rows into
-        beams keeps every row with its own images. The image placeholder itself is never generated. Raises
-        what `forward` raises.
+        beams keeps every row with its own images. The image placeholder itself is never generated. Strategies
+        that look for words in what was generated need `encode_text`, the processor's. Raises what `forward`
+        raises.
         """
         image_inputs = {name: kwargs.pop(name) for name in self.family.image_inputs if name in kwargs}
         if self.is_sharded:
@@ -325,9 +333,10 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
         settings = kwargs.get("generation_config") or self.generation_config
         suppressed = kwargs.get("suppress_tokens", settings.suppress_tokens) or []
         kwargs["suppress_tokens"] = [*suppressed, self.config.image_token_id]
-        steering = self.strategy.steering(self.config.pointer_start)
+        start, image = self.config.pointer_start, self.config.image_token_id
+        steering = self.strategy.steering(start, image, encode_text)
         if steering:
-            kwargs["logits_processor"] = [*steering, *(kwargs.get("logits_processor") or [])]
+            kwargs["logits_processor"] = [*(kwargs.get("logits_processor") or []), *steering]
         if kwargs.get("image_embeds") is None:
             weight = self.get_input_embeddings().weight
             kwargs["image_embeds"] = layout.pad(layout.check(self._encode(image_inputs, weight)))

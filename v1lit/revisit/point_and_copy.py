@@ -13,7 +13,7 @@ from v1lit.grounding.markup import REGION, REGION_END
 from v1lit.grounding.patch_map import region_tokens
 from v1lit.grounding.region import Region, format_box
 from v1lit.revisit.copy_order import in_order
-from v1lit.revisit.strategy import GROUP, LookModule, RegionWriter, Strategy
+from v1lit.revisit.strategy import GROUP, EncodeText, LookModule, RegionWriter, Strategy
 from v1lit.revisit.suppression import Suppression
 
 
@@ -54,7 +54,9 @@ class PointAndCopy(Strategy):
     def copies(self, values: Tensor, learned: LookModule | None) -> Tensor:
         return values.detach() if self.detach else values
 
-    def steering(self, pointer_start: int) -> list[LogitsProcessor]:
+    def steering(
+        self, pointer_start: int, image_token_id: int, encode_text: EncodeText | None
+    ) -> list[LogitsProcessor]:
         if self.suppress == "none":
             return []
         return [Suppression(pointer_start, within_run=self.suppress == "region")]

@@ -23,6 +23,7 @@ BUILTIN: dict[str, str] = {
     "point_and_copy": "v1lit.revisit.point_and_copy:PointAndCopy",
     "point_only": "v1lit.revisit.point_only:PointOnly",
     "coordinates": "v1lit.revisit.coordinates:Coordinates",
+    "replay": "v1lit.revisit.replay:Replay",
     "text_only": "v1lit.revisit.text_only:TextOnly",
 }
 

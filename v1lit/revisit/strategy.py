@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from v1lit.grounding.region import Region
 if TYPE_CHECKING:
     from transformers import LogitsProcessor
 
+EncodeText = Callable[..., list[int]]
+"""Makes ids of a text, of somebody's words with `special=False`: `Processor.encode_text`."""
 GROUP = "revisit.options"
 """Where the options of a strategy stand in a recipe."""
 
@@ -33,6 +35,9 @@ class RegionWriter(Protocol):
 
     def add_pointers(self, name: str, region: Region, tokens: Sequence[int], learn: bool) -> None:
         """Append pointers to these image tokens; a region without any is noted as unseen."""
+
+    def put_in(self, tokens: Sequence[int]) -> None:
+        """Append these image tokens once more, as pointers that are never learned."""
 
 
 class Strategy(ABC):
@@ -57,6 +62,16 @@ class Strategy(ABC):
             learn: whether what a model is to generate is learned.
         """
 
+    def write_behind(self, sequence: RegionWriter, words: str, learn: bool) -> str:
+        """The words that are left of those behind a region, when what the strategy writes there is appended.
+
+        Args:
+            sequence: to append to, which ends with a region.
+            words: up to the next region, or to the end of the message.
+            learn: whether what a model is to generate is learned.
+        """
+        return words
+
     def learned(self, hidden: int) -> LookModule | None:
         """A fresh module of what it learns itself, for embeddings of that width; None for nothing."""
         return None
@@ -70,8 +85,18 @@ class Strategy(ABC):
         """
         return values
 
-    def steering(self, pointer_start: int) -> list[LogitsProcessor]:
-        """What `generate` lets change the logits of every step, in this order; made anew for every call."""
+    def steering(
+        self, pointer_start: int, image_token_id: int, encode_text: EncodeText | None
+    ) -> list[LogitsProcessor]:
+        """What changes the logits of every step in `generate`, last of all; made anew for every call.
+
+        Args:
+            pointer_start: id of the pointer to image token 0.
+            image_token_id: id of the tokens of images.
+            encode_text: makes ids of a text, where the caller of `generate` has it.
+
+        Raises ValueError where the strategy looks for words and there is no `encode_text`.
+        """
         return []
 
 

@@ -279,6 +279,7 @@ class Family:
             attention_mask=batch.attention_mask,
             **batch.image_inputs,
             logits_processor=LogitsProcessorList([points]),
+            encode_text=self.processor.encode_text,
             do_sample=False,
             min_new_tokens=NEW_TOKENS,
             max_new_tokens=NEW_TOKENS,

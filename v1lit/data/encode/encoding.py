@@ -211,6 +211,18 @@ class SequenceBuilder:
         else:
             self.unseen.append(name)
 
+    def put_in(self, tokens: Sequence[int]) -> None:
+        """Append image tokens once more, as pointers that are never learned."""
+        self.ids.extend(self.processor.pointer_start + token for token in tokens)
+        self.labels.extend([IGNORE] * len(tokens))
+
+    def add_text_behind(self, text: str, learn: bool) -> None:
+        """Append the words behind a region, with what the revisit strategy writes between them."""
+        start = len(self.ids)
+        rest = self.processor.revisit.write_behind(self, text, learn)
+        self.whole.append((start, len(self.ids)))
+        self.add_text(rest, learn)
+
     def add_region(self, name: str, region: Region, learn: bool) -> None:
         """Append what stands for a region, as the revisit strategy writes it."""
         start = len(self.ids)
@@ -250,12 +262,12 @@ def _add_content(
     for index, text in enumerate(message.content.split(IMAGE_MARKER)):
         if index > 0:
             sequence.add_image()
-        start = 0
+        start, add_text = 0, sequence.add_text
         for match in names.finditer(text):
-            sequence.add_text(unescape(text[start : match.start()]), learn)
+            add_text(unescape(text[start : match.start()]), learn)
             sequence.add_region(match.group(), regions[match.group()], learn)
-            start = match.end()
-        sequence.add_text(unescape(text[start:]), learn)
+            start, add_text = match.end(), sequence.add_text_behind
+        add_text(unescape(text[start:]), learn)
 
 
 def _fitting_length(example_id: str, sequence: SequenceBuilder, max_tokens: int) -> int:
