@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from helpers.sweeps import ended, events, runs, start, starts, states, until
 
+from v1lit.sweep.ledger import Ledger
+
 NAMES = [f"t{number}" for number in range(12)]
 
 
@@ -83,6 +85,16 @@ def test_a_trial_that_always_fails_is_given_up_and_the_others_run(tmp_path: Path
 def test_a_mistake_is_not_tried_again(tmp_path: Path) -> None:
     assert ended(start(tmp_path, {"a": "mistake", "b": "ends"}))[0] == 3
     assert states(tmp_path, "a") == ["started", "failed"]
+
+
+def test_a_trial_that_ended_as_its_driver_was_killed_is_not_repeated(tmp_path: Path) -> None:
+    place = tmp_path / "it/trials/a"
+    place.mkdir(parents=True)
+    (place / "metrics.json").write_text("{}")  # the last thing that a run writes
+    Ledger(tmp_path / "it").append("a", "started", 1)
+    assert ended(start(tmp_path, {"a": "fails"}))[0] == 0
+    assert states(tmp_path, "a") == ["started", "done"]
+    assert starts(tmp_path, "a") == []
 
 
 def test_a_trial_whose_folder_was_removed_runs_again(tmp_path: Path) -> None:
