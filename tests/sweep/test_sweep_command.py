@@ -153,7 +153,7 @@ def test_the_smoke_sweep_comes_to_its_end(tmp_path: Path) -> None:
             re.sub(r"^#.*\n", "", (folder / "recipe.yaml").read_text(), flags=re.MULTILINE)
         )
         assert resolved["seed_everything"] == trial["seed"]
-        assert resolved["model"]["pointer"]["key_source"] == trial["settings"]["model.pointer.key_source"]
+        assert resolved["model"]["revisit"]["name"] == trial["settings"]["model.revisit.name"]
 
 
 @pytest.mark.slow
