@@ -14,13 +14,13 @@ PACKAGE = ROOT / "v1lit"
 LIMITS = {
     # package: rooms, floors, arrows
     "v1lit": (20, 9, 94),  # all packages may use the single files of the two lowest floors
-    "v1lit.revisit": (13, 4, 20),
+    "v1lit.revisit": (14, 5, 26),
     "v1lit.backbones": (26, 8, 64),
     "v1lit.cli": (42, 11, 98),
     "v1lit.data": (17, 10, 74),
     "v1lit.grounding": (7, 4, 9),
     "v1lit.inference": (1, 1, 0),
-    "v1lit.pointer": (11, 5, 17),
+    "v1lit.pointer": (12, 6, 20),
     "v1lit.parallel": (14, 6, 30),
     "v1lit.cluster": (12, 5, 20),
     "v1lit.launch": (10, 5, 20),
@@ -32,10 +32,10 @@ LIMITS = {
 """How many rooms a package may have, on how many floors, and how many arrows may lead from room to room."""
 LONGEST_FILE = 384
 LONGEST_FUNCTION = 60
-CODE_LINES = 43_000
+CODE_LINES = 43_500
 """Of `v1lit/` without `v1lit/testing/`, which authors of backbones use and no run does. What adds an ability
 may raise it; what only rearranges may not."""
-ALL_LINES = 44_000
+ALL_LINES = 44_500
 
 MODULES = tool.read_modules(PACKAGE)
 GRAPH = tool.import_graph(MODULES)

@@ -36,16 +36,18 @@ def picture() -> EncodedImage:
     return read_header(png.getvalue())
 
 
-def written(config: RevisitConfig, coordinates: bool = True) -> tuple[str, Encoded]:
+def written(
+    config: RevisitConfig, coordinates: bool = True, box: Any = BOX, supervise: Any = "assistant"
+) -> tuple[str, Encoded]:
     """The text of the answer, `A <obj1><|region_1|> B`, as it is written, and the whole example."""
     processor = load_processor(BackboneConfig("qwen2_5_vl"), revisit=make_strategy(config))
     example = Example(
         id="e",
         images=(picture(),),
         messages=(Message("user", "<image>\nq"), Message("assistant", "A <obj1><|region_1|> B")),
-        regions={"<|region_1|>": Region.from_box(BOX)},
+        regions={"<|region_1|>": Region.from_box(box)},
     )
-    encoded = encode(example, processor, EncodingConfig(coordinates=coordinates))
+    encoded = encode(example, processor, EncodingConfig(coordinates=coordinates, supervise=supervise))
     learned = encoded.input_ids[encoded.labels != IGNORE].tolist()
     return processor.decode(learned).removesuffix("<|im_end|>"), encoded
 
@@ -169,3 +171,25 @@ def test_lengths_are_measured_again_under_another_strategy() -> None:
         for config in (RevisitConfig(), RevisitConfig("text_only"), RevisitConfig(options={"max_copies": 2}))
     }
     assert len(prints) == 3
+
+
+def test_of_multi_patch_the_first_pointer_alone_is_a_label_and_the_others_follow_row_by_row() -> None:
+    config = RevisitConfig("multi_patch", {"order": "overlap"})
+    for box, first, others in ((BOX, 1, [2, 5, 6]), ((10.0, 0.0, 56.0, 56.0), 1, [0, 4, 5])):
+        assert pointers_of(config, box) == ([first, *others], [first])
+
+
+def test_so_it_is_where_everything_is_supervised() -> None:
+    config = RevisitConfig("multi_patch")
+    assert pointers_of(config, BOX, "all") == ([1, 2, 5, 6], [1])
+
+
+def pointers_of(
+    config: RevisitConfig, box: tuple[float, ...], supervise: str = "assistant"
+) -> tuple[list[int], list[int]]:
+    """The patches that are pointed at, and those of them that are labels."""
+    _, encoded = written(config, box=box, supervise=supervise)
+    (span,) = encoded.regions
+    start = load_processor(BackboneConfig("qwen2_5_vl")).pointer_start
+    ids, labels = (each[span.start : span.stop] for each in (encoded.input_ids, encoded.labels))
+    return (ids - start).tolist(), (labels[labels != IGNORE] - start).tolist()

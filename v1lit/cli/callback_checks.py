@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import (
 from v1lit.cli.errors import UserError
 from v1lit.cli.failures import package_of
 from v1lit.errors import did_you_mean
+from v1lit.revisit.registry import make_strategy
 from v1lit.training.logged import names_in_training, names_in_validation, now_and_then
 from v1lit.training.module import V1Module
 
@@ -65,8 +66,9 @@ def check_callbacks(trainer: Trainer, module: V1Module) -> None:
         return
     pointer = module.pointer_config
     skips = module.on_nonfinite == "skip"
-    training = names_in_training(pointer, verified=module.verify_loss > 0, skips=skips)
-    validation = names_in_validation(pointer)
+    regions = _learns_regions(module)
+    training = names_in_training(pointer, module.verify_loss > 0, skips, regions)
+    validation = names_in_validation(pointer, regions)
     rates = any(isinstance(callback, LearningRateMonitor) for callback in callbacks)
     for callback, name in _watched(callbacks):
         if name in (*training, *validation) or (rates and name.startswith("lr-")):
@@ -87,12 +89,16 @@ def check_validation(trainer: Trainer, module: V1Module, has_val: bool) -> None:
     why = "trainer.limit_val_batches is 0" if has_val else "the source has no validation examples"
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     for callback, name in _watched(callbacks):
-        if name in names_in_validation(module.pointer_config):
+        if name in names_in_validation(module.pointer_config, _learns_regions(module)):
             raise UserError(
                 f"trainer.callbacks: {type(callback).__name__} watches {name!r}, but nothing is "
                 f"validated: {why}\n"
                 "let it watch train/loss, take it away, or give validation examples"
             )
+
+
+def _learns_regions(module: V1Module) -> bool:
+    return make_strategy(module.revisit_config).regions_weight > 0
 
 
 def _check_first_log(trainer: Trainer, callback: Callback, name: str) -> None:

@@ -141,6 +141,19 @@ class PointAndCopyBase(PreTrainedModel):
         """Standard deviation of the pointer head's weights at the start: that of the backbone's."""
         return float(getattr(self.config.get_text_config(), "initializer_range", 0.02))
 
+    def normalizer(self, text: Tensor, pointers: Tensor, runs: Tensor) -> Tensor:
+        """What a loss over these numbers of supervised tokens is divided by; `[]` each.
+
+        Args:
+            text: tokens that are no pointers.
+            pointers: all of them.
+            runs: those that begin a run.
+        """
+        pointers = pointers + (self.pointer_options.first_pointer_weight - 1.0) * runs
+        parts = [text + pointers] if self.pointer_options.loss == "joint" else [text, pointers]
+        parts += [runs] if self.strategy.regions_weight else []
+        return torch.stack(parts) if len(parts) > 1 else parts[0]
+
     def refuse_tied_gate(self) -> None:
         """Raise ValueError for a gate on an `lm_head` that is tied to the input embeddings."""
         tied = self.get_output_embeddings().weight is self.get_input_embeddings().weight

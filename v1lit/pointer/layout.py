@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from v1lit.backbones.segments import Segments, send
 from v1lit.labels import IGNORE, first_pointers
+from v1lit.pointer.region_loss import RegionTargets
 from v1lit.revisit.controls import sequence_seeds
 
 
@@ -115,6 +116,8 @@ class Targets:
     """`[positions]`: whether that is the first pointer of a run."""
     positions: tuple[int, ...]
     """Supervised positions of each sequence."""
+    regions: RegionTargets | None = None
+    """The regions whose patches are learned each by itself, where a strategy wants that."""
 
     def part(self, some: slice) -> Targets:
         """The targets at some positions, from `some.start` to `some.stop`."""
@@ -124,21 +127,31 @@ class Targets:
             for end, count in zip(ends, self.positions, strict=True)
         )
         counts = tuple(max(0, overlap) for overlap in overlaps)
-        return Targets(self.tokens[some], self.labels[some], self.first[some], counts)
+        regions = None if self.regions is None else self.regions.part(some)
+        return Targets(self.tokens[some], self.labels[some], self.first[some], counts, regions)
 
     @classmethod
-    def of(cls, labels: Tensor, layout: TokenLayout, pointer_start: int) -> Targets:
-        """The targets of `labels` `[batch, tokens]`, not shifted, -100 where nothing is learned."""
+    def of(
+        cls, labels: Tensor, layout: TokenLayout, pointer_start: int, input_ids: Tensor | None = None
+    ) -> Targets:
+        """The targets of `labels` `[batch, tokens]`, not shifted, -100 where nothing is learned.
+
+        With `input_ids` `[batch, tokens]` regions are targets as well.
+        """
         device, labels, sequence = labels.device, labels.cpu(), layout.sequence
         # The last token of a segment does not learn the first of the next.
         follows = sequence[:, 1:] == sequence[:, :-1]
         supervised = (labels[:, 1:] != IGNORE) & follows
         owners = sequence[:, 1:][supervised]
+        regions = None
+        if input_ids is not None:
+            regions = RegionTargets.of(input_ids.cpu(), labels, sequence, pointer_start)
         return cls(
             send(_token_indices(F.pad(supervised, (0, 1))), device),
             send(labels[:, 1:][supervised], device),
             send(first_pointers(labels, pointer_start)[:, 1:][supervised], device),
             tuple(torch.bincount(owners, minlength=len(layout.counts)).tolist()),
+            regions,
         )
 
 

@@ -31,6 +31,7 @@ from v1lit.pointer.layout import Targets, TokenLayout
 from v1lit.pointer.memory import PointerMemory, copy_values, embed_with_copies
 from v1lit.pointer.model_config import PointAndCopyConfig
 from v1lit.pointer.output import PointAndCopyOutput
+from v1lit.pointer.region_loss import add_regions, region_losses, split_normalizer
 from v1lit.revisit.controls import control
 from v1lit.revisit.strategy import EncodeText
 
@@ -78,7 +79,7 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
             image_embeds: `[batch, pointers, hidden]`; input embeddings of the images, not to be computed.
             segment_lengths: tokens of every example of a packed row `[1, tokens]`; none sees another.
             reduction: over supervised positions: "mean", "sum", or "none" for `[positions]`.
-            normalizer: `[]`, or `[2]` for separate losses: what "mean" divides by, not this batch's weights.
+            normalizer: what "mean" divides by in place of this batch's `weight_sums`, of the same shape.
             **image_inputs: the backbone's image tensors, such as `pixel_values`, for all images in order.
 
         Raises ValueError for image inputs that the backbone does not take or that do not fit the text, for
@@ -92,7 +93,7 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
             return self._decode_next(input_ids, pointer_memory, logits_to_keep, decoding)
         segments = self._segments(input_ids, segment_lengths, attention_mask, cache)
         layout = self._layout(input_ids, segments)
-        targets = None if labels is None else Targets.of(labels, layout, self.config.pointer_start)
+        targets = None if labels is None else self._targets(labels, layout, input_ids)
         text_ids = self._without_pointers(input_ids)
         if position_ids is None:
             position_ids = self._positions(text_ids, attention_mask, segments, image_inputs)
@@ -159,7 +160,11 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
             states, values = share.enter(states), share.enter(values)
             own = targets.part(share.part(len(targets.labels)))
             if reduction == "mean" and normalizer is None:
-                normalizer = self._weight_sums(targets)  # of its own part, every rank would take another
+                normalizer = self.weight_sums(targets)  # of its own part, every rank would take another
+        of_regions = None
+        if targets.regions is not None and reduction == "mean":
+            normalizer = self.weight_sums(targets) if normalizer is None else normalizer
+            normalizer, of_regions = split_normalizer(normalizer, self.pointer_options.loss)
         keys = self._keys(states, values, layout)
         hidden = states.flatten(0, 1).index_select(0, own.tokens)
         queries = self.pointer_head.project_queries(hidden)
@@ -179,6 +184,9 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
 
         loss, terms, verified = self.with_head(hidden, run)
         terms = replace(terms, loss=loss)  # as it left the head, whose weight waits for its gradient there
+        if own.regions is not None:
+            each = self.strategy.regions_weight * region_losses(pointers, gate, own.regions)
+            terms = add_regions(terms, each, own.regions, reduction, of_regions)
         if share is not None:
             terms = share.total(terms, targets.labels)
         return PointAndCopyOutput(
@@ -193,13 +201,23 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
         """`[positions]`: float32 whatever the default type, which Lightning changes for half precision."""
         return 1.0 + (self.pointer_options.first_pointer_weight - 1.0) * targets.first.float()
 
-    def _weight_sums(self, targets: Targets) -> Tensor:
-        """Sum of the weights, `[]`; for separate losses those of text and of pointers, `[2]`."""
+    def weight_sums(self, targets: Targets) -> Tensor:
+        """Sum of the weights, `[]`; for separate losses those of text and of pointers, `[2]`.
+
+        With a loss of regions their number comes last: `[2]`, or `[3]`.
+        """
         weights, is_pointer = self._weights(targets), targets.labels >= self.config.pointer_start
-        if self.pointer_options.loss == "joint":
-            return weights.sum()
-        both = [weights.masked_fill(is_pointer, 0.0), weights.masked_fill(~is_pointer, 0.0)]
-        return torch.stack(both).sum(1)
+        sums = weights.sum()
+        if self.pointer_options.loss == "separate":
+            both = [weights.masked_fill(is_pointer, 0.0), weights.masked_fill(~is_pointer, 0.0)]
+            sums = torch.stack(both).sum(1)
+        if targets.regions is None:
+            return sums
+        return torch.cat([sums.reshape(-1), sums.new_full([1], len(targets.regions.rows))])
+
+    def _targets(self, labels: Tensor, layout: TokenLayout, input_ids: Tensor) -> Targets:
+        with_regions = input_ids if self.strategy.regions_weight else None
+        return Targets.of(labels, layout, self.config.pointer_start, with_regions)
 
     def _loss_options(self) -> LossOptions:
         options = self.pointer_options
@@ -333,6 +351,11 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
         settings = kwargs.get("generation_config") or self.generation_config
         suppressed = kwargs.get("suppress_tokens", settings.suppress_tokens) or []
         kwargs["suppress_tokens"] = [*suppressed, self.config.image_token_id]
+        if not self.strategy.beams and (kwargs.get("num_beams", settings.num_beams) or 1) > 1:
+            raise ValueError(
+                f"{self.config.revisit_options.name} lets all patches of a region follow its first one in a "
+                "row, and beams move rows; generate with num_beams=1, greedy or sampled"
+            )
         start, image = self.config.pointer_start, self.config.image_token_id
         steering = self.strategy.steering(start, image, encode_text)
         if steering:

@@ -48,8 +48,14 @@ class PointAndCopy(Strategy):
             before += format_box(region.box, sequence.patch_maps[region.image].image_size)
         sequence.add_text(before, learn)
         tokens = in_order(sequence.patch_maps, region, region_tokens(sequence.patch_maps, region), self.order)
-        sequence.add_pointers(name, region, tokens[: self.max_copies], learn)
+        self.write_pointers(sequence, name, region, tokens[: self.max_copies], learn)
         sequence.add_text(REGION_END, learn)
+
+    def write_pointers(
+        self, sequence: RegionWriter, name: str, region: Region, tokens: list[int], learn: bool
+    ) -> None:
+        """Append pointers to these image tokens, which are in the order asked for."""
+        sequence.add_pointers(name, region, tokens, learn)
 
     def copies(self, values: Tensor, learned: LookModule | None) -> Tensor:
         return values.detach() if self.detach else values

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 ENTRY_POINT_GROUP = "v1lit.revisit"
 BUILTIN: dict[str, str] = {
     "point_and_copy": "v1lit.revisit.point_and_copy:PointAndCopy",
+    "multi_patch": "v1lit.revisit.multi_patch:MultiPatch",
     "point_only": "v1lit.revisit.point_only:PointOnly",
     "coordinates": "v1lit.revisit.coordinates:Coordinates",
     "replay": "v1lit.revisit.replay:Replay",

@@ -33,8 +33,13 @@ class RegionWriter(Protocol):
     def add_text(self, text: str, learn: bool) -> None:
         """Append words, and learn them or not."""
 
-    def add_pointers(self, name: str, region: Region, tokens: Sequence[int], learn: bool) -> None:
-        """Append pointers to these image tokens; a region without any is noted as unseen."""
+    def add_pointers(
+        self, name: str, region: Region, tokens: Sequence[int], learn: bool, first_only: bool = False
+    ) -> None:
+        """Append pointers to these image tokens, and learn them, all or `first_only`, or not.
+
+        A region without any is noted as unseen.
+        """
 
     def put_in(self, tokens: Sequence[int]) -> None:
         """Append these image tokens once more, as pointers that are never learned."""
@@ -43,13 +48,20 @@ class RegionWriter(Protocol):
 class Strategy(ABC):
     """A way to look at the image again: a dataclass whose fields are its options.
 
-    It says how a region becomes tokens (`write_region`), what stands at the input of a pointer (`copies`),
-    what is learned for that (`learned`; and which tokens are labels, by `write_region`), and what a model may
-    generate (`points`, `steering`). Training and generation use the same object.
+    It says how a region becomes tokens and labels (`write_region`), what stands at the input of a pointer
+    (`copies`), what else is learned (`learned`, `regions_weight`), and what a model may generate (`points`,
+    `steering`, `beams`). Training and generation use the same object.
     """
 
     points: ClassVar[bool] = True
     """Whether it writes pointers: a model of one that does not never generates any."""
+    beams: ClassVar[bool] = True
+    """Whether rows may change their places while a model generates."""
+
+    @property
+    def regions_weight(self) -> float:
+        """Weight of a loss that learns each patch of a region by itself, where its first is predicted."""
+        return 0.0
 
     @abstractmethod
     def write_region(self, sequence: RegionWriter, name: str, region: Region, learn: bool) -> None:

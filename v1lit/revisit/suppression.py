@@ -21,14 +21,18 @@ class Suppression(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """`[rows, classes]`: scores of the ids that may follow `input_ids` `[rows, tokens]`."""
         before = last_run(input_ids, self.pointer_start) if self.within_run else input_ids
-        taken = torch.zeros_like(scores, dtype=torch.bool)
-        # What is no pointer takes the first token of the text away, which is put back.
-        taken.scatter_(1, before.where(before >= self.pointer_start, 0), True)
-        taken[:, : self.pointer_start] = False
-        return scores.masked_fill(taken, -torch.inf)
+        return scores.masked_fill(pointed_at(before, self.pointer_start, scores), -torch.inf)
 
 
 def last_run(ids: Tensor, pointer_start: int) -> Tensor:
     """`[rows, tokens]`: the pointers that a row of ids ends with, and 0 in place of all before them."""
     run = (ids >= pointer_start).flip(1).cumprod(1).flip(1).bool()
     return ids.where(run, 0)
+
+
+def pointed_at(ids: Tensor, pointer_start: int, scores: Tensor) -> Tensor:
+    """`[rows, classes]`: which of the classes of `scores` are pointers of `ids` `[rows, tokens]`."""
+    there = torch.zeros_like(scores, dtype=torch.bool)
+    there.scatter_(1, ids.where(ids >= pointer_start, 0), True)
+    there[:, :pointer_start] = False  # what is no pointer was noted at the first class
+    return there

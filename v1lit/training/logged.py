@@ -7,7 +7,7 @@ from v1lit.pointer.config import PointerConfig
 TRAIN, VAL, VAL_POINTING = "train/", "val/", "val/forced_"
 """What comes before the names below; `forced`: along the true trace."""
 LOSS = "loss"
-LOSS_PARTS = ("joint", "text", "pointer", "z")
+LOSS_PARTS = ("joint", "text", "pointer", "z", "regions")
 POINTING = (
     "pointer_accuracy",
     "pointer_first_accuracy",
@@ -48,24 +48,33 @@ def now_and_then() -> list[str]:
     return [*steps, *RATES, MFU, FLOPS, *ON_THE_LINE[1:]]
 
 
-def names_in_training(pointer: PointerConfig, verified: bool = False, skips: bool = False) -> list[str]:
-    """What such a pointer logs while it trains; `verified` and `skips` as in `V1Module`."""
+def names_in_training(
+    pointer: PointerConfig, verified: bool = False, skips: bool = False, regions: bool = False
+) -> list[str]:
+    """What such a pointer logs while it trains.
+
+    Args:
+        pointer: of the model.
+        verified: as `verify_loss` of `V1Module`.
+        skips: whether batches may be skipped.
+        regions: whether the revisit strategy has a loss of regions.
+    """
     extra = [name for name, there in ((LOSS_ERROR, verified), (SKIPPED, skips)) if there]
     steps = [
         TRAIN + LOSS,
-        *(loss_part(TRAIN, part) for part in _parts(pointer)),
+        *(loss_part(TRAIN, part) for part in _parts(pointer, regions)),
         GRADIENT_NORM,
         LEARNING_RATE,
     ]
     return [*steps, *(TRAIN + name for name in POINTING), *RATES, MFU, FLOPS, *extra, *ON_THE_LINE]
 
 
-def names_in_validation(pointer: PointerConfig) -> list[str]:
+def names_in_validation(pointer: PointerConfig, regions: bool = False) -> list[str]:
     """What such a pointer logs after every validation."""
-    losses = [VAL + LOSS, *(loss_part(VAL, part) for part in _parts(pointer))]
+    losses = [VAL + LOSS, *(loss_part(VAL, part) for part in _parts(pointer, regions))]
     return [*losses, *(VAL_POINTING + name for name in POINTING), *ON_THE_LINE_VAL]
 
 
-def _parts(pointer: PointerConfig) -> list[str]:
+def _parts(pointer: PointerConfig, regions: bool) -> list[str]:
     parts = ["joint"] if pointer.loss == "joint" else ["text", "pointer"]
-    return [*parts, "z"] if pointer.z_weight else parts
+    return [*parts, *(["z"] if pointer.z_weight else []), *(["regions"] if regions else [])]

@@ -168,9 +168,7 @@ class V1Module(LightningModule):
         """
         if batch.step_counts is None or not self.training:
             return None
-        text, pointers, runs = batch.step_counts.unbind()
-        pointers = pointers + (self.pointer_config.first_pointer_weight - 1.0) * runs
-        return text + pointers if self.pointer_config.loss == "joint" else torch.stack([text, pointers])
+        return self.model.normalizer(*batch.step_counts.unbind())
 
     # ------------------------------------------------------------------ training
 

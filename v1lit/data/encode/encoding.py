@@ -202,10 +202,17 @@ class SequenceBuilder:
         """Whether boxes are written before pointers."""
         return self.config.coordinates
 
-    def add_pointers(self, name: str, region: Region, tokens: Sequence[int], learn: bool) -> None:
-        """Append pointers to image tokens; a region that none of them sees is noted as unseen."""
+    def add_pointers(
+        self, name: str, region: Region, tokens: Sequence[int], learn: bool, first_only: bool = False
+    ) -> None:
+        """Append pointers to image tokens; a region that none of them sees is noted as unseen.
+
+        With `first_only` those behind the first are no labels, whatever is supervised.
+        """
         first = len(self.ids)
         self.add_tokens([self.processor.pointer_start + token for token in tokens], learn)
+        if first_only:
+            self.labels[first + 1 :] = [IGNORE] * len(tokens[1:])
         if tokens:
             self.regions.append(RegionSpan(name, region, first, len(self.ids)))
         else:

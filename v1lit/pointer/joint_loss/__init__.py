@@ -10,7 +10,7 @@ from v1lit.pointer.joint_loss.choice import choose_loss
 from v1lit.pointer.joint_loss.cross_entropy import pointer_cross_entropy
 from v1lit.pointer.joint_loss.reference import joint_logits
 from v1lit.pointer.joint_loss.share import LossShare
-from v1lit.pointer.joint_loss.terms import LossOptions, PointerLoss, Pointers, Reduction
+from v1lit.pointer.joint_loss.terms import LossOptions, PointerLoss, Pointers, Reduction, or_one
 from v1lit.pointer.joint_loss.verify import LossMismatchError, verify_pointer_loss
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Reduction",
     "choose_loss",
     "joint_logits",
+    "or_one",
     "pointer_cross_entropy",
     "verify_pointer_loss",
 ]
