@@ -42,6 +42,13 @@ def test_a_model_with_more_layers_costs_more_flops_and_as_many_tokens(tmp_path: 
     assert large.flops > 1.3 * small.flops
 
 
+def test_devices_that_share_a_micro_batch_count_once(tmp_path: Path) -> None:
+    strategy = (
+        '--trainer.strategy={"class_path": "v1lit.training.strategies.Sharded", "init_args": {"tensor": 2}}'
+    )
+    assert cost(tmp_path, "--trainer.devices=4", strategy).tokens == 4 * tokens()
+
+
 @pytest.mark.parametrize(
     ("budget", "steps"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -170,6 +171,35 @@ def test_a_budget_of_tokens_is_used_by_every_trial_up_to_half_a_step(capsys: Any
         # Both are of the whole run, which is shorter than the interval between two logs.
         each = measured["train/real_tokens_per_second"] * measured["train/seconds_per_step"]
         assert number * each == pytest.approx(2400, abs=each)
+
+
+@pytest.mark.slow
+def test_a_budget_of_flops_gives_cheaper_trials_more_steps() -> None:
+    layers = {"two": {}, "six": {"model.backbone.tiny.layers": 6}}
+    write(axes={"layers": layers}, budget={"flops": 2.0e10})
+    assert main(["sweep", "it.yaml", "--jobs=2"]) == 0
+    steps = {}
+    for path in Path("sweeps/it/trials").iterdir():
+        measured = json.loads((path / "metrics.json").read_text())
+        steps[path.name], each = measured["train/steps"], measured["train/flops_per_step"]
+        assert steps[path.name] * each == pytest.approx(2.0e10, abs=each)
+    assert steps["two-seed0"] > steps["six-seed0"] > 1
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_resumes_from_its_checkpoint() -> None:
+    write(axes={}, budget={"steps": 30})
+    driver = sweep("it.yaml")
+    place = Path("sweeps/it/trials/seed0")
+    until(lambda: (place / "checkpoints/last.ckpt").exists(), "the trial has saved")
+    started = json.loads(Path("sweeps/it/ledger.jsonl").read_text().splitlines()[0])
+    os.kill(started["pid"], signal.SIGKILL)
+    said, _ = driver.communicate(timeout=200)
+    assert driver.returncode == 0, said
+    assert [state for _, state in ledger()] == ["started", "failed", "started", "done"]
+    first = (place / "csv-2/metrics.csv").read_text().splitlines()[1]
+    assert int(first.split(",")[1]) > 0, "it has begun anew"
+    assert json.loads((place / "metrics.json").read_text())["train/steps"] == 30
 
 
 def test_seconds_need_a_schedule_that_knows_no_end(capsys: Any) -> None:

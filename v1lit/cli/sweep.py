@@ -83,7 +83,7 @@ def _parser() -> Parser:
     add("--executor", choices=EXECUTORS, default="local", help="where trials run; default on this machine")
     add("--jobs", type=_count, help="trials at a time; default one per core, or what the GPUs are enough for")
     add("--threads", type=_count, help="OMP_NUM_THREADS of a trial; default its share of the cores")
-    add("--gpus-per-trial", type=_gpus, default=1.0, help="such as 0.5: two trials share one GPU; default 1")
+    add("--gpus-per-trial", type=_gpus, help="such as 0.5: two trials share a GPU; default its devices")
     add(
         "--attempts",
         type=_count,
@@ -97,9 +97,11 @@ def _parser() -> Parser:
 def _executor(options: argparse.Namespace, checked: Sequence[Checked]) -> Executor:
     """What runs the trials, as the options say."""
     gpus = visible_gpus() if any(one.on_gpu for one in checked) else []
-    jobs = options.jobs or min(jobs_by_default(gpus, options.gpus_per_trial), len(checked))
-    threads = options.threads or max(1, available_cores() // jobs)
-    return Local(jobs, gpus, options.gpus_per_trial, threads)
+    devices = max(one.devices for one in checked)
+    each = options.gpus_per_trial or float(devices)
+    jobs = options.jobs or min(len(checked), jobs_by_default(gpus, each if gpus else devices))
+    threads = options.threads or max(1, available_cores() // (jobs * devices))
+    return Local(jobs, gpus, each, threads)
 
 
 def _status(argv: Sequence[str]) -> int:

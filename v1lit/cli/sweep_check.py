@@ -11,7 +11,7 @@ from v1lit.cli.recipe import COMMAND_LINE, Recipe, compose
 from v1lit.cli.recipe_cli import RecipeCLI
 from v1lit.errors import OptionError
 from v1lit.sweep.config import Budget, Sweep
-from v1lit.sweep.cost import StepCost, TrialCost, uses_gpu
+from v1lit.sweep.cost import StepCost, TrialCost, devices_of, uses_gpu
 from v1lit.sweep.folder import SweepFolder
 from v1lit.sweep.grid import Trial
 from v1lit.sweep.loggers import grouped
@@ -27,6 +27,8 @@ class Checked:
     trial: Trial
     on_gpu: bool
     """Whether it takes a GPU of this machine."""
+    devices: int = 1
+    """Processes of a trial that compute, each on a core or a GPU."""
     disk: int | None = None
     """Bytes that it leaves."""
     tokens: float | None = None
@@ -79,27 +81,27 @@ class Checker:
         cli = RecipeCLI(recipe, parse_only=self.elsewhere)
         config: dict[str, Any] = cli.config.as_dict()
         self._refuse_alike(trial, config)
-        on_gpu = uses_gpu(config)
+        on = (uses_gpu(config), devices_of(config) or 1)
         if self.sweep.budget.kind == "seconds":
             _refuse_schedule(self.sweep.budget, config["model"]["optimizer"])
         if not (self.by_steps or self.reckon):
-            return Checked(trial, on_gpu)
+            return Checked(trial, *on)
         budget = self.sweep.budget
         cost, step, unknown = self._cost(trial, cli, config)
         if self.by_steps:
             if step is None and self.elsewhere:
-                return Checked(trial, on_gpu, cost.disk(), unknown=unknown)
+                return Checked(trial, *on, cost.disk(), unknown=unknown)
             if step is None:
                 raise UserError(f"budget.{budget.kind}: {unknown}\ngive budget.steps instead")
             trial = trial.changed({STEPS: step.steps(budget)})
         steps = trial.changes[STEPS]
         if budget.kind == "seconds":
-            return Checked(trial, on_gpu, cost.disk(), seconds=budget.amount, unknown="the budget is of time")
+            return Checked(trial, *on, cost.disk(), seconds=budget.amount, unknown="the budget is of time")
         if step is None:
-            return Checked(trial, on_gpu, cost.disk(), unknown=unknown)
+            return Checked(trial, *on, cost.disk(), unknown=unknown)
         flops = step.flops * steps
         seconds = None if self.elsewhere else cost.seconds(flops)
-        return Checked(trial, on_gpu, cost.disk(), step.tokens * steps, flops, seconds)
+        return Checked(trial, *on, cost.disk(), step.tokens * steps, flops, seconds)
 
     def _refuse_alike(self, trial: Trial, config: dict[str, Any]) -> None:
         """Raise OptionError where a seed changes neither the first weights nor the order of the data."""

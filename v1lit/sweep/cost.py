@@ -13,7 +13,7 @@ from v1lit.backbones.config import BackboneConfig
 from v1lit.data.datamodule import V1DataModule
 from v1lit.errors import OptionError
 from v1lit.plan.architecture import model_config, model_on_meta
-from v1lit.plan.setting import moment_bytes
+from v1lit.plan.setting import moment_bytes, strategy_of
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.sweep.config import Budget
@@ -97,21 +97,30 @@ class TrialCost:
         return dtype
 
     def _micro_batches(self) -> int:
-        trainer = self.config["trainer"]
-        return int(self._devices() * trainer["accumulate_grad_batches"])
+        """Micro-batches of a step; devices that share the work of one count once."""
+        trainer, devices = self.config["trainer"], self._devices()
+        try:
+            strategy = strategy_of(trainer, trainer["num_nodes"], devices // trainer["num_nodes"])
+        except OptionError:  # one without parts that compute the same
+            strategy = {}
+        together = strategy.get("tensor", 1) * strategy.get("context", 1)
+        return int(devices // together * trainer["accumulate_grad_batches"])
 
     def _devices(self) -> int:
-        trainer = self.config["trainer"]
-        devices = trainer["devices"]
-        count = len(devices) if isinstance(devices, list) else devices
-        if isinstance(count, str) and count.isdecimal():
-            count = int(count)
-        if not isinstance(count, int) or count < 1:
-            if uses_gpu(self.config):
-                why = "how many devices a trial has decides what a step costs; give a number"
-                raise OptionError("devices", devices, why, "trainer")
-            count = 1
-        return count * int(trainer["num_nodes"])
+        devices, trainer = devices_of(self.config), self.config["trainer"]
+        if devices is None and uses_gpu(self.config):
+            why = "how many devices a trial has decides what a step costs; give a number"
+            raise OptionError("devices", trainer["devices"], why, "trainer")
+        return (devices or 1) * int(trainer["num_nodes"])
+
+
+def devices_of(config: Mapping[str, Any]) -> int | None:
+    """Devices of one node that a parsed recipe asks for; None where it takes what there is."""
+    devices = config["trainer"]["devices"]
+    count = len(devices) if isinstance(devices, list) else devices
+    if isinstance(count, str) and count.isdecimal():
+        count = int(count)
+    return count if isinstance(count, int) and count > 0 else None
 
 
 def uses_gpu(config: Mapping[str, Any]) -> bool:

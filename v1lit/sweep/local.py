@@ -114,9 +114,14 @@ class Local:
         return {VISIBLE: ",".join(dict.fromkeys(chosen))}
 
 
-def jobs_by_default(gpus: Sequence[str], gpus_each: float) -> int:
-    """Trials at a time: as many as the GPUs are enough for, else one for each core."""
-    return max(1, int(len(gpus) / gpus_each + 1e-9)) if gpus else available_cores()
+def jobs_by_default(gpus: Sequence[str], each: float) -> int:
+    """Trials at a time: as many as the GPUs are enough for, or the cores where there are none.
+
+    Args:
+        gpus: that there are.
+        each: of them, or else of the cores, that one trial takes.
+    """
+    return max(1, int((len(gpus) or available_cores()) / each + 1e-9))
 
 
 def visible_gpus() -> list[str]:
