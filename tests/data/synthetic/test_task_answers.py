@@ -37,7 +37,7 @@ SHAPES = ("circle", "square", "triangle", "diamond")
 def group(task: str, question: str) -> tuple[str, ...]:
     """The answers that a question admits, worked out from its words."""
     if task == "trail":
-        return COLORS6
+        return SHAPES
     if task == "pair":
         return ("yes", "no")
     if task == "total":
@@ -78,7 +78,7 @@ def test_each_difficulty_is_as_frequent_as_the_others_and_as_balanced() -> None:
     assert sorted(by_steps) == ["1", "2", "3"]
     assert all(total == pytest.approx(EXAMPLES / 3, rel=0.12) for total in totals)
     for counts in by_steps.values():
-        assert chi_square([counts[c] for c in COLORS6]) < CHI_SQUARE[5]
+        assert chi_square([counts[shape] for shape in SHAPES]) < CHI_SQUARE[3]
 
 
 # --- guessing without the picture --------------------------------------------------------------------------
@@ -147,9 +147,10 @@ def test_a_trail_cannot_be_cut_short() -> None:
     nearest = 0
     for k in range(300):
         scene, turn, _ = make_task(random.Random(k), "trail", SMALL, ranges_of("trail", {"steps": 3}))
-        start = next(step for step in turn.steps if not isinstance(step, str)).items[0]
+        searches = [step for step in turn.steps if not isinstance(step, str)]
+        start, end = searches[0].items[0], searches[-1].items[0]
         others = [item for item in scene.items if item is not start]
         closest = min(others, key=lambda item: math.dist(item.centre, start.centre))
-        nearest += closest.color == turn.answer
+        nearest += closest is end
         assert sorted(a for a, _ in scene.arrows) == list(range(len(scene.items)))
     assert nearest / 300 < 0.35

@@ -34,6 +34,8 @@ def make(rng: random.Random, size: tuple[int, int], difficulty: Mapping[str, int
     before_first, find_first, before_second, find_second = two_searches(
         rng, RINGED, (first,), FRAMED, (second,)
     )
-    values = [f"\n{{{k}}}: {value_of(item, attribute)}." for k, item in enumerate((first, second))]
-    steps = (before_first, find_first, values[0], before_second, find_second, values[1])
+    values = [value_of(item, attribute) for item in (first, second)]
+    told = [f"\n{{{k}}}: {value}." for k, value in enumerate(values)]
+    last = f"\n{values[0]} and {values[1]}: {answer}."
+    steps = (before_first, find_first, told[0], before_second, find_second, told[1], last)
     return scene, Turn(question, steps, answer)

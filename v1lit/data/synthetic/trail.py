@@ -1,7 +1,7 @@
-"""The task `trail`: from a ringed node along some arrows, and the colour of the node at the end.
+"""The task `trail`: from a ringed node along some arrows, and the shape of the node at the end.
 
-Every node has an arrow in its own colour that leaves it, the last of the trail too: only counting says where
-to stop.
+An arrow leaves every node, the last of the trail too: only counting says where to stop. Arrows have the
+colour of the node that they lead to; with more nodes than colours, that alone does not say which it is.
 """
 
 from __future__ import annotations
@@ -11,15 +11,20 @@ import random
 from collections.abc import Mapping
 from itertools import pairwise
 
-from PIL import ImageDraw
-
 from v1lit.data.synthetic.arrows import Line, arrow_between, cross, draw_arrows, passes
+from v1lit.data.synthetic.marked import VALUES
 from v1lit.data.synthetic.questions import NoQuestionError, Search, Turn, say
-from v1lit.data.synthetic.scene import COLORS, INK, Item, PixelBox, Scene, paper, ring
+from v1lit.data.synthetic.scene import COLORS, Item, PixelBox, Scene, paper, ring
+from v1lit.data.synthetic.shapes import mask
 
+SHAPES = VALUES["shape"]
 START = "the ringed node"
-ARROW_SCALE = 1.4
-"""Thickness of arrows, as a multiple of that in diagrams."""
+THICKNESS = 0.105
+"""Scale of arrows as of `draw_arrows` for each pixel of a node's side: heads nearly as long as a node."""
+SHORTEST = 0.9
+"""Length of an arrow at least, as a multiple of a node's side."""
+TIPS_APART = 0.6
+"""Distance between the tips of two arrows at least, as a multiple of a node's side."""
 
 
 def make(rng: random.Random, size: tuple[int, int], difficulty: Mapping[str, int]) -> tuple[Scene, Turn]:
@@ -29,16 +34,15 @@ def make(rng: random.Random, size: tuple[int, int], difficulty: Mapping[str, int
         raise NoQuestionError
     boxes = _place(rng, count, size)
     colors = rng.sample([color for _ in range(-(-count // len(COLORS))) for color in COLORS], count)
-    items = tuple(Item(f"{c} node", box, c, "node") for c, box in zip(colors, boxes, strict=True))
+    items = tuple(Item(f"{c} node", box, c, rng.choice(SHAPES)) for c, box in zip(colors, boxes, strict=True))
     trail, arrows = _connect(rng, boxes, steps)
     image = paper(rng, size, tint=6)
-    for (start, _), line in arrows.items():
-        drawn = draw_arrows([line], size, scale=ARROW_SCALE * max(1, min(size) / 168))
-        image.paste(COLORS[colors[start]], (0, 0), drawn)
-    pen = ImageDraw.Draw(image)
+    side = boxes[0][2] - boxes[0][0]
+    for (_, end), line in arrows.items():
+        drawn = draw_arrows([line], size, scale=THICKNESS * side)
+        image.paste(COLORS[colors[end]], (0, 0), drawn)
     for item in items:
-        x1, y1, x2, y2 = item.box
-        pen.rectangle((x1, y1, x2 - 1, y2 - 1), fill=COLORS[item.color], outline=INK)
+        image.paste(COLORS[item.color], item.box[:2], mask(item.shape, side))
     ring(image, boxes[trail[0]])
     scene = Scene("trail", image, items, arrows=tuple(arrows))
     return scene, _ask(rng, [items[k] for k in trail])
@@ -85,8 +89,10 @@ def _leave(
     for end in rng.sample(range(len(boxes)), len(boxes)):
         if end == start or (end, start) in arrows or end in (avoid or ()):
             continue
-        line = arrow_between(boxes[start], boxes[end])
-        if line is None or any(cross(line, other) for other in arrows.values()):
+        line, side = arrow_between(boxes[start], boxes[end]), boxes[0][2] - boxes[0][0]
+        if line is None or math.dist(*line) < SHORTEST * side:
+            continue
+        if any(cross(line, a) or math.dist(line[1], a[1]) < TIPS_APART * side for a in arrows.values()):
             continue
         if not any(passes(line, box) for k, box in enumerate(boxes) if k not in (start, end)):
             arrows[start, end] = line
@@ -95,14 +101,14 @@ def _leave(
 
 
 def _ask(rng: random.Random, trail: list[Item]) -> Turn:
-    steps, answer = len(trail) - 1, trail[-1].color
+    steps, answer = len(trail) - 1, trail[-1].shape
     arrows = "1 arrow" if steps == 1 else f"{steps} arrows"
     question = say(
         rng,
         [
-            "Begin at {x} and go along {n}. What colour is the node at the end?",
-            "From {x}, go along {n}. Which colour does the node there have?",
-            "What colour is the node that is {n} from {x}?",
+            "Begin at {x} and go along {n}. What shape is the node at the end?",
+            "From {x}, go along {n}. Which shape does the node there have?",
+            "What shape is the node that is {n} from {x}?",
         ],
         x=START,
         n=arrows,
@@ -113,4 +119,4 @@ def _ask(rng: random.Random, trail: list[Item]) -> Turn:
     ]
     for k, (item, after) in enumerate(pairwise(trail)):
         parts += [f"\n{{{k}}} is {item.color}. Arrow {k + 1} of {steps}: ", Search("the next node", (after,))]
-    return Turn(question, (*parts, f"\n{{{steps}}} is {answer}, the end."), answer)
+    return Turn(question, (*parts, f"\n{{{steps}}} is {trail[-1].color}, the end: {answer}."), answer)
