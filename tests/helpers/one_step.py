@@ -50,7 +50,7 @@ def divided(
 ) -> PointAndCopyModel:
     """The same model over all ranks, copies x shards x `inner`."""
     backbone = BackboneConfig(model.config.family, **options)
-    empty = PointAndCopyModel.build(backbone, model.pointer_options, empty=True)
+    empty = PointAndCopyModel.build(backbone, model.pointer_options, model.config.revisit_options, empty=True)
     ranks = init_device_mesh("cpu", layout, mesh_dim_names=(COPIES, SHARDS, inner))
     shard_model(empty, Meshes.of(ranks))
     fill_from_model(empty, model, "cpu")

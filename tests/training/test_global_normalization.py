@@ -9,6 +9,7 @@ import torch
 from lightning import Callback
 
 from v1lit.pointer.config import PointerConfig
+from v1lit.revisit.config import RevisitConfig
 
 
 class FirstStep(Callback):
@@ -26,17 +27,23 @@ class FirstStep(Callback):
             }
 
 
+FIRST_COUNTS = PointerConfig(first_pointer_weight=5.0)
+SEPARATE = PointerConfig(loss="separate", z_weight=0.0)
+
+
 @pytest.mark.parametrize(
-    "pointer",
+    ("pointer", "revisit"),
     [
-        PointerConfig(),
-        PointerConfig(first_pointer_weight=5.0),
-        PointerConfig(loss="separate", z_weight=0.0),
+        (PointerConfig(), RevisitConfig()),
+        (FIRST_COUNTS, RevisitConfig()),
+        (SEPARATE, RevisitConfig()),
+        (FIRST_COUNTS, RevisitConfig("multi_patch", {"weight": 3.0})),
+        (SEPARATE, RevisitConfig("multi_patch")),
     ],
-    ids=["published", "first pointers count more", "separate"],
+    ids=["published", "first pointers count more", "separate", "regions", "separate with regions"],
 )
 def test_accumulated_batches_make_the_step_of_one_big_batch(
-    make_data: Any, make_module: Any, make_trainer: Any, pointer: PointerConfig
+    make_data: Any, make_module: Any, make_trainer: Any, pointer: PointerConfig, revisit: RevisitConfig
 ) -> None:
     found = []
     for batch_size, accumulate in ((6, 1), (2, 3)):
@@ -44,7 +51,8 @@ def test_accumulated_batches_make_the_step_of_one_big_batch(
         trainer = make_trainer(
             max_steps=1, accumulate_grad_batches=accumulate, limit_val_batches=0, callbacks=[note]
         )
-        trainer.fit(make_module(pointer=pointer), datamodule=make_data(batch_size=batch_size))
+        data = make_data(batch_size=batch_size, revisit=revisit)
+        trainer.fit(make_module(pointer=pointer, revisit=revisit), datamodule=data)
         found.append(note.gradients)
     whole, parts = found
     largest = max(value.abs().max().item() for value in whole.values())

@@ -15,6 +15,7 @@ from v1lit.backbones.config import BackboneConfig
 from v1lit.data.config import EncodingConfig, PackingConfig
 from v1lit.data.encode.batch import Batch
 from v1lit.pointer.config import PointerConfig
+from v1lit.revisit.config import RevisitConfig
 from v1lit.training.config import OptimizerConfig
 from v1lit.training.logged import names_in_training, names_in_validation
 from v1lit.training.module import NonFiniteLossError, V1Module
@@ -149,6 +150,31 @@ def test_or_it_is_skipped_and_counted_up_to_a_limit(
         make_trainer(max_epochs=1).fit(
             spoil(make_module(on_nonfinite="skip", max_nonfinite=2), {1, 2, 3}), datamodule=make_data()
         )
+
+
+def test_a_loss_of_regions_is_logged_where_the_strategy_has_one(
+    make_data: Any, make_module: Any, make_trainer: Any, tmp_path: Path
+) -> None:
+    options = trainer_defaults(tmp_path)
+    options["callbacks"] = options["callbacks"][:-1]  # no progress bar
+    revisit = RevisitConfig("multi_patch")
+    make_trainer(
+        max_epochs=1, log_every_n_steps=2, gradient_clip_val=1.0, enable_checkpointing=True, **options
+    ).fit(make_module(revisit=revisit), datamodule=make_data(revisit=revisit))
+    with (tmp_path / "csv" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    logged = {name for row in rows for name, value in row.items() if value}
+    listed = {
+        *names_in_training(PointerConfig(), regions=True),
+        *names_in_validation(PointerConfig(), regions=True),
+    }
+    assert {"train/loss_regions", "val/loss_regions"} <= logged
+    assert {name for name in listed if name.startswith(("train/", "val/"))} <= logged
+    for split in ("train", "val"):
+        parts = [f"{split}/loss_{part}" for part in ("joint", "z", "regions")]
+        for row in rows:
+            if row.get(f"{split}/loss"):
+                assert float(row[f"{split}/loss"]) == pytest.approx(sum(float(row[part]) for part in parts))
 
 
 def test_everything_promised_is_logged(
