@@ -231,7 +231,9 @@ def test_a_sweep_for_another_machine_is_checked_without_its_devices(capsys: Any)
     write(base="qwen_v1g", changes={}, axes={}, budget={"steps": 100})
     assert main(["sweep", "it.yaml", "--elsewhere"]) == 2
     assert main(["sweep", "it.yaml", "--dry-run", "--elsewhere"]) == 0
-    assert "seed0" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "seed0" in said
+    assert "the disk has" not in said
 
 
 @pytest.mark.slow

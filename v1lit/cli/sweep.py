@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
     if options.dry_run:
         from v1lit.cli.sweep_plan import show_plan
 
-        show_plan(sweep, checked, folder, executor.jobs, screen())
+        show_plan(sweep, checked, folder, executor.jobs, screen(), here=not options.elsewhere)
         return 0
     return _drive(options, sweep, [one.trial for one in checked], folder, executor)
 

@@ -18,9 +18,17 @@ from v1lit.sweep.ledger import DONE, FILE, pasts, read_events
 
 
 def show_plan(
-    sweep: Sweep, checked: Sequence[Checked], folder: SweepFolder, jobs: int, console: Console
+    sweep: Sweep,
+    checked: Sequence[Checked],
+    folder: SweepFolder,
+    jobs: int,
+    console: Console,
+    here: bool = True,
 ) -> None:
-    """Print a line for each trial, their sum, and one command as a person would type it."""
+    """Print a line for each trial, their sum, and one command as a person would type it.
+
+    `here` says whether they will run on this machine.
+    """
     kind, amount = sweep.budget.kind, sweep.budget.amount
     console.print(
         f"{sweep.name}: {len(checked)} trials of {amount:,g} {kind}, {jobs} at a time, in {folder.path}"
@@ -42,14 +50,19 @@ def show_plan(
     tokens, flops = _number(sums["tokens"]), _number(sums["flops"])
     table.add_row(f"all {len(checked)}", "", tokens, flops, _time(sums["seconds"]), _bytes(sums["disk"]))
     console.print(table)
-    for line in _remarks(checked, folder, jobs, sums["seconds"], sums["disk"]):
+    for line in _remarks(checked, folder, jobs, sums["seconds"], sums["disk"], here):
         console.print(line, soft_wrap=True)
     words = checked[0].trial.words(sweep.base, folder.path)
     console.print("the first: " + shlex.join(["lightning", "run", *words]), soft_wrap=True)
 
 
 def _remarks(
-    checked: Sequence[Checked], folder: SweepFolder, jobs: int, seconds: float | None, disk: float | None
+    checked: Sequence[Checked],
+    folder: SweepFolder,
+    jobs: int,
+    seconds: float | None,
+    disk: float | None,
+    here: bool,
 ) -> Iterable[str]:
     took = [past.seconds for past in pasts(read_events(folder.path / FILE)).values() if past.state == DONE]
     if took:
@@ -65,7 +78,7 @@ def _remarks(
         yield f"tokens and time are not known: {why}"
     place = next(path for path in [folder.path, *folder.path.absolute().parents] if path.exists())
     free = shutil.disk_usage(place).free
-    if disk is not None and disk > free:
+    if here and disk is not None and disk > free:
         yield f"the disk has {_bytes(free)} free, less than all trials leave"
 
 
