@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "launch": (),
     "plan": ("revisit", "training", "parallel", "pointer", "data", "backbones", "grounding"),
     # Trials are processes; what they will cost is reckoned in this one.
-    "sweep": ("plan", "revisit", "training", "pointer", "data", "backbones"),
+    "sweep": ("launch", "plan", "revisit", "training", "pointer", "data", "backbones"),
     "cli": (
         "sweep",
         "plan",

@@ -16,7 +16,7 @@ LIMITS = {
     "v1lit": (20, 9, 94),  # all packages may use the single files of the two lowest floors
     "v1lit.revisit": (14, 5, 26),
     "v1lit.backbones": (26, 8, 64),
-    "v1lit.cli": (42, 11, 98),
+    "v1lit.cli": (44, 11, 102),
     "v1lit.data": (17, 10, 74),
     "v1lit.grounding": (7, 4, 9),
     "v1lit.inference": (1, 1, 0),
@@ -25,17 +25,17 @@ LIMITS = {
     "v1lit.cluster": (12, 5, 20),
     "v1lit.launch": (10, 5, 20),
     "v1lit.plan": (13, 6, 26),
-    "v1lit.sweep": (22, 9, 48),
+    "v1lit.sweep": (26, 10, 58),
     "v1lit.testing": (7, 3, 9),
     "v1lit.training": (35, 8, 76),
 }
 """How many rooms a package may have, on how many floors, and how many arrows may lead from room to room."""
 LONGEST_FILE = 384
 LONGEST_FUNCTION = 60
-CODE_LINES = 43_500
+CODE_LINES = 44_200
 """Of `v1lit/` without `v1lit/testing/`, which authors of backbones use and no run does. What adds an ability
 may raise it; what only rearranges may not."""
-ALL_LINES = 44_500
+ALL_LINES = 45_200
 
 MODULES = tool.read_modules(PACKAGE)
 GRAPH = tool.import_graph(MODULES)

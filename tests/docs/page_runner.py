@@ -159,7 +159,7 @@ def run_command(words: Sequence[str]) -> None:
     ):
         call(words)
     elif program == "v1lit" and rest[0] == "sweep":
-        call(words)  # sweeps of a page are small themselves
+        call([*words, *(["--dry-run"] if "--executor" in words else [])])  # else small themselves
     elif words[:3] == ["v1lit", "doctor", "--packing"]:
         call([*words, *FEW_SCENES])
     elif words[:3] == ["v1lit", "launch", "local"]:

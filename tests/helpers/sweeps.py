@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,28 +44,41 @@ from pathlib import Path
 from v1lit.sweep.driver import Driver
 from v1lit.sweep.folder import SweepFolder, SweepFolderError
 from v1lit.sweep.local import Local
+from v1lit.launch.slurm import Slurm
+from v1lit.sweep.slurm import SlurmJobs
 
-jobs, attempts, retry, trials = json.loads(sys.argv[1])
+jobs, attempts, retry, trials, executor = json.loads(sys.argv[1])
 commands = {name: [sys.executable, "trial.py", name, how] for name, how in trials.items()}
 folder = SweepFolder(Path("it"))
 try:
     with folder.driven():
-        sys.exit(Driver(folder, commands, Local(jobs), attempts, retry).run())
+        sys.exit(Driver(folder, commands, eval(executor), attempts, retry).run())
 except SweepFolderError as error:
     sys.exit(f"error: {error}")
 """
+LOCAL = "Local(jobs)"
+SLURM = "SlurmJobs(Path('it/jobs'), 'it', Slurm(), jobs, 0.05)"
 
 
 def start(
-    folder: Path, trials: dict[str, str], jobs: int = 2, attempts: int = 3, retry: bool = False
+    folder: Path,
+    trials: dict[str, str],
+    jobs: int = 2,
+    attempts: int = 3,
+    retry: bool = False,
+    executor: str = LOCAL,
+    variables: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[str]:
-    """A driver of stand-in trials in `folder`; each name with how the trial behaves."""
+    """A driver of stand-in trials in `folder`; each name with how the trial behaves.
+
+    `executor` is how the driver's script makes it, `variables` the environment.
+    """
     (folder / "trial.py").write_text(TRIAL)
     (folder / "driver.py").write_text(DRIVER)
     return subprocess.Popen(
-        [sys.executable, "driver.py", json.dumps([jobs, attempts, retry, trials])],
+        [sys.executable, "driver.py", json.dumps([jobs, attempts, retry, trials, executor])],
         cwd=folder,
-        env=environment(),
+        env=variables or environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers.fake_slurm import fake_slurm
 from helpers.launched_runs import ROOT, environment
 from helpers.sweeps import until
 
@@ -242,3 +243,33 @@ def test_a_logger_of_the_recipe_gets_the_sweep_as_its_group(capsys: Any) -> None
     write(changes={**TINY["changes"], "trainer.logger": logger}, axes={}, budget={"steps": 1})
     assert main(["sweep", "it.yaml"]) == 0
     assert list(Path("tb/it/seed0").glob("events.*"))
+
+
+@pytest.mark.slow
+def test_trials_are_real_runs_as_jobs_of_slurm_and_other_executors_keep_off(
+    tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    variables = fake_slurm(tmp_path / "cluster")
+    monkeypatch.setenv("PATH", variables["PATH"])
+    write()
+    driver = sweep("it.yaml", "--executor=slurm", "--time=1:00:00")
+    until(lambda: [state for _, state in ledger()] == ["started"] * 2, "both are submitted")
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate(timeout=60)
+    assert main(["sweep", "it.yaml"]) == 2
+    assert "jobs of SLURM may still run trials of sweeps/it\nresume with --exec" in capsys.readouterr().err
+    again = sweep("it.yaml", "--executor=slurm", "--time=1:00:00")
+    said, _ = again.communicate(timeout=200)
+    assert again.returncode == 0, said
+    assert [state for _, state in ledger()] == ["started"] * 2 + ["done"] * 2
+    assert "#SBATCH --time=1:00:00\n" in Path("sweeps/it/jobs/hidden-seed0.sh").read_text()
+
+
+def test_options_of_one_executor_are_refused_with_another(capsys: Any) -> None:
+    write()
+    assert main(["sweep", "it.yaml", "--partition=gpu"]) == 2
+    assert capsys.readouterr().err.startswith("error: --partition says how SLURM runs a job")
+    assert main(["sweep", "it.yaml", "--executor=slurm", "--gpus-per-trial=0.5"]) == 2
+    assert capsys.readouterr().err.startswith("error: --gpus-per-trial is a share, and SLURM")
+    assert main(["sweep", "it.yaml", "--executor=slurm", "--time=long"]) == 2
+    assert capsys.readouterr().err.startswith("error: --time is 'long'; give hours")

@@ -49,36 +49,18 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _slurm(argv: Sequence[str]) -> int:
-    from v1lit.launch.slurm import Slurm, script
+    from v1lit.cli.slurm_options import add_slurm, slurm_of
+    from v1lit.launch.slurm import script
 
     parser = _parser("slurm", "Print a script for sbatch, or submit it.")
     _add_job(parser, per_node="--gpus-per-node", nodes="number of nodes, or MIN:MAX")
-    for flag, what in (
-        ("--partition", "where the job runs"),
-        ("--account", "who pays for it"),
-        ("--qos", "quality of service"),
-        ("--time", "time limit, such as 24:00:00 or 2-00:00:00"),
-        ("--memory", "memory of a node, such as 900G"),
-        ("--image", "container image (clusters with pyxis)"),
-        ("--mounts", "folders to see in the container, /data:/data,/home:/home"),
-    ):
-        parser.add_argument(flag, help=what)
-    parser.add_argument("--cpus-per-task", dest="cpus", type=int, help="cores of a node, for all its ranks")
-    parser.add_argument("--warning", type=int, default=300, help="seconds before the time limit to stop at")
+    add_slurm(parser)
     parser.add_argument("--logs", type=a_path, default="logs", help="folder for what the job prints")
-    _add_many(parser, "--module", "modules", "environment module to load")
-    _add_many(
-        parser, "--setup", "setup", "line of the shell before the run, such as 'source env/bin/activate'"
-    )
-    _add_many(parser, "--directive", "directives", "other option of sbatch, as --directive=--exclusive")
     parser.add_argument(
         "--submit", action="store_true", help="hand the script to sbatch instead of printing it"
     )
     options, job = _read(parser, argv)
-    names = ("partition", "account", "qos", "time", "cpus", "memory", "warning", "logs", "image", "mounts")
-    given = {name: getattr(options, name) for name in names}
-    given |= {name: tuple(getattr(options, name)) for name in ("modules", "setup", "directives")}
-    slurm = Slurm(**given, gpus=options.per_node)
+    slurm = slurm_of(options, gpus=options.per_node, logs=options.logs)
     if not options.submit:
         print(script(job, slurm), end="")
         return 0

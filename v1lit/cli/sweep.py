@@ -14,24 +14,20 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from v1lit.cli.errors import Parser, UserError, a_path
+from v1lit.cli.errors import Parser, RunFailed, UserError, a_path
 from v1lit.cli.recipe import find_file, shipped_recipes, shown
+from v1lit.cli.sweep_executor import add_executors, count, executor_of, runs_elsewhere
 from v1lit.console import screen
 from v1lit.errors import OptionError
-from v1lit.processes import available_cores
 from v1lit.sweep.config import Sweep, read_sweep
 from v1lit.sweep.driver import Driver
-from v1lit.sweep.executor import Executor
+from v1lit.sweep.executor import Executor, ExecutorError
 from v1lit.sweep.folder import SweepFolder, SweepFolderError, description
 from v1lit.sweep.grid import Trial, make_trials
-from v1lit.sweep.local import Local, jobs_by_default, visible_gpus
 from v1lit.sweep.table import Watch, failures, status
 
 if TYPE_CHECKING:
-    from v1lit.cli.sweep_check import Checked
-
-EXECUTORS = ("local",)
-"""Where trials can run, as `--executor` names it."""
+    pass
 
 ABOUT = "Run every trial of a sweep as a `lightning run` of its own; the same command resumes it."
 MORE = """also: v1lit sweep status FOLDER, which shows a sweep from another terminal, and
@@ -55,11 +51,13 @@ def main(argv: Sequence[str]) -> int:
         sweep = read_sweep(_content(path), path, _find)
         trials = make_trials(sweep)
     folder = SweepFolder(Path(options.folder or f"sweeps/{sweep.name}"))
+    # Other machines have other devices and files; but what a step costs is found out on this one.
+    elsewhere = options.elsewhere or (runs_elsewhere(options) and sweep.budget.kind in ("steps", "seconds"))
     from v1lit.cli.sweep_check import Checker  # torch and Lightning: once the file has been read
 
     with _mistakes(path):
-        checked = Checker(sweep, shown(path), folder, options.dry_run, options.elsewhere).all(trials)
-    executor = _executor(options, checked)
+        checked = Checker(sweep, shown(path), folder, options.dry_run, elsewhere).all(trials)
+    executor = executor_of(options, sweep.name, folder, checked)
     if options.dry_run:
         from v1lit.cli.sweep_plan import show_plan
 
@@ -80,28 +78,15 @@ def _parser() -> Parser:
         help="check every trial and print what all will cost; trains nothing",
     )
     add("--elsewhere", action="store_true", help="with --dry-run: for a machine with other devices and files")
-    add("--executor", choices=EXECUTORS, default="local", help="where trials run; default on this machine")
-    add("--jobs", type=_count, help="trials at a time; default one per core, or what the GPUs are enough for")
-    add("--threads", type=_count, help="OMP_NUM_THREADS of a trial; default its share of the cores")
-    add("--gpus-per-trial", type=_gpus, help="such as 0.5: two trials share a GPU; default its devices")
+    add_executors(parser)
     add(
         "--attempts",
-        type=_count,
+        type=count,
         default=3,
         help="starts of a trial that fails until it is given up; default 3",
     )
     add("--retry-failed", action="store_true", help="try trials anew that were given up earlier")
     return parser
-
-
-def _executor(options: argparse.Namespace, checked: Sequence[Checked]) -> Executor:
-    """What runs the trials, as the options say."""
-    gpus = visible_gpus() if any(one.on_gpu for one in checked) else []
-    devices = max(one.devices for one in checked)
-    each = options.gpus_per_trial or float(devices)
-    jobs = options.jobs or min(len(checked), jobs_by_default(gpus, each if gpus else devices))
-    threads = options.threads or max(1, available_cores() // (jobs * devices))
-    return Local(jobs, gpus, each, threads)
 
 
 def _status(argv: Sequence[str]) -> int:
@@ -129,7 +114,10 @@ def _drive(
         folder.describe(description(sweep, trials))
         with Watch(screen()) as watch:
             driver = Driver(folder, commands, executor, options.attempts, options.retry_failed, watch)
-            code = driver.run()
+            try:
+                code = driver.run()
+            except ExecutorError as error:
+                raise RunFailed(str(error)) from error
     for line in failures(folder, driver.past):
         screen().print(line, soft_wrap=True)
     screen().print(f"the sweep lies in {folder.path}", soft_wrap=True)
@@ -170,21 +158,3 @@ def _mistakes(path: Path) -> Iterator[None]:
         raise UserError(error.told(shown(path))) from error
     except SweepFolderError as error:
         raise UserError(str(error)) from error
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number; give 1 or more")
-    return int(text)
-
-
-def _gpus(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = 0.0
-    if not (0 < share < 1 or (share >= 1 and share == int(share))):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no number of GPUs; give 1, 2, ..., or a share such as 0.5"
-        )
-    return share

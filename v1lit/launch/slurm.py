@@ -93,7 +93,7 @@ def script(job: Job, slurm: Slurm) -> str:
         "# The nodes meet on the first one.",
         'mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")',
         "code=0",
-        _call([*_srun(job, slurm), "v1lit", *job.node_words()]) + " \\",
+        call([*srun(slurm, job.is_elastic), "v1lit", *job.node_words()]) + " \\",
         '  --host="${hosts[0]}" --number-from=SLURM_NODEID --launch="slurm-$SLURM_JOB_ID" || code=$?',
         "",
         "# Stopped by a signal, with a checkpoint to resume from.",
@@ -108,9 +108,16 @@ def script(job: Job, slurm: Slurm) -> str:
 def _directives(job: Job, slurm: Slurm) -> list[str]:
     least, most = job.nodes
     logs = slurm.logs.rstrip("/").replace("%", "%%")
+    nodes = f"{least}-{most}" if job.is_elastic else f"{least}"
+    named = directives(job.name, slurm, nodes, f"{logs}/%x-%j.out")
+    return [*named, *(["--no-kill"] if job.is_elastic else []), *slurm.directives]
+
+
+def directives(name: str, slurm: Slurm, nodes: str, output: str | None = None) -> list[str]:
+    """Options of sbatch for a job of one task per node that is queued again, but for `slurm.directives`."""
     given = {
-        "job-name": re.sub(r"[^A-Za-z0-9_.-]+", "_", job.name).lstrip("-.") or "v1lit",
-        "nodes": f"{least}-{most}" if job.is_elastic else least,
+        "job-name": re.sub(r"[^A-Za-z0-9_.-]+", "_", name).lstrip("-.") or "v1lit",
+        "nodes": nodes,
         "ntasks-per-node": 1,
         "gpus-per-node": slurm.gpus,
         "cpus-per-task": slurm.cpus,
@@ -120,27 +127,27 @@ def _directives(job: Job, slurm: Slurm) -> list[str]:
         "qos": slurm.qos,
         "time": slurm.time,
         "signal": f"USR1@{slurm.warning}",
-        "output": f"{logs}/%x-%j.out",
+        "output": output,
         "open-mode": "append",
     }
     named = [f"--{option}={value}" for option, value in given.items() if value is not None]
-    return [*named, "--requeue", *(["--no-kill"] if job.is_elastic else []), *slurm.directives]
+    return [*named, "--requeue"]
 
 
-def _srun(job: Job, slurm: Slurm) -> list[str]:
+def srun(slurm: Slurm, is_elastic: bool = False) -> list[str]:
     """One task per node; a node that fails ends the others, unless they can do without it."""
     given = {
         "ntasks-per-node": 1,
         "cpus-per-task": slurm.cpus,
-        "kill-on-bad-exit": int(not job.is_elastic),
+        "kill-on-bad-exit": int(not is_elastic),
         "container-image": slurm.image,
         "container-mounts": slurm.mounts,
     }
     named = [f"--{option}={value}" for option, value in given.items() if value is not None]
-    return ["srun", *named, *(["--no-kill"] if job.is_elastic else [])]
+    return ["srun", *named, *(["--no-kill"] if is_elastic else [])]
 
 
-def _call(words: list[str]) -> str:
+def call(words: list[str]) -> str:
     """A command of the shell in which every word is itself, one option per line."""
     lines: list[list[str]] = [[]]
     for word in words:

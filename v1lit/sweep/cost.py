@@ -124,6 +124,6 @@ def devices_of(config: Mapping[str, Any]) -> int | None:
 
 
 def uses_gpu(config: Mapping[str, Any]) -> bool:
-    """Whether a trial of this parsed recipe takes a GPU of this machine."""
+    """Whether a trial of this parsed recipe takes a GPU: one that it asks for, or one that is here."""
     wanted = config["trainer"]["accelerator"]
-    return wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return wanted in ("gpu", "cuda") or (wanted == "auto" and torch.cuda.is_available())

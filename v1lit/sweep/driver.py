@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from types import FrameType
 
 from v1lit.errors import GAVE_UP, MISTAKE
@@ -57,7 +58,7 @@ class Driver:
         self.asked: int | None = None
         self._kill_at = float("inf")
         self._anew = {name for name in commands if retry_failed and self.given_up(name)}
-        self.waiting = deque(name for name in commands if not self._is_over(name))
+        self.waiting = deque(name for name in commands if not (self._is_found(name) or self._is_over(name)))
 
     def run(self) -> int:
         """Run all trials; returns the exit code.
@@ -84,6 +85,20 @@ class Driver:
         """Whether a trial failed in a way that repeats itself, or as often as it may."""
         past = self.past[name]
         return past.state == FAILED and (past.final or past.failures >= self.attempts)
+
+    def _is_found(self, name: str) -> bool:
+        """Whether the executor still has a trial that an earlier driver has started."""
+        past = self.past[name]
+        running = None if past.state == DONE else self.executor.find(name)
+        if running is None:
+            return False
+        self.running[name], self.began[name] = running, time.monotonic()
+        if past.state == STARTED:
+            self.began[name] -= max(0.0, time.time() - datetime.fromisoformat(past.last["time"]).timestamp())
+        else:  # that driver was killed before it could note it
+            past.starts += 1
+            self._note(name, STARTED, **running.where)
+        return True
 
     def _is_over(self, name: str) -> bool:
         """Whether nothing is left to do for a trial; closes what a killed driver has left open."""

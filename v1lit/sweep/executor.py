@@ -30,6 +30,10 @@ class Job:
     starts the trial next sees that it still runs. An executor on other machines leaves it alone."""
 
 
+class ExecutorError(RuntimeError):
+    """Trials cannot be started: what was tried, and what to do."""
+
+
 class Running(Protocol):
     """A trial that was started."""
 
@@ -50,7 +54,8 @@ class Running(Protocol):
 class Executor(Protocol):
     """Runs trials, several at a time.
 
-    The driver calls it from one thread alone. All trials have ended when `close` returns.
+    The driver calls it from one thread alone. Trials on this machine have ended when `close` returns; those
+    on a cluster may run on, for the next driver to find.
     """
 
     jobs: int
@@ -60,7 +65,10 @@ class Executor(Protocol):
         """Whether one more trial can be started now."""
 
     def start(self, job: Job) -> Running:
-        """Start a trial."""
+        """Start a trial; raises ExecutorError where that would fail for any other one too."""
+
+    def find(self, name: str) -> Running | None:
+        """A trial that an earlier driver has started, and that runs or has ended since."""
 
     def close(self) -> None:
         """Give back what was taken to run trials."""

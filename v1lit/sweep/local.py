@@ -95,6 +95,9 @@ class Local:
         self.running.append(Process(process, place))
         return self.running[-1]
 
+    def find(self, name: str) -> None:
+        """None: a trial ends with its driver."""
+
     def close(self) -> None:
         """Have all that still runs save and end, as when the driver itself failed."""
         for one in self.running:
