@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "data": ("revisit", "grounding", "backbones.config", "backbones.processor"),
     "pointer": ("revisit", "backbones", "grounding"),
     "parallel": ("pointer", "backbones"),
-    "inference": ("pointer", "data", "backbones", "grounding"),
+    "inference": ("revisit", "pointer", "data", "backbones", "grounding"),
     # The report at the end of a run generates.
     "cluster": ("data",),
     "training": ("revisit", "cluster", "inference", "parallel", "pointer", "data", "backbones", "grounding"),

@@ -14,12 +14,12 @@ PACKAGE = ROOT / "v1lit"
 LIMITS = {
     # package: rooms, floors, arrows
     "v1lit": (20, 9, 94),  # all packages may use the single files of the two lowest floors
-    "v1lit.revisit": (14, 5, 26),
+    "v1lit.revisit": (15, 5, 30),
     "v1lit.backbones": (26, 8, 64),
     "v1lit.cli": (44, 11, 102),
     "v1lit.data": (17, 10, 74),
     "v1lit.grounding": (7, 4, 9),
-    "v1lit.inference": (1, 1, 0),
+    "v1lit.inference": (2, 2, 1),
     "v1lit.pointer": (12, 6, 20),
     "v1lit.parallel": (14, 6, 30),
     "v1lit.cluster": (12, 5, 20),

@@ -16,7 +16,7 @@ from v1lit.backbones.folder import check_exported
 from v1lit.backbones.processor import Processor
 from v1lit.data.config import EncodingConfig
 from v1lit.data.encode.batch import collate
-from v1lit.data.encode.encoding import encode_prompt
+from v1lit.data.encode.encoding import Encoded, encode_prompt
 from v1lit.data.example import Message
 from v1lit.data.example.marks import IMAGE_MARKER, escape
 from v1lit.data.images import EncodedImage, decode_image
@@ -25,9 +25,11 @@ from v1lit.grounding.patch_map import PatchMap, token_regions
 from v1lit.grounding.picture import as_seen
 from v1lit.grounding.region import Region
 from v1lit.grounding.trace import Trace, parse_trace
+from v1lit.inference.crops import Answer, generate_with_crops
 from v1lit.paths import expand_path
 from v1lit.pointer.borrow import borrowed
 from v1lit.pointer.model import PointAndCopyModel
+from v1lit.revisit.crop import Crop
 
 _MARKS = re.compile(rf"\A(?:{IMAGE_MARKER}\s*)+")
 Picture = Image.Image | EncodedImage | bytes | str | Path
@@ -104,27 +106,57 @@ class Predictor:
         """
         text_config = self.model.config.get_text_config()
         config = EncodingConfig(max_tokens=int(getattr(text_config, "max_position_embeddings", 32768)))
-        encoded = []
+        encoded, pictures = [], []
         for index, (images, question) in enumerate(questions):
             opened = [open_picture(image) for image in images]
+            pictures.append(opened)
             messages = _as_messages(question, len(opened))
             encoded.append(encode_prompt(f"question {index}", messages, opened, self.processor, config))
-        batch = collate(encoded, self.processor.pad_token_id, side="left").to(self.model.device)
-        options = {"do_sample": False, "num_return_sequences": 1, **generate}
-        with borrowed(self.model):
-            out = self.model.generate(
-                batch.input_ids,
-                attention_mask=batch.attention_mask,
-                **batch.image_inputs,
-                encode_text=self.processor.encode_text,
-                max_new_tokens=max_new_tokens,
-                eos_token_id=self.processor.stop_token_id,
-                pad_token_id=self.processor.pad_token_id,
-                **options,
-            )
+        options = {
+            "do_sample": False,
+            "num_return_sequences": 1,
+            "eos_token_id": self.processor.stop_token_id,
+            "pad_token_id": self.processor.pad_token_id,
+            **generate,
+        }
         maps = [example.patch_maps for example in encoded for _ in range(options["num_return_sequences"])]
-        new = out[:, batch.input_ids.shape[1] :].tolist()
+        with borrowed(self.model):
+            if isinstance(self.model.strategy, Crop):
+                new = self._with_crops(encoded, pictures, max_new_tokens, config.max_tokens, options)
+            else:
+                batch = collate(encoded, self.processor.pad_token_id, side="left").to(self.model.device)
+                out = self.model.generate(
+                    batch.input_ids,
+                    attention_mask=batch.attention_mask,
+                    **batch.image_inputs,
+                    encode_text=self.processor.encode_text,
+                    max_new_tokens=max_new_tokens,
+                    **options,
+                )
+                new = out[:, batch.input_ids.shape[1] :].tolist()
         return [self._read(ids, patch_maps) for ids, patch_maps in zip(new, maps, strict=True)]
+
+    def _with_crops(
+        self,
+        prompts: Sequence[Encoded],
+        pictures: Sequence[Sequence[Image.Image]],
+        max_new_tokens: int,
+        max_tokens: int,
+        options: dict[str, Any],
+    ) -> list[list[int]]:
+        """The ids that are generated behind every prompt, several times where several are asked for."""
+        copies = options.pop("num_return_sequences")
+        if copies > 1 and options.get("num_beams", 1) > 1:
+            raise ValueError(
+                "several sequences of one beam search cannot be cropped and resumed: ask for one, or sample"
+            )
+        answers = [
+            Answer(prompt, own, prompt.patch_maps)
+            for prompt, own in zip(prompts, pictures, strict=True)
+            for _ in range(copies)
+        ]
+        generate_with_crops(self.model, self.processor, answers, max_new_tokens, max_tokens, **options)
+        return [answer.said for answer in answers]
 
     def _read(self, ids: list[int], patch_maps: tuple[PatchMap, ...]) -> Prediction:
         stop = self.processor.stop_token_id

@@ -24,6 +24,7 @@ BUILTIN: dict[str, str] = {
     "multi_patch": "v1lit.revisit.multi_patch:MultiPatch",
     "point_only": "v1lit.revisit.point_only:PointOnly",
     "coordinates": "v1lit.revisit.coordinates:Coordinates",
+    "crop": "v1lit.revisit.crop:Crop",
     "replay": "v1lit.revisit.replay:Replay",
     "text_only": "v1lit.revisit.text_only:TextOnly",
 }

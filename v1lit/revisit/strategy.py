@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from PIL import Image
 from torch import Tensor, nn
 
 from v1lit.grounding.patch_map import PatchMap
-from v1lit.grounding.region import Region
+from v1lit.grounding.region import Region, Size
 
 if TYPE_CHECKING:
     from transformers import LogitsProcessor
@@ -18,6 +20,26 @@ EncodeText = Callable[..., list[int]]
 """Makes ids of a text, of somebody's words with `special=False`: `Processor.encode_text`."""
 GROUP = "revisit.options"
 """Where the options of a strategy stand in a recipe."""
+
+
+PatchMapOf = Callable[[Size], PatchMap]
+"""Makes the patch map of an image of this `(width, height)`."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A part of an image that is shown by itself."""
+
+    image: int
+    """Index of the image that it is cut out of."""
+    box: tuple[int, int, int, int]
+    """Left, upper, right and lower edge in pixels of that image."""
+    size: Size
+    """`(width, height)` in which it is shown."""
+
+    def of(self, picture: Image.Image) -> Image.Image:
+        """The part of a picture."""
+        return picture.crop(self.box).resize(self.size, Image.Resampling.BICUBIC)
 
 
 class RegionWriter(Protocol):
@@ -40,6 +62,12 @@ class RegionWriter(Protocol):
 
         A region without any is noted as unseen.
         """
+
+    def patch_map_of(self, size: Size) -> PatchMap:
+        """The patch map of an image of this `(width, height)`."""
+
+    def add_cut(self, cut: Cut) -> None:
+        """Append a part of an image as a further image."""
 
     def put_in(self, tokens: Sequence[int]) -> None:
         """Append these image tokens once more, as pointers that are never learned."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,8 +17,9 @@ from v1lit.data.example import Example, Message
 from v1lit.data.example.marks import IMAGE_MARKER, escape, unescape
 from v1lit.data.images import decode_image
 from v1lit.grounding.patch_map import PatchMap
-from v1lit.grounding.region import Region
+from v1lit.grounding.region import Region, Size
 from v1lit.labels import IGNORE
+from v1lit.revisit.strategy import Cut
 
 if TYPE_CHECKING:
     from v1lit.backbones.processor import Processor
@@ -51,7 +53,7 @@ class Encoded:
     image_inputs: dict[str, Tensor]
     """The backbone's image tensors, concatenated over the example's images; empty without an image."""
     patch_maps: tuple[PatchMap, ...]
-    """One per image."""
+    """One per image, and per crop of one, as they stand in the sequence."""
     regions: tuple[RegionSpan, ...]
     unseen: tuple[str, ...] = ()
     """Regions that no image token sees, such as those outside LLaVA's crop: written without pointers."""
@@ -65,13 +67,12 @@ def encode(example: Example, processor: Processor, config: EncodingConfig) -> En
     Raises ImageError for an image that cannot be decoded, and EncodingError as `tokenize`.
     """
     images = [decode_image(image) for image in example.images]
-    try:
-        image_inputs, patch_maps = processor.images(images)
-    except ValueError:
-        patch_maps_of(example, processor)  # Names the example and the image, where an image is the reason.
-        raise
-    sequence = tokenize(example, patch_maps, processor, config)
+    sequence = tokenize(example, patch_maps_of(example, processor), processor, config)
     kept = sequence.kept
+    pictures = [
+        images[what] if isinstance(what, int) else what.of(images[what.image]) for what in sequence.shown
+    ]
+    image_inputs, patch_maps = processor.images(pictures)
     return Encoded(
         id=example.id,
         input_ids=torch.tensor(sequence.ids[:kept]),
@@ -151,6 +152,16 @@ def encode_prompt(
     )
 
 
+def image_ids(processor: Processor, tokens: int) -> list[int]:
+    """An image of N tokens with the marks around it, as it stands in a sequence."""
+    before, after = processor.backbone.chat.image
+    return [
+        *processor.encode_text(before),
+        *[processor.image_token_id] * tokens,
+        *processor.encode_text(after),
+    ]
+
+
 @dataclass
 class SequenceBuilder:
     """Ids and labels as they grow, and the stretches that must stay whole: `(start, stop)` in tokens."""
@@ -161,6 +172,8 @@ class SequenceBuilder:
     ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     images: list[tuple[int, int]] = field(default_factory=list)
+    cuts: list[tuple[int, Cut, PatchMap]] = field(default_factory=list)
+    """Parts of images that are shown by themselves: position of the first token, what, and its patch map."""
     whole: list[tuple[int, int]] = field(default_factory=list)
     regions: list[RegionSpan] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)
@@ -186,16 +199,40 @@ class SequenceBuilder:
 
     def add_image(self) -> None:
         """Append the next image: its marks and tokens, never learned."""
-        index, start = len(self.images), len(self.ids)
-        before, after = self.processor.backbone.chat.image
-        ids = [
-            *self.processor.encode_text(before),
-            *[self.processor.image_token_id] * len(self.patch_maps[index]),
-            *self.processor.encode_text(after),
-        ]
+        start = len(self.ids)
+        self._add_image_tokens(self.patch_maps[len(self.images)])
+        self.images.append((start, len(self.ids)))
+
+    def add_cut(self, cut: Cut) -> None:
+        """Append a part of an image as a further image, never learned."""
+        patch_map = self.patch_map_of(cut.size)
+        self.cuts.append((len(self.ids), cut, patch_map))
+        self._add_image_tokens(patch_map)
+
+    def _add_image_tokens(self, patch_map: PatchMap) -> None:
+        ids = image_ids(self.processor, len(patch_map))
         self.ids.extend(ids)
         self.labels.extend([IGNORE] * len(ids))
-        self.images.append((start, len(self.ids)))
+
+    def patch_map_of(self, size: Size) -> PatchMap:
+        """The patch map of an image of this `(width, height)`."""
+        return self.processor.patch_map(size)
+
+    @property
+    def shown(self) -> list[int | Cut]:
+        """The images, by index, and the parts of images that are kept, as they stand in the sequence."""
+        places: list[tuple[int, int | Cut]] = [(start, k) for k, (start, _) in enumerate(self.images)]
+        places += [(start, cut) for start, cut, _ in self._kept_cuts]
+        return [what for _, what in sorted(places, key=itemgetter(0))]
+
+    @property
+    def shown_maps(self) -> list[PatchMap]:
+        """The patch maps of what is shown, images before parts of images."""
+        return [*self.patch_maps, *(patch_map for _, _, patch_map in self._kept_cuts)]
+
+    @property
+    def _kept_cuts(self) -> list[tuple[int, Cut, PatchMap]]:
+        return [cut for cut in self.cuts if cut[0] < self.kept]
 
     @property
     def coordinates(self) -> bool:

@@ -37,10 +37,9 @@ def measure(example: Example, processor: Processor, encoding: EncodingConfig) ->
 
     Raises EncodingError where `encode` does. Damage in the pixels of an image is not noticed.
     """
-    patch_maps = patch_maps_of(example, processor)
-    sequence = tokenize(example, patch_maps, processor, encoding)
-    # What is cut never holds an image: one that does not fit is an EncodingError.
-    return Length(sequence.kept, sum(map(len, patch_maps)), len(patch_maps))
+    sequence = tokenize(example, patch_maps_of(example, processor), processor, encoding)
+    maps = sequence.shown_maps
+    return Length(sequence.kept, sum(map(len, maps)), len(maps))
 
 
 @dataclass(frozen=True)
