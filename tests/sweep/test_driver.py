@@ -155,7 +155,8 @@ def test_a_trial_whose_old_process_still_runs_is_waited_for(tmp_path: Path) -> N
     driver = start(tmp_path, {"a": "waits", "b": "ends"})
     until(lambda: states(tmp_path, "b") == ["started", "done"] and starts(tmp_path, "a"), "a waits")
     (old,) = starts(tmp_path, "a")
-    os.kill(old, signal.SIGSTOP)  # now it cannot end
+    os.kill(old, signal.SIGSTOP)  # now it cannot end, once that has come through: SIGTERM would come first
+    until(lambda: Path(f"/proc/{old}/stat").read_text().rpartition(")")[2].split()[0] == "T", "a is stopped")
     driver.send_signal(signal.SIGKILL)
     ended(driver)
     (tmp_path / "go").touch()
