@@ -54,7 +54,7 @@ def _slurm(argv: Sequence[str]) -> int:
 
     parser = _parser("slurm", "Print a script for sbatch, or submit it.")
     _add_job(parser, per_node="--gpus-per-node", nodes="number of nodes, or MIN:MAX")
-    add_slurm(parser)
+    add_slurm(parser.add_argument)
     parser.add_argument("--logs", type=a_path, default="logs", help="folder for what the job prints")
     parser.add_argument(
         "--submit", action="store_true", help="hand the script to sbatch instead of printing it"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
-from v1lit.cli.errors import Parser
 from v1lit.launch.slurm import Slurm
 
 TEXTS = {
@@ -21,9 +21,8 @@ NAMES = ("partition", "account", "qos", "time", "cpus", "memory", "warning", "im
 LISTS = ("modules", "setup", "directives")
 
 
-def add_slurm(parser: Parser | argparse._ArgumentGroup) -> None:
-    """Add the options to a parser; what is not given is None, or an empty list."""
-    add = parser.add_argument
+def add_slurm(add: Callable[..., object]) -> None:
+    """Add the options by the `add_argument` of a parser or a group; not given, one is None or an empty list."""
     for flag, what in TEXTS.items():
         add(flag, help=what)
     add("--cpus-per-task", dest="cpus", type=int, help="cores of a node, for all its ranks")

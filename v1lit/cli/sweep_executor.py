@@ -30,7 +30,7 @@ def add_executors(parser: Parser) -> None:
         "for; on a cluster all")  # fmt: skip
     add("--threads", type=count, help="OMP_NUM_THREADS of a trial; default its share of the cores")
     add("--gpus-per-trial", type=_gpus, help="such as 0.5: two trials share a GPU; default its devices")
-    add_slurm(parser.add_argument_group("with --executor=slurm"))
+    add_slurm(parser.add_argument_group("with --executor=slurm").add_argument)
 
 
 def runs_elsewhere(options: argparse.Namespace) -> bool:
