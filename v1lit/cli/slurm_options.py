@@ -22,7 +22,7 @@ LISTS = ("modules", "setup", "directives")
 
 
 def add_slurm(add: Callable[..., object]) -> None:
-    """Add the options by the `add_argument` of a parser or a group; not given, one is None or an empty list."""
+    """Add the options by `add_argument` of a parser or group; not given, one is None or an empty list."""
     for flag, what in TEXTS.items():
         add(flag, help=what)
     add("--cpus-per-task", dest="cpus", type=int, help="cores of a node, for all its ranks")
