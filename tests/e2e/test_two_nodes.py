@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -49,9 +50,13 @@ def steps(until: int, readers: int) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
-    """The folder of the same run in one process, exported."""
-    folder = write_run(tmp_path_factory.mktemp("alone"), data, "auto")
+def alone(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Callable[[str], Path]:
+    """The folder of the same run of a family in one process, exported; made once."""
+    return cache(lambda family: run_alone(tmp_path_factory.mktemp("alone"), data, family))
+
+
+def run_alone(folder: Path, data: Path, family: str) -> Path:
+    write_run(folder, data, "auto", family=family)
     done = run_here(folder, *steps(8, 1))
     assert done.returncode == 0, done.stderr
     exported = v1lit(folder, "export", "runs/it", "exported")
@@ -60,13 +65,17 @@ def alone(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "strategy",
-    ["fsdp2", *(pytest.param(name, marks=pytest.mark.soak) for name in ("ddp", "hsdp", "fsdp2_tp"))],
+    ("strategy", "family"),
+    [
+        ("fsdp2", "qwen2_5_vl"),
+        *(pytest.param(name, "qwen2_5_vl", marks=pytest.mark.soak) for name in ("ddp", "hsdp", "fsdp2_tp")),
+        *(pytest.param("fsdp2", name, marks=pytest.mark.soak) for name in ("qwen2_vl", "llava", "internvl")),
+    ],
 )
 def test_a_cut_cable_ends_both_nodes_and_4_2_and_1_ranks_go_the_way_of_one(
-    strategy: str, alone: Path, joined: Cable, data: Path, tmp_path: Path
+    strategy: str, family: str, alone: Callable[[str], Path], joined: Cable, data: Path, tmp_path: Path
 ) -> None:
-    folder = write_run(tmp_path / "it", data, strategy, pause=3)
+    folder = write_run(tmp_path / "it", data, strategy, 3, family)
     readers = 2 if strategy == "fsdp2_tp" else 4
 
     first, second = start_nodes(folder, joined, 2, *steps(4, readers))
@@ -102,7 +111,7 @@ def test_a_cut_cable_ends_both_nodes_and_4_2_and_1_ranks_go_the_way_of_one(
     assert done.returncode == 0, done.stderr
     assert [one.step for one in attempts(folder / "runs/it")] == [0, 2, 4]
 
-    expected, found = steps_of(alone), steps_of(folder)
+    expected, found = steps_of(alone(family)), steps_of(folder)
     assert found.keys() == expected.keys() == set(range(8))
     for step, (loss, examples) in expected.items():
         assert found[step][1] == examples, f"step {step} has other examples"
@@ -110,7 +119,7 @@ def test_a_cut_cable_ends_both_nodes_and_4_2_and_1_ranks_go_the_way_of_one(
 
     exported = v1lit(folder, "export", "runs/it", "exported")
     assert exported.returncode == 0, exported.stderr
-    assert said(folder / "exported") == said(alone / "exported")
+    assert said(folder / "exported") == said(alone(family) / "exported")
 
 
 def output(folder: Path) -> list[str]:

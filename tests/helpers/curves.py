@@ -73,6 +73,19 @@ class Setting:
     """Micro-batches whose loss becomes NaN on the first rank."""
 
 
+VARIED: dict[str, dict[str, Any]] = {
+    "tied": {"backbone": {"tiny": {"tie_word_embeddings": True}}},
+    "gate": {"pointer": {"gate": True}},
+    "keys from embeddings": {"pointer": {"key_source": "embedding"}},
+    "separate losses": {"pointer": {"loss": "separate", "z_weight": 0.0}},
+    "frozen vision": {"backbone": {"freeze": ["vision"]}},
+    "frozen language": {"backbone": {"freeze": ["language"]}},
+    "activation checkpointing": {"backbone": {"gradient_checkpointing": ["language", "vision"]}},
+    "verified loss": {"module": {"verify_loss": 1}},
+}
+"""What a division of the model over ranks could get wrong: fields of `Setting` by a name."""
+
+
 class NotedModule(V1Module):
     """Notes the loss of every micro-batch and the norm of every step's gradients."""
 

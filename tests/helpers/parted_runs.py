@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
@@ -88,3 +89,17 @@ def in_parts(make: tuple[Any, Any], folder: Path, parts: list[tuple[int, str, in
         more = together(ended)
         losses, examples = losses + more[0], examples + more[1]
     return losses, examples, dict(read_checkpoint(folder / "last.ckpt")["state_dict"])
+
+
+def assert_no_way_matters(make: Any, folder: Path, ways: dict[str, list[tuple[int, str, int]]]) -> None:
+    """That runs in parts, by name, take the steps of one that is whole on one rank, to its weights.
+
+    A part has ranks, a kind, and the step up to which it goes.
+    """
+    losses, examples, weights = in_parts(make, folder / "one/checkpoints", [(1, "plain", TOTAL)])
+    for name, parts in ways.items():
+        found = in_parts(make, folder / name / "checkpoints", parts)
+        assert found[1] == examples, f"{name}: other examples in a step"
+        assert found[0] == pytest.approx(losses, abs=1e-5), name
+        for key, value in weights.items():
+            torch.testing.assert_close(found[2][key], value, rtol=1e-4, atol=1e-5, msg=f"{name}: {key}")

@@ -16,14 +16,14 @@ from helpers.launched_runs import environment
 from helpers.threaded_ranks import free_port
 
 RECIPE = """
-base: tiny_qwen
+base: {base}
 trainer:
   val_check_interval: 100
   enable_progress_bar: false
   strategy: {strategy}
   callbacks: [{{class_path: noting.Notes, init_args: {{pause: {pause}}}}}]
 model:
-  backbone: {{attention: sdpa}}
+  backbone: {{attention: sdpa{name}}}
   optimizer: {{name: adamw, lr: 1.0e-3, schedule: constant, warmup: 0.0}}
 data:
   batch_size: 1
@@ -111,11 +111,24 @@ def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True)
 
 
-def write_run(folder: Path, data: Path, strategy: str, pause: int = -1) -> Path:
+BASES = {
+    "qwen2_vl": "tiny_qwen",
+    "qwen2_5_vl": "tiny_qwen",
+    "llava": "tiny_llava",
+    "internvl": "tiny_internvl",
+}
+"""Recipes of the families; the two Qwens have one."""
+
+
+def write_run(folder: Path, data: Path, strategy: str, pause: int = -1, family: str = "qwen2_5_vl") -> Path:
     """A recipe with notes of its steps, in a folder of its own."""
     folder.mkdir(exist_ok=True)
+    name = ", name: qwen2_vl" if family == "qwen2_vl" else ""
+    base = BASES.get(family, "tiny_qwen")
     (folder / "noting.py").write_text(NOTING)
-    (folder / "recipe.yaml").write_text(RECIPE.format(strategy=strategy, data=data, pause=pause))
+    (folder / "recipe.yaml").write_text(
+        RECIPE.format(base=base, name=name, strategy=strategy, data=data, pause=pause)
+    )
     return folder
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.forked import needs_fork, run_ranks
-from helpers.parted_runs import TOTAL, in_parts
+from helpers.parted_runs import TOTAL, assert_no_way_matters, in_parts
 from lightning import Trainer
 
 import v1lit
@@ -32,8 +32,6 @@ pytestmark = pytest.mark.dependencies
 def test_a_run_goes_from_ranks_to_ranks_and_strategy_to_strategy(
     make_module: Any, make_data: Any, tmp_path: Path
 ) -> None:
-    make = make_module, make_data
-    losses, examples, weights = in_parts(make, tmp_path / "one/checkpoints", [(1, "plain", TOTAL)])
     ways = {
         "4-2-1": [(4, "sharded", 2), (2, "sharded", 4), (1, "plain", 6)],
         "ddp-fsdp-ddp": [(2, "plain", 2), (2, "sharded", 4), (2, "plain", 6)],
@@ -41,12 +39,7 @@ def test_a_run_goes_from_ranks_to_ranks_and_strategy_to_strategy(
         "tensor": [(4, "tensor", 2), (2, "sharded", 4), (2, "tensor", 6)],
         "context": [(4, "context", 2), (2, "sharded", 4), (2, "context", 6)],
     }
-    for name, parts in ways.items():
-        found = in_parts(make, tmp_path / name / "checkpoints", parts)
-        assert found[1] == examples, f"{name}: other examples in a step"
-        assert found[0] == pytest.approx(losses, abs=1e-5), name
-        for key, value in weights.items():
-            torch.testing.assert_close(found[2][key], value, rtol=1e-4, atol=1e-5, msg=f"{name}: {key}")
+    assert_no_way_matters((make_module, make_data), tmp_path, ways)
 
 
 @needs_fork

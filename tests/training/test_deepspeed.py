@@ -10,9 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.curves import NotedModule, Setting, assert_alike, largest_difference, step_losses, train_on
+from helpers.curves import (
+    VARIED,
+    NotedModule,
+    Setting,
+    assert_alike,
+    largest_difference,
+    step_losses,
+    train_on,
+)
 from helpers.forked import needs_fork
-from helpers.parted_runs import TOTAL, in_parts
+from helpers.parted_runs import assert_no_way_matters, in_parts
 
 import v1lit
 from v1lit.data.config import EncodingConfig, PackingConfig
@@ -27,16 +35,9 @@ needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="dee
 
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
-    "tied": {"backbone": {"tiny": {"tie_word_embeddings": True}}},
-    "gate": {"pointer": {"gate": True}},
-    "keys from embeddings": {"pointer": {"key_source": "embedding"}},
-    "separate losses": {"pointer": {"loss": "separate", "z_weight": 0.0}},
-    "frozen vision": {"backbone": {"freeze": ["vision"]}},
-    "frozen language": {"backbone": {"freeze": ["language"]}},
-    "activation checkpointing": {"backbone": {"gradient_checkpointing": ["language", "vision"]}},
+    **VARIED,
     "weights that decay": {"optimizer": {"weight_decay": 0.1}},
     "numbers that ranks do not divide": {"pointer": {"width": 33}},
-    "verified loss": {"module": {"verify_loss": 1}},
     "qwen2_vl": {"family": "qwen2_vl"},
     "llava": {"family": "llava"},
     "internvl": {"family": "internvl"},
@@ -128,19 +129,12 @@ def test_mixed_precision_computes_in_bfloat16(base: Setting, zero3: DeepSpeedZer
 def test_a_run_goes_to_ddp_and_fsdp2_and_back(
     make_module: Callable[..., Any], make_data: Callable[..., Any], tmp_path: Path
 ) -> None:
-    make = make_module, make_data
-    losses, examples, weights = in_parts(make, tmp_path / "one/checkpoints", [(1, "plain", TOTAL)])
     ways = {
         "fsdp2": [(2, "deepspeed", 2), (2, "sharded", 4), (2, "deepspeed", 6)],
         "ddp": [(2, "plain", 2), (2, "deepspeed", 4), (2, "plain", 6)],
         "ranks": [(4, "deepspeed", 2), (2, "deepspeed", 4), (1, "deepspeed", 6)],
     }
-    for name, parts in ways.items():
-        found = in_parts(make, tmp_path / name / "checkpoints", parts)
-        assert found[1] == examples, f"{name}: other examples in a step"
-        assert found[0] == pytest.approx(losses, abs=1e-5), name
-        for key, value in weights.items():
-            torch.testing.assert_close(found[2][key], value, rtol=1e-4, atol=1e-5, msg=f"{name}: {key}")
+    assert_no_way_matters((make_module, make_data), tmp_path, ways)
 
 
 @needs_deepspeed

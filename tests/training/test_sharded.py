@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.curves import Setting, assert_alike, largest_difference, step_losses, train, train_on
+from helpers.curves import VARIED, Setting, assert_alike, largest_difference, step_losses, train, train_on
 from helpers.forked import needs_fork, run_ranks
 from torch.distributed.tensor.debug import CommDebugMode
 
@@ -27,14 +27,7 @@ pytestmark = [needs_fork, pytest.mark.slow, pytest.mark.dependencies]
 needs_compiler = pytest.mark.skipif(shutil.which(compiler_name()) is None, reason="no C++ compiler")
 
 CASES: dict[str, dict[str, Any]] = {
-    "tied": {"backbone": {"tiny": {"tie_word_embeddings": True}}},
-    "gate": {"pointer": {"gate": True}},
-    "keys from embeddings": {"pointer": {"key_source": "embedding"}},
-    "separate losses": {"pointer": {"loss": "separate", "z_weight": 0.0}},
-    "frozen vision": {"backbone": {"freeze": ["vision"]}},
-    "frozen language": {"backbone": {"freeze": ["language"]}},
-    "activation checkpointing": {"backbone": {"gradient_checkpointing": ["language", "vision"]}},
-    "verified loss": {"module": {"verify_loss": 1}},
+    **VARIED,
     **{family: {"family": family} for family in list_backbones()},
 }
 
