@@ -23,7 +23,7 @@ trainer:
   strategy: {strategy}
   callbacks: [{{class_path: noting.Notes, init_args: {{pause: {pause}}}}}]
 model:
-  backbone: {{attention: sdpa{name}}}
+  backbone: {{attention: sdpa{part}}}
   optimizer: {{name: adamw, lr: 1.0e-3, schedule: constant, warmup: 0.0}}
 data:
   batch_size: 1
@@ -123,11 +123,14 @@ BASES = {
 def write_run(folder: Path, data: Path, strategy: str, pause: int = -1, family: str = "qwen2_5_vl") -> Path:
     """A recipe with notes of its steps, in a folder of its own."""
     folder.mkdir(exist_ok=True)
-    name = ", name: qwen2_vl" if family == "qwen2_vl" else ""
+    part = ""
+    if family == "qwen2_vl":  # whose sizes have other names than those of `tiny_qwen`
+        (folder / "backbone.yaml").write_text("name: qwen2_vl\nweights: tiny\n")
+        part = ", part: backbone.yaml"
     base = BASES.get(family, "tiny_qwen")
     (folder / "noting.py").write_text(NOTING)
     (folder / "recipe.yaml").write_text(
-        RECIPE.format(base=base, name=name, strategy=strategy, data=data, pause=pause)
+        RECIPE.format(base=base, part=part, strategy=strategy, data=data, pause=pause)
     )
     return folder
 
