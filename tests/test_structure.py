@@ -20,7 +20,7 @@ LIMITS = {
     "v1lit.data": (17, 10, 74),
     "v1lit.grounding": (7, 4, 9),
     "v1lit.inference": (2, 2, 1),
-    "v1lit.pointer": (12, 6, 20),
+    "v1lit.pointer": (13, 6, 23),
     "v1lit.parallel": (14, 6, 30),
     "v1lit.cluster": (12, 5, 20),
     "v1lit.launch": (10, 5, 20),

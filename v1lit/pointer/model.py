@@ -18,7 +18,6 @@ from v1lit.backbones.cache_name import NAMES as CACHE_NAMES
 from v1lit.backbones.segments import Segments, packed_positions
 from v1lit.pointer.base import PointAndCopyBase
 from v1lit.pointer.joint_loss import (
-    LossOptions,
     LossShare,
     PointerLoss,
     Pointers,
@@ -32,6 +31,7 @@ from v1lit.pointer.memory import PointerMemory, copy_values, embed_with_copies
 from v1lit.pointer.model_config import PointAndCopyConfig
 from v1lit.pointer.output import PointAndCopyOutput
 from v1lit.pointer.region_loss import add_regions, region_losses, split_normalizer
+from v1lit.pointer.weighting import loss_options, position_weights, weight_sums
 from v1lit.revisit.controls import control
 from v1lit.revisit.strategy import EncodeText
 
@@ -156,24 +156,25 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
             values: `[image_tokens, hidden]`, as they are copied.
         """
         own, share = targets, None if reduction == "none" else self.loss_share
+        pointer, start = self.pointer_options, self.config.pointer_start
         if share is not None:
             states, values = share.enter(states), share.enter(values)
             own = targets.part(share.part(len(targets.labels)))
             if reduction == "mean" and normalizer is None:
-                normalizer = self.weight_sums(targets)  # of its own part, every rank would take another
+                normalizer = weight_sums(targets, pointer, start)  # of its own part, ranks would differ
         of_regions = None
         if targets.regions is not None and reduction == "mean":
-            normalizer = self.weight_sums(targets) if normalizer is None else normalizer
-            normalizer, of_regions = split_normalizer(normalizer, self.pointer_options.loss)
+            normalizer = weight_sums(targets, pointer, start) if normalizer is None else normalizer
+            normalizer, of_regions = split_normalizer(normalizer, pointer.loss)
         keys = self._keys(states, values, layout)
         hidden = states.flatten(0, 1).index_select(0, own.tokens)
         queries = self.pointer_head.project_queries(hidden)
         pointers = Pointers(queries, keys, own.positions, layout.counts, self.pointer_head.scale)
-        options, weights = self._loss_options(), self._weights(own)
+        options, weights = loss_options(pointer), position_weights(own, pointer)
         gate = self.pointer_head.gate_values(hidden)
 
         def run(hidden: Tensor, head: Tensor) -> tuple[Tensor, PointerLoss, float | None]:
-            rows = (hidden, head, own.labels, self.config.pointer_start, pointers, options)
+            rows = (hidden, head, own.labels, start, pointers, options)
             verified = None
             if self.verify_loss and torch.is_grad_enabled():
                 verified = max(verify_pointer_loss(*rows, gate=gate, weights=weights).values())
@@ -191,44 +192,15 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
             terms = share.total(terms, targets.labels)
         return PointAndCopyOutput(
             loss=terms.loss,
-            losses=terms.means(self.pointer_options.z_weight),
+            losses=terms.means(pointer.z_weight),
             terms=terms,
             targets=targets.labels,
             verified=verified,
         )
 
-    def _weights(self, targets: Targets) -> Tensor:
-        """`[positions]`: float32 whatever the default type, which Lightning changes for half precision."""
-        return 1.0 + (self.pointer_options.first_pointer_weight - 1.0) * targets.first.float()
-
-    def weight_sums(self, targets: Targets) -> Tensor:
-        """Sum of the weights, `[]`; for separate losses those of text and of pointers, `[2]`.
-
-        With a loss of regions their number comes last: `[2]`, or `[3]`.
-        """
-        weights, is_pointer = self._weights(targets), targets.labels >= self.config.pointer_start
-        sums = weights.sum()
-        if self.pointer_options.loss == "separate":
-            both = [weights.masked_fill(is_pointer, 0.0), weights.masked_fill(~is_pointer, 0.0)]
-            sums = torch.stack(both).sum(1)
-        if targets.regions is None:
-            return sums
-        return torch.cat([sums.reshape(-1), sums.new_full([1], len(targets.regions.rows))])
-
     def _targets(self, labels: Tensor, layout: TokenLayout, input_ids: Tensor) -> Targets:
         with_regions = input_ids if self.strategy.regions_weight else None
         return Targets.of(labels, layout, self.config.pointer_start, with_regions)
-
-    def _loss_options(self) -> LossOptions:
-        options = self.pointer_options
-        return LossOptions(
-            label_smoothing=options.label_smoothing,
-            z_weight=options.z_weight,
-            z_top_k=options.z_top_k,
-            separate=options.loss == "separate",
-            implementation=options.loss_implementation,
-            chunk=options.loss_chunk,
-        )
 
     def _keys(self, states: Tensor, values: Tensor, layout: TokenLayout) -> Tensor:
         """`[image_tokens, width]`: keys of the image tokens of all sequences in order."""
