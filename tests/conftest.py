@@ -33,6 +33,7 @@ MAY_BE_SKIPPED = (
     "no tar program",
     "only Linux",
     "pandas is not installed",
+    "ray is not installed",
     "s3fs is not installed",
     "there is a GPU",
     "this environment was not made by make from this lock",

@@ -35,7 +35,7 @@ LONGEST_FUNCTION = 60
 CODE_LINES = 44_200
 """Of `v1lit/` without `v1lit/testing/`, which authors of backbones use and no run does. What adds an ability
 may raise it; what only rearranges may not."""
-ALL_LINES = 45_200
+ALL_LINES = 45_400
 
 MODULES = tool.read_modules(PACKAGE)
 GRAPH = tool.import_graph(MODULES)

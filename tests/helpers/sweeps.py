@@ -14,7 +14,7 @@ from typing import Any
 from helpers.launched_runs import environment
 
 TRIAL = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from v1lit.processes import end_with_launcher
 
@@ -27,6 +27,20 @@ with (place / "starts").open("a") as file:
 starts = len((place / "starts").read_text().splitlines())
 if how == "waits":
     while not Path("go").exists():
+        time.sleep(0.02)
+elif how == "saves":
+    def save(*_):
+        time.sleep(1)
+        (place / "saved").touch()
+        sys.exit(143)
+
+    signal.signal(signal.SIGTERM, save)
+    (place / "ready").touch()
+    while True:
+        time.sleep(0.02)
+elif how == "deaf":
+    signal.signal(signal.SIGTERM, lambda *_: (place / "told").touch())
+    while True:
         time.sleep(0.02)
 elif how == "fails":
     sys.exit("error: the disk melted")
@@ -45,10 +59,16 @@ from v1lit.sweep.driver import Driver
 from v1lit.sweep.folder import SweepFolder, SweepFolderError
 from v1lit.sweep.local import Local
 from v1lit.launch.slurm import Slurm
+from v1lit.sweep.ray_tasks import RayTasks
 from v1lit.sweep.slurm import SlurmJobs
 
-jobs, attempts, retry, trials, executor = json.loads(sys.argv[1])
-commands = {name: [sys.executable, "trial.py", name, how] for name, how in trials.items()}
+def joined(address, cpus=1, gpus=0, threads=1):
+    tasks = RayTasks(Path("it"), address, jobs, cpus, gpus, threads, wait=1)
+    tasks.connect()
+    return tasks
+
+jobs, attempts, retry, trials, executor, python = json.loads(sys.argv[1])
+commands = {name: [python, "trial.py", name, how] for name, how in trials.items()}
 folder = SweepFolder(Path("it"))
 try:
     with folder.driven():
@@ -68,15 +88,16 @@ def start(
     retry: bool = False,
     executor: str = LOCAL,
     variables: Mapping[str, str] | None = None,
+    python: str = sys.executable,
 ) -> subprocess.Popen[str]:
     """A driver of stand-in trials in `folder`; each name with how the trial behaves.
 
-    `executor` is how the driver's script makes it, `variables` the environment.
+    `executor` is how the driver's script makes it, `variables` the environment, `python` runs trials.
     """
     (folder / "trial.py").write_text(TRIAL)
     (folder / "driver.py").write_text(DRIVER)
     return subprocess.Popen(
-        [sys.executable, "driver.py", json.dumps([jobs, attempts, retry, trials, executor])],
+        [sys.executable, "driver.py", json.dumps([jobs, attempts, retry, trials, executor, python])],
         cwd=folder,
         env=variables or environment(),
         stdout=subprocess.PIPE,

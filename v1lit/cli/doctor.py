@@ -27,6 +27,7 @@ EXTRAS = {
     "sdk": "Lightning AI studios and jobs: the other commands of `lightning`",
     "deepspeed": "trainer.strategy=deepspeed_zero3: DeepSpeed's ZeRO-3",
     "report": "tables and figures of `v1lit sweep report`",
+    "ray": "v1lit sweep --executor=ray: trials on a Ray cluster",
     "docs": "building the documentation",
     "dev": "tests, linter, type checker: working on v1lit itself",
 }

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from v1lit.cli.errors import Parser, UserError
 from v1lit.cli.slurm_options import add_slurm, given_options, slurm_of
 from v1lit.processes import available_cores
-from v1lit.sweep.executor import Executor
+from v1lit.sweep.executor import Executor, ExecutorError
 from v1lit.sweep.folder import SweepFolder
 from v1lit.sweep.local import Local, jobs_by_default, visible_gpus
 
 if TYPE_CHECKING:
     from v1lit.cli.sweep_check import Checked
 
-EXECUTORS = ("local", "slurm")
+EXECUTORS = ("local", "slurm", "ray")
 """Where trials can run, as `--executor` names it."""
+SECONDS_TO_GROW = 60
+"""Default of `--wait`."""
 JOBS = "jobs"
 """Folder of the sweep's with what is known of jobs of SLURM."""
 
@@ -30,6 +34,9 @@ def add_executors(parser: Parser) -> None:
         "for; on a cluster all")  # fmt: skip
     add("--threads", type=count, help="OMP_NUM_THREADS of a trial; default its share of the cores")
     add("--gpus-per-trial", type=_gpus, help="such as 0.5: two trials share a GPU; default its devices")
+    add = parser.add_argument_group("with --executor=ray").add_argument
+    add("--address", help="of the cluster, HOST:PORT; default RAY_ADDRESS, or the cluster of this machine")
+    add("--wait", type=count, help="seconds for the cluster to get a node that can hold a trial; default 60")
     add_slurm(parser.add_argument_group("with --executor=slurm").add_argument)
 
 
@@ -59,6 +66,8 @@ def executor_of(
             raise UserError("--gpus-per-trial is a share, and SLURM deals out whole GPUs\ngive 1 or more")
         slurm = slurm_of(options, gpus=str(int(gpus)) if gpus else None)
         return SlurmJobs(folder.path / JOBS, sweep, slurm, options.jobs or len(checked))
+    if options.executor == "ray":
+        return _ray(options, folder, len(checked), options.gpus_per_trial or devices * on_gpu, devices)
     names = visible_gpus() if on_gpu else []
     each = options.gpus_per_trial or float(devices)
     jobs = options.jobs or min(len(checked), jobs_by_default(names, each if names else devices))
@@ -66,10 +75,33 @@ def executor_of(
     return Local(jobs, names, each, threads)
 
 
+def _ray(
+    options: argparse.Namespace, folder: SweepFolder, trials: int, gpus: float, devices: int
+) -> Executor:
+    from v1lit.sweep.ray_tasks import RayTasks
+
+    address, threads = options.address or os.environ.get("RAY_ADDRESS") or "auto", options.threads or 1
+    if address != "auto" and not re.fullmatch(r"[^/]+:\d+", address):
+        raise UserError(
+            f"--address is {address!r}; give HOST:PORT of a Ray cluster, or auto for the one here"
+        )
+    jobs, wait = options.jobs or trials, options.wait or SECONDS_TO_GROW
+    tasks = RayTasks(folder.path, address, jobs, threads * devices, gpus, threads, wait)
+    if not options.dry_run:
+        try:
+            tasks.connect()
+        except ExecutorError as error:
+            raise UserError(str(error)) from error
+    return tasks
+
+
 def refuse_others(options: argparse.Namespace, folder: SweepFolder) -> None:
     """Raise UserError for options of another executor, and where another one may still run trials."""
     from v1lit.sweep.slurm import has_jobs
 
+    if options.executor != "ray" and (options.address or options.wait):
+        flag = "--address" if options.address else "--wait"
+        raise UserError(f"{flag} says something of a Ray cluster\ngive --executor=ray as well")
     if options.executor == "slurm":
         if options.threads:
             raise UserError("--threads goes with other executors; for SLURM give --cpus-per-task=N")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -72,3 +73,15 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Give back what was taken to run trials."""
+
+
+def end_all(running: Sequence[Running]) -> None:
+    """Have trials save and end, and kill those that do not in time."""
+    for one in running:
+        one.stop()
+    end = time.monotonic() + SECONDS_TO_STOP
+    for one in running:
+        while one.poll() is None:
+            if time.monotonic() >= end:
+                one.kill()
+            time.sleep(POLL)

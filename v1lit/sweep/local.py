@@ -6,12 +6,11 @@ import os
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from v1lit.processes import LAUNCHER, available_cores
-from v1lit.sweep.executor import POLL, SECONDS_TO_STOP, Job
+from v1lit.sweep.executor import Job, end_all
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 THREADS = "OMP_NUM_THREADS"
@@ -100,14 +99,7 @@ class Local:
 
     def close(self) -> None:
         """Have all that still runs save and end, as when the driver itself failed."""
-        for one in self.running:
-            one.stop()
-        end = time.monotonic() + SECONDS_TO_STOP
-        for one in self.running:
-            while one.poll() is None:
-                if time.monotonic() >= end:
-                    one.kill()
-                time.sleep(POLL)
+        end_all(self.running)
 
     def _visible(self, place: int) -> dict[str, str]:
         if not self.gpus:
