@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 IGNORE = -100
 """The label of a token from which nothing is learned, as in `torch.nn.functional.cross_entropy`."""
 
+END = -1
+"""In place of the pointer that ends a run, whose id differs from sequence to sequence, for metrics."""
+
 
 def first_pointers(labels: Tensor, pointer_start: int) -> Tensor:
     """Whether a run of pointers begins: bool `[..., tokens]`, of ids or labels `[..., tokens]`."""

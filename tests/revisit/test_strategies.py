@@ -11,10 +11,11 @@ import torch
 
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.registry import get_backbone, list_backbones
+from v1lit.data.encode.batch import Batch, collate, flatten
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.revisit.config import RevisitConfig
 from v1lit.revisit.registry import list_strategies
-from v1lit.testing.models import inputs, packed_batch, training_batch
+from v1lit.testing.models import inputs, processor, training_batch, training_examples, with_end
 
 FAMILIES = list_backbones()
 CONTROLS = ("random_region", "other_image", "shuffled", "blank_copy", "noise_copy")
@@ -34,7 +35,9 @@ class Case:
         model = PointAndCopyModel.build(BackboneConfig(family), revisit=revisit)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if (parameter.ndim >= 2 and "norm" not in name) or name.startswith("look."):
+                if (parameter.ndim >= 2 and "norm" not in name) or name.startswith(
+                    ("look.", "pointer_head.end")
+                ):
                     parameter.mul_(4.0)
         return model.eval()
 
@@ -43,8 +46,18 @@ CASES = {
     **{name: Case(name) for name in list_strategies()},
     "detached": Case(options={"detach": True}),
     "suppressed": Case(options={"suppress": "trace"}),
+    "ends": Case(options={"end": "pointer"}),
+    "points only, ends": Case("point_only", {"end": "pointer"}),
     **{name: Case(control=name) for name in CONTROLS},
 }
+
+
+def batch_of(case: str, family: str, images: tuple[int, ...] = (1, 0, 2), packed: bool = False) -> Batch:
+    """Examples of the family, whose runs end by a pointer where that is the case's way."""
+    examples = training_examples(family, images)
+    if CASES[case].options.get("end") == "pointer":
+        examples = [with_end(example, family) for example in examples]
+    return flatten(examples) if packed else collate(examples, processor(family).pad_token_id)
 
 
 def test_all_strategies_are_here() -> None:
@@ -55,7 +68,7 @@ def test_all_strategies_are_here() -> None:
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
 def test_decoding_step_by_step_gives_the_states_of_the_teacher_forced_pass(case: str, family: str) -> None:
-    model, batch = CASES[case].build(family), training_batch(family, (1,))
+    model, batch = CASES[case].build(family), batch_of(case, family, (1,))
     ids = batch.input_ids
     whole = model(**inputs(batch)).logits
     begin = ids.shape[1] - 10
@@ -79,7 +92,11 @@ def test_decoding_step_by_step_gives_the_states_of_the_teacher_forced_pass(case:
 @torch.no_grad()
 def test_packed_equals_alone(case: str, family: str) -> None:
     """Of `other_image` the other examples of the batch are what is copied."""
-    model, packed, padded = CASES[case].build(family), packed_batch(family), training_batch(family)
+    model, packed, padded = (
+        CASES[case].build(family),
+        batch_of(case, family, packed=True),
+        batch_of(case, family),
+    )
     together, apart = (
         model(**inputs(batch), labels=batch.labels, reduction="none").loss for batch in (packed, padded)
     )
@@ -89,7 +106,7 @@ def test_packed_equals_alone(case: str, family: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
 def test_a_saved_model_opens_with_its_strategy(case: str, tmp_path: Path) -> None:
-    model, batch = CASES[case].build("qwen2_5_vl"), training_batch("qwen2_5_vl")
+    model, batch = CASES[case].build("qwen2_5_vl"), batch_of(case, "qwen2_5_vl")
     model.save_pretrained(tmp_path)
     opened = PointAndCopyModel.from_pretrained(tmp_path)
     assert opened.strategy == model.strategy
@@ -99,7 +116,7 @@ def test_a_saved_model_opens_with_its_strategy(case: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_weight_that_learns_gets_a_gradient(case: str) -> None:
-    model, batch = CASES[case].build("qwen2_5_vl").train(), training_batch("qwen2_5_vl")
+    model, batch = CASES[case].build("qwen2_5_vl").train(), batch_of(case, "qwen2_5_vl")
     model(**inputs(batch), labels=batch.labels).loss.backward()
     assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
 

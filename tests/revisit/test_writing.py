@@ -61,6 +61,12 @@ POINTERS = "<|copy_1|><|copy_2|><|copy_5|><|copy_6|>"
         (RevisitConfig(), True, f"<region>[0.25, 0.00, 0.75, 1.00]{POINTERS}</region>"),
         (RevisitConfig("point_only"), False, f"<region>{POINTERS}</region>"),
         (RevisitConfig("point_and_copy", {"max_copies": 1}), False, "<region><|copy_1|></region>"),
+        (RevisitConfig(options={"end": "pointer"}), False, f"<region>{POINTERS}<|copy_8|></region>"),
+        (
+            RevisitConfig("point_only", {"end": "pointer", "max_copies": 2, "order": "nearest"}),
+            False,
+            "<region><|copy_1|><|copy_2|><|copy_8|></region>",
+        ),
         (RevisitConfig("coordinates"), False, "<region>[0.25, 0.00, 0.75, 1.00]</region>"),
         (RevisitConfig("coordinates", {"format": "pixels"}), True, "<region>[28, 0, 84, 56]</region>"),
         (

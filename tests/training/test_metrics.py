@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from v1lit.labels import END
 from v1lit.training.metrics import LossMeans, PointingMetrics
 
 pytestmark = pytest.mark.dependencies
@@ -16,8 +17,8 @@ pytestmark = pytest.mark.dependencies
 V = 10
 
 
-def compute(targets: list[int], predictions: list[int]) -> dict[str, float]:
-    metrics = PointingMetrics(V)
+def compute(targets: list[int], predictions: list[int], ends: bool = False) -> dict[str, float]:
+    metrics = PointingMetrics(V, ends)
     metrics.update(torch.tensor(targets), torch.tensor(predictions))
     return {name: float(value) for name, value in metrics.compute().items()}
 
@@ -33,6 +34,21 @@ def test_two_regions_by_hand() -> None:
     assert values["pointer_first_in_region"] == 0.5
     # first run: pointed {4}, and text counts as one patch outside; 1 of {3, 4, 5, outside}; second run: 0
     assert values["region_iou"] == pytest.approx((1 / 4 + 0) / 2)
+
+
+def test_the_end_of_a_run_is_neither_a_pointer_nor_text() -> None:
+    #          text  region {3,4}  end  text  region {7}  end
+    targets = [1, V + 3, V + 4, END, 2, V + 7, END]
+    predictions = [1, V + 3, END, END, 2, V + 7, V + 7]
+    values = compute(targets, predictions, ends=True)
+    assert values["end_accuracy"] == 0.5
+    assert values["text_accuracy"] == 1.0
+    assert values["pointer_accuracy"] == pytest.approx(2 / 3)
+    assert values["pointer_first_accuracy"] == values["pointer_first_in_region"] == 1.0
+    # first run: an end counts as one patch outside; 1 of {3, 4, outside}; second run: 1
+    assert values["region_iou"] == pytest.approx((1 / 3 + 1) / 2)
+    without = compute([target for target in targets if target != END], [1, V + 3, END, 2, V + 7])
+    assert without == {name: value for name, value in values.items() if name != "end_accuracy"}
 
 
 def test_nothing_to_count_is_nan() -> None:

@@ -116,6 +116,30 @@ def test_resumed_weights_equal_those_of_a_run_that_never_stopped(
         assert torch.equal(value, expected[name]), name
 
 
+def test_the_vectors_that_a_strategy_learns_are_resumed(
+    make_data: Any, make_module: Any, make_trainer: Any, tmp_path: Path
+) -> None:
+    """The input of all pointers and the end of a run, with what the optimizer remembers of them."""
+    revisit = RevisitConfig("point_only", {"end": "pointer"})
+
+    class Save(Callback):
+        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+            if trainer.global_step == 2:
+                trainer.save_checkpoint(tmp_path / "2.ckpt")
+
+    whole, resumed = make_module(revisit=revisit), make_module(revisit=revisit)
+    make_trainer(max_steps=4, callbacks=[Save()]).fit(whole, datamodule=make_data(revisit=revisit))
+    make_trainer(max_steps=4).fit(
+        resumed, datamodule=make_data(revisit=revisit), ckpt_path=tmp_path / "2.ckpt", weights_only=True
+    )
+    saved = torch.load(tmp_path / "2.ckpt", weights_only=True)["state_dict"]
+    expected = weights(whole)
+    for name, value in weights(resumed).items():
+        assert torch.equal(value, expected[name]), name
+    for name in ("look.weight", "pointer_head.end_key.weight", "pointer_head.end_input.weight"):
+        assert not torch.equal(expected[name], saved["model." + name]), name
+
+
 def test_a_checkpoint_opens_without_running_code(
     make_data: Any, make_module: Any, make_trainer: Any, tmp_path: Path
 ) -> None:
@@ -175,6 +199,25 @@ def test_a_loss_of_regions_is_logged_where_the_strategy_has_one(
         for row in rows:
             if row.get(f"{split}/loss"):
                 assert float(row[f"{split}/loss"]) == pytest.approx(sum(float(row[part]) for part in parts))
+
+
+def test_how_well_ends_are_predicted_is_logged_where_they_are_a_choice(
+    make_data: Any, make_module: Any, make_trainer: Any, tmp_path: Path
+) -> None:
+    options = trainer_defaults(tmp_path)
+    options["callbacks"] = options["callbacks"][:-1]  # no progress bar
+    revisit = RevisitConfig(options={"end": "pointer"})
+    make_trainer(
+        max_epochs=1, log_every_n_steps=2, gradient_clip_val=1.0, enable_checkpointing=True, **options
+    ).fit(make_module(revisit=revisit), datamodule=make_data(revisit=revisit))
+    with (tmp_path / "csv" / "metrics.csv").open() as file:
+        logged = {name for row in csv.DictReader(file) for name, value in row.items() if value}
+    listed = {
+        *names_in_training(PointerConfig(), ends=True),
+        *names_in_validation(PointerConfig(), ends=True),
+    }
+    assert {"train/end_accuracy", "val/forced_end_accuracy"} <= logged
+    assert logged - listed == {"epoch", "step"}
 
 
 def test_everything_promised_is_logged(

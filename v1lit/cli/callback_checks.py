@@ -66,9 +66,11 @@ def check_callbacks(trainer: Trainer, module: V1Module) -> None:
         return
     pointer = module.pointer_config
     skips = module.on_nonfinite == "skip"
-    regions = _learns_regions(module)
-    training = names_in_training(pointer, module.verify_loss > 0, skips, regions)
-    validation = names_in_validation(pointer, regions)
+    validation = _validation_names(module)
+    strategy = make_strategy(module.revisit_config)
+    training = names_in_training(
+        pointer, module.verify_loss > 0, skips, strategy.regions_weight > 0, strategy.ends
+    )
     rates = any(isinstance(callback, LearningRateMonitor) for callback in callbacks)
     for callback, name in _watched(callbacks):
         if name in (*training, *validation) or (rates and name.startswith("lr-")):
@@ -89,7 +91,7 @@ def check_validation(trainer: Trainer, module: V1Module, has_val: bool) -> None:
     why = "trainer.limit_val_batches is 0" if has_val else "the source has no validation examples"
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     for callback, name in _watched(callbacks):
-        if name in names_in_validation(module.pointer_config, _learns_regions(module)):
+        if name in _validation_names(module):
             raise UserError(
                 f"trainer.callbacks: {type(callback).__name__} watches {name!r}, but nothing is "
                 f"validated: {why}\n"
@@ -97,8 +99,9 @@ def check_validation(trainer: Trainer, module: V1Module, has_val: bool) -> None:
             )
 
 
-def _learns_regions(module: V1Module) -> bool:
-    return make_strategy(module.revisit_config).regions_weight > 0
+def _validation_names(module: V1Module) -> list[str]:
+    strategy = make_strategy(module.revisit_config)
+    return names_in_validation(module.pointer_config, strategy.regions_weight > 0, strategy.ends)
 
 
 def _check_first_log(trainer: Trainer, callback: Callback, name: str) -> None:

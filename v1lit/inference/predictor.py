@@ -162,15 +162,17 @@ class Predictor:
         stop = self.processor.stop_token_id
         if stop in ids:
             ids = ids[: ids.index(stop)]
-        if not self.model.strategy.points:  # pointers were put in then, not generated
-            ids = [token for token in ids if token < self.processor.pointer_start]
+        start, points = self.processor.pointer_start, self.model.strategy.points
+        # Without pointing they were put in, not generated; the one behind the last patch's ends a run.
+        behind = start + sum(map(len, patch_maps)) if points else start
+        ids = [token for token in ids if token < behind]
         text = self.processor.decode(ids)
         answers = find_answers(text, unfinished=True)
         return Prediction(
             text=text,
             answer=answers[-1].strip() if answers else None,
             trace=parse_trace(text).trace,
-            pointers=pointer_runs(ids, self.processor.pointer_start),
+            pointers=pointer_runs(ids, start),
             patch_maps=patch_maps,
         )
 

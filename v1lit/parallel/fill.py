@@ -102,7 +102,7 @@ def start_pointer(model: PointAndCopyModel, device: Device) -> None:
     """
     with torch.random.fork_rng(devices=[]):
         hidden = model.config.get_text_config().hidden_size
-        head = PointerHead(hidden, model.pointer_options)
+        head = PointerHead(hidden, model.pointer_options, model.strategy.ends)
         look = model.strategy.learned(hidden)
     head.init_weights(model.pointer_std)
     fresh: dict[str, nn.Module] = {HEAD: head}

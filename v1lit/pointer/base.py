@@ -72,8 +72,8 @@ class PointAndCopyBase(PreTrainedModel):
         """Kernel that attends inside the segments of packed rows; see `v1lit.backbones.attention`."""
         self.pointer_options = config.pointer_options
         hidden = config.get_text_config().hidden_size
-        self.pointer_head = PointerHead(hidden, self.pointer_options)
         self.strategy = make_strategy(config.revisit_options)
+        self.pointer_head = PointerHead(hidden, self.pointer_options, self.strategy.ends)
         self.look = self.strategy.learned(hidden)
         self.post_init()
 

@@ -8,16 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from v1lit.pointer.config import PointerConfig
+from v1lit.revisit.constant import Constant
 
 
 class PointerHead(nn.Module):
     """Scores image tokens from the last hidden state: `(W_q h + b_q) . (W_k k + b_k) / sqrt(hidden)`.
 
     The scale uses the backbone's hidden size whatever the width of the projections.
-    Source: jun297/v1, v1/modeling_v1.py, lines 50-69 and 318-375.
+    With `ends` there is one key more, which is learned itself: the end of a run of pointers, with the vector
+    that stands at its input. Source: jun297/v1, v1/modeling_v1.py, lines 50-69 and 318-375; the end: "no more
+    points" of MolmoPoint, arXiv 2603.28069.
     """
 
-    def __init__(self, hidden_size: int, config: PointerConfig) -> None:
+    def __init__(self, hidden_size: int, config: PointerConfig, ends: bool = False) -> None:
         super().__init__()
         width = config.width or hidden_size
         self.scale = 1.0 / math.sqrt(hidden_size)
@@ -25,6 +28,8 @@ class PointerHead(nn.Module):
         self.query = nn.Linear(hidden_size, width)
         self.key = None if config.tie_heads else nn.Linear(hidden_size, width)
         self.gate = nn.Linear(hidden_size, 1, bias=False) if config.gate else None
+        self.end_key = Constant(width) if ends else None
+        self.end_input = Constant(hidden_size) if ends else None
         self.identity_init = config.identity_init
 
     def init_weights(self, std: float) -> None:
@@ -43,6 +48,9 @@ class PointerHead(nn.Module):
             nn.init.zeros_(projection.bias)
         if self.gate is not None:
             nn.init.zeros_(self.gate.weight)
+        for constant in (self.end_key, self.end_input):
+            if constant is not None:
+                constant.init_weights(std)
 
     def project_queries(self, states: Tensor) -> Tensor:
         """`[..., hidden]` -> `[..., width]`."""

@@ -6,6 +6,7 @@ sent back as indices. So no later step has to ask the device how many of somethi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -15,8 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from v1lit.backbones.segments import Segments, send
-from v1lit.labels import IGNORE, first_pointers
+from v1lit.labels import END, IGNORE, first_pointers
 from v1lit.pointer.region_loss import RegionTargets
+from v1lit.revisit.constant import Constant
 from v1lit.revisit.controls import sequence_seeds
 
 
@@ -37,9 +39,13 @@ class TokenLayout:
     visual: Tensor
     """`[visual]`: token indices of image tokens and pointers."""
     sources: Tensor
-    """`[visual]`: index of the image token whose embedding stands at each of `visual`."""
+    """`[visual]`: index of the image token whose embedding stands at each of `visual`; that of the choice,
+    through all sequences, where it is a pointer."""
     copied: Tensor
     """`[visual]`: whether each of `visual` is a pointer."""
+    choices: tuple[int, ...]
+    """What pointers of each sequence can choose from: its image tokens and, where that is a choice and it has
+    any, the end of a run, which stands behind them."""
     seeds: tuple[int, ...] = ()
     """A number for each sequence, from which a control draws what is copied; empty without a control."""
 
@@ -51,10 +57,12 @@ class TokenLayout:
         pointer_start: int,
         segments: Segments | None = None,
         seeded: bool = False,
+        ends: bool = False,
     ) -> TokenLayout:
         """The layout of `input_ids` `[batch, tokens]`, `[1, tokens]` where there are segments.
 
-        Raises ValueError for a pointer to an image token that its sequence does not have.
+        With `ends` a pointer behind the last image token of a sequence is the end of a run. Raises ValueError
+        for a pointer to an image token that its sequence does not have.
         """
         ids, device = input_ids.cpu(), input_ids.device
         if segments is None:
@@ -64,7 +72,8 @@ class TokenLayout:
         is_image, is_pointer = ids == image_token_id, ids >= pointer_start
         sequences = len(ids) if segments is None else len(segments.lengths)
         counts = torch.bincount(sequence[is_image], minlength=sequences)
-        copied = _copied(ids - pointer_start, is_pointer, sequence, counts)
+        choices = counts + (counts > 0) if ends else counts
+        copied = _copied(ids - pointer_start, is_pointer, sequence, counts, choices)
         own = is_image.flatten().cumsum(0).view_as(ids) - 1
         visual = is_image | is_pointer
         return cls(
@@ -74,15 +83,38 @@ class TokenLayout:
             send(_token_indices(visual), device),
             send(torch.where(is_pointer, copied, own)[visual], device),
             send(is_pointer[visual], device),
+            tuple(choices.tolist()),
             sequence_seeds(ids, is_image, sequence, counts.tolist()) if seeded else (),
         )
 
     @cached_property
     def mask(self) -> Tensor:
         """`[sequences, pointers]`: whether a sequence has a j-th image token."""
-        counts = torch.tensor(self.counts)
-        mask = torch.arange(max(self.counts, default=0))[None] < counts[:, None]
+        return self._mask(self.counts)
+
+    @cached_property
+    def choice_mask(self) -> Tensor:
+        """`[sequences, pointers]`: whether a sequence has a j-th choice."""
+        return self._mask(self.choices)
+
+    @cached_property
+    def ends(self) -> Tensor:
+        """`[choices]`: index of the image token that each choice is, or of one behind all: the end."""
+        places, first, total = [torch.empty(0, dtype=torch.long)], 0, sum(self.counts)
+        for count, choices in zip(self.counts, self.choices, strict=True):
+            places.append(F.pad(torch.arange(first, first + count), (0, choices - count), value=total))
+            first += count
+        return send(torch.cat(places), self.images.device)
+
+    def _mask(self, counts: Sequence[int]) -> Tensor:
+        mask = torch.arange(max(counts, default=0))[None] < torch.tensor(counts)[:, None]
         return send(mask, self.images.device)
+
+    def with_ends(self, values: Tensor, end: Constant | None) -> Tensor:
+        """`[choices, width]`: `[image_tokens, width]`, each sequence's followed by the end, if any."""
+        if end is None:
+            return values
+        return torch.cat([values, end(values.new_empty(1, values.shape[1]))]).index_select(0, self.ends)
 
     def check(self, values: Tensor) -> Tensor:
         """`[image_tokens, width]`: the values as they are.
@@ -99,9 +131,11 @@ class TokenLayout:
 
     def pad(self, flat: Tensor) -> Tensor:
         """`[image_tokens, width]` -> `[sequences, pointers, width]`, with zeros after a sequence's last."""
-        padded = flat.new_zeros(*self.mask.shape, flat.shape[-1])
-        padded[self.mask] = flat
-        return padded
+        return _padded(flat, self.mask)
+
+    def pad_choices(self, flat: Tensor) -> Tensor:
+        """The same of `[choices, width]`."""
+        return _padded(flat, self.choice_mask)
 
 
 @dataclass(frozen=True)
@@ -116,19 +150,26 @@ class Targets:
     """`[positions]`: whether that is the first pointer of a run."""
     positions: tuple[int, ...]
     """Supervised positions of each sequence."""
+    ends: Tensor | None = None
+    """`[positions]`: the id that ends a run of the sequence of each, where that is a choice of pointers."""
     regions: RegionTargets | None = None
     """The regions whose patches are learned each by itself, where a strategy wants that."""
 
+    def marked(self, ids: Tensor) -> Tensor:
+        """Labels or predictions `[positions]`, `END` in place of the ids that end a run."""
+        return ids if self.ends is None else ids.masked_fill(ids == self.ends, END)
+
     def part(self, some: slice) -> Targets:
         """The targets at some positions, from `some.start` to `some.stop`."""
-        ends = accumulate(self.positions)
+        stops = accumulate(self.positions)
         overlaps = (
             min(end, some.stop) - max(end - count, some.start)
-            for end, count in zip(ends, self.positions, strict=True)
+            for end, count in zip(stops, self.positions, strict=True)
         )
         counts = tuple(max(0, overlap) for overlap in overlaps)
         regions = None if self.regions is None else self.regions.part(some)
-        return Targets(self.tokens[some], self.labels[some], self.first[some], counts, regions)
+        ends = None if self.ends is None else self.ends[some]
+        return Targets(self.tokens[some], self.labels[some], self.first[some], counts, ends, regions)
 
     @classmethod
     def of(
@@ -143,7 +184,9 @@ class Targets:
         follows = sequence[:, 1:] == sequence[:, :-1]
         supervised = (labels[:, 1:] != IGNORE) & follows
         owners = sequence[:, 1:][supervised]
-        regions = None
+        ends = regions = None
+        if layout.choices != layout.counts:
+            ends = send(pointer_start + torch.tensor(layout.counts)[owners], device)
         if input_ids is not None:
             regions = RegionTargets.of(input_ids.cpu(), labels, sequence, pointer_start)
         return cls(
@@ -151,8 +194,15 @@ class Targets:
             send(labels[:, 1:][supervised], device),
             send(first_pointers(labels, pointer_start)[:, 1:][supervised], device),
             tuple(torch.bincount(owners, minlength=len(layout.counts)).tolist()),
+            ends,
             regions,
         )
+
+
+def _padded(flat: Tensor, mask: Tensor) -> Tensor:
+    padded = flat.new_zeros(*mask.shape, flat.shape[-1])
+    padded[mask] = flat
+    return padded
 
 
 def _token_indices(chosen: Tensor) -> Tensor:
@@ -160,18 +210,17 @@ def _token_indices(chosen: Tensor) -> Tensor:
     return chosen.flatten().nonzero()[:, 0]
 
 
-def _copied(pointed: Tensor, is_pointer: Tensor, sequence: Tensor, counts: Tensor) -> Tensor:
-    """`[batch, tokens]`: index through all sequences of the image token that each pointer points at.
+def _copied(pointed: Tensor, is_pointer: Tensor, sequence: Tensor, counts: Tensor, choices: Tensor) -> Tensor:
+    """`[batch, tokens]`: index through all sequences of what each pointer chooses.
 
     Raises ValueError for a pointer to an image token that its sequence does not have.
     """
-    limits = counts[sequence]
-    missing = is_pointer & (pointed >= limits)
+    missing = is_pointer & (pointed >= choices[sequence])
     if bool(missing.any()):
         row, token = missing.nonzero()[0].tolist()
         raise ValueError(
             f"row {row}, position {token}: pointer to image token {int(pointed[row, token])}, "
-            f"but its sequence has {int(limits[row, token])}"
+            f"but its sequence has {int(counts[sequence[row, token]])}"
         )
-    starts = torch.tensor(list(accumulate(counts.tolist()[:-1], initial=0)))
+    starts = torch.tensor(list(accumulate(choices.tolist()[:-1], initial=0)))
     return starts[sequence] + pointed

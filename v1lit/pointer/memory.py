@@ -12,7 +12,7 @@ from v1lit.pointer.layout import TokenLayout
 
 @dataclass
 class PointerMemory:
-    """Keys, values and mask of the image tokens of every row, kept beside the KV cache while decoding.
+    """Keys, values and mask of what a row's pointers choose from, kept beside the KV cache while decoding.
 
     Source: jun297/v1, v1/modeling_v1.py, lines 250-258 and 326-355, as two further layers of the cache.
     """
@@ -20,9 +20,9 @@ class PointerMemory:
     keys: Tensor
     """`[batch, pointers, width]`: projected keys."""
     values: Tensor
-    """`[batch, pointers, hidden]`: what stands at the input of a pointer to each image token."""
+    """`[batch, pointers, hidden]`: what stands at the input of a pointer to each."""
     mask: Tensor
-    """`[batch, pointers]`: whether a row has that image token."""
+    """`[batch, pointers]`: whether a row has that choice."""
 
 
 def embed_with_copies(
@@ -32,7 +32,7 @@ def embed_with_copies(
 
     `text` holds the embeddings of the text tokens, `values` `[image_tokens, hidden]` those of the image
     tokens of all sequences in order. Image tokens get their own value, pointers a copy of the one that they
-    point at, or its row of `copies` `[image_tokens, hidden]` where these are others. Source: jun297/v1,
+    point at, or their row of `copies` `[choices, hidden]` where these are others. Source: jun297/v1,
     v1/modeling_v1.py, lines 98-121 and 207-220.
     """
     sources = layout.sources

@@ -112,8 +112,8 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
         return self._point(decoded, self._memory(keys, copies, layout), logits_to_keep)
 
     def _memory(self, keys: Tensor, copies: Tensor, layout: TokenLayout) -> PointerMemory:
-        mask = layout.mask if self.strategy.points else torch.zeros_like(layout.mask)
-        return PointerMemory(layout.pad(keys), layout.pad(copies), mask)
+        mask = layout.choice_mask if self.strategy.points else torch.zeros_like(layout.choice_mask)
+        return PointerMemory(layout.pad_choices(keys), layout.pad_choices(copies), mask)
 
     def _decode(self, **inputs: Any) -> Any:
         decoder = self.backbone.get_decoder()
@@ -169,7 +169,7 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
         keys = self._keys(states, values, layout)
         hidden = states.flatten(0, 1).index_select(0, own.tokens)
         queries = self.pointer_head.project_queries(hidden)
-        pointers = Pointers(queries, keys, own.positions, layout.counts, self.pointer_head.scale)
+        pointers = Pointers(queries, keys, own.positions, layout.choices, self.pointer_head.scale)
         options, weights = loss_options(pointer), position_weights(own, pointer)
         gate = self.pointer_head.gate_values(hidden)
 
@@ -190,11 +190,12 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
             terms = add_regions(terms, each, own.regions, reduction, of_regions)
         if share is not None:
             terms = share.total(terms, targets.labels)
+        terms.predictions = targets.marked(terms.predictions)
         return PointAndCopyOutput(
             loss=terms.loss,
             losses=terms.means(pointer.z_weight),
             terms=terms,
-            targets=targets.labels,
+            targets=targets.marked(targets.labels),
             verified=verified,
         )
 
@@ -203,10 +204,10 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
         return Targets.of(labels, layout, self.config.pointer_start, with_regions)
 
     def _keys(self, states: Tensor, values: Tensor, layout: TokenLayout) -> Tensor:
-        """`[image_tokens, width]`: keys of the image tokens of all sequences in order."""
+        """`[choices, width]`: keys of the choices of all sequences in order."""
         if self.pointer_options.key_source == "hidden":
             values = states.flatten(0, 1).index_select(0, layout.images)
-        return self.pointer_head.project_keys(values)
+        return layout.with_ends(self.pointer_head.project_keys(values), self.pointer_head.end_key)
 
     def _encode(self, image_inputs: dict[str, Tensor], like: Tensor) -> Tensor:
         """`[image_tokens, hidden]`: input embeddings of the image tokens, in the type of `like`."""
@@ -221,11 +222,12 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
         return blank[:0].to(like.dtype)
 
     def _copies(self, values: Tensor, layout: TokenLayout) -> Tensor:
-        """`[image_tokens, hidden]`: what stands at the input of a pointer to each image token."""
+        """`[choices, hidden]`: what stands at the input of a pointer to each choice."""
         copies = self.strategy.copies(values, self.look)
-        if not self.is_controlled:
-            return copies
-        return control(self.config.revisit_options.control, copies, layout.counts, layout.seeds, self._blank)
+        if self.is_controlled:
+            name = self.config.revisit_options.control
+            copies = control(name, copies, layout.counts, layout.seeds, self._blank)
+        return layout.with_ends(copies, self.pointer_head.end_input)
 
     @property
     def is_controlled(self) -> bool:
@@ -243,7 +245,7 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
 
     def _layout(self, input_ids: Tensor, segments: Segments | None = None) -> TokenLayout:
         start, image = self.config.pointer_start, self.config.image_token_id
-        return TokenLayout.of(input_ids, image, start, segments, seeded=self.is_controlled)
+        return TokenLayout.of(input_ids, image, start, segments, self.is_controlled, self.strategy.ends)
 
     def _without_pointers(self, input_ids: Tensor) -> Tensor:
         """`[batch, tokens]`: ids with text in place of pointers, which count as one text token for positions.

@@ -26,7 +26,8 @@ class PointAndCopyOutput(ModelOutput):
     terms: PointerLoss | None = None
     """The losses as sums and counts, for exact averages over several batches; and predictions."""
     targets: Tensor | None = None
-    """`[positions]`: labels of the supervised positions, in row-major order."""
+    """`[positions]`: labels of the supervised positions, in row-major order; `labels.END` where a run
+    ends, here and in the predictions of `terms`."""
     verified: float | None = None
     """Largest relative error of the loss or a gradient, where it was compared with the reference."""
     cache: Cache | None = None

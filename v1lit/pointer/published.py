@@ -29,6 +29,7 @@ from v1lit.backbones.weight_files import read_headers, read_json, weight_files
 from v1lit.files import aside, write_atomically
 from v1lit.paths import expand_path
 from v1lit.pointer.model_config import PointAndCopyConfig
+from v1lit.revisit.registry import make_strategy
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -127,6 +128,11 @@ def refuse_unpublishable(config: PointAndCopyConfig) -> None:
     if config.family != "qwen2_5_vl":
         raise ValueError(
             f"the published layout holds Qwen2.5-VL only; this model's backbone is {config.family}"
+        )
+    if make_strategy(config.revisit_options).ends:
+        raise ValueError(
+            "the published layout has no place for the end of a run as a choice of the pointer head "
+            "(revisit.options.end: pointer); export without it"
         )
     options = config.pointer_options
     if options.label_smoothing not in (0.0, 0.1):

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from v1lit.errors import check_fields
+from v1lit.errors import OptionError, check_fields
 from v1lit.grounding.region import Region
 from v1lit.revisit.point_and_copy import PointAndCopy
-from v1lit.revisit.strategy import EncodeText, RegionWriter
+from v1lit.revisit.strategy import GROUP, EncodeText, RegionWriter
 from v1lit.revisit.suppression import last_run, pointed_at
 
 
@@ -37,6 +37,9 @@ class MultiPatch(PointAndCopy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.ends:
+            why = "the patches over the threshold follow a region's first pointer, and then the run is over"
+            raise OptionError("end", self.end, why, GROUP)
         check_fields(self, ["threshold"], lambda share: 0 < share < 1, "it must lie in (0, 1)")
         check_fields(self, ["weight"], lambda weight: weight > 0, "it must be positive")
 

@@ -13,6 +13,7 @@ from v1lit.grounding.markup import REGION, REGION_END
 from v1lit.grounding.patch_map import region_tokens
 from v1lit.grounding.region import Region, format_box
 from v1lit.revisit.copy_order import in_order
+from v1lit.revisit.run_ends import RunEnds
 from v1lit.revisit.strategy import GROUP, EncodeText, LookModule, RegionWriter, Strategy
 from v1lit.revisit.suppression import Suppression
 
@@ -36,11 +37,19 @@ class PointAndCopy(Strategy):
     written, or all that were pointed at before. Training stays as it is: where a patch belongs to several
     regions of an example, labels of teacher forcing contradict `trace`."""
 
+    end: Literal["text", "pointer"] = "text"
+    """What ends a run: the text behind it, or one choice more of the pointer head, "no more points". Source:
+    MolmoPoint, arXiv 2603.28069."""
+
     GROUP: ClassVar[str] = GROUP
 
     def __post_init__(self) -> None:
         check_choices(self)
         check_least(self, 1, "max_copies")
+
+    @property
+    def ends(self) -> bool:
+        return self.end == "pointer"
 
     def write_region(self, sequence: RegionWriter, name: str, region: Region, learn: bool) -> None:
         before = REGION
@@ -49,6 +58,8 @@ class PointAndCopy(Strategy):
         sequence.add_text(before, learn)
         tokens = in_order(sequence.patch_maps, region, region_tokens(sequence.patch_maps, region), self.order)
         self.write_pointers(sequence, name, region, tokens[: self.max_copies], learn)
+        if self.ends and tokens:
+            sequence.add_end(learn)
         sequence.add_text(REGION_END, learn)
 
     def write_pointers(
@@ -63,6 +74,10 @@ class PointAndCopy(Strategy):
     def steering(
         self, pointer_start: int, image_token_id: int, encode_text: EncodeText | None
     ) -> list[LogitsProcessor]:
-        if self.suppress == "none":
-            return []
-        return [Suppression(pointer_start, within_run=self.suppress == "region")]
+        steering: list[LogitsProcessor] = []
+        if self.suppress != "none":
+            spared = image_token_id if self.ends else None
+            steering.append(Suppression(pointer_start, self.suppress == "region", spared))
+        if self.ends:
+            steering.append(RunEnds(pointer_start, image_token_id))
+        return steering

@@ -69,6 +69,9 @@ class RegionWriter(Protocol):
     def add_cut(self, cut: Cut) -> None:
         """Append a part of an image as a further image."""
 
+    def add_end(self, learn: bool) -> None:
+        """Append the end of a run of pointers, for a strategy that has `ends`, and learn it or not."""
+
     def put_in(self, tokens: Sequence[int]) -> None:
         """Append these image tokens once more, as pointers that are never learned."""
 
@@ -77,8 +80,8 @@ class Strategy(ABC):
     """A way to look at the image again: a dataclass whose fields are its options.
 
     It says how a region becomes tokens and labels (`write_region`), what stands at the input of a pointer
-    (`copies`), what else is learned (`learned`, `regions_weight`), and what a model may generate (`points`,
-    `steering`, `beams`). Training and generation use the same object.
+    (`copies`), what else is learned (`learned`, `regions_weight`, `ends`), and what a model may generate
+    (`points`, `steering`, `beams`). Training and generation use the same object.
     """
 
     points: ClassVar[bool] = True
@@ -90,6 +93,11 @@ class Strategy(ABC):
     def regions_weight(self) -> float:
         """Weight of a loss that learns each patch of a region by itself, where its first is predicted."""
         return 0.0
+
+    @property
+    def ends(self) -> bool:
+        """Whether the pointer head has one choice more: the end of a run, with a learned key and input."""
+        return False
 
     @abstractmethod
     def write_region(self, sequence: RegionWriter, name: str, region: Region, learn: bool) -> None:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from v1lit.revisit.run_ends import end_ids
+
 
 class Suppression(LogitsProcessor):
     """Takes pointers of the ids so far, and nothing else, out of what may come next.
@@ -13,14 +15,20 @@ class Suppression(LogitsProcessor):
     Args:
         pointer_start: id of the first pointer.
         within_run: only pointers of the run that the ids end with, not those of all the sequence.
+        image_token_id: of images, where a pointer can be the end of a run, which is never taken out.
     """
 
-    def __init__(self, pointer_start: int, within_run: bool) -> None:
+    def __init__(self, pointer_start: int, within_run: bool, image_token_id: int | None = None) -> None:
         self.pointer_start, self.within_run = pointer_start, within_run
+        self.image_token_id = image_token_id
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """`[rows, classes]`: scores of the ids that may follow `input_ids` `[rows, tokens]`."""
         before = last_run(input_ids, self.pointer_start) if self.within_run else input_ids
+        if self.image_token_id is not None:
+            before = before.masked_fill(
+                before == end_ids(input_ids, self.pointer_start, self.image_token_id), 0
+            )
         return scores.masked_fill(pointed_at(before, self.pointer_start, scores), -torch.inf)
 
 

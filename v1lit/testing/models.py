@@ -83,6 +83,19 @@ def with_pointers(example: Encoded, family: str, seed: int = 0) -> Encoded:
     )
 
 
+def with_end(example: Encoded, family: str) -> Encoded:
+    """The example with the end of a run, as a choice of the pointer head, behind its last pointer."""
+    end = processor(family).pointer_start + sum(map(len, example.patch_maps))
+    places = (example.labels >= processor(family).pointer_start).nonzero()[-1:, 0] + 1
+
+    def put_in(ids: torch.Tensor) -> torch.Tensor:
+        return torch.cat([ids[: int(places)], ids.new_tensor([end]), ids[int(places) :]])
+
+    if not len(places):
+        return example
+    return replace(example, input_ids=put_in(example.input_ids), labels=put_in(example.labels))
+
+
 def training_examples(family: str, images: tuple[int, ...] = (1, 0, 2)) -> list[Encoded]:
     """Prompts with these numbers of images and answers to learn."""
     return [with_pointers(example, family, seed) for seed, example in enumerate(mixed(family, images))]

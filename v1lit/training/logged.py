@@ -15,6 +15,7 @@ POINTING = (
     "region_iou",
     "text_accuracy",
 )
+END_ACCURACY = "end_accuracy"
 GRADIENT_NORM, LEARNING_RATE = "train/gradient_norm", "train/learning_rate"
 LOSS_ERROR, SKIPPED = "train/loss_error", "train/skipped_batches"
 RATES = (
@@ -42,14 +43,23 @@ def loss_part(split: str, part: str) -> str:
     return f"{split}{LOSS}_{part}"
 
 
+def pointing(ends: bool) -> list[str]:
+    """Names of how well a model points; with `ends`, one whose runs end by a choice of the pointer head."""
+    return [*POINTING, *([END_ACCURACY] if ends else [])]
+
+
 def now_and_then() -> list[str]:
     """What is logged every `trainer.log_every_n_steps` steps, not with every batch."""
-    steps = [GRADIENT_NORM, LEARNING_RATE, *(TRAIN + name for name in POINTING)]
+    steps = [GRADIENT_NORM, LEARNING_RATE, *(TRAIN + name for name in pointing(ends=True))]
     return [*steps, *RATES, MFU, FLOPS, *ON_THE_LINE[1:]]
 
 
 def names_in_training(
-    pointer: PointerConfig, verified: bool = False, skips: bool = False, regions: bool = False
+    pointer: PointerConfig,
+    verified: bool = False,
+    skips: bool = False,
+    regions: bool = False,
+    ends: bool = False,
 ) -> list[str]:
     """What such a pointer logs while it trains.
 
@@ -58,6 +68,7 @@ def names_in_training(
         verified: as `verify_loss` of `V1Module`.
         skips: whether batches may be skipped.
         regions: whether the revisit strategy has a loss of regions.
+        ends: whether its runs end by a choice of the pointer head.
     """
     extra = [name for name, there in ((LOSS_ERROR, verified), (SKIPPED, skips)) if there]
     steps = [
@@ -66,13 +77,13 @@ def names_in_training(
         GRADIENT_NORM,
         LEARNING_RATE,
     ]
-    return [*steps, *(TRAIN + name for name in POINTING), *RATES, MFU, FLOPS, *extra, *ON_THE_LINE]
+    return [*steps, *(TRAIN + name for name in pointing(ends)), *RATES, MFU, FLOPS, *extra, *ON_THE_LINE]
 
 
-def names_in_validation(pointer: PointerConfig, regions: bool = False) -> list[str]:
-    """What such a pointer logs after every validation."""
+def names_in_validation(pointer: PointerConfig, regions: bool = False, ends: bool = False) -> list[str]:
+    """What such a pointer logs after every validation; arguments as in `names_in_training`."""
     losses = [VAL + LOSS, *(loss_part(VAL, part) for part in _parts(pointer, regions))]
-    return [*losses, *(VAL_POINTING + name for name in POINTING), *ON_THE_LINE_VAL]
+    return [*losses, *(VAL_POINTING + name for name in pointing(ends)), *ON_THE_LINE_VAL]
 
 
 def _parts(pointer: PointerConfig, regions: bool) -> list[str]:

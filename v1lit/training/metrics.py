@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from v1lit.labels import first_pointers
-from v1lit.training.logged import LOSS_PARTS, POINTING
+from v1lit.labels import END, first_pointers
+from v1lit.training.logged import LOSS_PARTS, pointing
 
 
 class Means(Metric):
@@ -43,10 +43,18 @@ class PointingMetrics(Means):
     - `pointer_first_in_region`: share of runs whose first pointer lies anywhere in the true region
     - `region_iou`: mean over runs of |pointed and true| / |pointed or true|, predicted along the true run
     - `text_accuracy`: share of text tokens that are exactly the true one
+    - `end_accuracy`: share of ends of runs that are predicted, where they are a choice of pointers; they are
+      neither pointers nor text for the others
+
+    Args:
+        pointer_start: id of the first pointer.
+        ends: whether the end of a run is a choice of pointers, `END`.
     """
 
-    def __init__(self, pointer_start: int) -> None:
-        super().__init__(len(POINTING))
+    def __init__(self, pointer_start: int, ends: bool = False) -> None:
+        names = pointing(ends)
+        super().__init__(len(names))
+        self.names = names
         self.pointer_start = pointer_start
 
     def update(self, targets: Tensor, predictions: Tensor) -> None:
@@ -54,10 +62,14 @@ class PointingMetrics(Means):
         is_pointer, right = targets >= self.pointer_start, targets == predictions
         first = first_pointers(targets, self.pointer_start)
         inside, iou = self._regions(targets, predictions, is_pointer, first)
-        sums = [(right & is_pointer).sum(), (right & first).sum(), inside, iou, (right & ~is_pointer).sum()]
+        is_end = targets == END
+        is_text = ~(is_pointer | is_end)
+        sums = [(right & is_pointer).sum(), (right & first).sum(), inside, iou]
+        sums += [(right & is_text).sum(), (right & is_end).sum()]
         runs = first.sum()
-        self.sums += torch.stack([value.double() for value in sums])
-        self.counts += torch.stack([is_pointer.sum(), runs, runs, runs, (~is_pointer).sum()])
+        counts = [is_pointer.sum(), runs, runs, runs, is_text.sum(), is_end.sum()]
+        self.sums += torch.stack([value.double() for value in sums[: len(self.names)]])
+        self.counts += torch.stack(counts[: len(self.names)])
 
     def _regions(
         self, targets: Tensor, predictions: Tensor, is_pointer: Tensor, first: Tensor
@@ -75,7 +87,7 @@ class PointingMetrics(Means):
 
     def compute(self) -> dict[str, Tensor]:
         """The shares by name; nan where nothing was counted."""
-        return dict(zip(POINTING, self.sums / self.counts, strict=True))
+        return dict(zip(self.names, self.sums / self.counts, strict=True))
 
 
 class LossMeans(Means):

@@ -123,8 +123,8 @@ class V1Module(LightningModule):
             model = build(self.backbone_config, self.pointer_config, self.revisit_config)
         self.model = model.train()  # checkpoints open in eval mode, in which gradient checkpointing is off
         start = self.model.config.pointer_start
-        self.train_metrics = PointingMetrics(start)
-        self.val_metrics = PointingMetrics(start)
+        ends = self.model.strategy.ends
+        self.train_metrics, self.val_metrics = PointingMetrics(start, ends), PointingMetrics(start, ends)
         self.val_losses = LossMeans(self.pointer_config.z_weight)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:

@@ -240,6 +240,13 @@ def test_tokens_are_marked_by_what_the_loss_does_with_them() -> None:
     assert pieces[3].color == "#123456"
 
 
+def test_the_end_of_a_run_is_not_written_as_a_patch() -> None:
+    ids = [IMAGE_TOKEN, IMAGE_TOKEN, POINTER_START + 1, POINTER_START + 2, 65]
+    pieces = token_pieces(ids, [False, False, True, True, True], Bytes())  # type: ignore[arg-type]
+    assert [p.text for p in pieces[1:]] == ["<|copy_1|>", "[end]", "A"]
+    assert pieces[2].mark == "pointer"
+
+
 def test_the_tokens_of_one_character_are_one_piece() -> None:
     ids = [*"é你".encode(), 65, 0xFF]
     pieces = token_pieces(ids, [True] * len(ids), Bytes())  # type: ignore[arg-type]

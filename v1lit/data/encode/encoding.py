@@ -47,7 +47,7 @@ class Encoded:
 
     id: str
     input_ids: Tensor
-    """`[tokens]`; `pointer_start + j` points to the example's image token j."""
+    """`[tokens]`; `pointer_start + j` points to the example's image token j, or ends a run: see `add_end`."""
     labels: Tensor
     """`[tokens]`, -100 where nothing is learned; not shifted."""
     image_inputs: dict[str, Tensor]
@@ -254,6 +254,10 @@ class SequenceBuilder:
             self.regions.append(RegionSpan(name, region, first, len(self.ids)))
         else:
             self.unseen.append(name)
+
+    def add_end(self, learn: bool) -> None:
+        """Append the end of a run: the pointer behind those to all image tokens of the example."""
+        self.add_tokens([self.processor.pointer_start + sum(map(len, self.patch_maps))], learn)
 
     def put_in(self, tokens: Sequence[int]) -> None:
         """Append image tokens once more, as pointers that are never learned."""

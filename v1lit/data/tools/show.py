@@ -185,7 +185,8 @@ def _token_pieces(
     ids = [int(token) for token in encoded.input_ids.tolist()]
     learned = [label != IGNORE for label in encoded.labels.tolist()]
     spans = {k: colors[span.name] for span in encoded.regions for k in range(span.start, span.stop)}
-    pointers = sum(token >= processor.pointer_start for token in ids)
+    end = _end_id(ids, processor)
+    pointers = sum(processor.pointer_start <= token < end for token in ids)
     summary = f"{len(ids)} tokens, {sum(learned)} learned, {pointers} pointers"
     notes = [f"{encoded.cut} tokens cut from the end"] if encoded.cut else []
     notes += [f"no image token sees {', '.join(encoded.unseen)}"] if encoded.unseen else []
@@ -201,10 +202,12 @@ def token_pieces(
 ) -> list[TextRun]:
     """One piece per token, marked `prompt`, `learned`, `pointer` or `given pointer`.
 
-    A run of image tokens is one piece `[image: 36 tokens]`; so are tokens that make a character together.
+    A run of image tokens is one piece `[image: 36 tokens]`; so are tokens that make a character together. A
+    pointer that ends a run is `[end]`.
     `colors` holds the text colour of pointers by their position.
     """
     pieces: list[TextRun] = []
+    run_end = _end_id(ids, processor)
     at = 0
     while at < len(ids):
         end = at + 1
@@ -215,7 +218,8 @@ def token_pieces(
         elif ids[at] >= processor.pointer_start:
             mark = "pointer" if learned[at] else "given pointer"
             color = (colors or {}).get(at, INK)
-            pieces.append(TextRun(processor.decode(ids[at:end]), color=color, mark=mark))
+            text = "[end]" if ids[at] == run_end else processor.decode(ids[at:end])
+            pieces.append(TextRun(text, color=color, mark=mark))
         else:
             # A character can be several tokens; alone, each decodes to the replacement character.
             while "\ufffd" in processor.decode(ids[at:end]) and end < min(at + 8, len(ids)):
@@ -225,3 +229,8 @@ def token_pieces(
             pieces.append(TextRun(processor.decode(ids[at:end]), mark="learned" if learned[at] else "prompt"))
         at = end
     return pieces
+
+
+def _end_id(ids: Sequence[int], processor: Processor) -> int:
+    """The id behind the pointers to all image tokens of a sequence: that of the end of a run."""
+    return processor.pointer_start + ids.count(processor.image_token_id)

@@ -21,7 +21,7 @@ class Pointers:
     queries: Tensor
     """`[positions, width]`"""
     keys: Tensor
-    """`[image_tokens, width]`: of all sequences, one behind another."""
+    """`[image_tokens, width]`: of all sequences, one behind another; the last of each may be the end's."""
     positions: tuple[int, ...]
     """How many of the positions belong to sequence 0, 1, ...; they stand in this order."""
     image_tokens: tuple[int, ...]

@@ -1,0 +1,24 @@
+"""One learned vector, wherever it is needed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from v1lit.revisit.strategy import LookModule
+
+
+class Constant(LookModule):
+    """A learned vector, `[width]`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+
+    def init_weights(self, std: float) -> None:
+        nn.init.normal_(self.weight, std=std)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """The constant in place of each of `values` `[n, width]`, in their type."""
+        # A sum of its own: a strategy may gather the weight for this call alone.
+        return (self.weight.to(values.dtype) + 0.0).expand_as(values)
