@@ -31,16 +31,16 @@ def trials(**content: Any) -> list[Trial]:
     return make_trials(read(**content))
 
 
-def test_every_combination_of_labels_has_every_seed() -> None:
+def test_every_combination_of_labels_has_every_seed_and_all_have_the_first_one_first() -> None:
     axes = {"model.pointer.width": [8, None], "family": FAMILIES}
     found = trials(axes=axes, seeds=[3, 5])
     assert [trial.name for trial in found] == [
-        "8-qwen-seed3", "8-qwen-seed5", "8-llava-seed3", "8-llava-seed5",
-        "null-qwen-seed3", "null-qwen-seed5", "null-llava-seed3", "null-llava-seed5",
+        "8-qwen-seed3", "8-llava-seed3", "null-qwen-seed3", "null-llava-seed3",
+        "8-qwen-seed5", "8-llava-seed5", "null-qwen-seed5", "null-llava-seed5",
     ]  # fmt: skip
-    assert found[2].settings == {"model.pointer.width": "8", "family": "llava"}
-    assert found[2].seed == 3
-    assert found[2].changes == {
+    assert found[1].settings == {"model.pointer.width": "8", "family": "llava"}
+    assert found[1].seed == 3
+    assert found[1].changes == {
         "seed_everything": 3,
         "model.backbone": "sweeps/parts/llava.yaml",
         "data.batch_size": 4,

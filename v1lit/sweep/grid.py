@@ -47,9 +47,9 @@ class Trial:
 
 
 def make_trials(sweep: Sweep) -> list[Trial]:
-    """The trials in the order of the axes, the seeds innermost.
+    """The trials, all with the first seed before any with the second; in the order of the axes each time.
 
-    Raises OptionError where there is none, or where two have the same settings.
+    So a report that is made before all are done compares every setting, if with fewer seeds. Raises OptionError where there is none, or where two have the same settings.
     """
     trials: dict[str, Trial] = {}
     seen: set[tuple[tuple[str, str], ...]] = set()
@@ -70,7 +70,7 @@ def make_trials(sweep: Sweep) -> list[Trial]:
             trials[name] = Trial(name, settings, seed, in_order(of_trial))
     if not trials:
         raise OptionError("axes", [axis.name for axis in sweep.axes], "its conditions leave no trial")
-    return list(trials.values())
+    return sorted(trials.values(), key=lambda trial: sweep.seeds.index(trial.seed))
 
 
 def limits(budget: Budget) -> dict[str, Any]:

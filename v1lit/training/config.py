@@ -67,6 +67,8 @@ class RunConfig:
     """Examples that generate together in the report."""
     report_max_new_tokens: int = 96
     """Longest trace to generate in the report, tokens."""
+    answers_at_validation: int = 0
+    """Held-out examples to generate for at every validation as well, which shows `val/answer_accuracy` early."""
     pictures: int = 8
     """PNG files of generated traces to draw."""
     peak_tflops: float | None = None
@@ -88,7 +90,7 @@ class RunConfig:
         if self.name is not None and (problem := _problem_of_name(self.name)):
             raise OptionError("name", self.name, problem, self.GROUP)
         check_least(self, 1, "checkpoint_every", "report_batch_size", "report_max_new_tokens")
-        check_least(self, 0, "report_examples", "pictures")
+        check_least(self, 0, "report_examples", "answers_at_validation", "pictures")
         if self.resume in ("last", "auto") and self.name is None:
             why = "it looks in the run's folder: give run.name"
             raise OptionError("resume", self.resume, why, self.GROUP)

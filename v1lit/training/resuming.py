@@ -73,7 +73,7 @@ CHANGES: dict[str, Change] = {
     **_keys("data.stream", "cache cache_gb attempts timeout", Change.APPLIED),
     **_keys("", "seed_everything", Change.JOB),
     **_keys("run", "folder name resume checkpoint_every report_examples report_batch_size", Change.JOB),
-    **_keys("run", "report_max_new_tokens pictures peak_tflops export", Change.JOB),
+    **_keys("run", "report_max_new_tokens answers_at_validation pictures peak_tflops export", Change.JOB),
     **_keys("run", "wait_for_ranks behind_after lost_after", Change.JOB),
     **_keys("trainer", "accelerator strategy devices num_nodes precision logger callbacks", Change.JOB),
     **_keys("trainer", "fast_dev_run min_epochs min_steps max_time limit_train_batches", Change.JOB),

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from v1lit.data.datamodule import V1DataModule
 from v1lit.files import free_path
+from v1lit.training.answers import Answers
 from v1lit.training.checkpoints import FOLDER, LastCheckpoint, checkpoint_to_resume, newest_checkpoint
 from v1lit.training.config import RunConfig
 from v1lit.training.module import V1Module
@@ -43,6 +44,7 @@ def trainer_defaults(
             save_on_train_epoch_end=False,  # before `last.ckpt`, which says which one is the best
         ),
         LastCheckpoint(folder / FOLDER, checkpoint_every, requests),
+        Answers(),
         Throughput(),
         ValidateAtEnd(),
         RunProgress(),
@@ -80,6 +82,8 @@ def run_training(
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # a connector sets it
         if isinstance(callback, Throughput) and run.peak_tflops is not None:
             callback.peak_tflops = run.peak_tflops
+        if isinstance(callback, Answers):
+            callback.run = run
     start = time.perf_counter()
     with together(trainer, module, data, run, folder, recipe):
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)

@@ -114,7 +114,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"task": ["recall"], "distance": -1}, "distance", "the task recall takes 0 to 64"),
     ({"task": ["recall"], "distance": []}, "distance", "a whole number is needed"),
     ({"task": ["recall"], "look_again": 1}, "look_again", "true or false is needed"),
-    ({"task": ["pair"], "objects": 37}, "objects", "the task pair takes 2 to 36"),
+    ({"task": ["pair"], "objects": 37}, "objects", "the task pair takes 2 to 15"),
     ({"task": ["pair"], "image_size": [64, 64]}, "image_size", "each 112 to 2048 pixels"),
 ]
 

@@ -67,8 +67,17 @@ def cross(one: Line, two: Line) -> bool:
     return side(one[0], two) != side(one[1], two) and side(two[0], one) != side(two[1], one)
 
 
-def draw_arrows(arrows: Sequence[Line], size: tuple[int, int], scale: float = 1.0) -> Image.Image:
-    """Coverage of all arrows: [height, width], 0..255, smooth edges; `scale` times the usual thickness."""
+def draw_arrows(
+    arrows: Sequence[Line], size: tuple[int, int], scale: float = 1.0, dot: float = 0.0
+) -> Image.Image:
+    """Coverage of all arrows: [height, width], 0..255, with smooth edges.
+
+    Args:
+        arrows: tail and tip of each.
+        size: width and height in pixels.
+        scale: of the usual thickness.
+        dot: width in pixels of the dot in which each begins.
+    """
     k = OVERSAMPLE
     mask = Image.new("L", (size[0] * k, size[1] * k), 0)
     pen = ImageDraw.Draw(mask)
@@ -78,6 +87,7 @@ def draw_arrows(arrows: Sequence[Line], size: tuple[int, int], scale: float = 1.
         head, half = 7.5 * scale, 3.6 * scale
         base = (x2 - head * dx, y2 - head * dy)
         pen.line((x1 * k, y1 * k, base[0] * k, base[1] * k), fill=255, width=round(1.6 * scale * k))
+        pen.ellipse([(c + side * dot / 2) * k for side in (-1, 1) for c in (x1, y1)], fill=255)
         wings = [(base[0] + s * half * dy, base[1] - s * half * dx) for s in (1, -1)]
         pen.polygon([(x * k, y * k) for x, y in ((x2, y2), *wings)], fill=255)
     return mask.reduce(k)

@@ -23,7 +23,7 @@ from v1lit.grounding.region import Region
 from v1lit.paths import expand_path
 from v1lit.processes import count_workers, ordered, progress_bar
 
-DRAWING_VERSION = 1
+DRAWING_VERSION = 2
 """Raised whenever the same settings make other examples than before."""
 TRIES = 1000
 PARALLEL_FROM = 2000

@@ -1,41 +1,38 @@
-"""The task `pair`: whether two marked objects among many small ones agree in colour, or in shape."""
+"""The task `pair`: which of two marked dice among many small ones shows more."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping
 
-from v1lit.data.synthetic.marked import FRAMED, RINGED, VALUES, any_kind, draw_marked, value_of
-from v1lit.data.synthetic.questions import Turn, say, two_searches, yes_no
+from v1lit.data.synthetic.marked import FRAMED, RINGED, draw_dice
+from v1lit.data.synthetic.questions import Search, Turn, say
 from v1lit.data.synthetic.scene import Scene
+
+HIGHEST = 6
+"""Dice show 1 to this."""
 
 
 def make(rng: random.Random, size: tuple[int, int], difficulty: Mapping[str, int]) -> tuple[Scene, Turn]:
-    """A scene of `objects` objects; in half of them the marked two agree."""
-    attribute, answer = rng.choice(list(VALUES)), yes_no(rng)
-    kinds = [any_kind(rng) for _ in range(difficulty["objects"])]
-    of_first = kinds[0][list(VALUES).index(attribute)]
-    wanted = of_first if answer == "yes" else rng.choice([v for v in VALUES[attribute] if v != of_first])
-    color, shape = kinds[1]
-    kinds[1] = (wanted, shape) if attribute == "colour" else (color, wanted)
-    scene = draw_marked(rng, "pair", size, kinds)
+    """A scene of `objects` dice; the marked two differ, and in half of the scenes the ringed one shows more."""
+    low, high = sorted(rng.sample(range(1, HIGHEST + 1), 2))
+    answer = rng.choice(("ringed", "framed"))
+    values = [high, low] if answer == "ringed" else [low, high]
+    others = [rng.randint(1, HIGHEST) for _ in range(difficulty["objects"] - 2)]
+    scene = draw_dice(rng, "pair", size, [*values, *others])
     question = say(
         rng,
         [
-            "Is the {v} of {a} also the {v} of {b}?",
-            "Do {a} and {b} have the same {v}?",
-            "Does {b} have the {v} of {a}?",
+            "Which die shows more, the ringed or the framed one?",
+            "Of the ringed and the framed die, which shows more?",
+            "Which of the two marked dice is higher?",
         ],
-        v=attribute,
-        a=RINGED,
-        b=FRAMED,
     )
-    first, second = scene.items[:2]
-    before_first, find_first, before_second, find_second = two_searches(
-        rng, RINGED, (first,), FRAMED, (second,)
+    steps = (
+        f"I look for {RINGED}. ",
+        Search(RINGED, scene.items[:1]),
+        f"\n{{0}}: {values[0]}. Now {FRAMED}. ",
+        Search(FRAMED, scene.items[1:2]),
+        f"\n{{1}}: {values[1]}.\n{values[0]} and {values[1]}: {answer}.",
     )
-    values = [value_of(item, attribute) for item in (first, second)]
-    told = [f"\n{{{k}}}: {value}." for k, value in enumerate(values)]
-    last = f"\n{values[0]} and {values[1]}: {answer}."
-    steps = (before_first, find_first, told[0], before_second, find_second, told[1], last)
     return scene, Turn(question, steps, answer)

@@ -1,8 +1,8 @@
 """The task `recall`: only after some sentences about other things is it clear what is asked of an object.
 
-The trace looks at the object first. Then it goes through a list, one sentence for each thing in it, and each
-circle there changes the question from colour to shape or back; the last sentence says what is asked for. The
-list names colours and shapes of things that are not in the picture.
+The trace looks at the object first. Then it goes through a list, one sentence for each thing in it, and the
+last thing says what is asked for: a circle the shape, anything else the colour. The list names colours and
+shapes of things that are not in the picture.
 """
 
 from __future__ import annotations
@@ -21,35 +21,28 @@ def make(rng: random.Random, size: tuple[int, int], difficulty: Mapping[str, int
     With `look_again` the trace looks a second time when it knows what is asked for.
     """
     scene = draw_marked(rng, "recall", size, [any_kind(rng) for _ in range(difficulty["objects"])])
-    listed = [_listed(rng) for _ in range(difficulty["distance"])]
-    first = asked = rng.choice(list(VALUES))
-    sentences = []
-    for color, shape in listed:
-        if shape == "circle":
-            asked = "shape" if asked == "colour" else "colour"
-        sentences.append(f" {color.capitalize()} {shape}: {asked}.")
+    listed = [_listed(rng) for _ in range(1 + difficulty["distance"])]
+    told = [f" {k + 1} {color} {shape}: {_asked(shape)}." for k, (color, shape) in enumerate(listed)]
+    asked = _asked(listed[-1][1])
     target = scene.items[0]
     answer = value_of(target, asked)
-    question = say(
-        rng,
-        ["Find {x} first. Then begin with {v}.", "Look for {x}. The question begins as {v}."],
-        x=RINGED,
-        v=first,
-    )
-    if listed:
-        things = ", ".join(f"{color} {shape}" for color, shape in listed)
-        question += f" Each circle here is a change from colour to shape or back: {things}."
-    question += say(rng, [" Answer what is left.", " What is the answer at the end?"])
+    question = say(rng, ["Find {x} first.", "Look for {x} first."], x=RINGED)
+    things = ", ".join(f"{k + 1} {color} {shape}" for k, (color, shape) in enumerate(listed))
+    question += f" The last thing here asks for its shape if it is a circle, else for its colour: {things}."
     again: list[str | Search] = [" Again, ", Search(RINGED, (target,))] if difficulty["look_again"] else []
     steps = (
-        say(rng, ["I look for {x}. ", "Let me find {x}. "], x=RINGED),
+        f"I look for {RINGED}. ",
         Search(RINGED, (target,)),
-        f"\nI begin with {first}.{''.join(sentences)}",
+        f"\nThe list:{''.join(told)}",
         f"\nSo the {asked} of {{0}}.",
         *again,
         f"\nIt is {answer}.",
     )
     return scene, Turn(question, steps, answer)
+
+
+def _asked(shape: str) -> str:
+    return "shape" if shape == "circle" else "colour"
 
 
 def _listed(rng: random.Random) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from v1lit.data.synthetic import pair, recall, total, trail
-from v1lit.data.synthetic.marked import MOST
+from v1lit.data.synthetic.marked import MOST, MOST_DICE
 from v1lit.data.synthetic.questions import NoQuestionError, Search, Turn
 from v1lit.data.synthetic.scene import COLORS, Scene
 from v1lit.errors import OptionError
@@ -44,7 +44,7 @@ class Task:
 
 TASKS: Mapping[str, Task] = {
     "trail": Task(trail.make, {"steps": Option((1, 3), (1, 8)), "objects": Option((6, 6), (3, 12))}),
-    "pair": Task(pair.make, {"objects": Option((16, 16), (2, MOST))}),
+    "pair": Task(pair.make, {"objects": Option((MOST_DICE, MOST_DICE), (2, MOST_DICE))}),
     "total": Task(total.make, {"steps": Option((1, 2), (1, 4)), "objects": Option((4, 4), (2, len(COLORS)))}),
     "recall": Task(
         recall.make,

@@ -71,7 +71,7 @@ def _ask(rng: random.Random, items: list[Item], values: list[int]) -> Turn:
     parts: list[str | Search] = []
     total = 0
     for k, (item, name, value) in enumerate(zip(items, names, values, strict=True)):
-        before = say(rng, ["I look for {x}. ", "Let me find {x}. "], x=name) if k == 0 else f" Now {name}. "
+        before = f"I look for {name}. " if k == 0 else f" Now {name}. "
         total += value
         made = f", together {total}" if k else ""
         parts += [before, Search(name, (item,)), f"\n{{{k}}} is at {value}{made}."]

@@ -1,7 +1,9 @@
-"""The task `trail`: from a ringed node along some arrows, and the shape of the node at the end.
+"""The task `trail`: from a ringed node along some arrows, and the colour of the node at the end.
 
-An arrow leaves every node, the last of the trail too: only counting says where to stop. Arrows have the
-colour of the node that they lead to; with more nodes than colours, that alone does not say which it is.
+An arrow leaves every node, the last of the trail too: only counting says where to stop. It begins with a dot
+in the middle of the node and has the colour of the node that it leads to: so who sees a node knows what is
+next, and the last node need not be looked at. With more nodes than colours, the colour alone does not say
+which node comes next.
 """
 
 from __future__ import annotations
@@ -12,15 +14,15 @@ from collections.abc import Mapping
 from itertools import pairwise
 
 from v1lit.data.synthetic.arrows import Line, arrow_between, cross, draw_arrows, passes
-from v1lit.data.synthetic.marked import VALUES
 from v1lit.data.synthetic.questions import NoQuestionError, Search, Turn, say
 from v1lit.data.synthetic.scene import COLORS, Item, PixelBox, Scene, paper, ring
 from v1lit.data.synthetic.shapes import mask
 
-SHAPES = VALUES["shape"]
 START = "the ringed node"
-THICKNESS = 0.105
-"""Scale of arrows as of `draw_arrows` for each pixel of a node's side: heads nearly as long as a node."""
+THICKNESS = 0.09
+"""Scale of arrows as of `draw_arrows` for each pixel of a node's side."""
+DOT = 0.64
+"""Width of the dot in which an arrow begins, as a share of a node's side."""
 SHORTEST = 0.9
 """Length of an arrow at least, as a multiple of a node's side."""
 TIPS_APART = 0.6
@@ -34,15 +36,16 @@ def make(rng: random.Random, size: tuple[int, int], difficulty: Mapping[str, int
         raise NoQuestionError
     boxes = _place(rng, count, size)
     colors = rng.sample([color for _ in range(-(-count // len(COLORS))) for color in COLORS], count)
-    items = tuple(Item(f"{c} node", box, c, rng.choice(SHAPES)) for c, box in zip(colors, boxes, strict=True))
-    trail, arrows = _connect(rng, boxes, steps)
+    items = tuple(Item(f"{color} node", box, color, "node") for color, box in zip(colors, boxes, strict=True))
+    trail, arrows = _connect(rng, boxes, colors, steps)
     image = paper(rng, size, tint=6)
     side = boxes[0][2] - boxes[0][0]
-    for (_, end), line in arrows.items():
-        drawn = draw_arrows([line], size, scale=THICKNESS * side)
-        image.paste(COLORS[colors[end]], (0, 0), drawn)
     for item in items:
-        image.paste(COLORS[item.color], item.box[:2], mask(item.shape, side))
+        image.paste(COLORS[item.color], item.box[:2], mask("circle", side))
+    for (start, end), (_, tip) in arrows.items():
+        middle = items[start].centre
+        drawn = draw_arrows([(middle, tip)], size, scale=THICKNESS * side, dot=DOT * side)
+        image.paste(COLORS[colors[end]], (0, 0), drawn)
     ring(image, boxes[trail[0]])
     scene = Scene("trail", image, items, arrows=tuple(arrows))
     return scene, _ask(rng, [items[k] for k in trail])
@@ -52,17 +55,17 @@ def _place(rng: random.Random, count: int, size: tuple[int, int]) -> list[PixelB
     """Squares of one size, in different cells of a grid that has a few more cells than nodes."""
     grid = math.isqrt(count) + 1
     cell_w, cell_h = size[0] / grid, size[1] / grid
-    side = round(0.34 * min(cell_w, cell_h))
+    side = round(0.46 * min(cell_w, cell_h))
     boxes = []
     for cell in rng.sample(range(grid * grid), count):
-        x = round((cell % grid + rng.uniform(0.16, 0.84 - side / cell_w)) * cell_w)
-        y = round((cell // grid + rng.uniform(0.16, 0.84 - side / cell_h)) * cell_h)
+        x = round((cell % grid + rng.uniform(0.12, 0.88 - side / cell_w)) * cell_w)
+        y = round((cell // grid + rng.uniform(0.12, 0.88 - side / cell_h)) * cell_h)
         boxes.append((x, y, x + side, y + side))
     return boxes
 
 
 def _connect(
-    rng: random.Random, boxes: list[PixelBox], steps: int
+    rng: random.Random, boxes: list[PixelBox], colors: list[str], steps: int
 ) -> tuple[list[int], dict[tuple[int, int], Line]]:
     """The nodes of the trail, and one arrow from each node to another; no two arrows meet.
 
@@ -71,23 +74,24 @@ def _connect(
     arrows: dict[tuple[int, int], Line] = {}
     trail = rng.sample(range(len(boxes)), 1)
     for _ in range(steps):
-        trail.append(_leave(rng, boxes, trail[-1], arrows, avoid=trail))
+        trail.append(_leave(rng, boxes, colors, trail[-1], arrows, avoid=trail))
     for node in rng.sample(range(len(boxes)), len(boxes)):
         if node not in trail[:-1]:
-            _leave(rng, boxes, node, arrows)
+            _leave(rng, boxes, colors, node, arrows)
     return trail, arrows
 
 
 def _leave(
     rng: random.Random,
     boxes: list[PixelBox],
+    colors: list[str],
     start: int,
     arrows: dict[tuple[int, int], Line],
     avoid: list[int] | None = None,
 ) -> int:
-    """Add an arrow from a node; returns where it leads, which is none of the nodes to avoid."""
+    """Add an arrow from a node; returns where it leads, which has another colour and is none of the nodes to avoid."""
     for end in rng.sample(range(len(boxes)), len(boxes)):
-        if end == start or (end, start) in arrows or end in (avoid or ()):
+        if colors[end] == colors[start] or (end, start) in arrows or end in (avoid or ()):
             continue
         line, side = arrow_between(boxes[start], boxes[end]), boxes[0][2] - boxes[0][0]
         if line is None or math.dist(*line) < SHORTEST * side:
@@ -101,22 +105,23 @@ def _leave(
 
 
 def _ask(rng: random.Random, trail: list[Item]) -> Turn:
-    steps, answer = len(trail) - 1, trail[-1].shape
-    arrows = "1 arrow" if steps == 1 else f"{steps} arrows"
+    steps, answer = len(trail) - 1, trail[-1].color
     question = say(
         rng,
         [
-            "Begin at {x} and go along {n}. What shape is the node at the end?",
-            "From {x}, go along {n}. Which shape does the node there have?",
-            "What shape is the node that is {n} from {x}?",
+            "Begin at {x} and go along {n}. Which colour has the node at the end?",
+            "From {x}, go along {n}. What is the colour of the node there?",
+            "What colour is the node that is {n} from {x}?",
         ],
         x=START,
-        n=arrows,
+        n="1 arrow" if steps == 1 else f"{steps} arrows",
     )
     parts: list[str | Search] = [
-        say(rng, ["I look for {x}. ", "Let me find {x}. "], x=START),
+        f"I look for {START}. ",
         Search(START, (trail[0],)),
     ]
     for k, (item, after) in enumerate(pairwise(trail)):
-        parts += [f"\n{{{k}}} is {item.color}. Arrow {k + 1} of {steps}: ", Search("the next node", (after,))]
-    return Turn(question, (*parts, f"\n{{{steps}}} is {trail[-1].color}, the end: {answer}."), answer)
+        if k:
+            parts += ["I look there. ", Search("the next node", (item,))]
+        parts.append(f"\n{{{k}}}, arrow {k + 1} of {steps}: {after.color}. ")
+    return Turn(question, (*parts, f"That is the end: {answer}."), answer)
