@@ -47,9 +47,10 @@ class Trial:
 
 
 def make_trials(sweep: Sweep) -> list[Trial]:
-    """The trials, all with the first seed before any with the second; in the order of the axes each time.
+    """The trials, in the order of the axes: all with the first seed before any with the second, and so on.
 
-    So a report that is made before all are done compares every setting, if with fewer seeds. Raises OptionError where there is none, or where two have the same settings.
+    So a report that is made meanwhile compares every setting, if with fewer seeds. Raises OptionError where
+    there is no trial, or where two have the same settings.
     """
     trials: dict[str, Trial] = {}
     seen: set[tuple[tuple[str, str], ...]] = set()

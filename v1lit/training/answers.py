@@ -40,4 +40,4 @@ class Answers(Callback):
             sys.stderr.write(f"left out of the answers, {len(bad)} examples; the first: {bad[0]}\n")
         names = "val/answer_accuracy", "val/pointer_first_in_region", "val/region_iou"
         scores = {name: value for name, value in score(answers).items() if name.startswith(names)}
-        module.log_dict(scores, on_epoch=True, sync_dist=True)  # alike on all ranks; Lightning wants to hear it
+        module.log_dict(scores, sync_dist=True)  # alike on all ranks; Lightning wants to hear it

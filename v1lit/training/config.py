@@ -68,7 +68,7 @@ class RunConfig:
     report_max_new_tokens: int = 96
     """Longest trace to generate in the report, tokens."""
     answers_at_validation: int = 0
-    """Held-out examples to generate for at every validation as well, which shows `val/answer_accuracy` early."""
+    """Held-out examples to generate for at every validation too: logs `val/answer_accuracy`; 0: none."""
     pictures: int = 8
     """PNG files of generated traces to draw."""
     peak_tflops: float | None = None

@@ -14,7 +14,7 @@ HIGHEST = 6
 
 
 def make(rng: random.Random, size: tuple[int, int], difficulty: Mapping[str, int]) -> tuple[Scene, Turn]:
-    """A scene of `objects` dice; the marked two differ, and in half of the scenes the ringed one shows more."""
+    """A scene of `objects` dice; the marked two differ, and in half of all the ringed one shows more."""
     low, high = sorted(rng.sample(range(1, HIGHEST + 1), 2))
     answer = rng.choice(("ringed", "framed"))
     values = [high, low] if answer == "ringed" else [low, high]

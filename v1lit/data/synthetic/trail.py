@@ -89,7 +89,7 @@ def _leave(
     arrows: dict[tuple[int, int], Line],
     avoid: list[int] | None = None,
 ) -> int:
-    """Add an arrow from a node; returns where it leads, which has another colour and is none of the nodes to avoid."""
+    """Add an arrow from a node; returns where it leads: to another colour, and to no node to avoid."""
     for end in rng.sample(range(len(boxes)), len(boxes)):
         if colors[end] == colors[start] or (end, start) in arrows or end in (avoid or ()):
             continue
