@@ -76,6 +76,26 @@ try:
 except SweepFolderError as error:
     sys.exit(f"error: {error}")
 """
+TINY: dict[str, Any] = {
+    "base": "tiny_qwen",
+    "changes": {
+        "trainer.val_check_interval": 100,
+        "trainer.enable_progress_bar": False,
+        "data.batch_size": 2,
+        "data.num_workers": 0,
+        "data.source.options.examples": 40,
+        "data.source.options.val_examples": 4,
+        "run.checkpoint_every": 1,
+        "run.peak_tflops": 1,
+        "run.report_examples": 2,
+        "run.report_max_new_tokens": 4,
+        "run.pictures": 0,
+        "run.export": False,
+    },
+    "axes": {"model.pointer.key_source": ["hidden", "embedding"]},
+    "budget": {"steps": 4},
+}
+"""A sweep file of real trials that take seconds."""
 LOCAL = "Local(jobs)"
 SLURM = "SlurmJobs(Path('it/jobs'), 'it', Slurm(), jobs, 0.05)"
 

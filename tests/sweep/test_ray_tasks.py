@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from helpers.launched_runs import environment
 from helpers.ray_cluster import RayCluster
-from helpers.sweeps import ended, events, runs, start, starts, states, until
+from helpers.sweeps import TINY, ended, events, runs, start, starts, states, until
 
 pytest.importorskip("ray", reason="ray is not installed")
 pytestmark = [
@@ -58,6 +62,16 @@ def variables(pid: int) -> dict[str, str]:
 def raylet_of(pid: int) -> int:
     """Where a trial runs."""
     return int(variables(pid)["RAY_RAYLET_PID"])
+
+
+def worker_of(lock: Path) -> int:
+    """The worker of Ray that has started the trial which holds a lock."""
+    for path in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if path.readlink() == lock:
+                stat = path.parent.parent / "stat"
+                return int(stat.read_text().rpartition(")")[2].split()[1])
+    raise AssertionError("no process holds the lock")
 
 
 def test_trials_run_on_both_nodes_and_all_come_to_their_ends(cluster: RayCluster, tmp_path: Path) -> None:
@@ -108,8 +122,7 @@ def test_a_trial_whose_worker_is_killed_is_started_again(cluster: RayCluster, tm
     driver = begin(cluster, tmp_path, {"a": "waits"})
     until(lambda: starts(tmp_path, "a") and events(tmp_path), "the trial starts")
     (pid,) = starts(tmp_path, "a")
-    worker = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    os.kill(worker, signal.SIGKILL)
+    os.kill(worker_of(tmp_path / "it/locks/a.lock"), signal.SIGKILL)
     until(lambda: len(starts(tmp_path, "a")) == 2, "it starts again")
     assert not runs(pid)
     (tmp_path / "go").touch()
@@ -199,3 +212,24 @@ def test_a_node_without_what_trials_need_ends_the_sweep(cluster: RayCluster, tmp
     assert code == 1
     assert "a node of the Ray cluster has no /nowhere/python, with which the sweep was started" in said
     assert states(tmp_path, "a") == ["started"]
+
+
+def test_a_real_run_whose_worker_is_killed_resumes_from_its_checkpoint(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    content = {**TINY, "axes": {}, "budget": {"steps": 30}}
+    (tmp_path / "real.yaml").write_text(yaml.safe_dump(content))
+    words = ["sweep", "real.yaml", "--executor=ray", f"--address={cluster.address}", "--folder=it"]
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "v1lit.cli.main", *words],
+        cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    place = tmp_path / "it/trials/seed0"
+    until((place / "checkpoints/last.ckpt").exists, "the trial has saved")
+    os.kill(worker_of(tmp_path / "it/locks/seed0.lock"), signal.SIGKILL)
+    code, said = ended(driver)
+    assert code == 0, said
+    assert states(tmp_path, "seed0") == ["started", "failed", "started", "done"]
+    first = (place / "csv-2/metrics.csv").read_text().splitlines()[1]
+    assert int(first.split(",")[1]) > 0, "it has begun anew"
+    assert json.loads((place / "metrics.json").read_text())["train/steps"] == 30

@@ -16,29 +16,9 @@ import pytest
 import yaml
 from helpers.fake_slurm import fake_slurm
 from helpers.launched_runs import ROOT, environment
-from helpers.sweeps import until
+from helpers.sweeps import TINY, until
 
 from v1lit.cli.main import main
-
-TINY = {
-    "base": "tiny_qwen",
-    "changes": {
-        "trainer.val_check_interval": 100,
-        "trainer.enable_progress_bar": False,
-        "data.batch_size": 2,
-        "data.num_workers": 0,
-        "data.source.options.examples": 40,
-        "data.source.options.val_examples": 4,
-        "run.checkpoint_every": 1,
-        "run.peak_tflops": 1,
-        "run.report_examples": 2,
-        "run.report_max_new_tokens": 4,
-        "run.pictures": 0,
-        "run.export": False,
-    },
-    "axes": {"model.pointer.key_source": ["hidden", "embedding"]},
-    "budget": {"steps": 4},
-}
 
 
 @pytest.fixture(autouse=True)
@@ -273,3 +253,27 @@ def test_options_of_one_executor_are_refused_with_another(capsys: Any) -> None:
     assert capsys.readouterr().err.startswith("error: --gpus-per-trial is a share, and SLURM")
     assert main(["sweep", "it.yaml", "--executor=slurm", "--time=long"]) == 2
     assert capsys.readouterr().err.startswith("error: --time is 'long'; give hours")
+
+
+def test_the_dry_run_of_a_ray_cluster_needs_none_and_others_say_why_there_is_none(
+    monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    write()
+    assert main(["sweep", "it.yaml", "--executor=ray", "--dry-run", "--address=10.0.0.1:6379"]) == 0
+    assert capsys.readouterr().out.startswith("it: 2 trials of 4 steps, 2 at a time, in sweeps/it\n")
+    assert main(["sweep", "it.yaml", "--executor=ray"]) == 2
+    said = capsys.readouterr().err
+    assert said == 'error: --executor=ray needs Ray: pip install "v1lit[ray]"\n'
+    for address in ("local", "ray://10.0.0.1:10001"):
+        assert main(["sweep", "it.yaml", "--executor=ray", f"--address={address}"]) == 2
+        said = capsys.readouterr().err
+        assert (
+            said
+            == f"error: --address is {address!r}; give HOST:PORT of a Ray cluster, or auto for the one here\n"
+        )
+    for option in ("--address=10.0.0.1:6379", "--wait=3"):
+        assert main(["sweep", "it.yaml", option]) == 2
+        assert f"error: {option.split('=')[0]} says something of a Ray cluster" in capsys.readouterr().err
+    assert not Path("sweeps").exists()

@@ -32,7 +32,7 @@ def add_executors(parser: Parser) -> None:
     add("--executor", choices=EXECUTORS, default="local", help="where trials run; default on this machine")
     add("--jobs", type=count, help="trials at a time; default one per core, or what the GPUs are enough "
         "for; on a cluster all")  # fmt: skip
-    add("--threads", type=count, help="OMP_NUM_THREADS of a trial; default its share of the cores")
+    add("--threads", type=count, help="OMP_NUM_THREADS of a trial; default its share of the cores, on Ray 1")
     add("--gpus-per-trial", type=_gpus, help="such as 0.5: two trials share a GPU; default its devices")
     add = parser.add_argument_group("with --executor=ray").add_argument
     add("--address", help="of the cluster, HOST:PORT; default RAY_ADDRESS, or the cluster of this machine")
