@@ -20,6 +20,7 @@ from v1lit.backbones.config import BackboneConfig
 from v1lit.data.config import EncodingConfig, SourceConfig
 from v1lit.data.datamodule import V1DataModule
 from v1lit.pointer.config import PointerConfig
+from v1lit.revisit.config import RevisitConfig
 from v1lit.training import strategies  # noqa: F401  # their names become known to Lightning
 from v1lit.training.config import OptimizerConfig
 from v1lit.training.logged import GRADIENT_NORM
@@ -73,6 +74,8 @@ class Setting:
     """Micro-batches whose loss becomes NaN on the first rank."""
 
 
+LEARNS = RevisitConfig("point_only", {"end": "pointer"})
+"""Strategy with vectors of its own that are learned."""
 VARIED: dict[str, dict[str, Any]] = {
     "tied": {"backbone": {"tiny": {"tie_word_embeddings": True}}},
     "gate": {"pointer": {"gate": True}},
@@ -82,6 +85,7 @@ VARIED: dict[str, dict[str, Any]] = {
     "frozen language": {"backbone": {"freeze": ["language"]}},
     "activation checkpointing": {"backbone": {"gradient_checkpointing": ["language", "vision"]}},
     "verified loss": {"module": {"verify_loss": 1}},
+    "learned vectors": {"module": {"revisit": LEARNS}, "data": {"revisit": LEARNS}},
 }
 """What a division of the model over ranks could get wrong: fields of `Setting` by a name."""
 
