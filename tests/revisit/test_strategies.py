@@ -47,6 +47,7 @@ CASES = {
     "detached": Case(options={"detach": True}),
     "suppressed": Case(options={"suppress": "trace"}),
     "ends": Case(options={"end": "pointer"}),
+    "ends, shuffled": Case(options={"end": "pointer"}, control="shuffled"),
     "points only, ends": Case("point_only", {"end": "pointer"}),
     **{name: Case(control=name) for name in CONTROLS},
 }
