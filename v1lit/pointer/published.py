@@ -132,7 +132,7 @@ def refuse_unpublishable(config: PointAndCopyConfig) -> None:
     if make_strategy(config.revisit_options).ends:
         raise ValueError(
             "the published layout has no place for the end of a run as a choice of the pointer head "
-            "(revisit.options.end: pointer); export without it"
+            "(revisit.options.end: pointer); take the layout of v1lit itself"
         )
     options = config.pointer_options
     if options.label_smoothing not in (0.0, 0.1):
