@@ -9,6 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,28 @@ def test_a_trial_that_fails_is_told_at_the_end_and_by_status(capsys: Any) -> Non
     assert said[-2].endswith(" (sweeps/it/output/seed0.txt)")
     assert main(["sweep", "status", "sweeps/it"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == said[-2]
+
+
+def test_in_a_terminal_one_table_shows_every_trial_and_is_drawn_anew() -> None:
+    write(changes={**TINY["changes"], "data.source.folder": "/dev/null/x"}, axes={}, seeds=[0, 1])
+    screen, terminal = os.openpty()
+    termios.tcsetwinsize(terminal, (40, 120))
+    command = [sys.executable, "-m", "v1lit.cli.main", "sweep", "it.yaml", "--attempts=1"]
+    environ = {**environment(), "TERM": "xterm", "COLUMNS": "120"}
+    process = subprocess.Popen(command, env=environ, stdin=terminal, stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    shown = b""
+    with suppress(OSError):  # the terminal is gone when the process is
+        while part := os.read(screen, 65536):
+            shown += part
+    os.close(screen)
+    assert process.wait() == 3
+    text = shown.decode()
+    assert "\x1b[1A" in text, "nothing was drawn over"
+    assert len(re.findall("trial.+state.+step.+val/loss.+time.+left", text)) > 1
+    assert re.search("seed0.+runs", text)
+    last = text[text.rindex("trial") :]
+    assert all(re.search(f"seed{seed}.+failed", last) for seed in (0, 1))
 
 
 def test_a_wrong_sweep_file_is_a_mistake_that_names_it(capsys: Any) -> None:
