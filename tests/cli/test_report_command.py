@@ -43,7 +43,7 @@ def test_what_failed_after_training_is_made_again_without_training(monkeypatch: 
 
     with monkeypatch.context() as patch:
         patch.setattr(results, "export", full)
-        patch.setattr(results, "answer_held_out", full)
+        patch.setattr(results, "ask_held_out", full)
         assert main(["run", *SMALL]) == 1
     said = capsys.readouterr().err.splitlines()
     assert "export failed: OSError: [Errno 28] No space left on device" in said

@@ -135,7 +135,7 @@ def test_a_run_stopped_in_a_validation_validates_when_it_goes_on(stop: Any, capf
 
 
 def test_a_run_stopped_in_its_report_makes_it_when_it_goes_on(stop: Any, capfd: Any) -> None:
-    stop(results, "answer_held_out")
+    stop(results, "ask_held_out")
     assert main(["run", *SMALL]) == 130
     line = last_line(capfd)
     assert f"stopped by Ctrl-C in the report, after all 4 steps; checkpoint {LAST}" in line

@@ -29,7 +29,7 @@ FILES = {
 }
 FUNCTIONS = {
     "export": "export",
-    "report": "answer_held_out",
+    "report": "ask_held_out",
     "pictures": "draw_pictures",
     "metrics.json": "write_json",
 }
@@ -84,7 +84,7 @@ def test_the_other_parts_are_made_when_one_fails_and_it_is_named(
 def test_the_traceback_shows_all_that_failed(make: Any, monkeypatch: Any) -> None:
     errors = [OSError(28, "No space left on device"), ValueError("a bug")]
     monkeypatch.setattr(results, "export", fail(errors[0]))
-    monkeypatch.setattr(results, "answer_held_out", fail(errors[1]))
+    monkeypatch.setattr(results, "ask_held_out", fail(errors[1]))
     with pytest.raises(ResultsIncompleteError, match="export, report") as incomplete:
         make()
     assert incomplete.value.__cause__ is errors[1]
@@ -92,7 +92,7 @@ def test_the_traceback_shows_all_that_failed(make: Any, monkeypatch: Any) -> Non
 
 
 def test_ctrl_c_stops_all_of_it(make: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(results, "answer_held_out", fail(KeyboardInterrupt()))
+    monkeypatch.setattr(results, "ask_held_out", fail(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         make()
     assert not (tmp_path / "metrics.json").exists()

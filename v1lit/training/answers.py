@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 
-import torch
 from lightning import Callback, LightningModule, Trainer
 
 from v1lit.data.datamodule import V1DataModule
 from v1lit.inference.predictor import Predictor
 from v1lit.training.config import RunConfig
 from v1lit.training.module import V1Module
-from v1lit.training.report import answer_held_out, score
+from v1lit.training.report import ask_held_out, score
 
 
 class Answers(Callback):
@@ -32,12 +30,7 @@ class Answers(Callback):
         assert isinstance(module, V1Module)
         assert isinstance(data, V1DataModule)
         run = replace(self.run, report_examples=self.run.answers_at_validation)
-        bad: list[str] = []
-        predictor = Predictor(module.model, data.processor)
-        with torch.inference_mode():
-            answers = list(answer_held_out(predictor, data.examples("val"), run, bad.append))
-        if bad:
-            sys.stderr.write(f"left out of the answers, {len(bad)} examples; the first: {bad[0]}\n")
+        answers = ask_held_out(Predictor(module.model, data.processor), data, run)
         names = "val/answer_accuracy", "val/pointer_first_in_region", "val/region_iou"
         scores = {name: value for name, value in score(answers).items() if name.startswith(names)}
         module.log_dict(scores, sync_dist=True)  # alike on all ranks; Lightning wants to hear it

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, takewhile
 from pathlib import Path
 
+import torch
+
+from v1lit.data.datamodule import V1DataModule
 from v1lit.data.example import Example, Message
 from v1lit.data.example.marks import words_of
 from v1lit.data.images import decode_image
@@ -52,6 +56,16 @@ class HeldOutAnswer:
 def overlap(a: frozenset[int], b: frozenset[int]) -> float:
     """Intersection over union of two sets of image tokens; 0 for two empty ones."""
     return len(a & b) / max(1, len(a | b))
+
+
+def ask_held_out(predictor: Predictor, data: V1DataModule, run: RunConfig) -> list[HeldOutAnswer]:
+    """Generate for the first `run.report_examples` held-out examples of a run; tells which were left out."""
+    bad: list[str] = []
+    with torch.inference_mode():
+        answers = list(answer_held_out(predictor, data.examples("val"), run, bad.append))
+    if bad:
+        sys.stderr.write(f"left out of the report, {len(bad)} examples; the first: {bad[0]}\n")
+    return answers
 
 
 def answer_held_out(

@@ -24,7 +24,7 @@ from v1lit.training.exporting import available_memory, export_checkpoint
 from v1lit.training.lightning_internals import weights_of
 from v1lit.training.module import V1Module
 from v1lit.training.quiet import no_weights_bar
-from v1lit.training.report import HeldOutAnswer, answer_held_out, draw_pictures, score
+from v1lit.training.report import HeldOutAnswer, ask_held_out, draw_pictures, score
 from v1lit.training.resuming import refuse_other_model
 from v1lit.training.saved_state import like, load_parts, read_checkpoint
 
@@ -117,7 +117,7 @@ def make_results(
     if predictor is not None and run.report_examples:
         with parts.part("report"):
             if data.has_val:
-                answers = _answers(predictor, data, run)
+                answers = ask_held_out(predictor, data, run)
                 # Without what an earlier report has measured.
                 trained = (name for name in metrics if name.startswith("train/") or name == "val/loss")
                 metrics = {**{name: metrics[name] for name in trained}, **score(answers)}
@@ -149,15 +149,6 @@ def load_weights(module: V1Module, checkpoint: Path) -> None:
     module.configure_model()
     module.to({tensor.dtype for tensor in alike if tensor.is_floating_point()}.pop())
     load_parts(checkpoint, module, [])
-
-
-def _answers(predictor: Predictor, data: V1DataModule, run: RunConfig) -> list[HeldOutAnswer]:
-    bad: list[str] = []
-    with torch.inference_mode():
-        answers = list(answer_held_out(predictor, data.examples("val"), run, bad.append))
-    if bad:
-        sys.stderr.write(f"left out of the report, {len(bad)} examples; the first: {bad[0]}\n")
-    return answers
 
 
 def export(predictor: Predictor, folder: Path) -> None:
