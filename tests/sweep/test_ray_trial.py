@@ -149,3 +149,31 @@ def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: Any) -> Non
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ExecutorError, match=r'pip install "v1lit\[ray\]"'):
         RayTasks(tmp_path, "auto", 1, 1, 0, 1, 1).connect()
+
+
+@pytest.mark.parametrize("gpus", [0, 0.5, 1, 2])
+def test_several_gpus_are_held_by_a_group_and_all_else_is_asked_of_the_task(
+    place: Path, monkeypatch: Any, gpus: float
+) -> None:
+    asked: dict[str, Any] = {}
+    groups: list[object] = []
+
+    def grouped(bundles: list[object], strategy: str, name: str) -> str:
+        groups.append((bundles, strategy, name))
+        return "the group"
+
+    def options(**given: Any) -> Any:
+        asked.update(given)
+        return SimpleNamespace(remote=lambda *words: "reference")
+
+    util = SimpleNamespace(placement_group=grouped, remove_placement_group=groups.remove)
+    ray = SimpleNamespace(util=util, remote=lambda function: SimpleNamespace(options=options))
+    strategies = SimpleNamespace(PlacementGroupSchedulingStrategy=lambda group: ("in", group))
+    for name, module in {"ray": ray, "ray.util": util, "ray.util.scheduling_strategies": strategies}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    cluster = RayTasks(place, "auto", 1, 3, gpus, 1, 1)
+    cluster.start(Job("a", ("python",), {}, place / "output/a.txt", -1))
+    assert not cluster.has_room()
+    assert (asked["num_cpus"], asked["num_gpus"], asked["max_retries"]) == (3, gpus, 0)
+    assert groups == ([([{"CPU": 3, "GPU": 2}], "STRICT_PACK", "a")] if gpus > 1 else [])
+    assert asked.get("scheduling_strategy") == (("in", "the group") if gpus > 1 else None)
