@@ -177,3 +177,25 @@ def test_several_gpus_are_held_by_a_group_and_all_else_is_asked_of_the_task(
     assert (asked["num_cpus"], asked["num_gpus"], asked["max_retries"]) == (3, gpus, 0)
     assert groups == ([([{"CPU": 3, "GPU": 2}], "STRICT_PACK", "a")] if gpus > 1 else [])
     assert asked.get("scheduling_strategy") == (("in", "the group") if gpus > 1 else None)
+
+
+@pytest.mark.parametrize(
+    ("there", "given", "mode"),
+    [(False, None, None), (True, None, "token"), (True, "disabled", "disabled")],
+)
+def test_a_token_that_is_there_is_shown(
+    tmp_path: Path, monkeypatch: Any, there: bool, given: str | None, mode: str | None
+) -> None:
+    """As a cluster that is started where it is asks for it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    if given is not None:
+        monkeypatch.setenv("RAY_AUTH_MODE", given)
+    if there:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray/auth_token").write_text("0123")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ExecutorError):
+        RayTasks(tmp_path, "auto", 1, 1, 0, 1, 1).connect()
+    assert os.environ.get("RAY_AUTH_MODE") == mode

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Mapping
@@ -128,6 +129,7 @@ class RayTasks:
 
     def connect(self) -> None:
         """Join the cluster; raises ExecutorError where that fails."""
+        _use_token()
         try:
             import ray
         except ImportError:
@@ -140,7 +142,8 @@ class RayTasks:
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise ExecutorError(
                 f"no Ray cluster can be joined at --address={self.address}: {one_line(error)}\n"
-                "start v1lit on a node of the cluster, or a cluster here: ray start --head"
+                "start v1lit on a node of the cluster, with the token of one that has it (RAY_AUTH_MODE=token), "
+                "or a cluster here: ray start --head"
             ) from error
         self._had_room = time.monotonic()
 
@@ -196,6 +199,13 @@ class RayTasks:
                 f"nodes have: {have}\ngive fewer --threads or --gpus-per-trial, or a cluster that grows a "
                 "longer --wait"
             )
+
+
+def _use_token() -> None:
+    """Have Ray show its token where there is one, as `ray start` does by itself."""
+    named = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    if named or (Path.home() / ".ray/auth_token").exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _counted(resources: Mapping[str, float]) -> str:
