@@ -142,8 +142,8 @@ class RayTasks:
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise ExecutorError(
                 f"no Ray cluster can be joined at --address={self.address}: {one_line(error)}\n"
-                "start v1lit on a node of the cluster, with the token of one that has it (RAY_AUTH_MODE=token), "
-                "or a cluster here: ray start --head"
+                "start v1lit on a node of the cluster, with the token of one that has it (RAY_AUTH_MODE="
+                "token), or a cluster here: ray start --head"
             ) from error
         self._had_room = time.monotonic()
 
