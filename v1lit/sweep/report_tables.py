@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 from v1lit.sweep.curves import AMOUNTS
 from v1lit.sweep.differences import Differences
 from v1lit.sweep.equal_flops import EqualFlops
-from v1lit.sweep.results import Setting, SweepResults, TrialResult, in_words
+from v1lit.sweep.results import NOT_STARTED, Setting, SweepResults, TrialResult, in_words
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 
+MOST_NAMES = 8
+"""Trials that are named of those that nobody has started."""
 Read = Callable[[TrialResult, str], float]
 """The value of a metric in a trial."""
 
@@ -82,8 +84,13 @@ def make_tables(sweep: SweepResults, level: float = 0.95) -> Tables:
 
 
 def _unfinished(sweep: SweepResults) -> Iterator[str]:
+    waiting = [trial.name for trial in sweep.trials if trial.state == NOT_STARTED]
+    if waiting:
+        more = f" and {len(waiting) - MOST_NAMES} more" if len(waiting) > MOST_NAMES else ""
+        named = f"{', '.join(waiting[:MOST_NAMES])}{more}"
+        yield f"left out of all means, since not started, {len(waiting)} of the trials: {named}"
     for trial in sweep.trials:
-        if not trial.done:
+        if not trial.done and trial.state != NOT_STARTED:
             tried = f" (attempts: {trial.attempts})" if trial.attempts else ""
             why = f": {trial.why}" if trial.why else ""
             yield f"trial {trial.name} is left out of all means; it is {trial.state}{tried}{why}"
