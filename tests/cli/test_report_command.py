@@ -64,6 +64,12 @@ def test_what_failed_after_training_is_made_again_without_training(monkeypatch: 
     assert Path("runs/a/model/model.safetensors").exists()
     assert [path.name for path in Path("runs/a/pictures").iterdir()] == ["00.png"]
 
+    control = ["--model.revisit.control=noise_copy", "--run.pictures=0", "--run.export=false"]
+    assert main(["report", "runs/a", "--output", "runs/a-noise", *control]) == 0
+    assert Path("runs/a-noise/metrics.json").exists()
+    assert not Path("runs/a-noise/model").exists()
+    assert json.loads(Path("runs/a/metrics.json").read_text()) == again
+
     assert main(["report", "runs/a", "--model.pointer.gate=true"]) == 2
     assert "holds the weights of another model: model.pointer.gate was false" in capsys.readouterr().err
 

@@ -43,8 +43,6 @@ OTHER = {
     "model.pointer.gate": True,
     "model.revisit.name": "point_only",
     "model.revisit.options": {"detach": True},
-    "model.revisit.control": "shuffled",
-    "model.revisit.control_when": "training",
     "model.backbone.weights": "models/qwen",
     "model.backbone.freeze": ["vision"],
     "model.pointer.identity_init": True,
@@ -263,6 +261,7 @@ def test_every_job_has_its_own_time_and_patience(plain: V1Module, make_trainer: 
 MEASURED = {
     "model.pointer.z_weight": (1e-5, 1e-4),
     "data.encoding.supervise": ("assistant", "all"),
+    "model.revisit.control": ("none", "shuffled"),
     "the validation shards": ("0123", "4567"),
 }
 

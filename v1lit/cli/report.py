@@ -15,7 +15,7 @@ def main(argv: Sequence[str]) -> int:
     """Run `v1lit report` with the arguments after `report`; returns the exit code."""
     parser = Parser(
         prog="v1lit report",
-        usage="v1lit report RUN_FOLDER [--key=value ...] [--debug]",
+        usage="v1lit report RUN_FOLDER [--output FOLDER] [--key=value ...] [--debug]",
         description="Make model/, pictures/ and metrics.json of a run again, from its best checkpoint (else "
         "its newest), as its recipe says, without training: after a report that failed, or of a run that did "
         "not come to its end.",
@@ -23,6 +23,9 @@ def main(argv: Sequence[str]) -> int:
         "likewise any key but those of another model: --trainer.accelerator=cpu, --data.source.val=PATH, ...",
     )
     parser.add_argument("folder", metavar="RUN_FOLDER", type=a_path)
+    parser.add_argument(
+        "--output", metavar="FOLDER", type=a_path, help="folder to write to, instead of the run's own"
+    )
     options, changes = parser.read_with_changes(argv)
     folder = Path(options.folder)
     recipe = compose(str(newest_recipe(folder)), ["--run.resume=null", *changes])
@@ -49,7 +52,9 @@ def main(argv: Sequence[str]) -> int:
         device = Fabric(accelerator=wanted if isinstance(wanted, str) else "auto", devices=1).device
         print(f"from {weights.load}, of a run of {steps} steps")
         run = RunConfig(**config["run"])
-        make_results(module, data, run, folder, measured(folder, steps), weights, device)
+        output = Path(options.output or folder)
+        output.mkdir(parents=True, exist_ok=True)
+        make_results(module, data, run, output, measured(folder, steps), weights, device)
     return 0
 
 

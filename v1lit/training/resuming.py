@@ -52,7 +52,8 @@ def _keys(group: str, names: str, change: Change) -> dict[str, Change]:
 CHANGES: dict[str, Change] = {
     **_keys("model.backbone", "name tiny", Change.MODEL),
     **_keys("model.pointer", "tie_heads width key_source normalize gate", Change.MODEL),
-    **_keys("model.revisit", "name options control control_when", Change.MODEL),
+    **_keys("model.revisit", "name options", Change.MODEL),
+    **_keys("model.revisit", "control control_when", Change.MEASURE),
     **_keys("model", "backbone.weights backbone.freeze pointer.identity_init init_seed", Change.START),
     **_keys("model", "optimizer.name", Change.START),
     **_keys("data", "seed stream.shuffle_window stream.lanes", Change.ORDER),
