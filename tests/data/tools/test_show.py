@@ -256,11 +256,11 @@ def test_the_tokens_of_one_character_are_one_piece() -> None:
 def test_the_page_colours_tokens_when_a_processor_is_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ids = [65, IMAGE_TOKEN, IMAGE_TOKEN, 66, POINTER_START + 3]
+    ids = [65, IMAGE_TOKEN, IMAGE_TOKEN, 66, POINTER_START + 1]
 
     def encode(example: Example, processor: Bytes, config: object) -> SimpleNamespace:
         span = SimpleNamespace(name="<|region_1|>", start=4, stop=5)
-        labels = [-100, -100, -100, 66, POINTER_START + 3]
+        labels = [-100, -100, -100, 66, POINTER_START + 1]
         return SimpleNamespace(
             input_ids=np.array(ids), labels=np.array(labels), regions=(span,), cut=2, unseen=("<|region_9|>",)
         )
@@ -270,7 +270,7 @@ def test_the_page_colours_tokens_when_a_processor_is_given(
     assert "5 tokens, 2 learned, 1 pointers" in page.text
     assert "2 tokens cut from the end" in page.text
     assert "no image token sees <|region_9|>" in page.text
-    for words in ("[image: 2 tokens]", "<|copy_3|>"):
+    for words in ("[image: 2 tokens]", "<|copy_1|>"):
         assert words in page.text
     used = {value.split("background:")[1] for name, value in page.attributes if "background:" in value}
     assert used == {TOKEN_STYLES[mark][0] for mark in ("prompt", "learned", "pointer", "image")}
