@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -15,7 +16,7 @@ from v1lit.backbones.efficiency import part_layers
 from v1lit.parallel.boxes import own_part, tile
 from v1lit.parallel.fill import fill_from_model, move_buffers
 from v1lit.parallel.gradients import clip_by_norm, total_norm
-from v1lit.parallel.sharding import COPIES, SHARDS, TENSOR, Meshes, shard_model
+from v1lit.parallel.sharding import CONTEXT, COPIES, SHARDS, TENSOR, Meshes, shard_model
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.testing.models import build, inputs, packed_batch
@@ -36,6 +37,12 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
 }
 """Of the pointer, and of the backbone."""
+on_two_ranks = pytest.mark.parametrize(
+    ("layout", "inner"),
+    [((1, 2, 1), TENSOR), ((1, 1, 2), TENSOR), ((1, 1, 2), CONTEXT)],
+    ids=["sharded", "tensor", "context"],
+)
+"""Ways in which two ranks share a step: its weights, its layers, its positions."""
 
 
 def weight_sum(family: str, images: tuple[int, ...], pointer: PointerConfig) -> Tensor:

@@ -8,10 +8,9 @@ import pytest
 import torch
 from helpers.forked import needs_fork
 from helpers.gloo_ranks import on_ranks
-from helpers.one_step import compare_gradients, divided
+from helpers.one_step import compare_gradients, divided, on_two_ranks
 
 from v1lit.backbones.config import BackboneConfig
-from v1lit.parallel.sharding import CONTEXT, TENSOR
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.revisit.config import RevisitConfig
 from v1lit.testing.models import inputs, packed_batch
@@ -50,11 +49,7 @@ def step(rank: int, layout: tuple[int, ...], inner: str) -> None:
 
 @needs_fork
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize(
-    ("layout", "inner"),
-    [((1, 2, 1), TENSOR), ((1, 1, 2), TENSOR), ((1, 1, 2), CONTEXT)],
-    ids=["sharded", "tensor", "context"],
-)
+@on_two_ranks
 def test_a_step_on_two_ranks_is_that_of_one_process(
     layout: tuple[int, ...], inner: str, tmp_path: Path
 ) -> None:

@@ -8,18 +8,15 @@ import pytest
 import torch
 from helpers.forked import needs_fork
 from helpers.gloo_ranks import on_ranks
-from helpers.one_step import compare_gradients, divided, whole
+from helpers.one_step import IMAGES, compare_gradients, divided, on_two_ranks, whole
 
 from v1lit.backbones.config import BackboneConfig
 from v1lit.data.encode.batch import flatten
-from v1lit.parallel.sharding import CONTEXT, TENSOR
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.revisit.config import RevisitConfig
 from v1lit.testing.models import inputs, training_examples, with_end
 
 FAMILY = "qwen2_5_vl"
-IMAGES = ((1, 2), (0,))
-"""Images of the examples that either reader of data has: the second has no run, and no end."""
 
 
 def step(rank: int, layout: tuple[int, ...], inner: str) -> None:
@@ -53,11 +50,7 @@ def step(rank: int, layout: tuple[int, ...], inner: str) -> None:
 
 @needs_fork
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize(
-    ("layout", "inner"),
-    [((1, 2, 1), TENSOR), ((1, 1, 2), TENSOR), ((1, 1, 2), CONTEXT)],
-    ids=["sharded", "tensor", "context"],
-)
+@on_two_ranks
 def test_a_step_on_two_ranks_is_that_of_one_process(
     layout: tuple[int, ...], inner: str, tmp_path: Path
 ) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,16 +12,7 @@ from helpers.sweeps import ended, events, runs, start, starts, states, until
 
 from v1lit.sweep.ledger import Ledger
 
-
-@pytest.fixture(autouse=True)
-def nothing_is_left(tmp_path: Path) -> Iterator[None]:
-    """End what a test that failed has left running."""
-    yield
-    for pid in starts(tmp_path, [path.parent.name for path in tmp_path.glob("it/trials/*/starts")]):
-        if runs(pid):
-            os.kill(pid, signal.SIGKILL)
-
-
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 NAMES = [f"t{number}" for number in range(12)]
 
 

@@ -21,6 +21,7 @@ from helpers.sweeps import TINY, ended, events, runs, start, starts, states, unt
 pytest.importorskip("ray", reason="ray is not installed")
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.usefixtures("nothing_is_left"),
     pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc"),
     pytest.mark.timeout(200),
 ]
@@ -35,15 +36,6 @@ def cluster() -> Iterator[RayCluster]:
         yield found
     finally:
         found.close()
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left(tmp_path: Path) -> Iterator[None]:
-    """End what a test that failed has left running."""
-    yield
-    for pid in starts(tmp_path, [path.parent.name for path in tmp_path.glob("it/trials/*/starts")]):
-        if runs(pid):
-            os.kill(pid, signal.SIGKILL)
 
 
 def begin(

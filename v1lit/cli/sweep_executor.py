@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 EXECUTORS = ("local", "slurm", "ray")
 """Where trials can run, as `--executor` names it."""
 SECONDS_TO_GROW = 60
-"""Default of `--wait`."""
+WAIT = f"seconds for the cluster to get a node that can hold a trial; default {SECONDS_TO_GROW}"
 JOBS = "jobs"
 """Folder of the sweep's with what is known of jobs of SLURM."""
 
@@ -36,7 +36,7 @@ def add_executors(parser: Parser) -> None:
     add("--gpus-per-trial", type=_gpus, help="such as 0.5: two trials share a GPU; default its devices")
     add = parser.add_argument_group("with --executor=ray").add_argument
     add("--address", help="of the cluster, HOST:PORT; default RAY_ADDRESS, or the cluster of this machine")
-    add("--wait", type=count, help="seconds for the cluster to get a node that can hold a trial; default 60")
+    add("--wait", type=count, help=WAIT)
     add_slurm(parser.add_argument_group("with --executor=slurm").add_argument)
 
 
