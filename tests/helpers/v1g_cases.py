@@ -12,9 +12,10 @@ from PIL import Image
 from pyarrow import parquet
 
 from v1lit.data.example import Example
+from v1lit.data.formats.registry import get_format
+from v1lit.data.importing.report import ImportReport
+from v1lit.data.importing.run import import_rows
 from v1lit.data.loading.dataset import ShardDataset
-from v1lit.data.sources import v1g
-from v1lit.data.sources.v1g import import_v1g
 
 SCHEMA = pa.schema(
     [
@@ -60,7 +61,11 @@ def numbered(count: int, prefix: str = "row") -> list[dict[str, Any]]:
     return [row(f"{prefix}_{number}") for number in range(count)]
 
 
-def run(source: Path | str, out: Path, **options: Any) -> v1g.ImportReport:
+def import_v1g(source: Path | str, out: Path, **options: Any) -> ImportReport:
+    return import_rows(get_format("v1g"), source, out, **options)
+
+
+def run(source: Path | str, out: Path, **options: Any) -> ImportReport:
     return import_v1g(source, out, **({"workers": 1, "progress": False} | options))
 
 

@@ -112,7 +112,7 @@ def real(processor: Processor, data: Path) -> Iterator[Encoded]:
     """Training examples of a folder in the published row format, shuffled."""
     import pyarrow.parquet as pq
 
-    from v1lit.data.sources.v1g import row_to_example
+    from v1lit.data.formats.v1g import row_to_example
 
     table = pq.read_table(min(data.glob("train-*.parquet")))
     order = list(range(table.num_rows))

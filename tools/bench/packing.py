@@ -64,7 +64,7 @@ def real(data: Path = DATA) -> Iterator[Example]:
     """All training examples of v1g_real, shuffled."""
     import pyarrow.parquet as pq
 
-    from v1lit.data.sources.v1g import row_to_example
+    from v1lit.data.formats.v1g import row_to_example
 
     rows = [row for file in sorted(data.glob("train-*.parquet")) for row in pq.read_table(file).to_pylist()]
     random.Random(0).shuffle(rows)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.pictures import encoded
+from helpers.v1g_cases import import_v1g
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -21,7 +22,6 @@ from v1lit.data.encode.encoding import EncodingError, encode, encode_prompt
 from v1lit.data.example import Example, Message
 from v1lit.data.images import EncodedImage, ImageError, read_header
 from v1lit.data.loading.dataset import ShardDataset
-from v1lit.data.sources.v1g import import_v1g
 from v1lit.grounding.patch_map import region_tokens
 from v1lit.grounding.region import Region
 from v1lit.labels import IGNORE

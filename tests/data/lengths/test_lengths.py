@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.pictures import encoded
+from helpers.v1g_cases import import_v1g
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -39,7 +40,6 @@ from v1lit.data.lengths.measuring import measure_lengths
 from v1lit.data.lengths.table import COLUMNS, LengthTable
 from v1lit.data.shards import Shard, ShardWriter, index_shards
 from v1lit.data.shards.catalog import Catalog
-from v1lit.data.sources.v1g import import_v1g
 from v1lit.grounding.region import Region
 
 OPTIONS: dict[str, list[dict[str, Any]]] = {

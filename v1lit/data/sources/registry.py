@@ -6,16 +6,17 @@ import inspect
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import fields
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from v1lit.data.config import MixtureConfig, SourceConfig
+from v1lit.data.formats.registry import FORMATS
 from v1lit.data.remote import DEFAULT_RETRY, Retry, exists, expand, is_pattern, is_remote, join, may_be_folder
 from v1lit.data.shards import INDEX_NAME
 from v1lit.data.shards.compressed import hint_of_names
 from v1lit.data.streams.options import StreamOptions
-from v1lit.errors import OptionError, explain_unknown, name_allowed, named
+from v1lit.errors import OptionError, name_allowed, named
 
 VAL_SEED = 1_000_003
 """Added to the seed of the training scenes, so that no scene is in both sets."""
@@ -113,14 +114,29 @@ def synthetic_source(
     synthesize(folder / "val", examples=val_examples, seed=seed + VAL_SEED, **drawn_as)
 
 
-def v1g_source(folder: Path, path: str | None, *, workers: int | None = None) -> None:
-    """Rows in the published v1g format, imported once."""
-    from v1lit.data.sources.v1g import import_v1g
+def imported_source(
+    form: str,
+    folder: Path,
+    path: str | None,
+    *,
+    workers: int | None = None,
+    images: str | None = None,
+    box_format: dict[str, Any] | None = None,
+) -> None:
+    """Rows in a foreign format, imported once."""
+    from v1lit.data.formats.registry import get_format
+    from v1lit.data.importing.run import import_rows
 
     if path is None:
-        why = "it needs data.source.path: a parquet file, a folder or a hub id"
-        raise OptionError("name", "v1g", why, "data.source")
-    failed = import_v1g(path, folder, workers=workers).failed
+        why = "it needs data.source.path: a file, a folder or a hub id"
+        raise OptionError("name", form, why, "data.source")
+    boxes = None
+    if box_format is not None:
+        from v1lit.data.importing.box_format import read_box_format
+
+        with named("data.source.options"):
+            boxes = read_box_format(box_format)
+    failed = import_rows(get_format(form), path, folder, workers=workers, images=images, boxes=boxes).failed
     if failed is not None:
         raise ValueError(f"data.source.path {path!r} could not be imported: {failed}")
 
@@ -128,8 +144,8 @@ def v1g_source(folder: Path, path: str | None, *, workers: int | None = None) ->
 SOURCES: Mapping[str, Callable[..., None] | None] = {
     "shards": None,
     "synthetic": synthetic_source,
-    "v1g": v1g_source,
     "webdataset": None,
+    **{form: partial(imported_source, form) for form in FORMATS},
 }
 """What makes the shards of a source; None where there is nothing to make."""
 
@@ -189,18 +205,3 @@ def _check_shards(config: SourceConfig, retry: Retry) -> None:
             "synthetic or v1g"
         )
     raise OptionError("folder", config.folder, why, config.GROUP)
-
-
-IMPORTERS = {"v1g": "v1lit.data.sources.v1g:import_v1g"}
-"""Name on the command line -> "module:function" with the arguments (source, out, *, ...) -> ImportReport."""
-
-
-def get_importer(name: str) -> Callable[..., Any]:
-    """The import function of that name; its module is imported only now.
-
-    Raises ValueError where there is none, with those that exist.
-    """
-    if name not in IMPORTERS:
-        raise ValueError(explain_unknown("importer", name, IMPORTERS))
-    module, function = IMPORTERS[name].split(":")
-    return getattr(import_module(module), function)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from v1lit.data.sources.box_format import IMAGES, ORDERS, UNITS, BoxFormat
+from v1lit.data.importing.box_format import FULL, IMAGES, ORDERS, UNITS, BoxFormat
 from v1lit.errors import OptionError
 
 
@@ -25,7 +25,7 @@ def test_a_box_written_in_any_format_comes_back(drawn, unit, order, of):
     side = max(width, height)
     dx, dy = ((side - width) // 2, (side - height) // 2) if of == "padded" else (0, 0)
     whole = (side, side) if of == "padded" else (width, height)
-    end = {"pixels": size or whole, "0-1": (1, 1), "0-1000": (1000, 1000)}[unit]
+    end = size or whole if unit == "pixels" else (FULL[unit], FULL[unit])
     x1, x2 = ((x + dx) / whole[0] * end[0] for x in (left, right))
     y1, y2 = ((y + dy) / whole[1] * end[1] for y in (top, bottom))
     written = {
@@ -35,7 +35,7 @@ def test_a_box_written_in_any_format_comes_back(drawn, unit, order, of):
         "point": (x1, y1),
     }[order]
     expected = (left, top) if order == "point" else (left, top, right, bottom)
-    assert BoxFormat(unit, order, of, size).to_pixels(written, width, height) == pytest.approx(
+    assert BoxFormat(unit, order, of, size).to_pixels(written, (width, height)) == pytest.approx(
         expected, abs=1e-6
     )
 
@@ -43,15 +43,15 @@ def test_a_box_written_in_any_format_comes_back(drawn, unit, order, of):
 @pytest.mark.parametrize(
     ("numbers", "why"),
     [
-        ((1, 2, 3), "not 4 finite"),
-        ((1, 2, float("nan"), 4), "not 4 finite"),
+        ((1, 2, 3), "neither a box of four numbers nor a point"),
+        ((1, 2, float("nan"), 4), "no finite number"),
         ((50, 50, 20, 60), "no area"),
         ((10, 10, 300, 20), "outside of the 100x80 image"),
     ],
 )
 def test_an_impossible_box_is_refused_with_its_numbers(numbers, why):
     with pytest.raises(ValueError, match=why):
-        BoxFormat().to_pixels(numbers, 100, 80)
+        BoxFormat().to_pixels(numbers, (100, 80))
 
 
 @pytest.mark.parametrize(

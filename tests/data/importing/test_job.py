@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from helpers.v1g_cases import content, ids, numbered, rejected, row, run, write
 
+from v1lit.data.importing import job
 from v1lit.data.shards import list_shards, sidecar_name, staging, verify_shard
 from v1lit.data.shards.staging import StagedFolder
-from v1lit.data.sources import import_job as job
 
 pytestmark = pytest.mark.dependencies
 
@@ -212,7 +212,7 @@ def test_killed_import_leaves_no_process_and_goes_on(shared: Path, tmp_path: Pat
     source, out = shared / "data/v1g_real", tmp_path / "out"
     options = "workers=2, max_examples_per_shard=64, split='train'"
     code = f"""
-from v1lit.data.sources.v1g import import_v1g
+from helpers.v1g_cases import import_v1g
 if __name__ == "__main__":
     import_v1g({str(source)!r}, {str(out)!r}, {options})
 """

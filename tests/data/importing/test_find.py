@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from helpers.v1g_cases import numbered, run, write
 
+from v1lit.data.importing.find import find_source
 from v1lit.data.shards import read_index
-from v1lit.data.sources.parquet_files import find_source
 
 pytestmark = pytest.mark.dependencies
 
@@ -110,7 +110,7 @@ def test_odd_front_matter_is_refused(folder: Path, front: str, reason: str) -> N
 
 
 def test_sources_that_hold_nothing_are_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no parquet files"):
+    with pytest.raises(ValueError, match=r"holds no files of rows \(\.parquet\)"):
         run(folder, tmp_path / "out")
     with pytest.raises(ValueError, match="no such file or folder"):
         run(tmp_path / "missing", tmp_path / "out")

@@ -14,13 +14,15 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from v1lit.data.example import Example
+from v1lit.data.importing.box_doubts import BoxTally
+from v1lit.data.importing.rows import Span
 from v1lit.data.shards import (
     INDEX_NAME,
     Shard,
@@ -34,6 +36,8 @@ from v1lit.data.shards.staging import RECORD_NAME, StagedFolder
 from v1lit.files import write_atomically
 from v1lit.processes import count_workers, ordered
 
+Advance = Callable[[int], None]
+
 STAGING = ".import"
 REJECTED_NAME = "rejected.jsonl"
 _OWN_NAME = re.compile(r"shard-\d+\.(tar|index\.safetensors)|index\.json|rejected\.jsonl|\.import|\..*\.tmp")
@@ -41,14 +45,14 @@ _OWN_NAME = re.compile(r"shard-\d+\.(tar|index\.safetensors)|index\.json|rejecte
 
 @dataclass(frozen=True)
 class Unit:
-    """Rows that one process imports: some row groups of one file, `rows` of them from row `first_row` on."""
+    """Rows that one process imports: a span of one file, whose first row is `first_row`."""
 
     name: str
     path: str
     file: str
-    row_groups: tuple[int, ...]
+    """The file for people."""
+    span: Span
     first_row: int
-    rows: int
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,8 @@ class RowResult:
     reason: str | None = None
 
 
-Reader = Callable[[Unit], Iterator[RowResult]]
-"""Reads the rows of a unit; a function of a module, because it is sent to other processes."""
+Reader = Callable[[Unit, BoxTally], Iterator[RowResult]]
+"""Reads the rows of a unit, and counts their boxes; can be sent to other processes."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,9 @@ class Job:
     """One folder to be made."""
 
     out: Path
-    units: list[Unit]
+    units: Callable[[Path], list[Unit]]
+    """Makes the units, once the folder is known to be free; rows that are gathered first go into the staging
+    folder that it is given."""
     plan: dict[str, Any]
     """Plain JSON that says what is imported and how; the same plan makes the same bytes."""
     read: Reader
@@ -117,20 +123,29 @@ def is_finished(job: Job, *, overwrite: bool) -> bool:
     return False
 
 
-def run(job: Job, workers: int, advance: Callable[[int], None]) -> None:
-    """Import what is missing and complete the folder. `advance` is called with numbers of rows."""
+def run(job: Job, workers: int, progress: Callable[[int], AbstractContextManager[Advance]]) -> None:
+    """Import what is missing and complete the folder. `progress` makes a bar for a number of rows."""
     staged = job.staged
     if staged.final is None:
-        todo = [unit for unit in job.units if not staged.is_done(unit.name)]
-        advance(sum(unit.rows for unit in job.units) - sum(unit.rows for unit in todo))
-        count = count_workers(workers, len(todo))
-        with closing(ordered(_run_unit, todo, count, staged, job.read, job.max_examples)) as units:
-            for unit, _ in zip(todo, units, strict=True):
-                advance(unit.rows)
-        _decide(job)
+        units = job.units(staged.path)
+        total = sum(unit.span.rows for unit in units)
+        with progress(total) as advance:
+            _import_units(job, units, workers, advance)
+        _decide(job, units)
     shards = [(move["from"], ShardInfo(**move["shard"])) for move in staged.final["moves"]]
-    staged.publish(shards, rejected=staged.final["rejected"], **{"import": job.plan})
+    boxes = staged.final["boxes"]
+    counted = {"boxes": boxes} if boxes["boxes"] else {}
+    staged.publish(shards, rejected=staged.final["rejected"], **counted, **{"import": job.plan})
     staged.discard()
+
+
+def _import_units(job: Job, units: list[Unit], workers: int, advance: Advance) -> None:
+    todo = [unit for unit in units if not job.staged.is_done(unit.name)]
+    advance(sum(unit.span.rows for unit in units) - sum(unit.span.rows for unit in todo))
+    count = count_workers(workers, len(todo))
+    with closing(ordered(_run_unit, todo, count, job.staged, job.read, job.max_examples)) as done:
+        for unit, _ in zip(todo, done, strict=True):
+            advance(unit.span.rows)
 
 
 def ids_of(folder: Path) -> Iterator[str]:
@@ -153,17 +168,18 @@ def _clear(out: Path) -> None:
 
 def _run_unit(unit: Unit, staged: StagedFolder, read: Reader, max_examples: int) -> None:
     accepted: dict[str, int] = {}
+    tally = BoxTally()
     rejected: list[dict[str, Any]] = []
     with staged.unit(unit.name) as unfinished:
         with ShardWriter(unfinished, max_examples=max_examples) as writer:
-            for result in read(unit):
+            for result in read(unit, tally):
                 reason = result.reason
                 if result.example is not None:
                     reason = _accept(unit, result.row, result.example, accepted, writer)
                 if reason is not None:
                     rejected.append(_rejection(unit, result.row, result.id, reason))
         shards = [asdict(shard) for shard in writer.shards]
-        record = {"accepted": accepted, "rejected": rejected, "shards": shards}
+        record = {"accepted": accepted, "rejected": rejected, "shards": shards, "boxes": tally.to_json()}
         write_atomically(unfinished / RECORD_NAME, json.dumps(record, ensure_ascii=False))
 
 
@@ -192,13 +208,15 @@ def _used_by(id: str, where: str) -> str:
 # --- completing ---
 
 
-def _decide(job: Job) -> None:
+def _decide(job: Job, units: list[Unit]) -> None:
     """Reject ids that came before, and write down which shard gets which name."""
     taken = dict(job.taken)
     rejected: list[dict[str, Any]] = []
     moves: list[dict[str, Any]] = []
-    for unit in job.units:
+    tally = BoxTally()
+    for unit in units:
         record = job.staged.record(unit.name)
+        tally.merge(record["boxes"])
         again = {id: taken[id] for id in record["accepted"] if id in taken}
         rows = {id: row for id, row in record["accepted"].items() if id not in again}
         taken |= {id: f"row {row} of {unit.file}" for id, row in rows.items()}
@@ -215,7 +233,7 @@ def _decide(job: Job) -> None:
             moves.append({"from": f"{folder}/{shard.file}", "shard": asdict(place)})
     lines = [json.dumps(rejection, ensure_ascii=False) + "\n" for rejection in rejected]
     write_atomically(job.out / REJECTED_NAME, "".join(lines))
-    job.staged.finish({"moves": moves, "rejected": len(rejected)})
+    job.staged.finish({"moves": moves, "rejected": len(rejected), "boxes": tally.to_json()})
 
 
 def _without(job: Job, shards: list[ShardInfo], source: str, target: str, ids: set[str]) -> list[ShardInfo]:

@@ -1,13 +1,14 @@
-"""Where rows come from: a parquet file, a folder of them or a dataset on the Hugging Face hub, by split."""
+"""Where rows come from: a file, a folder of files or a dataset on the Hugging Face hub, by split."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from v1lit.data.importing.rows import PARQUET
 from v1lit.errors import one_line
 
 SPLIT_NAMES = {
@@ -29,22 +30,24 @@ _KNOWN = re.compile(rf"({'|'.join(sorted(SPLIT_NAMES, key=len, reverse=True))})(
 
 
 @dataclass(frozen=True)
-class ParquetSource:
-    """Parquet files to import."""
+class FoundFiles:
+    """Files to import."""
 
     splits: dict[str | None, list[Path]]
     """Name of the split -> its files, in order; the name is None where there are no splits."""
     root: Path
     """The folder that names of files are relative to."""
     ignored: tuple[str, ...] = ()
-    """Parquet files of the folder that belong to no split."""
+    """Files of the folder that belong to no split."""
 
     def name(self, path: Path) -> str:
         """Name of a file for people: relative to the source."""
         return path.relative_to(self.root).as_posix()
 
 
-def find_source(source: str | Path, split: str | None = None) -> ParquetSource:
+def find_source(
+    source: str | Path, split: str | None = None, suffixes: Sequence[str] = (PARQUET,)
+) -> FoundFiles:
     """Find the files of a source, or of one of its splits.
 
     Splits of a folder are those that the front matter of its README.md lists (`configs: data_files`), else
@@ -52,25 +55,25 @@ def find_source(source: str | Path, split: str | None = None) -> ParquetSource:
     val/0000.parquet. Files that belong to none while others do are left out (and listed in `ignored`): give
     them as SOURCE to import them.
 
-    Raises ValueError where nothing is there or no such split, and for a dataset of the hub that is not
-    available.
+    Files end in one of `suffixes`; where a folder has several kinds, the first kind counts. Raises ValueError
+    where nothing is there or no such split, and for a dataset of the hub that is not available.
     """
     path = Path(source)
     if path.is_file():
         if split is not None:
             raise ValueError(f"{source} is one file: the option split={split!r} is for folders")
-        return ParquetSource({None: [path]}, path.parent)
-    folder = path if path.is_dir() else _download(str(source))
-    parquet = _split_folder(folder)
-    if not parquet.splits:
-        raise ValueError(f"{source} holds no parquet files")
+        return FoundFiles({None: [path]}, path.parent)
+    folder = path if path.is_dir() else _download(str(source), suffixes)
+    found = next(filter(lambda found: found.splits, (_split_folder(folder, end) for end in suffixes)), None)
+    if found is None:
+        raise ValueError(f"{source} holds no files of rows ({', '.join(suffixes)})")
     if split is None:
-        return parquet
+        return found
     name = canonical_split(split)
-    if name not in parquet.splits:
-        existing = ", ".join(str(key) for key in parquet.splits if key is not None) or "no splits"
+    if name not in found.splits:
+        existing = ", ".join(str(key) for key in found.splits if key is not None) or "no splits"
         raise ValueError(f"{source} has no split {split!r}; it has: {existing}")
-    return ParquetSource({name: parquet.splits[name]}, parquet.root, parquet.ignored)
+    return FoundFiles({name: found.splits[name]}, found.root, found.ignored)
 
 
 def canonical_split(name: str) -> str:
@@ -80,9 +83,9 @@ def canonical_split(name: str) -> str:
     return SPLIT_NAMES.get(name.lower(), name)
 
 
-def _split_folder(folder: Path) -> ParquetSource:
-    everything = sorted(path for path in folder.rglob("*.parquet") if not _hidden(path.relative_to(folder)))
-    splits = _splits_of_readme(folder)
+def _split_folder(folder: Path, suffix: str) -> FoundFiles:
+    everything = sorted(path for path in folder.rglob(f"*{suffix}") if not _hidden(path.relative_to(folder)))
+    splits = _splits_of_readme(folder, suffix)
     if splits is None:
         splits = {}
         for path in everything:
@@ -97,7 +100,7 @@ def _split_folder(folder: Path) -> ParquetSource:
     ignored = tuple(path.relative_to(folder).as_posix() for path in everything if path not in taken)
     usual = list(dict.fromkeys(SPLIT_NAMES.values()))
     order = sorted(splits, key=lambda name: (usual.index(name) if name in usual else len(usual), name or ""))
-    return ParquetSource({name: splits[name] for name in order}, folder, ignored)
+    return FoundFiles({name: splits[name] for name in order}, folder, ignored)
 
 
 def _hidden(path: Path) -> bool:
@@ -114,7 +117,7 @@ def _split_of_name(path: Path, folder: Path) -> str | None:
     return None
 
 
-def _splits_of_readme(folder: Path) -> dict[str | None, list[Path]] | None:
+def _splits_of_readme(folder: Path, suffix: str) -> dict[str | None, list[Path]] | None:
     """Splits as the README's front matter lists them; None where it lists none."""
     readme = folder / "README.md"
     if not readme.is_file():
@@ -137,7 +140,7 @@ def _splits_of_readme(folder: Path) -> dict[str | None, list[Path]] | None:
         if pattern.startswith("/") or ".." in Path(pattern).parts:
             raise ValueError(f"{readme}: the pattern {pattern!r} leaves the folder")
         paths = splits.setdefault(canonical_split(name), [])
-        paths += [p for p in sorted(folder.glob(pattern)) if p.suffix == ".parquet" and p not in paths]
+        paths += [p for p in sorted(folder.glob(pattern)) if p.suffix == suffix and p not in paths]
     return {name: paths for name, paths in splits.items() if paths} or None
 
 
@@ -146,9 +149,7 @@ def _default_config(readme: Path, configs: list[Any]) -> dict[str, Any]:
     default = [config for config in named if config.get("default") or config.get("config_name") == "default"]
     if len(default) != 1 and len(named) != 1:
         names = ", ".join(str(config.get("config_name")) for config in named)
-        raise ValueError(
-            f"{readme} lists several datasets ({names}) and no default: give the parquet files of one"
-        )
+        raise ValueError(f"{readme} lists several datasets ({names}) and no default: give the files of one")
     return default[0] if len(default) == 1 else named[0]
 
 
@@ -169,16 +170,17 @@ def _patterns(data_files: Any) -> Iterator[tuple[str, str]]:
                 yield "train", str(entry)
 
 
-def _download(source: str) -> Path:
+def _download(source: str, suffixes: Sequence[str]) -> Path:
     if not _HUB_ID.fullmatch(source):
         raise ValueError(f"{source}: no such file or folder")
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(source, repo_type="dataset", allow_patterns=["*.parquet", "README.md"]))
+        patterns = [*(f"*{suffix}" for suffix in suffixes), "README.md"]
+        return Path(snapshot_download(source, repo_type="dataset", allow_patterns=patterns))
     except Exception as error:
         raise ValueError(
             f"{source} is no local file or folder, and the dataset cannot be had from the Hugging Face hub "
-            f"({type(error).__name__}: {one_line(error)[:200]}); download its parquet files elsewhere and "
+            f"({type(error).__name__}: {one_line(error)[:200]}); download its files elsewhere and "
             "give their folder as SOURCE"
         ) from error

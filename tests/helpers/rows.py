@@ -1,0 +1,42 @@
+"""Rows of foreign formats as files, with pictures beside them, and what their import makes of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from helpers.v1g_cases import jpeg
+from pyarrow import parquet
+
+from v1lit.data.formats.registry import get_format
+from v1lit.data.importing.report import ImportReport
+from v1lit.data.importing.run import import_rows
+
+WIDE, HIGH = (60, 40), (30, 50)
+"""Sizes of the two pictures, width and height in pixels."""
+
+
+def picture(folder: Path, name: str = "wide.jpg", size: tuple[int, int] = WIDE) -> str:
+    """Writes a picture; returns its name."""
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(jpeg(*size))
+    return name
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Writes rows as the suffix says: .json, .jsonl or .parquet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        parquet.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    else:
+        path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    return path
+
+
+def import_as(name: str, source: Path, out: Path, **options: Any) -> ImportReport:
+    """An import in one process, without a progress bar."""
+    return import_rows(get_format(name), source, out, **({"workers": 1, "progress": False} | options))

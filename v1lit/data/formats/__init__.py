@@ -1,0 +1,1 @@
+"""Foreign formats of data, one file each, and their names."""
