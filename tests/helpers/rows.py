@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from helpers.v1g_cases import jpeg
 from pyarrow import parquet
 
+from helpers.v1g_cases import jpeg
 from v1lit.data.formats.registry import get_format
 from v1lit.data.importing.report import ImportReport
 from v1lit.data.importing.run import import_rows

@@ -85,7 +85,10 @@ def test_ids_that_come_again_are_told_apart(folder: Path) -> None:
     ("row", "why"),
     [
         ({"conversations": None}, "conversations must be a list of turns, not None"),
-        ({"conversations": [{"from": "tool", "value": "x"}]}, "turn 1 is from 'tool'; known speakers are human"),
+        (
+            {"conversations": [{"from": "tool", "value": "x"}]},
+            "turn 1 is from 'tool'; known speakers are human",
+        ),
         ({"conversations": [{"from": "human", "value": 3}]}, "turn 1 has no text (value is 3)"),
         ({"conversations": told("a", "b"), "image": "gone.jpg"}, "'gone.jpg' cannot be read"),
         ({"conversations": told("<image>", "b")}, "1 <image> markers, but there are 0 images"),
@@ -128,14 +131,20 @@ def test_objects_are_taken_in_order_and_named_by_their_reference(folder: Path) -
     example = imported("messages", folder, row)
     trace = parse_trace(example.messages[1].content).trace
     assert [call.query for call in trace.calls] == ["a dog", "two cats"]
-    assert [region.box for region in example.regions.values()] == [(1, 2, 30, 40), (5, 5, 9, 9), (12, 6, 13, 7)]
+    assert [region.box for region in example.regions.values()] == [
+        (1, 2, 30, 40),
+        (5, 5, 9, 9),
+        (12, 6, 13, 7),
+    ]
     assert trace.text == "a dog and two cats play."
 
 
 def test_a_box_without_a_reference_is_looked_for_with_the_question(folder: Path) -> None:
     row = {
         "messages": spoken("<image>Find the sheep", "<bbox>"),
-        "images": ["wide.jpg", ],
+        "images": [
+            "wide.jpg",
+        ],
         "objects": {"ref": [], "bbox": [[0.5, 0.5, 1, 1]], "bbox_type": "norm1"},
     }
     example = imported("messages", folder, row)
@@ -158,12 +167,17 @@ def test_image_id_says_in_which_image_a_box_lies(folder: Path) -> None:
         ({"bbox": [[1, 1, 2, 2], [1, 1, 3, 3]]}, "1 of 2 boxes have no <bbox> in the text"),
         ({"bbox": []}, "the text has more <bbox> than objects has bbox (0)"),
         ({"bbox": [[1, 1, 2, 2]], "image_id": [4]}, "a box lies in image 4, but the row has 1 images"),
-        ({"bbox": [[1, 1, 2, 2]], "bbox_type": "norm1000"}, "bbox_type is 'norm1000'; known are real and norm1"),
+        (
+            {"bbox": [[1, 1, 2, 2]], "bbox_type": "norm1000"},
+            "bbox_type is 'norm1000'; known are real and norm1",
+        ),
         ({"bbox": [[1, 1, 2]]}, "neither a box of four numbers nor a point of two"),
         ({"bbox": [["1", 1, 2, 2]]}, "holds '1', which is no finite number"),
     ],
 )
-def test_objects_that_do_not_fit_the_text_are_rejected(folder: Path, objects: dict[str, Any], why: str) -> None:
+def test_objects_that_do_not_fit_the_text_are_rejected(
+    folder: Path, objects: dict[str, Any], why: str
+) -> None:
     row = {"messages": spoken("<image>Where?", "<bbox>"), "images": ["wide.jpg"], "objects": objects}
     assert why in reason("messages", folder, row)
 

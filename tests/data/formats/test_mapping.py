@@ -84,7 +84,9 @@ def test_rows_without_images_boxes_or_thoughts_are_plain_text(folder: Path) -> N
         ({"image": 3}, "image is 3; it is the name of a column"),
     ],
 )
-def test_mistakes_in_a_mapping_are_named_with_its_file(folder: Path, change: dict[str, Any], why: str) -> None:
+def test_mistakes_in_a_mapping_are_named_with_its_file(
+    folder: Path, change: dict[str, Any], why: str
+) -> None:
     content = {key: value for key, value in (FULL | change).items() if value is not None}
     with pytest.raises(ValueError, match=rf"mine\.yaml.*{why}"):
         get_format(mapping(folder, content))
@@ -94,7 +96,7 @@ def test_a_mapping_that_is_no_yaml_or_runs_code_is_refused(folder: Path) -> None
     path = folder.parent / "mine.yaml"
     for text in ("a: [", "question: !!python/object/apply:os.getcwd []", "- question"):
         path.write_text(text)
-        with pytest.raises(ValueError, match="mine.yaml"):
+        with pytest.raises(ValueError, match=r"mine\.yaml"):
             get_format(str(path))
 
 

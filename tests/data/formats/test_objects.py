@@ -65,7 +65,9 @@ def test_coco_gives_an_example_for_every_image_and_category(folder: Path) -> Non
 def test_finding_and_counting_have_their_own_questions_and_answers(folder: Path) -> None:
     images = [{"id": k, "file_name": "wide.jpg"} for k in range(12)]
     annotations = [
-        {"image_id": k, "category_id": 1, "bbox": [1 + i, 1, 5, 5]} for k in range(12) for i in range(1 + k % 3)
+        {"image_id": k, "category_id": 1, "bbox": [1 + i, 1, 5, 5]}
+        for k in range(12)
+        for i in range(1 + k % 3)
     ]
     (folder / "i.json").write_text(json.dumps(coco(images=images, annotations=annotations)))
     import_as("coco", folder / "i.json", folder.parent / "out")
@@ -89,7 +91,9 @@ def test_splits_of_a_coco_folder_follow_from_names(folder: Path) -> None:
         (folder / f"annotations/instances_{split}2017.json").write_text(json.dumps(coco()))
     report = import_as("coco", folder, folder.parent / "out")
     assert (list(report.splits), report.splits["train"].accepted) == (["train", "val"], 2)
-    assert report.splits["val"].rejected == 2  # The same ids, which would make a validation of known examples.
+    assert (
+        report.splits["val"].rejected == 2
+    )  # The same ids, which would make a validation of known examples.
 
 
 @pytest.mark.parametrize(
@@ -116,11 +120,18 @@ def test_a_picture_of_another_size_than_annotated_is_rejected(folder: Path) -> N
     images = [{"id": 5, "file_name": "wide.jpg", "width": 640, "height": 480}]
     (folder / "i.json").write_text(json.dumps(coco(images=images)))
     import_as("coco", folder / "i.json", folder.parent / "out")
-    assert "say [640, 480], but the image is displayed with [60, 40]" in rejected(folder.parent / "out")[0]["reason"]
+    assert (
+        "say [640, 480], but the image is displayed with [60, 40]"
+        in rejected(folder.parent / "out")[0]["reason"]
+    )
 
 
 def test_a_file_of_another_kind_is_refused(folder: Path) -> None:
-    for text, why in (("[]", "not in COCO's format"), ("{", "not JSON"), ('{"images": [{}]}', "images must be")):
+    for text, why in (
+        ("[]", "not in COCO's format"),
+        ("{", "not JSON"),
+        ('{"images": [{}]}', "images must be"),
+    ):
         (folder / "i.json").write_text(text)
         with pytest.raises(ValueError, match=why):
             import_as("coco", folder / "i.json", folder.parent / "out")
@@ -235,7 +246,9 @@ def test_references_are_joined_with_their_instances_by_split(folder: Path) -> No
 def test_a_pickle_is_refused_with_the_command_that_converts_it(folder: Path) -> None:
     refs(folder)
     (folder / "refs(unc).p").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"is a pickle, which can run code .* write it as JSON with: python -c"):
+    with pytest.raises(
+        ValueError, match=r"is a pickle, which can run code .* write it as JSON with: python -c"
+    ):
         import_as("refcoco", folder, folder.parent / "out")
 
 
@@ -263,7 +276,11 @@ def test_visual_cot_looks_at_all_boxes_thinks_and_answers(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "why"),
-    [({"answer": " "}, "the row has no answer"), ({"bboxs": []}, "bboxs must be a list of boxes"), ({"image": None}, "the image is None")],
+    [
+        ({"answer": " "}, "the row has no answer"),
+        ({"bboxs": []}, "bboxs must be a list of boxes"),
+        ({"image": None}, "the image is None"),
+    ],
 )
 def test_incomplete_rows_of_visual_cot_are_rejected(folder: Path, change: dict[str, Any], why: str) -> None:
     row = {"question": "q", "answer": "a", "image": "wide.jpg", "bboxs": [[1, 1, 5, 5]]} | change
@@ -291,7 +308,10 @@ def test_pixmo_points_are_hundredths_on_the_image_of_that_hash(folder: Path) -> 
 
 def test_images_of_pixmo_that_are_missing_or_have_changed_are_named(folder: Path) -> None:
     name = "0" * 64
-    rows = [{"image_sha256": name, "label": "cups", "points": []}, {"image_sha256": "x/../y", "label": "a", "points": []}]
+    rows = [
+        {"image_sha256": name, "label": "cups", "points": []},
+        {"image_sha256": "x/../y", "label": "a", "points": []},
+    ]
     source = write_rows(folder / "x.jsonl", rows)
     import_as("pixmo_points", source, folder.parent / "out")
     reasons = [line["reason"] for line in rejected(folder.parent / "out")]

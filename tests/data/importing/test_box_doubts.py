@@ -1,4 +1,4 @@
-"""Boxes that were declared wrongly look like what they are; boxes that were declared rightly raise no doubt."""
+"""Boxes that were declared wrongly look like what they are; others raise no doubt."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from v1lit.data.importing.box_doubts import BoxTally
 from v1lit.data.importing.box_format import FULL, BoxFormat
 
-SHAPES = [(unit, order) for unit in ("pixels", "0-1", "0-100", "0-1000") for order in ("xyxy", "xywh", "cxcywh")]
+SHAPES = [
+    (unit, order) for unit in ("pixels", "0-1", "0-100", "0-1000") for order in ("xyxy", "xywh", "cxcywh")
+]
 
 
 def counted(unit: str, order: str, declared: BoxFormat, boxes: int = 200, seed: int = 0) -> BoxTally:
@@ -22,9 +24,7 @@ def counted(unit: str, order: str, declared: BoxFormat, boxes: int = 200, seed: 
         x1, x2 = sorted(rng.sample(range(size[0] + 1), 2))
         y1, y2 = sorted(rng.sample(range(size[1] + 1), 2))
         full = size if unit == "pixels" else (FULL[unit], FULL[unit])
-        x1, x2, y1, y2 = (
-            at / size[axis] * full[axis] for at, axis in ((x1, 0), (x2, 0), (y1, 1), (y2, 1))
-        )
+        x1, x2, y1, y2 = (at / size[axis] * full[axis] for at, axis in ((x1, 0), (x2, 0), (y1, 1), (y2, 1)))
         written = {
             "xyxy": (x1, y1, x2, y2),
             "xywh": (x1, y1, x2 - x1, y2 - y1),

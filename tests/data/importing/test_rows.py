@@ -62,10 +62,10 @@ def test_a_line_that_is_no_object_is_a_bad_row_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ('{"images": []}', "holds no list of rows; it begins with '{\"images\""),
+        ('{"images": []}', 'holds no list of rows; it begins with \'{"images"'),
         ('[{"a": 1}, {"b": ]', "is no JSON behind byte 11"),
         ('[{"a": 1} {"b": 2}]', "expected a comma at byte 10"),
-        ('[{"a": 1}] and more', "something follows its list, at byte 11"),
+        ('[{"a": 1}] and more', "something follows its list, at byte 10"),
         ('[{"a": 1}', "expected a comma at byte 9"),
         ("[" * 100_000, "is no JSON behind byte 1"),
     ],

@@ -80,12 +80,18 @@ class BoxTally:
         better = [other for other in others if other != declared and self._explains(kind, other, fits, reach)]
         if not better:
             return None
-        best = max(better, key=lambda other: (self.fits[f"{kind}:{other}"], _alike(other, declared)))
+        best = max(better, key=lambda other: self._merit(kind, other, declared))
         if fits < FEW * counted:
             said = f"only {fits} of {counted} {things} can be {declared}"
         else:
             said = f"{counted} {things}, taken as {declared}, reach over {reach:.1%} of their images only"
         return f"{said}; they look like {best}: is that what they are? (--box-unit, --box-order)"
+
+    def _merit(self, kind: int, other: BoxFormat, declared: BoxFormat) -> tuple[bool, int, int]:
+        """Of formats that explain the boxes: that some reach far, how many fit, how near it is to the declared."""
+        name = f"{kind}:{other}"
+        alike = 2 * (other.unit == declared.unit) + (other.order == declared.order)
+        return self.reach[name] > LITTLE, self.fits[name], alike
 
     def _explains(self, kind: int, other: BoxFormat, fits: int, reach: float) -> bool:
         """Whether another format explains the boxes, and the declared one, with these figures, does not."""
@@ -95,13 +101,4 @@ class BoxTally:
         far = self.reach[name]
         if fits < FEW * counted:
             return True
-        return counted >= FEWEST and reach < LITTLE and far > FAR and _scale(other) and far > 1.3 * reach
-
-
-def _scale(candidate: BoxFormat) -> bool:
-    return candidate.unit in FULL
-
-
-def _alike(one: BoxFormat, other: BoxFormat) -> int:
-    """How much two formats have in common: of two that explain the boxes, the nearer one is named."""
-    return 2 * (one.unit == other.unit) + (one.order == other.order)
+        return counted >= FEWEST and reach < LITTLE and far > FAR and other.unit in FULL and far > 1.3 * reach

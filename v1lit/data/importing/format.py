@@ -56,9 +56,8 @@ class Reading:
 
     def id(self, given: object) -> str:
         """An id that is unique in the file even where those of its rows are not."""
-        return (
-            f"{given}#{self.row}" if isinstance(given, str | int) else f"{Path(self.source).stem}#{self.row}"
-        )
+        file = Path(self.source.partition(":")[2]).stem
+        return f"{given if isinstance(given, str | int) else file}#{self.row}"
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def run(job: Job, workers: int, progress: Callable[[int], AbstractContextManager
     """Import what is missing and complete the folder. `progress` makes a bar for a number of rows."""
     staged = job.staged
     if staged.final is None:
-        units = job.units(staged.path)
+        units = _units(job)
         total = sum(unit.span.rows for unit in units)
         with progress(total) as advance:
             _import_units(job, units, workers, advance)
@@ -137,6 +137,16 @@ def run(job: Job, workers: int, progress: Callable[[int], AbstractContextManager
     counted = {"boxes": boxes} if boxes["boxes"] else {}
     staged.publish(shards, rejected=staged.final["rejected"], **counted, **{"import": job.plan})
     staged.discard()
+
+
+def _units(job: Job) -> list[Unit]:
+    try:
+        return job.units(job.staged.path)
+    except (
+        ValueError
+    ):  # The source is not what it should be: nothing was imported, so nothing is left behind.
+        job.staged.discard()
+        raise
 
 
 def _import_units(job: Job, units: list[Unit], workers: int, advance: Advance) -> None:
