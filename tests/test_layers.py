@@ -130,7 +130,7 @@ def test_imports_that_a_string_names_are_those_of_the_registries() -> None:
         "backbones/registry.py",
         "cli/main.py",
         "data/encode/mapping.py",
-        "data/sources/registry.py",
+        "data/formats/registry.py",
         "revisit/registry.py",
     ]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from helpers.rows import picture, write_rows
 from helpers.shard_cases import make, members_of, tar, write
 from pyarrow import parquet
 
@@ -159,6 +160,51 @@ def test_one_split_of_nothing_usable_is_a_failure_too(
     assert quiet("import", "v1g", tmp_path / "in", "--out", tmp_path / "out", "--workers", 1) == 1
     err = capsys.readouterr().err
     assert f"no row came to {tmp_path / 'out/train'}: 2 x image_size is '[40, 32]', of type str" in err
+
+
+def box_rows(folder: Path, written: str) -> Path:
+    """A row of LLaVA's, with a picture of 60 x 40 and a box as written."""
+    turns = [{"from": "human", "value": "<image>\nWhere?"}, {"from": "gpt", "value": written}]
+    picture(folder)
+    return write_rows(folder / "rows.json", [{"id": 1, "image": "wide.jpg", "conversations": turns}])
+
+
+def test_what_boxes_are_is_said_on_the_command_line(tmp_path: Path) -> None:
+    source = box_rows(tmp_path / "in", "[100, 100, 200, 200]")
+    command = ["import", "llava", source, "--out", tmp_path / "out", "--workers", 1]
+    assert quiet(*command) == 1
+    assert quiet(*command, "--overwrite", "--box-unit", "pixels", "--box-of", "resized") == 2
+    size = ["--box-size", 300, 400]
+    assert quiet(*command, "--overwrite", "--box-unit", "pixels", "--box-of", "resized", *size) == 0
+    with Shard(tmp_path / "out/shard-000000.tar") as shard:
+        assert shard.example(0).regions["<|region_1|>"].box == (20, 10, 40, 20)
+
+
+def test_images_can_be_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = box_rows(tmp_path / "in", "Nowhere.")
+    (tmp_path / "in/wide.jpg").rename(tmp_path / "wide.jpg")
+    command = ["import", "llava", source, "--out", tmp_path / "out", "--workers", 1]
+    assert quiet(*command) == 1
+    assert "'wide.jpg' cannot be read in" in capsys.readouterr().err
+    assert quiet(*command, "--overwrite", "--images", tmp_path) == 0
+
+
+def test_rows_are_shown_before_their_import(tmp_path: Path) -> None:
+    source, page = box_rows(tmp_path / "in", "[0.2, 0.4, 0.4, 0.6]"), tmp_path / "page.html"
+    shown = ["show", source, "--format", "llava", "--backbone", "none", "--out", page]
+    assert data(*map(str, shown)) == 0
+    assert "<img" in page.read_text()
+    assert "1#0" in page.read_text()
+    assert data(*map(str, shown), "--box-of", "original", "--box-unit", "0-100") == 0
+    assert data(*map(str, shown), "--images", str(tmp_path)) == 0
+    assert "row 0 of rows.json: the image &#x27;wide.jpg&#x27; cannot be read" in page.read_text()
+
+
+def test_an_unknown_format_is_named_with_those_that_exist(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert quiet("import", "coc", tmp_path, "--out", tmp_path / "out") == 2
+    assert "unknown format 'coc'; did you mean 'coco'? allowed: coco, llava" in capsys.readouterr().err
 
 
 def test_rows_that_are_rejected_beside_good_ones_are_no_failure(

@@ -134,8 +134,9 @@ def decode_runs(outline: dict[str, Any], size: Size) -> npt.NDArray[np.bool_]:
         raise ValueError(f"a mask says {outline.get('size')} (height, width), the image is {width}x{height}")
     counts = outline.get("counts")
     runs = _from_text(counts) if isinstance(counts, str) else counts
-    valid = isinstance(runs, list) and all(isinstance(run, int) and run >= 0 for run in runs)
-    if not valid or sum(runs) != width * height:
+    if not isinstance(runs, list) or not all(isinstance(run, int) and run >= 0 for run in runs):
+        raise ValueError("the runs of a mask are a list of numbers from 0 on")
+    if sum(runs) != width * height:
         raise ValueError(f"the runs of a mask do not add up to the {width * height} pixels of the image")
     inside = np.arange(len(runs)) % 2 == 1
     return np.repeat(inside, runs).reshape(width, height).T

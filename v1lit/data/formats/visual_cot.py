@@ -16,10 +16,7 @@ from v1lit.data.importing.traces import looked_up
 
 def read(row: Row, reading: Reading) -> Iterator[Example]:
     """The example of a row: the trace looks at the boxes, thinks where there is a thought, and answers."""
-    question, answer = row.get("question"), row.get("answer")
-    for name, text in (("question", question), ("answer", answer)):
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"the row has no {name} ({text!r:.40})")
+    question, answer = _text(row, "question"), _text(row, "answer")
     image = reading.image(row.get("image"))
     boxes = row.get("bboxs")
     if not isinstance(boxes, list) or not boxes:
@@ -34,9 +31,16 @@ def read(row: Row, reading: Reading) -> Iterator[Example]:
         source=f"{reading.source}/{row['dataset']}"
         if isinstance(row.get("dataset"), str)
         else reading.source,
-        answer=answer.strip(),
+        answer=answer,
         thought=thought if isinstance(thought, str) else None,
     )
+
+
+def _text(row: Row, name: str) -> str:
+    text = row.get(name)
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"the row has no {name} ({text!r:.40})")
+    return text.strip()
 
 
 FORMAT = Format(

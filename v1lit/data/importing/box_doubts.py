@@ -88,7 +88,7 @@ class BoxTally:
         return f"{said}; they look like {best}: is that what they are? (--box-unit, --box-order)"
 
     def _merit(self, kind: int, other: BoxFormat, declared: BoxFormat) -> tuple[bool, int, int]:
-        """Of formats that explain the boxes: that some reach far, how many fit, how near it is to the declared."""
+        """Of a format that explains them: whether some reach far, how many fit, how like the declared one."""
         name = f"{kind}:{other}"
         alike = 2 * (other.unit == declared.unit) + (other.order == declared.order)
         return self.reach[name] > LITTLE, self.fits[name], alike

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,35 +13,18 @@ from v1lit.data.example import ExampleError
 from v1lit.data.importing import job
 from v1lit.data.importing.box_doubts import BoxTally
 from v1lit.data.importing.box_format import BoxFormat
-from v1lit.data.importing.find import canonical_split, find_source
-from v1lit.data.importing.format import Format, Gathered, Reading
+from v1lit.data.importing.format import Format, Reading
 from v1lit.data.importing.images import ImageFolder
 from v1lit.data.importing.job import Job, RowResult, Unit
+from v1lit.data.importing.parts import find_parts, folder_of, plan_of, units_of
 from v1lit.data.importing.report import ImportReport, total
-from v1lit.data.importing.rows import LINES, BadRow, Row, columns_of, fingerprint, read_span, spans
+from v1lit.data.importing.rows import BadRow, Row, read_span
 from v1lit.data.reasons import listed_in, most_frequent
 from v1lit.data.shards import read_index
-from v1lit.files import aside
 from v1lit.paths import expand_path
 from v1lit.processes import available_cores, progress_bar
 
 log = logging.getLogger(__name__)
-
-GATHERED_NAME = "gathered.jsonl"
-
-
-@dataclass(frozen=True)
-class Part:
-    """What goes into one folder: files of rows, or what rows are gathered from."""
-
-    files: Sequence[Path]
-    root: Path
-    """Names of files are relative to it."""
-    rows: Callable[[], Iterator[Row]] | None = None
-
-    def name(self, path: Path) -> str:
-        """Name of a file for people."""
-        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path.name
 
 
 def import_rows(
@@ -81,12 +62,7 @@ def import_rows(
     Raises ValueError where there is nothing to import, the rows are not in the format, or `out` holds
     something else.
     """
-    workers = workers if workers is not None else available_cores()
-    if workers < 1 or max_examples_per_shard < 1:
-        raise ValueError(
-            "workers and max_examples_per_shard must be at least 1, "
-            f"given {workers} and {max_examples_per_shard}"
-        )
+    workers = _checked_workers(workers, max_examples_per_shard)
     source, out, boxes = expand_path(source), Path(expand_path(out)), boxes or form.boxes
     parts, ignored = find_parts(form, source, split)
     if None not in parts and (out / "index.json").exists():
@@ -96,51 +72,29 @@ def import_rows(
     console = screen(stderr=True, quiet=not progress)
     if ignored:
         console.print(f"not imported, because they belong to no split: {', '.join(ignored)}")
-    folder = ImageFolder(Path(expand_path(images)) if images is not None else _folder_of(source, parts))
+    folder = ImageFolder(Path(expand_path(images)) if images is not None else folder_of(source, parts))
+    read, most = partial(read_unit, form, folder, boxes), max_examples_per_shard
     # All checked before any work.
-    plans = {name: _plan(form, part, boxes, max_examples_per_shard) for name, part in parts.items()}
+    plans = {name: plan_of(form, part, boxes, most) for name, part in parts.items()}
     reports: dict[str | None, ImportReport] = {}
     taken: dict[str, str] = {}
     for name, part in parts.items():
         place = out if name is None else out / name
-        task = Job(
-            place,
-            partial(_units, part, max_examples_per_shard),
-            plans[name],
-            partial(read_unit, form, folder, boxes),
-            max_examples_per_shard,
-            dict(taken),
-        )
+        task = Job(place, partial(units_of, part, most), plans[name], read, most, dict(taken))
         reports[name] = _import_folder(task, name, boxes, workers, overwrite, console)
         if len(parts) > 1 and name != list(parts)[-1]:
             taken |= dict.fromkeys(job.ids_of(place), f"the split {name!r}")
     return total(reports, out, ignored)
 
 
-def find_parts(
-    form: Format, source: str | Path, split: str | None = None
-) -> tuple[dict[str | None, Part], tuple[str, ...]]:
-    """What a source holds, by split, and the files of it that belong to none.
-
-    Raises ValueError where it holds nothing, or nothing of that split.
-    """
-    path = Path(source)
-    if path.is_file() and path.suffix not in form.suffixes:
-        allowed = ", ".join(form.suffixes)
+def _checked_workers(workers: int | None, max_examples_per_shard: int) -> int:
+    workers = workers if workers is not None else available_cores()
+    if workers < 1 or max_examples_per_shard < 1:
         raise ValueError(
-            f"{source} ends in {path.suffix or 'no suffix'!r}; rows of {form.name} are in {allowed}"
+            "workers and max_examples_per_shard must be at least 1, "
+            f"given {workers} and {max_examples_per_shard}"
         )
-    gathered = form.gather(path) if form.gather is not None and path.exists() else None
-    if gathered is None:
-        found = find_source(source, split, form.suffixes)
-        return {name: Part(files, found.root) for name, files in found.splits.items()}, found.ignored
-    names = list(gathered.files)
-    if split is not None:
-        names = [name for name in names if name == canonical_split(split)]
-        if not names:
-            there = ", ".join(str(name) for name in gathered.files if name is not None) or "no splits"
-            raise ValueError(f"{source} has no split {split!r}; it has: {there}")
-    return {name: _gathered_part(gathered, name, path) for name in names}, ()
+    return workers
 
 
 def read_unit(
@@ -166,58 +120,6 @@ def read_row(form: Format, reading: Reading, row: Row) -> Iterator[RowResult]:
         yield RowResult(reading.row, id, reason=error.reason)
     except ValueError as error:
         yield RowResult(reading.row, id, reason=str(error))
-
-
-def _gathered_part(gathered: Gathered, split: str | None, source: Path) -> Part:
-    root = source if source.is_dir() else source.parent
-    return Part(gathered.files[split], root, partial(gathered.rows, split))
-
-
-def _folder_of(source: str, parts: dict[str | None, Part]) -> Path:
-    path = Path(source)
-    return path if path.is_dir() else next(iter(parts.values())).root
-
-
-def _plan(form: Format, part: Part, boxes: BoxFormat, max_examples: int) -> dict[str, Any]:
-    """What is imported, as plain JSON that is kept with the result. Raises ValueError for another format."""
-    files: list[dict[str, Any]] = []
-    for path in part.files:
-        if path.suffix == ".parquet" and form.required:
-            names = columns_of(path).names
-            if missing := [column for column in form.required if column not in names]:
-                raise ValueError(
-                    f"{path} is not in the {form.name} format: no column {', '.join(missing)}; it has {names}"
-                )
-        files.append({"file": part.name(path), "bytes": path.stat().st_size, "sha256": fingerprint(path)})
-    return {
-        "format": form.name,
-        "rules": form.rules,
-        "max_examples_per_shard": max_examples,
-        "boxes": json.loads(json.dumps(asdict(boxes))),
-        "files": files,
-        **json.loads(json.dumps(form.options)),
-    }
-
-
-def _units(part: Part, most_rows: int, staging: Path) -> list[Unit]:
-    files = list(part.files) if part.rows is None else [_gather(part.rows, staging / GATHERED_NAME)]
-    units: list[Unit] = []
-    for path in files:
-        first = 0
-        name = part.name(path) if part.rows is None else part.name(part.files[0])
-        for span in spans(path, most_rows):
-            units.append(Unit(f"unit-{len(units):06d}", str(path), name, span, first))
-            first += span.rows
-    return units
-
-
-def _gather(rows: Callable[[], Iterator[Row]], path: Path) -> Path:
-    """Rows that are put together, as JSON lines; written once."""
-    assert path.suffix == LINES
-    if not path.exists():
-        with aside(path) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows())
-    return path
 
 
 def _import_folder(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,7 @@ PALETTE = (
     "#7a4a2b",
 )
 """Colours of regions, in order, again from the start after the last; all dark enough to be read on white."""
+RENDERERS = {".html": render_html, ".htm": render_html, ".png": render_png}
 IMAGE_SIDE = 448
 """Longer side of a picture on the page, in pixels."""
 
@@ -65,17 +66,52 @@ def show(
 
     Raises ValueError for another suffix than those two, a source without examples, or n below 1.
     """
-    out, source = Path(expand_path(out)), expand_path(source)
-    renderers = {".html": render_html, ".htm": render_html, ".png": render_png}
-    if out.suffix.lower() not in renderers:
-        raise ValueError(f"{out} ends in {out.suffix or 'no suffix'!r}; allowed: .html, .png")
+    out, source = _checked_out(out), expand_path(source)
     if n < 1:
         raise ValueError(f"n is {n}; at least 1 example is needed")
     source = Path(source)
     if (source / "train" / INDEX_NAME).is_file() and not (source / INDEX_NAME).is_file():
         source /= "train"
     cards = [_card(shard, index, processor, encoding) for shard, index in _pick(source, n, seed)]
-    page = renderers[out.suffix.lower()](f"{source}: {len(cards)} examples", cards)
+    return _write(out, f"{source}: {len(cards)} examples", cards)
+
+
+def show_rows(
+    rows: Iterable[Example | str],
+    out: str | os.PathLike[str],
+    *,
+    title: str,
+    processor: Processor | None = None,
+    encoding: EncodingConfig | None = None,
+) -> Path:
+    """Draw examples that are in no shard yet to the file `out`, as `show` does; returns its path.
+
+    Args:
+        rows: examples, or why there is none.
+        out, processor, encoding: as of `show`.
+        title: of the page.
+
+    Raises ValueError for another suffix than .html and .png.
+    """
+    out = _checked_out(out)
+    cards = []
+    for row in rows:
+        if isinstance(row, Example):
+            cards.append(_card_of(row, "", processor, encoding))
+        else:
+            cards.append(Card(title="rejected", subtitle="", sections=[("", [TextRun(row, color=RED)])]))
+    return _write(out, f"{title}: {len(cards)} rows", cards)
+
+
+def _checked_out(out: str | os.PathLike[str]) -> Path:
+    path = Path(expand_path(out))
+    if path.suffix.lower() not in RENDERERS:
+        raise ValueError(f"{out} ends in {path.suffix or 'no suffix'!r}; allowed: .html, .png")
+    return path
+
+
+def _write(out: Path, title: str, cards: list[Card]) -> Path:
+    page = RENDERERS[out.suffix.lower()](title, cards)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, page)
     return out
@@ -108,16 +144,21 @@ def _counts(source: Path) -> dict[Path, int]:
 
 
 def _card(shard: Shard, index: int, processor: Processor | None, encoding: EncodingConfig | None) -> Card:
-    card = Card(title=shard.keys[index], subtitle=shard.path.name)
     try:
-        example = shard.example(index)
-        images = [decode_image(image) for image in example.images]
+        return _card_of(shard.example(index), shard.path.name, processor, encoding)
     except ValueError as error:
+        card = Card(title=shard.keys[index], subtitle=shard.path.name)
         card.sections.append(("unreadable", [TextRun(str(error), color=RED)]))
         return card
-    card.title = example.id
+
+
+def _card_of(
+    example: Example, place: str, processor: Processor | None, encoding: EncodingConfig | None
+) -> Card:
+    images = [decode_image(image) for image in example.images]
+    card = Card(title=example.id, subtitle=place)
     colors = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(example.regions)}
-    details = (example.source, ", ".join(f"{w} x {h}" for w, h in (i.size for i in images)), shard.path.name)
+    details = (example.source, ", ".join(f"{w} x {h}" for w, h in (i.size for i in images)), place)
     card.subtitle = " · ".join(filter(None, details))
     card.images = [_with_regions(image, k, example.regions, colors) for k, image in enumerate(images)]
     for message in example.messages:
