@@ -20,7 +20,7 @@ from pyarrow import parquet
 
 from v1lit.cli.data import COMMANDS, USAGE
 from v1lit.cli.main import main
-from v1lit.data.shards import ShardWriter, list_shards, sidecar_name
+from v1lit.data.shards import Shard, ShardWriter, list_shards, sidecar_name
 
 pytestmark = pytest.mark.dependencies
 

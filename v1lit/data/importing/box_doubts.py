@@ -12,8 +12,8 @@ from v1lit.grounding.region import Size
 
 MOST_COUNTED = 1000
 """Boxes of a unit that are compared with all formats; more say nothing new."""
-FEWEST = 20
-"""Boxes below which how far they reach says nothing."""
+LEAST, FEWEST = 5, 20
+"""Boxes below which nothing is said, and below which how far they reach says nothing."""
 NEARLY_ALL, FEW = 0.95, 0.8
 """Shares of the boxes that another format must explain, and that the declared one may fail to."""
 FAR, LITTLE = 0.9, 0.67
@@ -78,7 +78,7 @@ class BoxTally:
         things = "points" if kind == 2 else "boxes"
         others = POINTS if kind == 2 else CANDIDATES
         better = [other for other in others if other != declared and self._explains(kind, other, fits, reach)]
-        if not better:
+        if counted < LEAST or not better:
             return None
         best = max(better, key=lambda other: self._merit(kind, other, declared))
         if fits < FEW * counted:
