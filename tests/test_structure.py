@@ -27,15 +27,15 @@ LIMITS = {
     "v1lit.plan": (13, 6, 26),
     "v1lit.sweep": (26, 10, 58),
     "v1lit.testing": (7, 3, 9),
-    "v1lit.training": (35, 8, 78),
+    "v1lit.training": (38, 8, 90),
 }
 """How many rooms a package may have, on how many floors, and how many arrows may lead from room to room."""
 LONGEST_FILE = 384
 LONGEST_FUNCTION = 60
-CODE_LINES = 46_800
+CODE_LINES = 47_300
 """Of `v1lit/` without `v1lit/testing/`, which authors of backbones use and no run does. What adds an ability
 may raise it; what only rearranges may not."""
-ALL_LINES = 47_600
+ALL_LINES = 48_200
 
 MODULES = tool.read_modules(PACKAGE)
 GRAPH = tool.import_graph(MODULES)

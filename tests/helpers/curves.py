@@ -116,6 +116,7 @@ class NotedModule(V1Module):
         super().log(name, value, *args, **options)
 
     def on_train_end(self) -> None:
+        super().on_train_end()  # with an average of the weights, it is noted
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
         for name, tensor in self.model.state_dict().items():
             with gathered(parameters.get(name, tensor)) as whole:

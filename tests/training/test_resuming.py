@@ -23,6 +23,7 @@ from v1lit.training.optimizer import build_optimizer, learning_rate_factor
 from v1lit.training.resuming import (
     CHANGES,
     RECIPE,
+    WITHOUT,
     Change,
     RecipeChangedError,
     Resumed,
@@ -48,6 +49,10 @@ OTHER = {
     "model.pointer.identity_init": True,
     "model.init_seed": 5,
     "model.optimizer.name": "muon",
+    "model.freeze": ["*.layers.0.*"],
+    "model.optimizer.parts": {"vision": {"lr": 1e-5}},
+    "model.optimizer.layer_decay": 0.9,
+    "model.optimizer.ema_decay": 0.99,
 }
 """Of every key that a resumed run cannot change, another value than the default."""
 OLD = OptimizerConfig(lr=1e-3, schedule="linear")
@@ -101,7 +106,9 @@ def trained(make_data: Any, make_trainer: Any, tmp_path: Path) -> Callable[..., 
 
 
 def test_there_is_another_value_of_every_key_that_is_refused() -> None:
-    assert set(OTHER) == {key for key, change in CHANGES.items() if change in (Change.MODEL, Change.START)}
+    assert set(OTHER) == {
+        key for key, change in CHANGES.items() if change in (Change.MODEL, Change.START, Change.STATE)
+    }
 
 
 @pytest.mark.parametrize("key", OTHER)
@@ -115,6 +122,20 @@ def test_what_a_resumed_run_cannot_change_is_refused_with_what_was_and_what_is(
     assert f"x.ckpt cannot be resumed: {key} was " in first
     assert "begin a new run" in second
     assert refused.value.keys == [key]
+
+
+def test_rates_of_parts_and_the_decay_of_an_average_may_change_where_there_were_some(
+    make_trainer: Any,
+) -> None:
+    one, two = (
+        V1Module(BackboneConfig(), optimizer=OptimizerConfig(parts=parts, layer_decay=layers, ema_decay=ema))
+        for parts, layers, ema in (
+            ({"vision": {"lr": 1e-5}}, 0.9, 0.9),
+            ({"pointer": {"weight_decay": 0.1}}, 0.8, 0.99),
+        )
+    )
+    refuse(written(one), two.options, make_trainer(max_steps=9))
+    assert set(WITHOUT) == {key for key, change in CHANGES.items() if change is Change.STATE}
 
 
 def test_the_same_frozen_parts_in_another_order_are_no_change(make_trainer: Any) -> None:
@@ -204,7 +225,7 @@ def test_every_option_of_the_optimizer_is_another_one_here() -> None:
         for field in fields(OptimizerConfig)
         if getattr(OLD, field.name) == getattr(NEW, field.name)
     }
-    assert same == {"name"}
+    assert same == {"name", *(key.removeprefix("model.optimizer.") for key in WITHOUT)}
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

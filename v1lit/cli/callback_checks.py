@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import (
     LearningRateMonitor,
     ModelCheckpoint,
     ModelPruning,
+    WeightAveraging,
 )
 
 from v1lit.cli.errors import UserError
@@ -42,6 +43,10 @@ REFUSED: dict[type[Callback], tuple[str, str]] = {
         "the schedule is made before it could change its learning rate",
         "set model.optimizer.lr",
     ),
+    WeightAveraging: (
+        "a checkpoint would not have its average where a run looks for it",
+        "set model.optimizer.ema_decay",
+    ),
     ModelPruning: ("a pruned model has other parameters, and could not be exported", "take it away"),
 }
 """Lightning's callbacks that cannot work here: why, and what to use."""
@@ -68,8 +73,9 @@ def check_callbacks(trainer: Trainer, module: V1Module) -> None:
     skips = module.on_nonfinite == "skip"
     validation = _validation_names(module)
     strategy = make_strategy(module.revisit_config)
+    own = [part for part, options in module.optimizer_config.parts.items() if "lr" in options]
     training = names_in_training(
-        pointer, module.verify_loss > 0, skips, strategy.regions_weight > 0, strategy.ends
+        pointer, module.verify_loss > 0, skips, strategy.regions_weight > 0, strategy.ends, own
     )
     rates = any(isinstance(callback, LearningRateMonitor) for callback in callbacks)
     for callback, name in _watched(callbacks):

@@ -146,6 +146,7 @@ def _setting(options: argparse.Namespace, config: dict[str, Any]) -> Any:
         tokens=tokens,
         image=options.image or None,
         config=options.config,
+        freeze=tuple(model["freeze"]),
     )
 
 

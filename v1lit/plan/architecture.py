@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
@@ -23,6 +24,7 @@ from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.pointer.model_config import PointAndCopyConfig
 from v1lit.revisit.config import RevisitConfig
+from v1lit.training.freezing import freeze_matching
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -75,8 +77,12 @@ def model_on_meta(
     backbone: BackboneConfig,
     pointer: PointerConfig,
     revisit: RevisitConfig | None = None,
+    freeze_names: Sequence[str] = (),
 ) -> PointAndCopyModel:
-    """The whole model on the meta device: parameters have shapes and no memory."""
+    """The whole model on the meta device: parameters have shapes and no memory.
+
+    freeze_names: as `freeze` of `V1Module`.
+    """
     import transformers
     from transformers.initialization import no_init_weights
 
@@ -96,6 +102,7 @@ def model_on_meta(
     if "pointer" in backbone.freeze:
         for part in model.own_parts:
             part.requires_grad_(False)
+    freeze_matching(model, freeze_names)
     enable_checkpointing(model.backbone, family, backbone.gradient_checkpointing)
     return model.train()
 

@@ -43,7 +43,7 @@ class Planner:
     def model(self, setting: Setting) -> PointAndCopyModel:
         """The model, on the meta device."""
         config = model_config(setting.backbone, setting.config)
-        return model_on_meta(config, setting.backbone, setting.pointer, setting.revisit)
+        return model_on_meta(config, setting.backbone, setting.pointer, setting.revisit, setting.freeze)
 
     def part(self, setting: Setting) -> PointAndCopyModel:
         """The model with the part of the language layers that a GPU computes; elsewhere it is whole.
@@ -121,7 +121,7 @@ class Planner:
 
     def _step(self, setting: Setting) -> list[Moment]:
         key = repr((setting.backbone, setting.pointer, setting.config, setting.compute, setting.image))
-        key += f" {setting.examples} {setting.tokens} {setting.tensor} {setting.context}"
+        key += f" {setting.examples} {setting.tokens} {setting.tensor} {setting.context} {setting.freeze}"
         if key not in self._steps:
             self._steps[key] = record(self.part(setting), self.shape(setting), setting.compute)
         return self._steps[key]

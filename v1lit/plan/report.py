@@ -135,6 +135,7 @@ def _by_part(setting: Setting, sizes: dict[str, Size]) -> dict[str, dict[str, fl
     kept = setting.kept.itemsize
     share = kept / setting.shards
     moments = {"adamw": 2.0, "adamw8bit": 2.0 / kept, "muon": 1.0}[setting.optimizer.name]
+    moments += setting.optimizer.ema_decay is not None
     return {
         part: {
             "weights": size.all * share,

@@ -57,6 +57,8 @@ class Setting:
     """Whether gradients are summed over GPUs after every micro-batch."""
     config: str | None = None
     """A `config.json` in place of that of the weights."""
+    freeze: tuple[str, ...] = ()
+    """Patterns of parameters that do not learn."""
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -159,19 +161,20 @@ def moment_bytes(model: PointAndCopyModel, optimizer: OptimizerConfig, kept: tor
     """Bytes of optimizer state for a weight that learns, on average.
 
     AdamW keeps two moments in the type of the weight, its 8-bit version two bytes and a share of a table,
-    Muon one moment of every hidden matrix.
+    Muon one moment of every hidden matrix. An average of the weights is a further one.
     """
+    average = kept.itemsize if optimizer.ema_decay is not None else 0
     if optimizer.name == "adamw8bit":
-        return 2 + 2 * 4 / 256
+        return 2 + 2 * 4 / 256 + average
     if optimizer.name == "adamw":
-        return 2 * kept.itemsize
+        return 2 * kept.itemsize + average
     numbers = {True: 0, False: 0}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             hidden = parameter.ndim == 2 and not any(mark in name for mark in EMBEDDINGS)
             numbers[hidden] += parameter.numel()
     learned = max(1, sum(numbers.values()))
-    return (numbers[True] + 2 * numbers[False]) * kept.itemsize / learned
+    return (numbers[True] + 2 * numbers[False]) * kept.itemsize / learned + average
 
 
 def strategy_of(trainer: dict[str, Any], nodes: int, gpus: int) -> dict[str, Any]:

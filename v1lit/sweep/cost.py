@@ -55,7 +55,9 @@ class TrialCost:
         self.backbone = BackboneConfig(**config["model"]["backbone"])
         self.optimizer = OptimizerConfig(**config["model"]["optimizer"])
         pointer = PointerConfig(**config["model"]["pointer"])
-        self.model: PointAndCopyModel = model_on_meta(model_config(self.backbone), self.backbone, pointer)
+        self.model: PointAndCopyModel = model_on_meta(
+            model_config(self.backbone), self.backbone, pointer, freeze_names=config["model"]["freeze"]
+        )
 
     def of_step(self, data: V1DataModule) -> StepCost:
         """The cost of a step, from the first training examples, which must be there already.

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
-from v1lit.errors import OptionError, check_choices, check_fields, check_least
+from v1lit.backbones.config import Part
+from v1lit.errors import OptionError, check_choices, check_fields, check_least, name_allowed
 from v1lit.paths import expand_fields
+
+PARTS: tuple[str, ...] = get_args(Part)
+"""Of a model, which may have options of the optimizer of their own."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,16 @@ class OptimizerConfig:
     """Share of all steps spent rising linearly from zero to the peak."""
     final: float = 0.0
     """Learning rate at the last step, as a share of the peak."""
+    parts: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By part (`vision`, `projector`, `language`, `pointer`) a peak `lr` or a `weight_decay` of its own, such
+    as `{vision: {lr: 2e-6, weight_decay: 0.0}}`; the schedule is that of all."""
+    layer_decay: float = 1.0
+    """A layer's rate as a share of that of the layer above it; `language` and `vision` each count from their
+    highest layer that learns, and what lies below the layers, the embeddings, counts as one more. As in
+    arXiv 2003.10555, section A, but that the highest layer has the whole rate."""
+    ema_decay: float | None = None
+    """Share of an exponential moving average of the weights that stays in a step, such as 0.999. The average
+    is what is validated, chosen, exported and reported on; None for the weights themselves."""
 
     GROUP: ClassVar[str] = "optimizer"
 
@@ -43,10 +57,30 @@ class OptimizerConfig:
         check_fields(self, ["lr"], lambda rate: rate > 0, "it must be positive")
         check_fields(self, ["warmup"], _is_share, "it is a share of all steps, from 0 to 1")
         check_fields(self, ["final"], _is_share, "it is a share of the peak, from 0 to 1")
+        why = "it is a share of the rate of the layer above, above 0 and up to 1"
+        check_fields(self, ["layer_decay"], lambda share: 0 < share <= 1, why)
+        check_fields(
+            self, ["ema_decay"], lambda share: 0 < share < 1, "it lies between 0 and 1, such as 0.999"
+        )
+        for part, own in self.parts.items():
+            _check_part(part, own)
 
 
 def _is_share(number: float) -> bool:
     return 0 <= number <= 1
+
+
+def _check_part(part: str, own: dict[str, float]) -> None:
+    """Raise OptionError for a part that there is not, or options that it cannot have."""
+    group = f"model.{OptimizerConfig.GROUP}"
+    if part not in PARTS:
+        raise OptionError(f"parts.{part}", own, name_allowed(part, PARTS), group)
+    if not own or set(own) - {"lr", "weight_decay"}:
+        raise OptionError(f"parts.{part}", own, "give its lr, its weight_decay, or both", group)
+    if own.get("lr", 1.0) <= 0:
+        raise OptionError(f"parts.{part}.lr", own["lr"], "it must be positive", group)
+    if own.get("weight_decay", 0.0) < 0:
+        raise OptionError(f"parts.{part}.weight_decay", own["weight_decay"], "give 0 or more", group)
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,9 @@ class DeepSpeedZero3(FolderStrategy):
         if (name := module.optimizer_config.name) != "adamw":
             why = f"DeepSpeed gives the optimizer flat numbers and not matrices\nset adamw, {INSTEAD}"
             raise OptionError("name", name, why, "model.optimizer")
+        if (decay := module.optimizer_config.ema_decay) is not None:
+            why = f"DeepSpeed drives the optimizer alone, and keeps no average\nleave it out, {INSTEAD}"
+            raise OptionError("ema_decay", decay, why, "model.optimizer")
         if parts := module.backbone_config.compile:
             why = f"compiled layers were not tried with DeepSpeed\nleave it out, {INSTEAD}"
             raise OptionError("compile", parts, why, "model.backbone")

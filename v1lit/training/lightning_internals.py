@@ -40,6 +40,11 @@ def weights_of(checkpoint: Checkpoint) -> Mapping[str, Any]:
     return weights
 
 
+def put_weights(checkpoint: dict[str, Any], weights: Mapping[str, Any]) -> None:
+    """Give a checkpoint another state dict of the module."""
+    checkpoint["state_dict"] = weights
+
+
 def options_of(checkpoint: Checkpoint) -> dict[str, Any]:
     """What the module is made of: its arguments."""
     options: dict[str, Any] = checkpoint.get(LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, {})

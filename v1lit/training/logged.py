@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from v1lit.pointer.config import PointerConfig
 
 TRAIN, VAL, VAL_POINTING = "train/", "val/", "val/forced_"
@@ -60,6 +62,7 @@ def names_in_training(
     skips: bool = False,
     regions: bool = False,
     ends: bool = False,
+    parts: Iterable[str] = (),
 ) -> list[str]:
     """What such a pointer logs while it trains.
 
@@ -69,6 +72,7 @@ def names_in_training(
         skips: whether batches may be skipped.
         regions: whether the revisit strategy has a loss of regions.
         ends: whether its runs end by a choice of the pointer head.
+        parts: with learning rates of their own.
     """
     extra = [name for name, there in ((LOSS_ERROR, verified), (SKIPPED, skips)) if there]
     steps = [
@@ -76,6 +80,7 @@ def names_in_training(
         *(loss_part(TRAIN, part) for part in _parts(pointer, regions)),
         GRADIENT_NORM,
         LEARNING_RATE,
+        *(f"{LEARNING_RATE}_{part}" for part in parts),
     ]
     return [*steps, *(TRAIN + name for name in pointing(ends)), *RATES, MFU, FLOPS, *extra, *ON_THE_LINE]
 

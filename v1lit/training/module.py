@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -26,11 +25,13 @@ from v1lit.pointer.model import PointAndCopyModel
 from v1lit.pointer.output import PointAndCopyOutput
 from v1lit.revisit.config import POINT_AND_COPY, RevisitConfig
 from v1lit.training import deepspeed_strategy  # noqa: F401  # its name becomes known to Lightning
+from v1lit.training.averaging import AveragedModule
 from v1lit.training.config import OptimizerConfig
+from v1lit.training.freezing import freeze_matching
+from v1lit.training.groups import learning_rates, places
 from v1lit.training.lightning_internals import align, options_of, trainer_of, use_group_options
 from v1lit.training.logged import (
     GRADIENT_NORM,
-    LEARNING_RATE,
     LOSS,
     LOSS_ERROR,
     SKIPPED,
@@ -43,7 +44,7 @@ from v1lit.training.metrics import LossMeans, PointingMetrics
 from v1lit.training.optimizer import build_optimizer, learning_rate_factor
 from v1lit.training.resuming import Resumed, carry_over, differences, refuse_changes, refuse_other_model
 from v1lit.training.saved_state import load_parts, read_checkpoint
-from v1lit.training.steps import steps_of_epochs, total_steps
+from v1lit.training.steps import check_end, total_steps
 from v1lit.training.strategies import compute_dtype, sharded_strategy
 
 
@@ -51,7 +52,7 @@ class NonFiniteLossError(RuntimeError):
     """The loss is NaN or infinite; the message names the examples."""
 
 
-class V1Module(LightningModule):
+class V1Module(AveragedModule):
     """Trains a backbone to point.
 
     The weights are made or loaded in `configure_model`, which Lightning calls when a run begins, so making a
@@ -69,6 +70,8 @@ class V1Module(LightningModule):
         verify_loss: every N steps, compare the loss and its gradients with the readable reference on
             up to 256 positions of the batch, and stop where they differ; 0 for never.
         init_seed: of the weights that start at random: the pointer head's, and a tiny backbone's.
+        freeze: parameters that do not learn, as patterns (`fnmatch`) of the model's names for them, such as
+            `*.layers.0.*`; beside the parts of `backbone.freeze`.
     """
 
     GROUP: ClassVar[str] = "model"
@@ -85,6 +88,7 @@ class V1Module(LightningModule):
         verify_loss: int = 0,
         init_seed: int = 0,
         revisit: RevisitConfig = POINT_AND_COPY,
+        freeze: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.backbone_config = as_options(BackboneConfig, backbone)
@@ -95,6 +99,7 @@ class V1Module(LightningModule):
         self.max_nonfinite = max_nonfinite
         self.verify_loss = verify_loss
         self.init_seed = init_seed
+        self.frozen_patterns = list(freeze)
         check_choices(self)
         check_least(self, 0, "verify_loss")
         self.nonfinite = 0
@@ -108,9 +113,11 @@ class V1Module(LightningModule):
             name: getattr(self, f"{name}_config") for name in ("backbone", "pointer", "optimizer", "revisit")
         }
         plain = ("on_nonfinite", "max_nonfinite", "verify_loss", "init_seed")
-        return {name: asdict(getattr(self, f"{name}_config")) for name in configs} | {
-            name: getattr(self, name) for name in plain
-        }
+        return (
+            {name: asdict(getattr(self, f"{name}_config")) for name in configs}
+            | {name: getattr(self, name) for name in plain}
+            | {"freeze": self.frozen_patterns}
+        )
 
     def configure_model(self) -> None:
         """Make the model, once."""
@@ -121,6 +128,8 @@ class V1Module(LightningModule):
             torch.manual_seed(self.init_seed)
             build = PointAndCopyModel.build if strategy is None else strategy.build
             model = build(self.backbone_config, self.pointer_config, self.revisit_config)
+        if lines := freeze_matching(model, self.frozen_patterns):
+            rank_zero_info("\n".join(lines))
         self.model = model.train()  # checkpoints open in eval mode, in which gradient checkpointing is off
         start = self.model.config.pointer_start
         ends = self.model.strategy.ends
@@ -281,7 +290,7 @@ class V1Module(LightningModule):
             strategy = sharded_strategy(self.trainer)
             gradients = (p.grad for p in self.parameters() if p.grad is not None)
             self.log(GRADIENT_NORM, total_norm(gradients) if strategy is None else strategy.gradient_norm())
-            self.log(LEARNING_RATE, optimizer.param_groups[0]["lr"])
+            self.log_dict(learning_rates(optimizer.param_groups, self.optimizer_config))
 
     def configure_gradient_clipping(
         self,
@@ -299,8 +308,12 @@ class V1Module(LightningModule):
     # ------------------------------------------------------------------ checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write down with which options it was trained, for `load_from_checkpoint` and for resuming."""
+        """Write down with which options it was trained, for `load_from_checkpoint` and for resuming.
+
+        With an average of the weights, it is the checkpoint's weights.
+        """
         Resumed(self.options, self.trainer, self._data).save(checkpoint)
+        super().on_save_checkpoint(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights of another model and, of a resumed run, what it cannot change of its recipe.
@@ -320,6 +333,7 @@ class V1Module(LightningModule):
     def on_train_start(self) -> None:
         """Take the optimizer's options from this run: a checkpoint brings those of its own."""
         use_group_options(self.trainer, self._group_options)
+        super().on_train_start()
 
     @property
     def _data(self) -> V1DataModule | None:
@@ -352,30 +366,13 @@ class V1Module(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         config = self.optimizer_config
-        optimizer = build_optimizer(self.model.named_parameters(), config)
+        named = self.model.named_parameters(remove_duplicate=False)
+        optimizer = build_optimizer(named, config, places(self.model, config))
         steps = total_steps(self.trainer)
-        self._check_end(steps)
+        check_end(self.trainer, config, steps)
         steps = steps or 1  # of a constant schedule without a warm-up
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(step, steps, config)
         )
         self._group_options = [{**group, "params": None} for group in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _check_end(self, steps: int | None) -> None:
-        """Refuse a schedule that needs a number of steps nobody knows; say where epochs may end first."""
-        config, trainer = self.optimizer_config, self.trainer
-        unknown = "the length of an epoch is not known without an index and, with packing, token lengths"
-        if steps is None and (config.schedule != "constant" or config.warmup > 0):
-            endless = trainer.max_epochs in (None, -1)
-            ways = "trainer.max_steps or trainer.max_epochs" if endless else f"trainer.max_steps ({unknown})"
-            constant = "" if config.schedule == "constant" else "model.optimizer.schedule=constant and "
-            raise ValueError(
-                f"the {config.schedule} schedule with a warm-up of {config.warmup:g} needs to know its end; "
-                f"set {ways}, or {constant}model.optimizer.warmup=0"
-            )
-        if steps is not None and trainer.max_epochs not in (None, -1) and steps_of_epochs(trainer) is None:
-            rank_zero_info(
-                f"the schedule is made for trainer.max_steps={steps}; it is cut off if "
-                f"trainer.max_epochs={trainer.max_epochs} ends the run before: {unknown}"
-            )

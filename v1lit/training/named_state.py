@@ -48,7 +48,8 @@ def to_named(state: Numbered, names: Names) -> tuple[dict[str, Tensor], dict[str
                     tensors[f"{PREFIX}{key}.{own[number]}"] = value
                 else:
                     scalars[own[number]][key] = value
-        inner.append({"names": own, "scalars": scalars, "param_groups": one["param_groups"]})
+        keys = sorted({key for values in one["state"].values() for key in values})
+        inner.append({"names": own, "scalars": scalars, "keys": keys, "param_groups": one["param_groups"]})
     return tensors, {"together": "optimizers" in state, "inner": inner}
 
 
@@ -78,7 +79,10 @@ def to_numbered(
     _refuse_others(rest, wanted)
     for one, own in zip(rest["inner"], wanted, strict=True):
         state = {
-            number: {**one["scalars"][name], **{key: read(full, name) for key, full in keys.get(name, [])}}
+            number: {
+                **one["scalars"][name],
+                **{key: read(full, name) for key, full in keys.get(name, []) if key in one["keys"]},
+            }
             for number, name in enumerate(own)
             if name in one["scalars"]
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,21 +12,34 @@ from torch.optim import AdamW, Muon, Optimizer
 
 from v1lit.errors import OptionError
 from v1lit.parallel.tensors import whole_shape
+from v1lit.training.averaging import Averages
 from v1lit.training.config import OptimizerConfig
+from v1lit.training.groups import Place
 from v1lit.training.lightning_internals import unscale_before_step
 
 FUSED_DEVICES = ("cpu", "cuda")
 """Devices on which one kernel does AdamW's whole step: on a CPU in a quarter of the time."""
 EMBEDDINGS = ("embed", "lm_head")
 """Marks in the names of matrices whose rows are tokens or patches: not for Muon."""
+Grouped = dict[Place, list[tuple[str, nn.Parameter]]]
+"""Parameters that learn, with their names, by their place."""
 
 
 class Together(Optimizer):
-    """Several optimizers that step as one, each with its own parameters: Lightning drives one only."""
+    """Several optimizers that step as one, each with its own parameters: Lightning drives one only.
 
-    def __init__(self, optimizers: list[Optimizer]) -> None:
-        self.optimizers = optimizers
-        super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
+    Args:
+        optimizers: in the order in which they step.
+        averages: steps after them; its groups are none that learn.
+    """
+
+    def __init__(self, optimizers: list[Optimizer], averages: Averages | None = None) -> None:
+        self.optimizers = [*optimizers, *([] if averages is None else [averages])]
+        super().__init__(self._groups(), {})
+
+    def _groups(self) -> list[dict[str, Any]]:
+        learning = (one for one in self.optimizers if not isinstance(one, Averages))
+        return [group for optimizer in learning for group in optimizer.param_groups]
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         loss = None
@@ -44,34 +57,71 @@ class Together(Optimizer):
         for optimizer, state in zip(self.optimizers, state_dict["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         # The schedule changes the groups of this optimizer: they must be the very same as the others'.
-        self.param_groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        self.param_groups = self._groups()
 
 
 def build_optimizer(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    config: OptimizerConfig,
+    places: Mapping[str, Place] | None = None,
 ) -> Optimizer:
-    """The optimizer of the trainable parameters. Raises ValueError if there are none, or no bitsandbytes."""
+    """The optimizer of the trainable parameters.
+
+    Args:
+        named_parameters: of the model, tied ones under one name or under all.
+        config: its options.
+        places: of the trainable parameters by name; all are in one when not given.
+
+    Raises ValueError if none is trainable, or there is no bitsandbytes; OptionError for weights of which no
+    average can be kept.
+    """
     trainable = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
     if not trainable:
-        raise ValueError("no trainable parameter is left; remove a part from model.backbone.freeze")
+        raise ValueError(
+            "no trainable parameter is left; remove a part from model.backbone.freeze, or a pattern from "
+            "model.freeze"
+        )
+    by_place: Grouped = {}
+    first = {id(parameter): name for name, parameter in reversed(trainable)}  # of tied ones
+    for name, parameter in trainable:
+        if first[id(parameter)] == name:
+            by_place.setdefault((places or {}).get(name, Place()), []).append((name, parameter))
+    optimizers = _learning(by_place, config)
+    if config.ema_decay is not None:
+        return Together(optimizers, Averages(trainable, config.ema_decay))
+    return optimizers[0] if len(optimizers) == 1 else Together(optimizers)
+
+
+def _learning(by_place: Grouped, config: OptimizerConfig) -> list[Optimizer]:
     if config.name != "muon":
-        return _adamw([parameter for _, parameter in trainable], config)
-    hidden = [p for name, p in trainable if p.ndim == 2 and not any(mark in name for mark in EMBEDDINGS)]
-    chosen = set(map(id, hidden))
-    rest = [p for _, p in trainable if id(p) not in chosen]
+        return [_adamw(by_place, config)]
+    hidden: list[dict[str, Any]] = []
+    rest: Grouped = {}
+    for place, named in by_place.items():
+        chosen = [p for name, p in named if p.ndim == 2 and not any(mark in name for mark in EMBEDDINGS)]
+        taken = set(map(id, chosen))
+        rest[place] = [(name, p) for name, p in named if id(p) not in taken]
+        options = {"lr": place.rate(config), "weight_decay": place.weight_decay(config)}
+        hidden += [{"params": chosen, **options}] if chosen else []
     muon = Muon(hidden, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
-    return Together([muon, _adamw(rest, config)])
+    return [muon, _adamw(rest, config)]
 
 
-def _adamw(parameters: list[nn.Parameter], config: OptimizerConfig) -> Optimizer:
-    groups = [
-        {"params": [p for p in parameters if len(whole_shape(p)) >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if len(whole_shape(p)) < 2], "weight_decay": 0.0},
-    ]
+def _adamw(by_place: Grouped, config: OptimizerConfig) -> Optimizer:
+    groups: list[dict[str, Any]] = []
+    for place, named in by_place.items():
+        matrices = [p for _, p in named if len(whole_shape(p)) >= 2]
+        others = [p for _, p in named if len(whole_shape(p)) < 2]
+        rate = place.rate(config)
+        groups += [
+            {"params": matrices, "lr": rate, "weight_decay": place.weight_decay(config)},
+            {"params": others, "lr": rate, "weight_decay": 0.0},
+        ]
     groups = [group for group in groups if group["params"]]
     options: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
     if config.name == "adamw8bit":
         return _adamw8bit(config, groups, options)
+    parameters = [p for group in groups for p in group["params"]]
     fused = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
     optimizer = AdamW(groups, **options, fused=fused, foreach=not fused)
     unscale_before_step(optimizer)

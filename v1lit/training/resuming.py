@@ -40,6 +40,7 @@ class Change(Enum):
     ORDER = "refused in the middle of an epoch, which cannot continue in another order"
     CONTENT = "the content of the shards counts: as ORDER for training, as MEASURE for validation"
     MEASURE = "applied; `val/loss` measures something else now, so the best checkpoint is chosen anew"
+    STATE = "applied; refused from without to with it and back, where the optimizer has another state"
     LIMIT = "applied; refused where the checkpoint lies behind it"
     APPLIED = "applied from the next step on"
     JOB = "of each job: nothing of it is in a checkpoint"
@@ -54,7 +55,8 @@ CHANGES: dict[str, Change] = {
     **_keys("model.pointer", "tie_heads width key_source normalize gate", Change.MODEL),
     **_keys("model.revisit", "name options", Change.MODEL),
     **_keys("model.revisit", "control control_when", Change.MEASURE),
-    **_keys("model", "backbone.weights backbone.freeze pointer.identity_init init_seed", Change.START),
+    **_keys("model", "backbone.weights backbone.freeze freeze", Change.START),
+    **_keys("model", "pointer.identity_init init_seed", Change.START),
     **_keys("model", "optimizer.name", Change.START),
     **_keys("data", "seed stream.shuffle_window stream.lanes", Change.ORDER),
     **_keys("data.source", "name folder mixture val path options", Change.CONTENT),
@@ -67,6 +69,7 @@ CHANGES: dict[str, Change] = {
     **_keys("model.backbone", "dtype attention gradient_checkpointing compile", Change.APPLIED),
     **_keys("model.pointer", "loss_implementation loss_chunk", Change.APPLIED),
     **_keys("model.optimizer", "lr betas eps weight_decay schedule warmup final", Change.APPLIED),
+    **_keys("model.optimizer", "parts layer_decay ema_decay", Change.STATE),
     **_keys("model", "on_nonfinite max_nonfinite verify_loss", Change.APPLIED),
     **_keys("data", "batch_size val_batch_size num_workers group_by_length", Change.APPLIED),
     **_keys("data.packing", "length look_ahead max_images max_image_tokens", Change.APPLIED),
@@ -88,6 +91,13 @@ CHANGES: dict[str, Change] = {
     **_keys("trainer", "enable_autolog_hparams model_registry", Change.JOB),
 }
 """Every key of a recipe. docs/streaming.md has the same table; tests see that neither lacks a key."""
+
+WITHOUT: dict[str, Any] = {
+    "model.optimizer.parts": {},
+    "model.optimizer.layer_decay": 1.0,
+    "model.optimizer.ema_decay": None,
+}
+"""What stands for doing without, of every key of the kind `STATE`."""
 
 
 class RecipeChangedError(ValueError):
@@ -227,7 +237,7 @@ def check_resume(path: str, run: Resumed) -> None:
 
 
 def _refuse(changed: Mapping[str, tuple[Any, Any]], kinds: Collection[Change], name: str) -> None:
-    refused = [key for key in changed if _kind(key) in kinds]
+    refused = [key for key in changed if _kind(key) in kinds or WITHOUT.get(key, ...) in changed[key]]
     if not refused:
         return
     listed = _listed(changed, refused)
@@ -255,8 +265,8 @@ def _flat(recipe: Mapping[str, Any]) -> dict[str, Any]:
             values.update((key, value) for value in _at(recipe, key))
     if values.get("model.backbone.weights") != "tiny":
         values.pop("model.backbone.tiny", None)
-    if "model.backbone.freeze" in values:
-        values["model.backbone.freeze"] = sorted(set(values["model.backbone.freeze"]))
+    for key in {"model.backbone.freeze", "model.freeze"} & values.keys():
+        values[key] = sorted(set(values[key]))
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 

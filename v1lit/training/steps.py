@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from lightning import Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from v1lit.data.datamodule import V1DataModule
+from v1lit.training.config import OptimizerConfig
 
 
 def total_steps(trainer: Trainer) -> int | None:
@@ -37,3 +39,24 @@ def steps_of_epochs(trainer: Trainer) -> int | None:
     if isinstance(data, V1DataModule):
         return data.planned_steps(epochs)
     return None if batches == float("inf") else epochs * -(-int(batches) // trainer.accumulate_grad_batches)
+
+
+def check_end(trainer: Trainer, config: OptimizerConfig, steps: int | None) -> None:
+    """Refuse a schedule that needs a number of steps nobody knows; say where epochs may end first.
+
+    steps: of `total_steps`.
+    """
+    unknown = "the length of an epoch is not known without an index and, with packing, token lengths"
+    if steps is None and (config.schedule != "constant" or config.warmup > 0):
+        endless = trainer.max_epochs in (None, -1)
+        ways = "trainer.max_steps or trainer.max_epochs" if endless else f"trainer.max_steps ({unknown})"
+        constant = "" if config.schedule == "constant" else "model.optimizer.schedule=constant and "
+        raise ValueError(
+            f"the {config.schedule} schedule with a warm-up of {config.warmup:g} needs to know its end; "
+            f"set {ways}, or {constant}model.optimizer.warmup=0"
+        )
+    if steps is not None and trainer.max_epochs not in (None, -1) and steps_of_epochs(trainer) is None:
+        rank_zero_info(
+            f"the schedule is made for trainer.max_steps={steps}; it is cut off if "
+            f"trainer.max_epochs={trainer.max_epochs} ends the run before: {unknown}"
+        )
