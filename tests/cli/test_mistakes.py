@@ -58,6 +58,10 @@ MISTAKES = {
         "--model.backbone.freeze=[visoin]",
         ["model.backbone.freeze", "'visoin'", "'vision'", "command line"],
     ),
+    "rate of an unknown part": (
+        "--model.optimizer.parts={visoin: {lr: 2e-6}}",
+        ["model.optimizer.parts.visoin", "did you mean 'vision'", "pointer", "command line"],
+    ),
     "unknown image option": (
         "--model.backbone.image.max_sid=9",
         ["model.backbone.image.max_sid is 9 (command line)", "did you mean 'max_side'"],

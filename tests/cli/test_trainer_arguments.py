@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     DeviceStatsMonitor,
     EarlyStopping,
+    EMAWeightAveraging,
     GradientAccumulationScheduler,
     LearningRateFinder,
     LearningRateMonitor,
@@ -247,6 +248,7 @@ def test_without_validation_nothing_can_watch_it() -> None:
         (LearningRateFinder(), "model.optimizer.lr"),
         (GradientAccumulationScheduler({0: 2}), "trainer.accumulate_grad_batches"),
         (ModelPruning("l1_unstructured"), "take it away"),
+        (EMAWeightAveraging(), "model.optimizer.ema_decay"),
     ],
 )
 def test_a_callback_that_cannot_work_is_refused_with_what_to_use(callback: Callback, instead: str) -> None:

@@ -61,6 +61,18 @@ def test_gradients_that_wait_for_the_last_micro_batch_are_whole() -> None:
     assert waiting.gradients >= 3.9 * weights(TINY) > 3 * reduced.gradients
 
 
+def test_an_average_is_a_third_moment_and_what_a_pattern_freezes_has_none() -> None:
+    plain, average = (
+        PLANNER.memory(replace(TINY, optimizer=OptimizerConfig(ema_decay=decay))) for decay in (None, 0.9)
+    )
+    assert average.moments == 1.5 * plain.moments
+    part, pattern = (
+        PLANNER.memory(replace(TINY, backbone=replace(TINY.backbone, freeze=parts), freeze=patterns))
+        for parts, patterns in ((["vision"], ()), ([], ("backbone.model.vision_tower.*",)))
+    )
+    assert pattern == part != plain
+
+
 def test_a_frozen_part_has_neither_gradients_nor_moments() -> None:
     frozen = replace(TINY, backbone=replace(TINY.backbone, freeze=["language", "vision"]))
     memory = PLANNER.memory(frozen)

@@ -23,6 +23,7 @@ from v1lit.training.averaging import Averages, averages_of
 from v1lit.training.config import OptimizerConfig
 from v1lit.training.groups import places
 from v1lit.training.module import V1Module
+from v1lit.training.named_state import parameter_names, to_named, to_numbered
 from v1lit.training.optimizer import build_optimizer
 from v1lit.training.saved_state import read_checkpoint
 
@@ -132,6 +133,17 @@ def test_a_checkpoint_amid_training_has_the_average_and_resumes_bit_by_bit(
         assert ours.held
         for one, other in zip(ours.parameters, theirs.parameters, strict=True):
             assert torch.equal(ours.state[one]["other"], theirs.state[other]["other"])
+
+
+def test_by_names_the_average_and_the_moments_of_a_weight_stay_apart() -> None:
+    module = nn.Linear(2, 2)
+    optimizer = build_optimizer(module.named_parameters(), VARIED)
+    module(torch.ones(2)).sum().backward()
+    optimizer.step()
+    tensors, rest = to_named(optimizer.state_dict(), parameter_names(optimizer, module))
+    back = to_numbered(rest, list(tensors), lambda stored, _: tensors[stored])
+    keys = [{key for values in one["state"].values() for key in values} for one in back["optimizers"]]
+    assert keys == [{"step", "exp_avg", "exp_avg_sq"}, {"other"}]
 
 
 def test_weights_of_bfloat16_are_refused() -> None:
