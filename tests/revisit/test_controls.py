@@ -49,10 +49,10 @@ def test_a_sequence_draws_the_same_wherever_it_stands() -> None:
 
 def test_noise_has_the_norm_of_what_it_stands_for_and_blank_is_blank() -> None:
     copies = torch.randn(9, 16) * torch.arange(1, 10)[:, None]
-    noise = control("noise_copy", copies, [4, 5], [1, 2], lambda: torch.zeros(16))
+    noise = control("noise_copy", copies, [4, 5], [1, 2], lambda: torch.zeros(16), 16)
     torch.testing.assert_close(noise.norm(dim=1), copies.norm(dim=1))
     assert float(torch.cosine_similarity(noise, copies).abs().mean()) < 0.6
-    assert torch.equal(control("blank_copy", copies, [9], [1], lambda: torch.ones(16)), torch.ones(9, 16))
+    assert torch.equal(control("blank_copy", copies, [9], [1], lambda: torch.ones(16), 16), torch.ones(9, 16))
 
 
 @pytest.mark.parametrize("padded", [0, 3])

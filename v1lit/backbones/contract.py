@@ -218,14 +218,26 @@ class Backbone(ABC):
     # ---- model --------------------------------------------------------------------------------------------
 
     def encode_images(self, model: PreTrainedModel, **image_inputs: Tensor) -> Tensor:
-        """Embeddings of all image tokens of a batch, `[image_tokens, hidden]`, images in order.
+        """Embeddings of all image tokens of a batch, `[image_tokens, width]`, images in order.
 
-        They belong where `input_ids == image_token_id`. An image attends to itself only.
+        They belong where `input_ids == image_token_id`. An image attends to itself only. The width is `hidden`,
+        and as much again for each of `deep_layers`.
         """
         # Stated by every class of the families, not by their common base.
         encode: Any = model.get_image_features
         output = encode(**image_inputs, return_dict=True)
         return join_features(output.pooler_output)
+
+    def deep_layers(self, config: PreTrainedConfig) -> int:
+        """How many vectors an image token has beside its embedding, which enter further decoder layers.
+
+        `encode_images` returns them behind it, and the decoder of a prepared model takes them there, in
+        `inputs_embeds` `[batch, tokens, hidden * (1 + deep layers)]`, zeros where a token has none.
+
+        Args:
+            config: the whole model's.
+        """
+        return 0
 
     @abstractmethod
     def blank_image(self, model: PreTrainedModel) -> dict[str, Tensor]:

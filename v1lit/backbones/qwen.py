@@ -181,7 +181,7 @@ class QwenVL(Backbone):
         full = self.check_sizes(sizes)
         config_class = getattr(transformers, self.model_class).config_class
         config: PreTrainedConfig = config_class(
-            text_config=tiny_text_config(tokenizer, full, CHATML.stop),
+            text_config=self.tiny_text_config(tokenizer, full),
             vision_config={
                 "depth": full["vision_layers"],
                 "num_heads": full["vision_heads"],
@@ -197,6 +197,22 @@ class QwenVL(Backbone):
             tie_word_embeddings=full["tie_word_embeddings"],
         )
         return config
+
+    def tiny_text_config(
+        self, tokenizer: PreTrainedTokenizerBase, sizes: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The language model's part of a tiny config. Half a head is split over time, row and column."""
+        half = sizes["hidden_size"] // sizes["heads"] // 2
+        spatial = 3 * half // 8
+        return {
+            **text_sizes(tokenizer, sizes, CHATML.stop),
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e6,
+                "mrope_section": [half - 2 * spatial, spatial, spatial],
+            },
+            "bos_token_id": None,
+        }
 
     @abstractmethod
     def tiny_vision_config(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
@@ -282,20 +298,3 @@ def resized_size(image_size: Size, cell: int, min_pixels: int, max_pixels: int) 
         grow = math.sqrt(min_pixels / (width * height))
         new_width, new_height = math.ceil(width * grow / cell) * cell, math.ceil(height * grow / cell) * cell
     return new_width, new_height
-
-
-def tiny_text_config(
-    tokenizer: PreTrainedTokenizerBase, sizes: Mapping[str, Any], stop: str
-) -> dict[str, Any]:
-    """The language model's part of a tiny Qwen config. Half a head is split over time, row and column."""
-    half = sizes["hidden_size"] // sizes["heads"] // 2
-    spatial = 3 * half // 8
-    return {
-        **text_sizes(tokenizer, sizes, stop),
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 1e6,
-            "mrope_section": [half - 2 * spatial, spatial, spatial],
-        },
-        "bos_token_id": None,
-    }

@@ -8,7 +8,7 @@
 The modules are subclasses of the stock ones, put in place by changing the class of the existing instances: no
 parameter is renamed, copied or lost, and copies and checkpoints of the model need nothing special.
 
-Source: transformers, models/qwen2_vl/modeling_qwen2_vl.py, models/qwen2_5_vl/modeling_qwen2_5_vl.py.
+Source: transformers, modeling_qwen2_vl.py, modeling_qwen2_5_vl.py and modeling_qwen3_vl.py of its models.
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen25
 from transformers.models.qwen2_vl import modeling_qwen2_vl as qwen2
-from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
+from transformers.models.qwen3_vl import modeling_qwen3_vl as qwen3
+from transformers.vision_utils import (
+    get_vision_cu_seqlens,
+    get_vision_interpolation_indices_and_weights,
+    get_vision_position_ids,
+    get_vision_window_index,
+)
 
 from v1lit.backbones.segments import send
 
@@ -36,8 +42,8 @@ class FastPatchEmbed(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """`[patches, channels * frames * side * side]` to `[patches, width]`."""
-        weight: Tensor = self.get_submodule("proj").weight  # type: ignore[assignment]
-        return F.linear(hidden_states.to(weight.dtype), weight.flatten(1))
+        proj: Any = self.get_submodule("proj")
+        return F.linear(hidden_states.to(proj.weight.dtype), proj.weight.flatten(1), proj.bias)
 
 
 class Qwen2PatchEmbed(FastPatchEmbed, qwen2.PatchEmbed):
@@ -46,6 +52,10 @@ class Qwen2PatchEmbed(FastPatchEmbed, qwen2.PatchEmbed):
 
 class Qwen25PatchEmbed(FastPatchEmbed, qwen25.Qwen2_5_VisionPatchEmbed):
     """Patch embedding of Qwen2.5-VL as a matrix product."""
+
+
+class Qwen3PatchEmbed(FastPatchEmbed, qwen3.Qwen3VLVisionPatchEmbed):
+    """Patch embedding of Qwen3-VL as a matrix product."""
 
 
 # ---- attention --------------------------------------------------------------------------------------------
@@ -184,18 +194,27 @@ class Qwen25Attention(FastAttention, qwen25.Qwen2_5_VLVisionAttention):
     rotate = staticmethod(qwen25.apply_rotary_pos_emb_vision)
 
 
+class Qwen3Attention(FastAttention, qwen3.Qwen3VLVisionAttention):
+    """Attention of Qwen3-VL's vision tower."""
+
+    rotate = staticmethod(qwen3.apply_rotary_pos_emb_vision)
+
+
 # ---- the whole tower --------------------------------------------------------------------------------------
 
 
 def encode(tower: nn.Module, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
     """Features of all images in one call of the tower, `[image_tokens, hidden]`.
 
+    Deep features, which Qwen3-VL has, stand behind them: `[image_tokens, hidden * (1 + deep layers)]`.
     `pixel_values` are patches `[patches, values]`, `image_grid_thw [images, 3]` their frames, rows and
     columns. On a GPU nothing waits if the grids are on the host, and once if they are not.
     """
     layout = tower_layout(tower, image_grid_thw, pixel_values.device)
-    features: Tensor = tower(pixel_values, grid_thw=image_grid_thw, return_dict=True, **layout).pooler_output
-    return features
+    output = tower(pixel_values, grid_thw=image_grid_thw, return_dict=True, **layout)
+    deep = getattr(output, "deepstack_features", None)
+    features: Tensor = output.pooler_output
+    return torch.cat([features, *deep], dim=-1) if deep else features
 
 
 def tower_layout(tower: Any, image_grid_thw: Tensor, device: torch.device) -> dict[str, Any]:
@@ -208,11 +227,19 @@ def tower_layout(tower: Any, image_grid_thw: Tensor, device: torch.device) -> di
     if hasattr(tower, "window_size"):
         index, bounds = get_vision_window_index(grids, merge, tower.window_size, tower.patch_size)
         layout |= {"window_index": send(index, device), "cu_window_seqlens": groups.add(bounds, device)}
+    if hasattr(tower, "num_grid_per_side"):
+        learned = (tower.num_grid_per_side, tower.interpolation_mode, tower.interpolation_align_corners)
+        indices, weights = get_vision_interpolation_indices_and_weights(grids, *learned, merge)
+        layout |= {"interp_indices": send(indices, device), "interp_weights": send(weights, device)}
     return {**layout, "tower_groups": groups}
 
 
 REPLACEMENTS: dict[type, type] = {
-    cls.__bases__[1]: cls for cls in (Qwen2PatchEmbed, Qwen25PatchEmbed, Qwen2Attention, Qwen25Attention)
+    cls.__bases__[1]: cls
+    for cls in (
+        *(Qwen2PatchEmbed, Qwen25PatchEmbed, Qwen3PatchEmbed),
+        *(Qwen2Attention, Qwen25Attention, Qwen3Attention),
+    )
 }
 
 

@@ -23,6 +23,7 @@ ENTRY_POINT_GROUP = "v1lit.backbones"
 BUILTIN: dict[str, str] = {
     "qwen2_vl": "v1lit.backbones.qwen:Qwen2VL",
     "qwen2_5_vl": "v1lit.backbones.qwen:Qwen25VL",
+    "qwen3_vl": "v1lit.backbones.qwen3:Qwen3VL",
     "llava": "v1lit.backbones.llava:Llava",
     "internvl": "v1lit.backbones.internvl:InternVL",
 }

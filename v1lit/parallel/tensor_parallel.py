@@ -18,6 +18,7 @@ from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
     RowwiseParallel,
+    SequenceParallel,
     parallelize_module,
 )
 from transformers import PreTrainedConfig
@@ -28,6 +29,8 @@ from v1lit.pointer.base import PointAndCopyBase
 
 COLUMNS, ROWS = "colwise", "rowwise"
 """How transformers calls the two ways in a config's `base_model_tp_plan`."""
+OF_HEADS = "replicated_with_grad_allreduce"
+"""How it calls norms of single heads: whole on every rank, which has other heads and so other gradients."""
 STYLES: dict[str, type[ParallelStyle]] = {COLUMNS: ColwiseParallel, ROWS: RowwiseParallel}
 DIVIDED = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 """Numbers of a text config of which every rank takes its share."""
@@ -40,7 +43,7 @@ class IndivisibleError(ValueError):
 def split_layers(model: PointAndCopyBase, mesh: DeviceMesh) -> None:
     """Divide the matrices and biases of the language layers over a mesh of one dimension, in place.
 
-    Norms stay whole. The ranks of the mesh must compute the same batches. Raises IndivisibleError for a model
+    Norms stay whole, and the gradients of those of single heads are added up. The ranks of the mesh must compute the same batches. Raises IndivisibleError for a model
     that cannot be divided so.
     """
     config = model.config.get_text_config()
@@ -49,7 +52,10 @@ def split_layers(model: PointAndCopyBase, mesh: DeviceMesh) -> None:
     names = {module: name for name, module in decoder.named_modules()}
     for layer in part_layers(model.backbone, model.family, "language"):
         plan = layer_plan(layer, names[layer], config)
-        parallelize_module(layer, mesh, {name: STYLES[way]() for name, way in plan.items()})
+        styles: dict[str, ParallelStyle] = {name: STYLES[way]() for name, way in plan.items()}
+        for name in norms_of_heads(layer, names[layer], config):  # `[batch, tokens, heads, head dim]`
+            styles[name] = SequenceParallel(sequence_dim=2, use_local_output=True)
+        parallelize_module(layer, mesh, styles)
         for parent in {name.rpartition(".")[0] for name, way in plan.items() if way == COLUMNS}:
             # Once for all matrices that take this input: its gradient is then added up once, too.
             hook = partial(_input_on_all, mesh)
@@ -76,12 +82,10 @@ def layer_plan(layer: nn.Module, path: str, config: PreTrainedConfig) -> dict[st
 
     Raises IndivisibleError for a matrix of which transformers says nothing, or something else.
     """
-    stated: dict[str, str] = getattr(config, "base_model_tp_plan", None) or {}
     plan, missing = {}, []
     for name, module in layer.named_modules():
         if isinstance(module, nn.Linear):
-            full = f"{path}.{name}"
-            way = next((way for pattern, way in stated.items() if fnmatchcase(full, pattern)), None)
+            way = _stated(config, f"{path}.{name}")
             if way in STYLES:
                 plan[name] = way
             else:
@@ -92,6 +96,17 @@ def layer_plan(layer: nn.Module, path: str, config: PreTrainedConfig) -> dict[st
             "may be divided over ranks\ngive 1: this family cannot be trained with tensor parallelism"
         )
     return plan
+
+
+def norms_of_heads(layer: nn.Module, path: str, config: PreTrainedConfig) -> list[str]:
+    """Names of the norms in a layer that see the heads of one rank, as transformers states for the family."""
+    return [name for name, _ in layer.named_modules() if _stated(config, f"{path}.{name}") == OF_HEADS]
+
+
+def _stated(config: PreTrainedConfig, module: str) -> str | None:
+    """What transformers says of a module of the decoder, by its name."""
+    stated: dict[str, str] = getattr(config, "base_model_tp_plan", None) or {}
+    return next((way for pattern, way in stated.items() if fnmatchcase(module, pattern)), None)
 
 
 def _input_on_all(mesh: DeviceMesh, _: nn.Module, args: Any, kwargs: Any) -> Any:

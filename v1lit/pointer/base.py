@@ -72,6 +72,8 @@ class PointAndCopyBase(PreTrainedModel):
         """Kernel that attends inside the segments of packed rows; see `v1lit.backbones.attention`."""
         self.pointer_options = config.pointer_options
         hidden = config.get_text_config().hidden_size
+        self.width = hidden * (1 + self.family.deep_layers(config.backbone_config))
+        """Of an image token's input: its embedding, and behind it what enters further decoder layers."""
         self.strategy = make_strategy(config.revisit_options)
         self.pointer_head = PointerHead(hidden, self.pointer_options, self.strategy.ends)
         self.look = self.strategy.learned(hidden)

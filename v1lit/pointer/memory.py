@@ -20,7 +20,7 @@ class PointerMemory:
     keys: Tensor
     """`[batch, pointers, width]`: projected keys."""
     values: Tensor
-    """`[batch, pointers, hidden]`: what stands at the input of a pointer to each."""
+    """`[batch, pointers, width]`: what stands at the input of a pointer to each."""
     mask: Tensor
     """`[batch, pointers]`: whether a row has that choice."""
 
@@ -28,11 +28,11 @@ class PointerMemory:
 def embed_with_copies(
     text: Tensor, values: Tensor, layout: TokenLayout, copies: Tensor | None = None
 ) -> Tensor:
-    """`[batch, tokens, hidden]`: input embeddings of sequences of text, image tokens and pointers.
+    """`[batch, tokens, width]`: input embeddings of sequences of text, image tokens and pointers.
 
-    `text` holds the embeddings of the text tokens, `values` `[image_tokens, hidden]` those of the image
+    `text` holds the embeddings of the text tokens, `values` `[image_tokens, width]` those of the image
     tokens of all sequences in order. Image tokens get their own value, pointers a copy of the one that they
-    point at, or their row of `copies` `[choices, hidden]` where these are others. Source: jun297/v1,
+    point at, or their row of `copies` `[choices, width]` where these are others. Source: jun297/v1,
     v1/modeling_v1.py, lines 98-121 and 207-220.
     """
     sources = layout.sources
@@ -44,7 +44,7 @@ def embed_with_copies(
 
 
 def copy_values(text: Tensor, pointed: Tensor, memory: PointerMemory) -> Tensor:
-    """`[batch, tokens, hidden]`: input embeddings of tokens that follow those of a cache.
+    """`[batch, tokens, width]`: input embeddings of tokens that follow those of a cache.
 
     `text` holds the embeddings of the text tokens, `pointed` `[batch, tokens]` the index of the image token
     that each token points at, below 0 where it is text.

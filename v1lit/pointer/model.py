@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationMixin
 from transformers.cache_utils import Cache
@@ -37,7 +38,7 @@ from v1lit.revisit.strategy import EncodeText
 
 
 class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
-    """A backbone that may point at its image tokens and copies their input embeddings into the stream.
+    """A backbone that may point at its image tokens and copies what stands at their inputs into the stream.
 
     The token id `V + j` (`V = config.pointer_start`) is the pointer to the j-th image token of its sequence
     (a row, or a segment of a packed row), counted over all its images. `forward` is the mechanism in order:
@@ -76,7 +77,7 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
             cache: of an earlier call, with its `pointer_memory`; before transformers 5.24 `past_key_values`.
             labels: `[batch, tokens]`; -100 where nothing is learned. Position t learns label t + 1.
             logits_to_keep: logits of the last N positions only, 0 for all.
-            image_embeds: `[batch, pointers, hidden]`; input embeddings of the images, not to be computed.
+            image_embeds: `[batch, pointers, width]`; input embeddings of the images, not to be computed.
             segment_lengths: tokens of every example of a packed row `[1, tokens]`; none sees another.
             reduction: over supervised positions: "mean", "sum", or "none" for `[positions]`.
             normalizer: what "mean" divides by in place of this batch's `weight_sums`, of the same shape.
@@ -97,7 +98,7 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
         text_ids = self._without_pointers(input_ids)
         if position_ids is None:
             position_ids = self._positions(text_ids, attention_mask, segments, image_inputs)
-        text = self.get_input_embeddings()(text_ids)
+        text = self._widened(self.get_input_embeddings()(text_ids))
         values = self._encode(image_inputs, text) if image_embeds is None else image_embeds[layout.mask]
         copies = self._copies(layout.check(values), layout)
         embeds = embed_with_copies(text, values, layout, copies)
@@ -123,7 +124,7 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
         self, input_ids: Tensor, memory: PointerMemory, logits_to_keep: int, decoding: dict[str, Any]
     ) -> PointAndCopyOutput:
         """The joint logits of tokens that follow those of a cache."""
-        text = self.get_input_embeddings()(self._without_pointers(input_ids))
+        text = self._widened(self.get_input_embeddings()(self._without_pointers(input_ids)))
         embeds = copy_values(text, input_ids - self.config.pointer_start, memory)
         decoded = self.backbone.get_decoder()(inputs_embeds=embeds, **decoding)
         return self._point(decoded, memory, logits_to_keep)
@@ -153,7 +154,7 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
 
         Args:
             states: `[batch, tokens, hidden]`, of the decoder.
-            values: `[image_tokens, hidden]`, as they are copied.
+            values: `[image_tokens, width]`, as they are copied.
         """
         own, share = targets, None if reduction == "none" else self.loss_share
         pointer, start = self.pointer_options, self.config.pointer_start
@@ -207,26 +208,33 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
         """`[choices, width]`: keys of the choices of all sequences in order."""
         if self.pointer_options.key_source == "hidden":
             values = states.flatten(0, 1).index_select(0, layout.images)
-        return layout.with_ends(self.pointer_head.project_keys(values), self.pointer_head.end_key)
+        keys = self.pointer_head.project_keys(values[:, : states.shape[-1]])
+        return layout.with_ends(keys, self.pointer_head.end_key)
+
+    def _widened(self, embeds: Tensor) -> Tensor:
+        """`[..., width]` of `[..., hidden]`: zeros where an image token has what enters further layers."""
+        missing = self.width - embeds.shape[-1]
+        return F.pad(embeds, (0, missing)) if missing else embeds
 
     def _encode(self, image_inputs: dict[str, Tensor], like: Tensor) -> Tensor:
-        """`[image_tokens, hidden]`: input embeddings of the image tokens, in the type of `like`."""
+        """`[image_tokens, width]`: input embeddings of the image tokens, in the type of `like`."""
         pixels = image_inputs.get(self.family.image_inputs[0])
         if pixels is not None and pixels.shape[0]:
             return self.family.encode_images(self.backbone, **image_inputs).to(like.dtype)
         if not (self.is_sharded or (self.training and torch.is_grad_enabled())):
-            return like.new_zeros(0, like.shape[-1])
+            return like.new_zeros(0, self.width)
         # Nothing of a blank image: every rank needs a gradient, here zero, of every parameter, and sharded
         # towers gather their weights together.
         blank = self.family.encode_images(self.backbone, **self.family.blank_image(self.backbone))
         return blank[:0].to(like.dtype)
 
     def _copies(self, values: Tensor, layout: TokenLayout) -> Tensor:
-        """`[choices, hidden]`: what stands at the input of a pointer to each choice."""
-        copies = self.strategy.copies(values, self.look)
+        """`[choices, width]`: what stands at the input of a pointer to each choice."""
+        copies = self._widened(self.strategy.copies(values, self.look))
         if self.is_controlled:
             name = self.config.revisit_options.control
-            copies = control(name, copies, layout.counts, layout.seeds, self._blank)
+            hidden = self.config.get_text_config().hidden_size
+            copies = control(name, copies, layout.counts, layout.seeds, self._blank, hidden)
         return layout.with_ends(copies, self.pointer_head.end_input)
 
     @property
@@ -237,7 +245,7 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
         return options.control != "none" and options.control_when in (when, "both")
 
     def _blank(self) -> Tensor:
-        """`[hidden]`: the mean embedding of a blank image's tokens."""
+        """`[width]`: the mean embedding of a blank image's tokens."""
         with torch.no_grad():
             return self.family.encode_images(self.backbone, **self.family.blank_image(self.backbone)).mean(
                 dim=0

@@ -19,9 +19,14 @@ SEEDING = 8
 
 
 def control(
-    name: str, copies: Tensor, counts: Sequence[int], seeds: Sequence[int], blank: Callable[[], Tensor]
+    name: str,
+    copies: Tensor,
+    counts: Sequence[int],
+    seeds: Sequence[int],
+    blank: Callable[[], Tensor],
+    hidden: int,
 ) -> Tensor:
-    """`[image_tokens, hidden]`: what is copied in place of `copies` `[image_tokens, hidden]`.
+    """`[image_tokens, width]`: what is copied in place of `copies` `[image_tokens, width]`.
 
     - `random_region`: patches as far apart from each other as the right ones, a quarter to three quarters of
       the image further on
@@ -29,14 +34,15 @@ def control(
       sequence of the batch has images
     - `shuffled`: each patch of the image in another's place
     - `blank_copy`: what the vision tower makes of a blank image
-    - `noise_copy`: normal noise of the same norm
+    - `noise_copy`: normal noise of the same norm, that of each vector where a patch has several
 
     Args:
         name: of the control.
         copies: of all sequences, one behind another.
         counts: image tokens of each sequence.
         seeds: a number for each sequence.
-        blank: makes `[hidden]`, the embedding of a blank patch.
+        blank: makes `[width]`, the embedding of a blank patch.
+        hidden: width of one vector.
     """
     if name in MAPPED:
         return copies.index_select(0, patches_instead(name, counts, seeds).to(copies.device))
@@ -45,9 +51,9 @@ def control(
     noise = torch.cat(
         [_normal(count, copies.shape[1], seed) for count, seed in zip(counts, seeds, strict=True)]
     )
-    noise = noise.to(copies.device)
-    norms = copies.detach().float().norm(dim=1, keepdim=True)
-    return (noise * norms / noise.norm(dim=1, keepdim=True)).to(copies.dtype)
+    noise = noise.to(copies.device).unflatten(1, (-1, hidden))
+    norms = copies.detach().float().view_as(noise).norm(dim=2, keepdim=True)
+    return (noise * norms / noise.norm(dim=2, keepdim=True)).flatten(1).to(copies.dtype)
 
 
 def patches_instead(name: str, counts: Sequence[int], seeds: Sequence[int]) -> Tensor:

@@ -125,10 +125,11 @@ class Strategy(ABC):
         return None
 
     def copies(self, values: Tensor, learned: LookModule | None) -> Tensor:
-        """`[image_tokens, hidden]`: what stands at the input where an image token is pointed at.
+        """`[image_tokens, width]`: what stands at the input where an image token is pointed at.
 
         Args:
-            values: `[image_tokens, hidden]`, the input embeddings of the image tokens.
+            values: `[image_tokens, width]`, the input embeddings of the image tokens; with some backbones
+                each is longer than `hidden`, by what enters further decoder layers. That may be left out.
             learned: the module that `learned` made, as it is by now.
         """
         return values

@@ -72,7 +72,8 @@ def images(name: str) -> tuple[str, float]:
         alone = [of.backbone.encode_images(model, **of.images([picture])[0]) for picture in pictures]
     counts, lengths = [len(features) for features in alone], [len(patch_map) for patch_map in maps]
     assert counts == lengths, f"images have {counts} features, and patch maps of {lengths} tokens"
-    width = model.config.get_text_config().hidden_size
+    deep = of.backbone.deep_layers(model.config)
+    width = model.config.get_text_config().hidden_size * (1 + deep)
     assert together.shape[1:] == (width,), f"features of {tuple(together.shape)}, not of the width {width}"
     return "features of images together and alone", assert_parity("features", together, torch.cat(alone))
 
