@@ -118,6 +118,8 @@ def test_tiny_sizes_reach_the_model(family: Family, tie: bool) -> None:
     }
     if family.backbone.name == "qwen2_5_vl":
         sizes.update(full_attention_layers=[0], window_size=56)
+    if family.backbone.name == "qwen3_vl":
+        sizes.update(deep_layers=[0])
     model = load_backbone(
         BackboneConfig(family.backbone.name, tiny=sizes, dtype="bfloat16", attention="eager")
     )
@@ -201,6 +203,7 @@ def checkpoint(folder: Path, **config: Any) -> str:
             "vision tower is 'pixtral'",
         ),
         ("qwen2_vl", {"model_type": "qwen2_vl", "auto_map": {"a": "b"}}, "Qwen/Qwen2-VL-7B-Instruct"),
+        ("qwen3_vl", {"model_type": "qwen3_vl_moe"}, "a Qwen3-VL with experts.*Qwen/Qwen3-VL-8B-Instruct"),
     ],
 )
 def test_checkpoints_of_another_kind_are_refused(

@@ -22,7 +22,7 @@ def tiny(name: str, **options: Any) -> PreTrainedModel:
 
 
 @pytest.mark.parametrize(
-    ("name", "tokens"), [("qwen2_vl", 1), ("qwen2_5_vl", 1), ("llava", 36), ("internvl", 4)]
+    ("name", "tokens"), [("qwen2_vl", 1), ("qwen2_5_vl", 1), ("qwen3_vl", 1), ("llava", 36), ("internvl", 4)]
 )
 def test_a_blank_image_is_as_small_as_the_family_allows(name: str, tokens: int) -> None:
     """One image token where sizes are free; one image or tile where they are not."""
@@ -32,7 +32,7 @@ def test_a_blank_image_is_as_small_as_the_family_allows(name: str, tokens: int) 
     assert len(backbone.encode_images(model, **blank)) == tokens
 
 
-@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_a_blank_image_fits_patches_of_any_size(name: str) -> None:
     model, backbone = tiny(name, tiny={"patch_size": 7, "temporal_patch_size": 1}), get_backbone(name)
     assert len(backbone.encode_images(model, **backbone.blank_image(model))) == 1
@@ -42,12 +42,16 @@ def test_a_blank_image_fits_patches_of_any_size(name: str) -> None:
 def test_a_batch_of_images_is_one_call_of_the_tower(name: str) -> None:
     model, backbone = tiny(name), get_backbone(name)
     calls: list[str] = []
-    for path in (*backbone.parts["vision"], *backbone.parts["projector"]):
+    paths = [*backbone.parts["vision"]]
+    for path in backbone.parts["projector"]:
+        one = model.get_submodule(path)
+        paths += [f"{path}.{n}" for n in range(len(one))] if isinstance(one, torch.nn.ModuleList) else [path]
+    for path in paths:
         model.get_submodule(path).register_forward_hook(lambda *_, path=path: calls.append(path))
     sizes = [(84, 84), (60, 140), (200, 30), (84, 84)]
     tensors, maps = load_processor(BackboneConfig(name)).images([Image.new("RGB", size) for size in sizes])
     assert len(backbone.encode_images(model, **tensors)) == sum(map(len, maps))
-    assert sorted(calls) == sorted((*backbone.parts["vision"], *backbone.parts["projector"]))
+    assert sorted(calls) == sorted(paths)
 
 
 @pytest.mark.parametrize(("taken", "unused"), [(-1, 0), (-2, 1), (3, 0), (2, 1), (1, 2), ([1, -3], 2)])

@@ -15,7 +15,7 @@ from v1lit.backbones.qwen_vision import REPLACEMENTS, LengthGroups, attention_by
 
 pytestmark = pytest.mark.dependencies
 
-FAMILIES = ["qwen2_vl", "qwen2_5_vl"]
+FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 CPU = torch.device("cpu")
 # Rows and columns of patches. Windows are 8x8 patches: whole ones, cut ones, and images below one window.
 SAME = [(12, 12)] * 3
@@ -30,18 +30,21 @@ def stock_twin(name: str, model: transformers.PreTrainedModel) -> transformers.P
     return stock
 
 
-def inputs(grids: list[tuple[int, int]]) -> dict[str, Tensor]:
+def inputs(grids: list[tuple[int, int]], name: str) -> dict[str, Tensor]:
+    side = get_backbone(name).tiny_sizes["patch_size"]
     generator = torch.Generator().manual_seed(1)
     tokens = sum(rows * cols for rows, cols in grids)
     return {
-        "pixel_values": torch.randn(tokens, 3 * 2 * 14 * 14, generator=generator),
+        "pixel_values": torch.randn(tokens, 3 * 2 * side * side, generator=generator),
         "image_grid_thw": torch.tensor([[1, rows, cols] for rows, cols in grids]),
     }
 
 
 def stock_features(model: transformers.PreTrainedModel, images: dict[str, Tensor]) -> Tensor:
     """Without anything of ours: the stock method works out the grids itself."""
-    return torch.cat(model.get_image_features(**images, return_dict=True).pooler_output)
+    output = model.get_image_features(**images, return_dict=True)
+    deep = getattr(output, "deepstack_features", ())
+    return torch.cat([torch.cat(features) for features in (output.pooler_output, *deep)], dim=1)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -54,7 +57,7 @@ def test_features_and_gradients_equal_the_stock_tower(
     fast = load_backbone(BackboneConfig(name, attention=attention))
     stock = stock_twin(name, fast)
     assert sum(type(module) in REPLACEMENTS.values() for module in fast.modules()) == 3
-    images = inputs(grids)
+    images = inputs(grids, name)
     features = [get_backbone(name).encode_images(fast, **images), stock_features(stock, images)]
     torch.testing.assert_close(*features, rtol=1e-5, atol=1e-6)
     weight = torch.randn(features[0].shape, generator=torch.Generator().manual_seed(2))
@@ -72,7 +75,7 @@ def test_names_and_copies_are_those_of_the_stock_model(name: str) -> None:
     model = load_backbone(BackboneConfig(name))
     assert list(stock_twin(name, model).state_dict()) == list(model.state_dict())
     # A copy computes with its own weights, not with those of the model it was copied from.
-    twin, images = copy.deepcopy(model), inputs(SAME)
+    twin, images = copy.deepcopy(model), inputs(SAME, name)
     before = get_backbone(name).encode_images(twin, **images)
     with torch.no_grad():
         model.model.visual.patch_embed.proj.weight.zero_()
@@ -84,7 +87,7 @@ def test_names_and_copies_are_those_of_the_stock_model(name: str) -> None:
 def test_gradient_checkpointing_changes_nothing(name: str) -> None:
     torch.manual_seed(0)
     model = load_backbone(BackboneConfig(name)).train()
-    backbone, images, gradients = get_backbone(name), inputs(MIXED), []
+    backbone, images, gradients = get_backbone(name), inputs(MIXED, name), []
     for switch in (model.gradient_checkpointing_disable, model.gradient_checkpointing_enable):
         switch()
         model.zero_grad()
@@ -161,5 +164,5 @@ def test_segments_are_grouped_once_per_batch_and_not_in_every_layer(
     monkeypatch.setattr(qwen_vision, "group_by_length", counted)
     sizes = {"vision_layers": 6} | ({"full_attention_layers": [2, 5]} if name == "qwen2_5_vl" else {})
     model = load_backbone(BackboneConfig(name, tiny=sizes, gradient_checkpointing=["vision"])).train()
-    get_backbone(name).encode_images(model, **inputs(MIXED)).sum().backward()
+    get_backbone(name).encode_images(model, **inputs(MIXED, name)).sum().backward()
     assert len(calls) == (2 if name == "qwen2_5_vl" else 1)

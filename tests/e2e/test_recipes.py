@@ -24,7 +24,8 @@ from v1lit.cli.run_folder import VARIABLE as RUN_FOLDER
 
 pytestmark = pytest.mark.dependencies
 
-V1G = ("qwen_v1g", "qwen2_vl_v1g", "llava_v1g", "internvl_v1g")
+TINY = ("tiny_qwen", "tiny_qwen3_vl", "tiny_llava", "tiny_internvl")
+V1G = ("qwen_v1g", "qwen2_vl_v1g", "qwen3_vl_v1g", "llava_v1g", "internvl_v1g")
 FEW = [
     "--run.report_examples=2",
     "--run.report_batch_size=2",
@@ -88,7 +89,7 @@ def row(name: str, left: int) -> dict:
 
 
 def test_the_recipes_of_the_readme_are_shipped():
-    assert set(shipped_recipes()) == {"tiny_qwen", "tiny_llava", "tiny_internvl", "tiny_qwen_real", *V1G}
+    assert set(shipped_recipes()) == {*TINY, "tiny_qwen_real", *V1G}
 
 
 @pytest.mark.parametrize("path", shipped_recipes().values(), ids=str)
@@ -181,7 +182,7 @@ def the_run(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tiny_qwen", "tiny_llava", "tiny_internvl"])
+@pytest.mark.parametrize("name", TINY)
 def test_a_tiny_recipe_trains_and_its_saved_recipe_runs_again(
     name, tmp_path, monkeypatch, capfd, caplog, recwarn
 ):

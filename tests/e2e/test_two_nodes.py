@@ -69,7 +69,10 @@ def run_alone(folder: Path, data: Path, family: str) -> Path:
     [
         ("fsdp2", "qwen2_5_vl"),
         *(pytest.param(name, "qwen2_5_vl", marks=pytest.mark.soak) for name in ("ddp", "hsdp", "fsdp2_tp")),
-        *(pytest.param("fsdp2", name, marks=pytest.mark.soak) for name in ("qwen2_vl", "llava", "internvl")),
+        *(
+            pytest.param("fsdp2", name, marks=pytest.mark.soak)
+            for name in ("qwen2_vl", "qwen3_vl", "llava", "internvl")
+        ),
     ],
 )
 def test_a_cut_cable_ends_both_nodes_and_4_2_and_1_ranks_go_the_way_of_one(

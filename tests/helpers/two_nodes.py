@@ -114,6 +114,7 @@ def _ip(*words: str) -> None:
 BASES = {
     "qwen2_vl": "tiny_qwen",
     "qwen2_5_vl": "tiny_qwen",
+    "qwen3_vl": "tiny_qwen3_vl",
     "llava": "tiny_llava",
     "internvl": "tiny_internvl",
 }

@@ -33,7 +33,7 @@ def test_every_parameter_has_an_owner_and_the_root_little(family: str) -> None:
         assert owner == ROOT or name.startswith(f"{owner}.")
     left = of_root(model, units)
     # How patches become tokens, class and position tokens, and norms before and behind the layers.
-    marks = ("patch_embed", "embeddings", "norm")
+    marks = ("patch_embed", "pos_embed", "embeddings", "norm")
     assert [name for name in sorted(left) if not any(mark in name for mark in marks)] == []
 
 

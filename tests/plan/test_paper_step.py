@@ -30,7 +30,9 @@ ALONE = Placement(
 
 def backbone(family: str, **options: Any) -> BackboneConfig:
     """A tiny version with layers in the middle that are only noted."""
-    sizes = {"layers": 6, "vision_layers": 6, "hidden_size": 128, "intermediate_size": 256}
+    sizes: dict[str, Any] = {"layers": 6, "vision_layers": 6, "hidden_size": 128, "intermediate_size": 256}
+    if family == "qwen3_vl":
+        sizes |= {"layers": 8, "vision_layers": 12, "deep_layers": [2, 5, 8]}
     return BackboneConfig(name=family, weights="tiny", tiny=sizes, **options)
 
 

@@ -13,6 +13,7 @@ from v1lit.errors import OptionError
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+
 class Qwen3VL(QwenVL):
     """Qwen3-VL: an image token is an embedding, and one more vector for each of the first decoder layers.
 

@@ -95,7 +95,8 @@ class Recorder(Paper):
         moment = Moment(unit, "backward" if self.backward else "forward", before=start)
         if like is not None:
             moment = replace(like.moved(start), unit=unit)
-            moment.gradients = {unit: sum(like.gradients.values())} if like.gradients else {}
+            own = like.gradients.get(like.unit)  # those of other units are really made
+            moment.gradients = {} if own is None else {unit: own}
         self._like = like
         self.moments.append(moment)
         self.noted()

@@ -106,12 +106,20 @@ def _watch_layers(model: PointAndCopyModel, recorder: Recorder) -> None:
 
 
 def _kinds(model: PointAndCopyModel, part: str, count: int) -> list[list[int]]:
-    """The numbers of layers that do the same: in some towers, a few attend to the whole image."""
-    config = model.backbone.config.vision_config if part == "vision" else None
-    full = set(getattr(config, "fullatt_block_indexes", None) or ())
-    kinds: dict[bool, list[int]] = defaultdict(list)
+    """The numbers of layers that do the same.
+
+    In some towers, a few attend to the whole image. Deep features are made behind a few of a tower's layers,
+    and enter behind the first ones of the decoder; their backward pass is part of that of the layer after.
+    """
+    config = model.backbone.config
+    deep: set[int] = set(range(model.family.deep_layers(config)))
+    full: set[int] = set()
+    if part == "vision":
+        deep = set(getattr(config.vision_config, "deepstack_visual_indexes", None) or ())
+        full = set(getattr(config.vision_config, "fullatt_block_indexes", None) or ())
+    kinds: dict[tuple[bool, ...], list[int]] = defaultdict(list)
     for index in range(count):
-        kinds[index in full].append(index)
+        kinds[index in full, index in deep, index - 1 in deep].append(index)
     return list(kinds.values())
 
 

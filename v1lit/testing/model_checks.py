@@ -100,7 +100,9 @@ def pointers(name: str) -> tuple[str, float]:
     """A pointer copies the input embedding of its image token, and gradients flow through copy and key."""
     model, (example,) = build(name), training_examples(name, (1,))
     batch, start = collate([example], 0), model.config.pointer_start
-    embeds = torch.randn(1, len(example.patch_maps[0]), model.width, generator=torch.Generator().manual_seed(0))
+    embeds = torch.randn(
+        1, len(example.patch_maps[0]), model.width, generator=torch.Generator().manual_seed(0)
+    )
     embeds[:, 1] = embeds[:, 0]
     at_pointer = batch.input_ids >= start
     text = batch.input_ids.masked_fill(at_pointer, 0)
