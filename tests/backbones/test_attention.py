@@ -308,13 +308,13 @@ def test_the_vision_tower_keeps_the_stock_implementation(name: str) -> None:
     for config in (model.config, model.config.vision_config):
         assert config._attn_implementation == "sdpa"
     assert type(get_vision(model)) is type(get_vision(plain))
-    side = 14 * 4 if name.startswith("qwen") else model.config.vision_config.image_size
     if name.startswith("qwen"):
         pixels = {
-            "pixel_values": torch.randn(16, 3 * 2 * 14 * 14),
+            "pixel_values": torch.randn(16, 3 * 2 * model.config.vision_config.patch_size**2),
             "image_grid_thw": torch.tensor([[1, 4, 4]]),
         }
     else:
+        side = model.config.vision_config.image_size
         size = (side, side) if isinstance(side, int) else tuple(side)
         pixels = {"pixel_values": torch.randn(2, 3, *size)}
     features = [get_backbone(name).encode_images(m, **pixels) for m in (model, plain)]

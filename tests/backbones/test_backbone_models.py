@@ -129,7 +129,8 @@ def test_tiny_sizes_reach_the_model(family: Family, tie: bool) -> None:
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert text._attn_implementation == "eager"
     tensors, maps = family.processor.images([noise((100, 100))])
-    assert family.backbone.encode_images(model, **tensors).shape == (len(maps[0]), 96)
+    width = 96 * (1 + family.backbone.deep_layers(model.config))
+    assert family.backbone.encode_images(model, **tensors).shape == (len(maps[0]), width)
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -72,9 +72,9 @@ def images(model: Any, backbone: Any, grids: tuple[tuple[int, int], ...]) -> Ten
     torch.manual_seed(len(grids))
     if "image_grid_thw" in backbone.image_inputs:
         thw = torch.tensor([[1, *grid] for grid in grids])
-        pixels = torch.randn(
-            int(thw.prod(1).sum()), 3 * model.config.vision_config.temporal_patch_size * 14**2
-        )
+        vision = model.config.vision_config
+        values = 3 * vision.temporal_patch_size * vision.patch_size**2
+        pixels = torch.randn(int(thw.prod(1).sum()), values)
         return backbone.encode_images(model, pixel_values=pixels, image_grid_thw=thw)
     size = model.config.vision_config.image_size
     side = size if isinstance(size, int) else size[0]

@@ -204,5 +204,5 @@ def test_features_for_more_layers_than_the_decoder_has_are_refused() -> None:
     options = processor(FAMILY).image_options
     family.check_fit(options, config)
     config.vision_config.deepstack_visual_indexes = [0, 1, 1]
-    with pytest.raises(ValueError, match="names 3 layers of the vision tower.*there are 2"):
+    with pytest.raises(ValueError, match=r"names 3 layers of the vision tower.*there are 2"):
         family.check_fit(options, config)

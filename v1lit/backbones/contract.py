@@ -220,8 +220,8 @@ class Backbone(ABC):
     def encode_images(self, model: PreTrainedModel, **image_inputs: Tensor) -> Tensor:
         """Embeddings of all image tokens of a batch, `[image_tokens, width]`, images in order.
 
-        They belong where `input_ids == image_token_id`. An image attends to itself only. The width is `hidden`,
-        and as much again for each of `deep_layers`.
+        They belong where `input_ids == image_token_id`. An image attends to itself only. The width is
+        `hidden`, and as much again for each of `deep_layers`.
         """
         # Stated by every class of the families, not by their common base.
         encode: Any = model.get_image_features

@@ -1,8 +1,8 @@
 """The decoder of Qwen3-VL, which takes an image token's deep features behind its embedding.
 
-The stock one takes them apart, with a mask of where image tokens stand, and asks the GPU for that mask in every
-layer that they enter. Here they are columns of the input embeddings: whatever moves, copies or divides these
-among ranks does the same with the features. Text has zeros there.
+The stock one takes them by themselves, with a mask of where image tokens stand, and asks the GPU for that
+mask in every layer that they enter. Here they are columns of the input embeddings: whatever moves, copies or
+divides these among ranks does the same with the features. Text has zeros there.
 
 The module is a subclass of the stock one, put in place by changing the class of the existing instance, as in
 `v1lit.backbones.qwen_vision`. Source: transformers, models/qwen3_vl/modeling_qwen3_vl.py.
@@ -30,7 +30,7 @@ class DeepDecoder(Qwen3VLTextModel):
     def _deepstack_process(
         self, hidden_states: Tensor, visual_pos_masks: Tensor | None, visual_embeds: Tensor
     ) -> Tensor:
-        """`[batch, tokens, hidden]`: states with features `[batch, tokens, hidden]`; with a mask, as stock."""
+        """`[batch, tokens, hidden]`: states with features of every token; with a mask, as the stock one."""
         if visual_pos_masks is None:
             return hidden_states + visual_embeds.to(hidden_states.dtype)
         stock: Tensor = super()._deepstack_process(hidden_states, visual_pos_masks, visual_embeds)

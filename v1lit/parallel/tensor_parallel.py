@@ -43,8 +43,8 @@ class IndivisibleError(ValueError):
 def split_layers(model: PointAndCopyBase, mesh: DeviceMesh) -> None:
     """Divide the matrices and biases of the language layers over a mesh of one dimension, in place.
 
-    Norms stay whole, and the gradients of those of single heads are added up. The ranks of the mesh must compute the same batches. Raises IndivisibleError for a model
-    that cannot be divided so.
+    Norms stay whole; gradients of norms of single heads are added up. The ranks of the mesh must compute the
+    same batches. Raises IndivisibleError for a model that cannot be divided so.
     """
     config = model.config.get_text_config()
     refuse_uneven(config, mesh.size())
