@@ -231,11 +231,8 @@ class Backbone(ABC):
     def deep_layers(self, config: PreTrainedConfig) -> int:
         """How many vectors an image token has beside its embedding, which enter further decoder layers.
 
-        `encode_images` returns them behind it, and the decoder of a prepared model takes them there, in
-        `inputs_embeds` `[batch, tokens, hidden * (1 + deep layers)]`, zeros where a token has none.
-
-        Args:
-            config: the whole model's.
+        `encode_images` returns them behind it, and the decoder of a prepared model, whose whole config is
+        given, takes them there: `inputs_embeds` `[..., hidden * (1 + deep layers)]`, zeros for text.
         """
         return 0
 
