@@ -15,7 +15,7 @@ LIMITS = {
     # package: rooms, floors, arrows
     "v1lit": (20, 9, 94),  # all packages may use the single files of the two lowest floors
     "v1lit.revisit": (15, 5, 30),
-    "v1lit.backbones": (26, 8, 64),
+    "v1lit.backbones": (28, 8, 67),
     "v1lit.cli": (44, 11, 102),
     "v1lit.data": (19, 10, 78),
     "v1lit.grounding": (7, 4, 9),
@@ -32,10 +32,10 @@ LIMITS = {
 """How many rooms a package may have, on how many floors, and how many arrows may lead from room to room."""
 LONGEST_FILE = 384
 LONGEST_FUNCTION = 60
-CODE_LINES = 47_300
+CODE_LINES = 47_600
 """Of `v1lit/` without `v1lit/testing/`, which authors of backbones use and no run does. What adds an ability
 may raise it; what only rearranges may not."""
-ALL_LINES = 48_200
+ALL_LINES = 48_600
 
 MODULES = tool.read_modules(PACKAGE)
 GRAPH = tool.import_graph(MODULES)
