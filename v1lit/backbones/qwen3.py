@@ -54,7 +54,7 @@ class Qwen3VL(QwenVL):
         from v1lit.backbones.deep_decoder import take_deep_features
 
         # Its language layers are those of Qwen3, of which alone transformers says how ranks divide them.
-        text = model.config.get_text_config()
+        text: Any = model.config.get_text_config()  # this one alone, not its class
         text.base_model_tp_plan = {**Qwen3Config.base_model_tp_plan, **(text.base_model_tp_plan or {})}
         return take_deep_features(super().prepare(model))
 
