@@ -359,6 +359,7 @@ def test_what_a_checkpoint_holds(shards: Path, tmp_path: Path) -> None:
     assert {name: sorted(values) for name, values in checkpoint["v1lit"].items()} == {
         "model": [
             "backbone",
+            "freeze",
             "init_seed",
             "max_nonfinite",
             "on_nonfinite",

@@ -162,6 +162,7 @@ def test_the_hub_ids(resolved):
     assert [resolved(name)["model"]["backbone"]["weights"] for name in V1G] == [
         "Qwen/Qwen2.5-VL-7B-Instruct",
         "Qwen/Qwen2-VL-7B-Instruct",
+        "Qwen/Qwen3-VL-8B-Instruct",
         "llava-hf/llava-1.5-7b-hf",
         "OpenGVLab/InternVL3-8B-hf",
     ]
