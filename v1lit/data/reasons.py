@@ -20,12 +20,17 @@ def most_frequent(reasons: Iterable[str], most: int = 3) -> ReasonCounts:
 
     Reasons that differ only in numbers, lists, names in `<...>` and words in quotes are of one kind.
     """
+    return most_frequent_of(((reason, 1) for reason in reasons), most)
+
+
+def most_frequent_of(counted: Iterable[tuple[str, int]], most: int = 3) -> ReasonCounts:
+    """The same of reasons that were counted before."""
     first: dict[str, str] = {}
     counts: Counter[str] = Counter()
-    for reason in reasons:
+    for reason, count in counted:
         kind = _DETAILS.sub("…", reason)
         first.setdefault(kind, reason)
-        counts[kind] += 1
+        counts[kind] += count
     return [(first[kind], count) for kind, count in counts.most_common(most)]
 
 

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from v1lit.backbones.processor import Processor
 from v1lit.data.config import EncodingConfig
-from v1lit.data.encode.encoding import patch_maps_of, tokenize
+from v1lit.data.encode.encoding import SequenceBuilder, patch_maps_of, tokenize
 from v1lit.data.encode.mapping import ExampleMap
 from v1lit.data.example import Example, ExampleRef
 from v1lit.data.lengths.fingerprint import fingerprint
@@ -37,7 +37,11 @@ def measure(example: Example, processor: Processor, encoding: EncodingConfig) ->
 
     Raises EncodingError where `encode` does. Damage in the pixels of an image is not noticed.
     """
-    sequence = tokenize(example, patch_maps_of(example, processor), processor, encoding)
+    return length_of(tokenize(example, patch_maps_of(example, processor), processor, encoding))
+
+
+def length_of(sequence: SequenceBuilder) -> Length:
+    """What `tokenize` has made takes of a batch."""
     maps = sequence.shown_maps
     return Length(sequence.kept, sum(map(len, maps)), len(maps))
 

@@ -19,6 +19,7 @@ from v1lit.data.tools.content import fetch, scan_file
 from v1lit.data.tools.examine import examine
 from v1lit.data.tools.find import Finding, ShardFile, find_shards
 from v1lit.data.tools.repeated import KeyPlace, RepeatedKeys
+from v1lit.data.tools.survey import Survey, Surveyor
 from v1lit.files import aside
 from v1lit.paths import expand_path
 from v1lit.processes import count_workers, ordered, progress_bar
@@ -51,6 +52,8 @@ class CheckReport:
     """The first `LISTED` findings."""
     without_index: list[str] = field(default_factory=list)
     """Folders that have none, so that sizes, checksums and missing shards cannot be known."""
+    surveys: dict[str, Survey] = field(default_factory=dict)
+    """What the examples of every location are, where that was asked for; a shard counts with the first one."""
     decoded: bool = True
     """Whether images were decoded."""
     seconds: float = 0.0
@@ -67,8 +70,18 @@ class CheckReport:
             self.kinds[finding.kind] += 1
             if len(self.first) < LISTED:
                 self.first.append(finding)
-            if file is not None:
-                file.write(json.dumps(asdict(finding), ensure_ascii=True) + "\n")
+            _write(finding, file)
+
+    def add_survey(self, location: str, survey: Survey, file: TextIO | None) -> None:
+        """Add what the examples of a shard are, and write what is lost of them."""
+        self.surveys[location].update(survey)
+        for note in survey.notes:
+            _write(note, file)
+
+
+def _write(finding: Finding, file: TextIO | None) -> None:
+    if file is not None:
+        file.write(json.dumps(asdict(finding), ensure_ascii=True) + "\n")
 
 
 def check(
@@ -78,6 +91,7 @@ def check(
     decode: bool = True,
     out: str | os.PathLike[str] | None = None,
     progress: bool = False,
+    surveyor: Surveyor | None = None,
 ) -> CheckReport:
     """Check the shards of some locations, in parallel, and that no id occurs twice in all of them.
 
@@ -91,8 +105,10 @@ def check(
         out: file for all findings, one JSON object with shard, key, kind and reason in each line. Written
             when the check is complete.
         progress: show a progress bar on stderr.
+        surveyor: counts what the examples are. What its rules refuse is a finding; what is lost of examples
+            that are used all the same stands in the file, among the findings, and is none.
 
-    Raises ValueError for a location without shards, or no workers.
+    Raises ValueError for a location without shards, or no workers, and MapError as a map of the rules.
     """
     started = time.monotonic()
     workers = count_workers(workers, 2**31)
@@ -100,6 +116,8 @@ def check(
     report = CheckReport(
         without_index=shard_list.without_index, decoded=decode, shards=len(shard_list.shards)
     )
+    if surveyor is not None:
+        report.surveys = {expand_path(location): Survey() for location in locations}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="v1lit-check-")))
         file = stack.enter_context(_written_aside(out))
@@ -107,13 +125,15 @@ def check(
         report.note(shard_list.findings, file)
         repeated = RepeatedKeys(folder)
         shards = shard_list.shards
-        results = ordered(examine, shards, min(workers, len(shards)), decode, cache)
+        results = ordered(examine, shards, min(workers, len(shards)), decode, cache, surveyor)
         stack.enter_context(closing(results))
         advance = stack.enter_context(progress_bar("checking", len(shards), progress))
         for shard_index, shard_report in enumerate(results):
             for what in ("examples", "images", "regions", "bytes"):
                 setattr(report, what, getattr(report, what) + getattr(shard_report, what))
             report.note(shard_report.findings, file)
+            if surveyor is not None:
+                report.add_survey(shards[shard_index].source, shard_report.survey, file)
             repeated.add(shard_index, shard_report.keys)
             advance(shard_report.examples)
         report.note(_repeats(repeated, shards, cache), file)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from v1lit.data.errors import ShardError
+from v1lit.data.example import Example
 from v1lit.data.images import ImageError, decode_image
 from v1lit.data.shards import INDEX_NAME, Shard, ShardIndex, ShardInfo, read_sidecar
 from v1lit.data.shards.index import REINDEX
@@ -16,6 +17,7 @@ from v1lit.data.shards.scan import Scan
 from v1lit.data.tools.content import fetch, index_of, scan_file
 from v1lit.data.tools.find import Finding, ShardFile
 from v1lit.data.tools.repeated import hash_keys
+from v1lit.data.tools.survey import Survey, Surveyor
 
 
 @dataclass
@@ -30,22 +32,26 @@ class ShardReport:
     findings: dict[Finding, None] = field(default_factory=dict)
     keys: npt.NDArray[np.uint64] = field(default_factory=lambda: hash_keys([]))
     """`[examples, 2]`, hashes of the names of its examples."""
+    survey: Survey = field(default_factory=Survey)
+    """What its examples are, where that was asked for."""
 
     def add(self, kind: str, reason: str, key: str | None = None) -> None:
         """Note something that is wrong, once."""
         self.findings[Finding(self.shard, key, kind, reason)] = None
 
 
-def examine(shard: ShardFile, decode: bool, cache: tuple[str, int]) -> ShardReport:
+def examine(
+    shard: ShardFile, decode: bool, cache: tuple[str, int], surveyor: Surveyor | None = None
+) -> ShardReport:
     """Examine one shard, its images decoded if `decode`; everything wrong is in the result.
 
-    `cache`: see `fetch`.
+    `cache`: see `fetch`. `surveyor`: counts the examples that can be used. Raises MapError where it has a map.
     """
     for again in (True, False):
         report, path = ShardReport(shard.location), None
         try:
             path = fetch(shard, cache)
-            _examine_file(shard, path, decode, report)
+            _examine_file(shard, path, decode, surveyor, report)
         except ShardError as error:
             _add_unread(shard, error, report)
         if path is None or path.is_file() or not again:  # Else others made room in the cache meanwhile.
@@ -62,7 +68,9 @@ def _add_unread(shard: ShardFile, error: ShardError, report: ShardReport) -> Non
         report.add(error.kind, error.reason, error.key)
 
 
-def _examine_file(shard: ShardFile, path: Path, decode: bool, report: ShardReport) -> None:
+def _examine_file(
+    shard: ShardFile, path: Path, decode: bool, surveyor: Surveyor | None, report: ShardReport
+) -> None:
     info, report.bytes = shard.info, path.stat().st_size
     scan = scan_file(path)
     index, sha256 = index_of(path, scan)
@@ -70,7 +78,15 @@ def _examine_file(shard: ShardFile, path: Path, decode: bool, report: ShardRepor
     _add_problems(scan, report)
     if info is not None and shard.index is not None:
         _compare_sidecar(shard.index, info, scan, index, changed, report)
-    _read_examples(path, scan, index, decode, report)
+    with Shard(path, name=report.shard, index=index) as opened:
+        for example_index, key in enumerate(scan.keys):
+            example = _read_example(opened, example_index, key, decode, report)
+            if surveyor is None or example is None:
+                continue
+            refused = surveyor.note(report.survey, shard, example_index, key, example)
+            if refused is not None:
+                report.add(refused.kind, refused.reason, key)
+    report.survey.unusable = len({finding.key for finding in report.findings} - {None})
     if info is not None and not report.findings:
         for what in ("examples", "images", "regions"):
             said, is_so = getattr(info, what), getattr(report, what)
@@ -120,18 +136,22 @@ def _compare_sidecar(
             report.add(kind, reason, scan.keys[example_index])
 
 
-def _read_examples(path: Path, scan: Scan, index: ShardIndex, decode: bool, report: ShardReport) -> None:
-    with Shard(path, name=report.shard, index=index) as shard:
-        for example_index, key in enumerate(scan.keys):
-            try:
-                example = shard.example(example_index)
-            except ShardError as error:
-                report.add(error.kind, error.reason, error.key)
-                continue
-            report.images += len(example.images)
-            report.regions += len(example.regions)
-            for place, image in enumerate(example.images if decode else ()):
-                try:
-                    decode_image(image)
-                except ImageError as error:
-                    report.add("image", f"image {place}: {error}", key)
+def _read_example(
+    shard: Shard, example_index: int, key: str, decode: bool, report: ShardReport
+) -> Example | None:
+    """One example; None where it, or one of the images that were to be decoded, cannot be used."""
+    try:
+        example = shard.example(example_index)
+    except ShardError as error:
+        report.add(error.kind, error.reason, error.key)
+        return None
+    report.images += len(example.images)
+    report.regions += len(example.regions)
+    whole = True
+    for place, image in enumerate(example.images if decode else ()):
+        try:
+            decode_image(image)
+        except ImageError as error:
+            whole = False
+            report.add("image", f"image {place}: {error}", key)
+    return example if whole else None

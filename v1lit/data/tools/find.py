@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from v1lit.data.errors import ShardError
@@ -48,6 +48,8 @@ class ShardFile:
     location: str
     info: ShardInfo | None = None
     index: str | None = None
+    source: str = ""
+    """The location, of those that were given, by which it was found first."""
 
 
 @dataclass
@@ -68,10 +70,9 @@ def find_shards(locations: Sequence[str]) -> ShardList:
         raise ValueError("no location is given; give folders with shards, tar files or patterns")
     shard_list = ShardList()
     for location in map(expand_path, locations):
-        if may_be_folder(location) and exists(join(location, INDEX_NAME)):
-            shard_list.shards += _of_folder(location, shard_list)
-        else:
-            shard_list.shards += _of_files(location, shard_list)
+        has_index = may_be_folder(location) and exists(join(location, INDEX_NAME))
+        found = (_of_folder if has_index else _of_files)(location, shard_list)
+        shard_list.shards += [replace(shard, source=location) for shard in found]
     shard_list.shards = list(
         {_identity(shard.location): shard for shard in reversed(shard_list.shards)}.values()
     )[::-1]

@@ -160,7 +160,7 @@ def _card_of(
     colors = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(example.regions)}
     details = (example.source, ", ".join(f"{w} x {h}" for w, h in (i.size for i in images)), place)
     card.subtitle = " · ".join(filter(None, details))
-    card.images = [_with_regions(image, k, example.regions, colors) for k, image in enumerate(images)]
+    card.images = [with_regions(image, k, example.regions, colors) for k, image in enumerate(images)]
     for message in example.messages:
         card.sections.append((message.role, color_names(message.content, colors)))
     if processor is not None:
@@ -168,11 +168,15 @@ def _card_of(
     return card
 
 
-def _with_regions(
-    image: Image.Image, index: int, regions: Mapping[str, Region], colors: Mapping[str, str]
+def with_regions(
+    image: Image.Image,
+    index: int,
+    regions: Mapping[str, Region],
+    colors: Mapping[str, str],
+    side: int = IMAGE_SIDE,
 ) -> Image.Image:
-    """The image at the size of the page, with the regions that lie in it."""
-    factor = IMAGE_SIDE / max(image.size)
+    """The image with its longer side of that many pixels, and with the regions that lie in it."""
+    factor = side / max(image.size)
     size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
     scale = size[0] / image.width, size[1] / image.height
     mine = {name: region for name, region in regions.items() if region.image == index}
