@@ -13,12 +13,14 @@ USAGE = """usage: v1lit data COMMAND ...
   show FOLDER                      some examples as one HTML page or PNG
   index LOCATION                   where examples lie, and checksums, for shards from elsewhere
   check LOCATION ...               every checksum, every example, every image: is anything wrong?
+  check RECIPE                     the same of its shards, and what a run would trip over
+  stats SOURCE                     how much of what there is, as tables and as a page with histograms
   reshard LOCATION ... --out FOLDER   merge, split or shuffle shards
   mix RECIPE                       what a mixture of sources will draw
 
 v1lit data COMMAND --help says more"""
 
-COMMANDS = ("import", "synth", "show", "index", "check", "reshard", "mix")
+COMMANDS = ("import", "synth", "show", "index", "check", "stats", "reshard", "mix")
 """Each is `main` of the module `v1lit.cli.data_<command>`."""
 
 

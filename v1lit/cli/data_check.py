@@ -1,12 +1,17 @@
-"""`v1lit data check`: whether anything is wrong with shards."""
+"""`v1lit data check`: whether anything is wrong with shards, or with those of a recipe for its run."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from v1lit.cli.errors import Parser, a_path
+from v1lit.cli.errors import Parser, UserError, a_path
+from v1lit.cli.surveys import is_recipe, open_recipe, print_sheet, rules_of
 from v1lit.data.tools.check import CheckReport, check
+
+if TYPE_CHECKING:
+    from v1lit.data.datamodule import V1DataModule
 
 MEANINGS = {
     "unreachable": "cannot be opened or fetched",
@@ -19,6 +24,7 @@ MEANINGS = {
     "unlisted": "there, but not named by the index",
     "index": "the index is missing, damaged, or made for other content",
     "duplicate": "an id that occurs again",
+    "length": "the recipe refuses it: it does not fit, or nothing is left to learn",
 }
 
 
@@ -26,17 +32,56 @@ def main(argv: Sequence[str]) -> int:
     """Run `v1lit data check` with the arguments behind it; returns the exit code."""
     parser = Parser(
         prog="v1lit data check",
-        description="Every byte against the index, every example against its rules, every image decoded. "
-        "Exit code 0: nothing is wrong, 1: something is.",
+        usage="v1lit data check (LOCATION ... | RECIPE [--key=value ...]) [options]",
+        description="Every byte against the index, every example against its rules, every image decoded; of a "
+        "recipe also what its run would have of its training and validation examples: lengths against the "
+        "limit, what is refused, regions that no token sees, cost in tokens. Exit code 0: nothing is wrong, "
+        "1: something is.",
     )
-    parser.add_locations()
+    parser.add_locations("folder, tar file or pattern, local or URL; or one recipe")
     parser.add_argument("--no-decode", dest="decode", action="store_false", help="read image headers only")
     parser.add_argument(
-        "--out", type=a_path, help="file for everything that is found, one JSON object per line"
+        "--out",
+        type=a_path,
+        help="file for everything that is found, and for what is lost of examples, one JSON object per line",
     )
     parser.add_work()
-    options = parser.read_keywords(argv)
-    report = check(**options)
+    options, changes = parser.read_with_changes(argv)
+    keywords = {name: value for name, value in vars(options).items() if name != "debug"}
+    recipes = [location for location in options.locations if is_recipe(location)]
+    if not recipes:
+        parser.refuse(changes)
+        return 0 if _print(check(**keywords), options.out) else 1
+    if len(options.locations) > 1:
+        raise UserError(f"{recipes[0]} is a recipe, which is checked by itself\ngive it alone, or locations only")
+    data = open_recipe(recipes[0], changes)
+    return 0 if _check_recipe(data, keywords) else 1
+
+
+def _check_recipe(data: V1DataModule, keywords: dict[str, Any]) -> bool:
+    """Check the shards of a recipe, and say what a run would have of them; returns whether nothing is wrong."""
+    from v1lit.data.tools.mix import times_per_epoch
+    from v1lit.data.tools.sheets import cost_sheet, length_sheet
+    from v1lit.data.tools.survey import Surveyor
+    from v1lit.data.tools.trips import stops, what_is_lost
+
+    rules = rules_of(data, val=True)
+    report = check(**{**keywords, "locations": list(rules)}, surveyor=Surveyor(rules))
+    passed = _print(report, keywords["out"])
+    print_sheet(length_sheet(report.surveys, data.encoding.max_tokens))
+    print_sheet(cost_sheet(report.surveys, times_per_epoch(data.train_sources, data.stream, data.seed)))
+    for sentence in what_is_lost(report.surveys, data.encoding):
+        print(sentence)
+    if keywords["out"] is None and any(one.cut_examples or one.unseen_examples for one in report.surveys.values()):
+        print("--out FILE lists the examples that are cut, or have regions that no token sees")
+    train = {source.shards: report.surveys[source.shards] for source in data.train_sources}
+    if (stop := stops(train, data.stream)) is not None:
+        print(stop)
+    return passed and stop is None
+
+
+def _print(report: CheckReport, out: str | None) -> bool:
+    """Say what was found, and return whether that is nothing."""
     for folder in report.without_index:
         sys.stderr.write(
             f"{folder} has no index: missing shards and changed bytes cannot be noticed; "
@@ -44,9 +89,9 @@ def main(argv: Sequence[str]) -> int:
         )
     if report.passed:
         print(f"nothing is wrong: {_totals(report)}")
-        return 0
-    _print_findings(report, options["out"])
-    return 1
+    else:
+        _print_findings(report, out)
+    return report.passed
 
 
 def _totals(report: CheckReport) -> str:

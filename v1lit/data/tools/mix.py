@@ -69,3 +69,19 @@ def mixture_shares(
             zip(sources, opened.catalogs, sequence.draws, strict=True)
         )
     ]
+
+
+def times_per_epoch(
+    sources: Sequence[MixtureConfig], config: StreamConfig, seed: int = 0
+) -> dict[str, float]:
+    """How often each example of every location comes per epoch, on average.
+
+    Empty where that is not known: without an index, or where one cannot be read.
+    """
+    times: dict[str, float] = {}
+    try:
+        for source in mixture_shares(sources, config, seed):
+            times[source.location] = times.get(source.location, 0.0) + source.times
+    except ValueError:
+        return {}
+    return times

@@ -40,8 +40,9 @@ def stops(train: Mapping[str, Survey], stream: StreamConfig) -> str | None:
     """Why training on these sources would stop; None where it would not, as far as an epoch tells."""
     whole = joined(train)
     bad, read = whole.unusable, whole.examples + whole.unusable - whole.refused
-    if not read and whole.left_out:
-        return "the run would have nothing to read: data.map leaves out every example"
+    if bad >= read:
+        why = f"not one of {number(bad)} examples can be used" if bad else "data.map leaves out every example"
+        return f"the run would have nothing to read: {why}"
     if bad and stream.on_bad == "stop":
         return "the run would stop at the first example that it cannot use: data.stream.on_bad is stop"
     if bad > stream.max_bad_fraction * max(read, AT_FIRST):
