@@ -62,6 +62,7 @@ QUICK = {
     "show": (),
     "index": ALONE,
     "check": ALONE,
+    "stats": ALONE,
     "reshard": ALONE,
     "mix": (),
 }
