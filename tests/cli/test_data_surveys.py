@@ -83,7 +83,9 @@ def test_what_is_refused_is_a_finding_with_its_reason(root: Path, capsys: pytest
     assert [line["kind"] for line in lines] == ["length"] * 5
 
 
-def test_one_refused_example_stops_a_run_that_skips_none(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_refused_example_stops_a_run_that_skips_none(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with ShardWriter(root / "b2") as writer:
         for example in (make("x"), make("y", images=8)):
             writer.write(example)
@@ -142,7 +144,10 @@ def test_a_backbone_counts_the_tokens_of_a_folder(root: Path, capsys: pytest.Cap
 def test_problems_are_counted_and_left_to_check(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (root / "a/train/shard-000001.tar").unlink()
     assert quiet("stats", "a") == 0
-    assert "1 problems, whose examples may not be counted: `v1lit data check a` names them" in capsys.readouterr().err
+    assert (
+        "1 problems, whose examples may not be counted: `v1lit data check a` names them"
+        in capsys.readouterr().err
+    )
 
 
 MISTAKES: dict[str, tuple[list[str], list[str]]] = {
@@ -153,7 +158,13 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "shards that are not made yet": (["check", "tiny_qwen"], ["data/tiny_shapes", "v1lit data synth"]),
     "a key that is none": (["check", "mix.yaml", "--data.encoding.max_token=9"], ["max_token"]),
     "a stream": (
-        ["check", "mix.yaml", "--data.source.name=webdataset", "--data.source.path=x.tar", "--data.source.mixture=[]"],
+        [
+            "check",
+            "mix.yaml",
+            "--data.source.name=webdataset",
+            "--data.source.path=x.tar",
+            "--data.source.mixture=[]",
+        ],
         ["'webdataset', a stream"],
     ),
     "nothing to count": (["stats"], ["SOURCE"]),

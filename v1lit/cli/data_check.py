@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from v1lit.cli.errors import Parser, UserError, a_path
 from v1lit.cli.surveys import is_recipe, open_recipe, print_sheet, rules_of
 from v1lit.data.tools.check import CheckReport, check
+from v1lit.paths import expand_path
 
 if TYPE_CHECKING:
     from v1lit.data.datamodule import V1DataModule
@@ -33,12 +34,13 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="v1lit data check",
         usage="v1lit data check (LOCATION ... | RECIPE [--key=value ...]) [options]",
-        description="Every byte against the index, every example against its rules, every image decoded; of a "
-        "recipe also what its run would have of its training and validation examples: lengths against the "
+        description="Every byte against the index, every example against its rules, every image decoded; of "
+        "a recipe also what its run would have of its training and validation examples: lengths against the "
         "limit, what is refused, regions that no token sees, cost in tokens. Exit code 0: nothing is wrong, "
         "1: something is.",
     )
-    parser.add_locations("folder, tar file or pattern, local or URL; or one recipe")
+    what = "folder, tar file or pattern, local or URL; or one recipe"
+    parser.add_argument("locations", metavar="location", nargs="+", help=what)
     parser.add_argument("--no-decode", dest="decode", action="store_false", help="read image headers only")
     parser.add_argument(
         "--out",
@@ -47,19 +49,24 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_work()
     options, changes = parser.read_with_changes(argv)
+    # A change with a space in it is read as one more location.
+    changes += [word for word in options.locations if word.startswith("--")]
+    options.locations = [expand_path(word) for word in options.locations if not word.startswith("--")]
     keywords = {name: value for name, value in vars(options).items() if name != "debug"}
     recipes = [location for location in options.locations if is_recipe(location)]
     if not recipes:
         parser.refuse(changes)
         return 0 if _print(check(**keywords), options.out) else 1
     if len(options.locations) > 1:
-        raise UserError(f"{recipes[0]} is a recipe, which is checked by itself\ngive it alone, or locations only")
+        raise UserError(
+            f"{recipes[0]} is a recipe, which is checked by itself\ngive it alone, or locations only"
+        )
     data = open_recipe(recipes[0], changes)
     return 0 if _check_recipe(data, keywords) else 1
 
 
 def _check_recipe(data: V1DataModule, keywords: dict[str, Any]) -> bool:
-    """Check the shards of a recipe, and say what a run would have of them; returns whether nothing is wrong."""
+    """Check the shards of a recipe and say what a run would have of them; returns if nothing is wrong."""
     from v1lit.data.tools.mix import times_per_epoch
     from v1lit.data.tools.sheets import cost_sheet, length_sheet
     from v1lit.data.tools.survey import Surveyor
@@ -72,7 +79,8 @@ def _check_recipe(data: V1DataModule, keywords: dict[str, Any]) -> bool:
     print_sheet(cost_sheet(report.surveys, times_per_epoch(data.train_sources, data.stream, data.seed)))
     for sentence in what_is_lost(report.surveys, data.encoding):
         print(sentence)
-    if keywords["out"] is None and any(one.cut_examples or one.unseen_examples for one in report.surveys.values()):
+    lost = any(survey.cut_examples or survey.unseen_examples for survey in report.surveys.values())
+    if lost and keywords["out"] is None:
         print("--out FILE lists the examples that are cut, or have regions that no token sees")
     train = {source.shards: report.surveys[source.shards] for source in data.train_sources}
     if (stop := stops(train, data.stream)) is not None:

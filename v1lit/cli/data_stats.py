@@ -18,17 +18,17 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="v1lit data stats",
         usage="v1lit data stats SOURCE [options] [--key=value ...]",
-        description="How many examples, questions, images and regions, how large each is, and with a recipe or "
-        "--backbone how many tokens. --key=value changes a recipe.",
+        description="How many examples, questions, images and regions, how large each is, and with a recipe "
+        "or --backbone how many tokens. --key=value changes a recipe.",
     )
     parser.add_argument(
         "source",
         metavar="SOURCE",
         type=a_path,
-        help="folder (its train/, where it has splits), tar file, pattern or URL; or a recipe, whose training "
-        "sources are meant",
+        help="folder (its train/, where it has splits), tar file, pattern or URL; or a recipe, for its "
+        "training sources",
     )
-    parser.add_argument("--html", type=a_path, help="also write a page with histograms and pictures, one file")
+    parser.add_argument("--html", type=a_path, help="also write a page of histograms and pictures: one file")
     parser.add_argument("--backbone", help="whose tokens to count, where SOURCE is no recipe")
     parser.add_argument(
         "--weights", type=a_path, default="tiny", help="hub id or folder to take the tokenizer from"

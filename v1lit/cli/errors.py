@@ -90,8 +90,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
-    def add_locations(self, what: str = "folder, tar file or pattern, local or URL") -> None:
+    def add_locations(self) -> None:
         """The positional arguments of a command that reads shards, one or more, as `locations`."""
+        what = "folder, tar file or pattern, local or URL"
         self.add_argument("locations", metavar="location", type=a_path, nargs="+", help=what)
 
     def add_work(self, workers: str = "processes; one per core when not given") -> None:

@@ -37,7 +37,7 @@ def open_recipe(recipe: str, changes: Sequence[str]) -> V1DataModule:
 
 
 def rules_of(data: V1DataModule, *, val: bool) -> dict[str, Rules]:
-    """What the recipe does to the examples of every location: those of training and, if asked for, of `val`."""
+    """What the recipe does to the examples of every location; `val`: also to those of validation."""
     from v1lit.data.lengths.length import LengthOptions
     from v1lit.data.tools.cost import Rules
 

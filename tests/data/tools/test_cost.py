@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
 import pytest
@@ -12,12 +13,12 @@ from helpers.tiny_runs import processor
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.processor import Processor, load_processor
 from v1lit.data.config import EncodingConfig, PackingConfig
-from v1lit.data.encode.encoding import encode
+from v1lit.data.encode.encoding import EncodingError, encode
 from v1lit.data.encode.mapping import ExampleMap
 from v1lit.data.example import Example, Message
 from v1lit.data.images import decode_image, read_header
 from v1lit.data.lengths.length import LengthOptions
-from v1lit.data.tools.cost import Cost, Refused, Rules
+from v1lit.data.tools.cost import Cost, Rules
 from v1lit.grounding.region import Region
 from v1lit.labels import IGNORE
 
@@ -41,7 +42,10 @@ def wide() -> Example:
         id="wide",
         images=(read_header(encoded((300, 60))),),
         messages=(Message("user", "<image>Where?"), Message("assistant", "<|region_1|> and <|region_2|>.")),
-        regions={"<|region_1|>": Region.from_box((0, 0, 20, 60)), "<|region_2|>": Region.from_box((140, 0, 160, 60))},
+        regions={
+            "<|region_1|>": Region.from_box((0, 0, 20, 60)),
+            "<|region_2|>": Region.from_box((140, 0, 160, 60)),
+        },
     )
 
 
@@ -50,11 +54,13 @@ def wide() -> Example:
 def test_a_cost_is_that_of_the_encoded_example(example: Example, max_tokens: int) -> None:
     for one in (processor(), llava()):
         cost, refused = rules(max_tokens, one).cost(example)
-        try:
-            is_so = encode(example, one, EncodingConfig(max_tokens=max_tokens, coordinates=False))
-        except ValueError as error:
-            assert refused == Refused("length", str(error))
+        encoding = EncodingConfig(max_tokens=max_tokens, coordinates=False)
+        if refused is not None:
+            assert refused.kind == "length"
+            with pytest.raises(EncodingError, match=re.escape(refused.reason)):
+                encode(example, one, encoding)
             continue
+        is_so = encode(example, one, encoding)
         assert cost == Cost(
             tokens=len(is_so.input_ids),
             whole=len(is_so.input_ids) + is_so.cut,
@@ -116,7 +122,11 @@ def test_the_map_of_a_recipe_comes_first() -> None:
     chosen = rules(map=ExampleMap(f"{__name__}.only_b"))
     assert chosen.mapped(make("a"), "s.tar", 0) == (None, None)
     assert chosen.mapped(make("b"), "s.tar", 0) == (make("b"), None)
-    damaged = Example(id="x", images=(read_header(jpeg(0)[:-30]),), messages=make("x").messages[:1] + (Message("assistant", "no"),))
+    damaged = Example(
+        id="x",
+        images=(read_header(jpeg(0)[:-30]),),
+        messages=(*make("x").messages[:1], Message("assistant", "no")),
+    )
     assert rules(map=ExampleMap(f"{__name__}.looks")).mapped(damaged, "s.tar", 0)[1] is not None
     random = rules(map=ExampleMap(f"{__name__}.draws"))
     one, other = (random.mapped(make("a"), "s.tar", index)[0] for index in (0, 1))

@@ -14,7 +14,7 @@ ENCODING = EncodingConfig(max_tokens=100)
 
 
 def survey() -> Survey:
-    """Three examples of 40, 60 and 120 tokens, the last of which is cut; a fourth is refused, a fifth damaged."""
+    """Three examples of 40, 60 and 120 tokens, the last one cut; a fourth is refused, a fifth damaged."""
     return Survey(
         examples=4,
         unusable=2,
@@ -37,8 +37,8 @@ def survey() -> Survey:
 def test_everything_that_is_lost_is_said_once() -> None:
     said = list(what_is_lost({"here": survey()}, ENCODING))
     assert said == [
-        "1 of 4 examples are longer than data.encoding.max_tokens=100: 20 tokens are cut from their ends, with "
-        "3 regions; the longest has 120 ('long' of s.tar)",
+        "1 of 4 examples are longer than data.encoding.max_tokens=100: 20 tokens are cut from their ends, "
+        "with 3 regions; the longest has 120 ('long' of s.tar)",
         "no image token sees 2 regions of 1 examples; they are written without pointers",
         "1 of 4 examples are refused: 1 x it is too wide",
         "data.map leaves out 6 of 10 examples",

@@ -53,7 +53,7 @@ class CheckReport:
     without_index: list[str] = field(default_factory=list)
     """Folders that have none, so that sizes, checksums and missing shards cannot be known."""
     surveys: dict[str, Survey] = field(default_factory=dict)
-    """What the examples of every location are, where that was asked for; a shard counts with the first one."""
+    """What the examples of every location are, if that was asked for; a shard counts with its first one."""
     decoded: bool = True
     """Whether images were decoded."""
     seconds: float = 0.0

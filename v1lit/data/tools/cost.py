@@ -1,4 +1,4 @@
-"""What an example is to a run: its tokens and what is lost of it, or why it is refused. No pixel is decoded."""
+"""What an example is to a run: its tokens, what is lost of it, or why it is refused; no pixel is decoded."""
 
 from __future__ import annotations
 

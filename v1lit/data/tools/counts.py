@@ -1,4 +1,4 @@
-"""How often numbers and names occur, and where the extremes are: in memory that does not grow with the data."""
+"""How often numbers and names occur, and where the extremes are, in memory that does not grow with them."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def examine(
 ) -> ShardReport:
     """Examine one shard, its images decoded if `decode`; everything wrong is in the result.
 
-    `cache`: see `fetch`. `surveyor`: counts the examples that can be used. Raises MapError where it has a map.
+    `cache`: see `fetch`. `surveyor`: counts the examples that can be used. Raises MapError as its map.
     """
     for again in (True, False):
         report, path = ShardReport(shard.location), None

@@ -7,6 +7,7 @@ import html
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from PIL import Image
 
@@ -60,7 +61,9 @@ class Gallery:
     pictures: list[Picture] = field(default_factory=list)
 
 
-def render_page(title: str, surveys: Mapping[str, Survey], whole: Survey, galleries: Sequence[Gallery]) -> bytes:
+def render_page(
+    title: str, surveys: Mapping[str, Survey], whole: Survey, galleries: Sequence[Gallery]
+) -> bytes:
     """A page that needs no other file, of the surveys by source, `whole` being all of them."""
     sections = [_table(source_sheet(surveys)), _table(value_sheet(whole)), *_histograms(whole)]
     sections += [_gallery(gallery) for gallery in galleries if gallery.pictures]
@@ -100,7 +103,7 @@ def _histograms(survey: Survey) -> Iterator[str]:
 def binned(counts: Counts) -> list[tuple[str, int]]:
     """Labels of bins of equal width, `from-to` with both ends included, and what is in them."""
     edges = counts.even_edges(MOST_BINS)
-    ends = [(low, high - 1) for low, high in zip(edges, edges[1:], strict=False)]
+    ends = [(low, high - 1) for low, high in pairwise(edges)]
     labels = [number(low) if low == high else f"{number(low)}-{number(high)}" for low, high in ends]
     return list(zip(labels, counts.in_bins(edges), strict=True))
 
@@ -108,7 +111,7 @@ def binned(counts: Counts) -> list[tuple[str, int]]:
 def area_labels() -> list[str]:
     """Of the bins of areas, in hundredths of an image; the lower end is included, the upper one not."""
     ends = [f"{edge * 100 / AREA_UNITS:g}" for edge in (*AREA_EDGES[:-1], AREA_UNITS)]
-    return [f"{low}-{high} %" for low, high in zip(ends, ends[1:], strict=False)]
+    return [f"{low}-{high} %" for low, high in pairwise(ends)]
 
 
 def _named(title: str, names: Names) -> str:

@@ -1,4 +1,4 @@
-"""`Survey`: what the examples of a source are, counted; and with the rules of a recipe what a run has of them."""
+"""`Survey`: what the examples of a source are, counted, and with a recipe's rules what a run has of them."""
 
 from __future__ import annotations
 
@@ -179,8 +179,8 @@ def _note_cost(survey: Survey, place: Mapping[str, Any], key: str, cost: Cost) -
     if cost.unseen:
         survey.unseen_examples += 1
         survey.unseen_regions += len(cost.unseen)
-        names = ", ".join(cost.unseen)
-        survey.notes.append(Finding(place["shard"], key, "unseen", f"no image token sees {printable(names, 200)}"))
+        reason = f"no image token sees {printable(', '.join(cost.unseen), 200)}"
+        survey.notes.append(Finding(place["shard"], key, "unseen", reason))
 
 
 def question_start(content: str) -> str:

@@ -1,4 +1,4 @@
-"""What a run would trip over, in sentences: what is cut, refused or not seen, and whether the run would stop."""
+"""What a run would trip over, in sentences: what is cut, refused or not seen, and whether it would stop."""
 
 from __future__ import annotations
 
