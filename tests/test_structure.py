@@ -16,8 +16,8 @@ LIMITS = {
     "v1lit": (20, 9, 94),  # all packages may use the single files of the two lowest floors
     "v1lit.revisit": (15, 5, 30),
     "v1lit.backbones": (28, 8, 67),
-    "v1lit.cli": (44, 11, 102),
-    "v1lit.data": (19, 10, 78),
+    "v1lit.cli": (47, 11, 106),
+    "v1lit.data": (19, 10, 79),
     "v1lit.grounding": (7, 4, 9),
     "v1lit.inference": (2, 2, 1),
     "v1lit.pointer": (13, 6, 23),
@@ -32,10 +32,10 @@ LIMITS = {
 """How many rooms a package may have, on how many floors, and how many arrows may lead from room to room."""
 LONGEST_FILE = 384
 LONGEST_FUNCTION = 60
-CODE_LINES = 47_600
+CODE_LINES = 48_700
 """Of `v1lit/` without `v1lit/testing/`, which authors of backbones use and no run does. What adds an ability
 may raise it; what only rearranges may not."""
-ALL_LINES = 48_600
+ALL_LINES = 49_700
 
 MODULES = tool.read_modules(PACKAGE)
 GRAPH = tool.import_graph(MODULES)
