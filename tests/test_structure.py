@@ -17,7 +17,7 @@ LIMITS = {
     "v1lit.revisit": (15, 5, 30),
     "v1lit.backbones": (28, 8, 67),
     "v1lit.cli": (47, 11, 106),
-    "v1lit.data": (19, 10, 79),
+    "v1lit.data": (19, 10, 81),
     "v1lit.grounding": (7, 4, 9),
     "v1lit.inference": (2, 2, 1),
     "v1lit.pointer": (13, 6, 23),
