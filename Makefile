@@ -12,7 +12,7 @@ RESOLVE_oldest := --resolution lowest-direct
 RESOLVE_locked := --constraint requirements.lock
 RESOLVE_newest := --upgrade
 
-.PHONY: help quickstart install check fix lock bench bench-gpu docs clean
+.PHONY: help quickstart install check fix lock bench bench-gpu docs verified clean
 .PHONY: test test-fast test-oldest test-locked test-newest coverage soak
 
 help:
@@ -30,7 +30,8 @@ help:
 	@echo "make lock         write requirements.lock again from pyproject.toml, with the newest versions"
 	@echo "make bench        measure speed and memory (ten minutes on a CPU) and write docs/benchmarks.md"
 	@echo "make bench-gpu    the same for what needs a GPU"
-	@echo "make docs         build the pages of docs/ into site/"
+	@echo "make docs         build the pages of docs/ into site/; a link that leads nowhere is an error"
+	@echo "make verified     run the tests of all families, and note for docs/backbones.md what they show"
 	@echo "make clean        remove caches and built files; data, runs and $(VENV) stay"
 
 quickstart: $(VENV)/.base
@@ -88,8 +89,12 @@ bench: $(VENV)/.dev
 bench-gpu: $(VENV)/.dev
 	$(BIN)/python tools/bench/gpu.py
 
+# Material says at every start that a new major version of mkdocs would be another program.
 docs: $(VENV)/.docs
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+verified: $(VENV)/.dev
+	PATH="$(abspath $(BIN)):$$PATH" python tools/docs/verified.py
 
 clean:
 	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*

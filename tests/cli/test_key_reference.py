@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
-from v1lit.cli.key_reference import WIDTH, key_reference
+from v1lit.cli.key_reference import REQUIRED, WIDTH, key_reference, keys
 from v1lit.cli.recipe import compose
 from v1lit.cli.recipe_cli import RecipeCLI
 from v1lit.cli.schema import leaves
@@ -48,6 +49,15 @@ def test_what_it_means_is_that_of_the_docstring_and_no_more(paragraphs: dict[str
 def test_what_follows_another_key_is_left_out(page: str) -> None:
     assert "--data.backbone" not in page
     assert "--model.backbone.name='qwen2_5_vl'" in page
+
+
+def test_the_default_of_a_key_is_what_a_recipe_has_that_does_not_say_it(tmp_path: Path) -> None:
+    (tmp_path / "bare.yaml").write_text("run: {name: bare}\n")
+    recipe = compose(str(tmp_path / "bare.yaml"), [])
+    said = key_reference(RecipeCLI(recipe, parse_only=True).config.as_dict())
+    for key in keys():
+        if key.default is not REQUIRED and key.name != "run.name" and not key.name.startswith("trainer."):
+            assert f"--{key.name}={key.default!r}   (" in said
 
 
 def test_long_meanings_are_broken_into_lines(page: str) -> None:

@@ -10,7 +10,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import page_runner
 import pyarrow as pa
@@ -135,10 +137,23 @@ def test_a_claim_that_is_not_printed_is_an_error() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_somewhere(page: Path) -> None:
-    content = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    for target in re.findall(r"\]\(([^)\s]+)\)", content):
-        if not target.startswith(("https://", "#")):
-            assert (page.parent / target.partition("#")[0]).exists(), target
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if not target.startswith("https://"):
+            file, _, anchor = target.partition("#")
+            path = page.parent / file if file else page
+            assert path.exists(), target
+            assert not anchor or anchor in anchors(path), target
+
+
+def prose(page: Path) -> str:
+    """A page without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """Where a link into a page may lead: its headings, as the site and GitHub call them."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
 
 
 # ---------------------------------------------------------------- the pages are complete
@@ -165,11 +180,17 @@ def test_the_readme_lists_every_backbone_and_recipe() -> None:
 
 
 def test_the_navigation_has_every_page() -> None:
-    navigation = yaml.safe_load(text("mkdocs.yml"))["nav"]
-    listed = [target for entry in navigation for target in entry.values()]
+    listed = list(targets(yaml.safe_load(text("mkdocs.yml"))["nav"]))
     assert sorted(listed) == sorted(
         str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")
     )
+
+
+def targets(navigation: list[dict[str, Any]]) -> Iterator[str]:
+    """The pages of a navigation, those of its sections included."""
+    for entry in navigation:
+        for target in entry.values():
+            yield from targets(target) if isinstance(target, list) else [target]
 
 
 def test_the_reference_has_every_public_name() -> None:
