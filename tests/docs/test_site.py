@@ -1,4 +1,4 @@
-"""What the site says is made of the code, or held to it: keys, messages, what was verified of which family."""
+"""What the site says is made of the code, or held to it: keys, messages, what was verified of a family."""
 
 from __future__ import annotations
 
