@@ -82,6 +82,11 @@ def test_a_line_of_a_page_becomes_what_is_made_of_it(
         hooks.on_page_markdown("<!-- made: nobody -->")
 
 
+def test_a_bar_in_code_is_escaped_for_github_alone(hooks: ModuleType) -> None:
+    page = "| `<\\|region_1\\|>` | a \\| b |\n"
+    assert hooks.on_page_markdown(page) == "| `<|region_1|>` | a \\| b |\n"
+
+
 def test_every_key_is_on_its_page_once_with_values_default_and_meaning(hooks: ModuleType) -> None:
     made = hooks.MADE["every key"]()
     assert re.findall(r'<span id="([\w.]+)">', made) != []

@@ -1,6 +1,7 @@
 """What mkdocs calls while it builds the pages (`hooks` of mkdocs.yml): puts in what is made, not written.
 
-A line of a page that is `<!-- made: NAME -->` becomes what the function of that name in `MADE` returns.
+A line of a page that is `<!-- made: NAME -->` becomes what the function of that name in `MADE` returns. In code that
+stands in a table GitHub wants a bar to be escaped, and mkdocs would show the escape.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ MADE: dict[str, Callable[[], str]] = {
     "results": results,
 }
 LINE = re.compile(r"^<!-- made: (.+) -->$", re.MULTILINE)
+ROW = re.compile(r"^\|.*\|$", re.MULTILINE)
+CODE = re.compile(r"`[^`]*`")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """The page with everything in it that is made; raises KeyError for a name that nobody makes."""
-    return LINE.sub(lambda line: MADE[line[1]](), markdown)
+    made = LINE.sub(lambda line: MADE[line[1]](), markdown)
+    return ROW.sub(lambda row: CODE.sub(lambda code: code[0].replace(r"\|", "|"), row[0]), made)
