@@ -1,7 +1,7 @@
 """What mkdocs calls while it builds the pages (`hooks` of mkdocs.yml): puts in what is made, not written.
 
-A line of a page that is `<!-- made: NAME -->` becomes what the function of that name in `MADE` returns. In code that
-stands in a table GitHub wants a bar to be escaped, and mkdocs would show the escape.
+A line of a page that is `<!-- made: NAME -->` becomes what the function of that name in `MADE` returns.
+GitHub wants a bar to be escaped in the code of a table, and mkdocs would show the escape.
 """
 
 from __future__ import annotations

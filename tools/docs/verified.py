@@ -3,8 +3,8 @@
     python tools/docs/verified.py              run all tests that name a family, and record what they show
     python tools/docs/verified.py REPORT.xml   record a run that was made otherwise, with pytest --junitxml
 
-A test belongs to a family if one of its parameters is the name of it or of a recipe of it, as in all tests that
-run for every family. What a test claims is its name.
+A test belongs to a family if one of its parameters is the name of it or of a recipe of it, as in all tests
+that run for every family. What a test claims is its name.
 """
 
 from __future__ import annotations
