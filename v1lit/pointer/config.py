@@ -26,7 +26,10 @@ class PointerConfig:
     gate: bool = False
     """Learn g = sigmoid(w . h): vocabulary logits times 1 - g, pointer logits times g."""
     identity_init: bool = False
-    """Start both projections as the identity times 1/sqrt(hidden size)."""
+    """Start both projections as the identity times 1/sqrt(hidden size), as the published run did.
+
+    Source: jun297/v1, train.py, `model.after_loading()`.
+    """
     loss: Literal["joint", "separate"] = "joint"
     """One softmax over vocabulary and pointers, or two: text over the vocabulary, pointers over pointers."""
     z_weight: float = 1e-5
