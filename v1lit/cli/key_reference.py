@@ -66,7 +66,8 @@ def _default(owner: Any, name: str) -> Any:
     if owner is None:
         return 0  # of `seed_everything`, as in `RecipeCLI`
     if not dataclasses.is_dataclass(owner):
-        return inspect.signature(owner).parameters[name].default
+        default = inspect.signature(owner).parameters[name].default
+        return [] if default == () else default  # `()` stands for an empty list, which no default may be
     field = next(field for field in dataclasses.fields(owner) if field.name == name)
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
