@@ -250,6 +250,12 @@ def test_formats_are_found_by_name() -> None:
         get_format("v1gg")
 
 
+def test_whoever_trains_on_shards_loads_no_parquet() -> None:
+    code = "import sys, v1lit.data.datamodule; print('pyarrow' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_the_importer_loads_no_torch() -> None:
     code = (
         "import sys, v1lit.data.importing.run, v1lit.data.formats.registry as r;"

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from v1lit.data.importing.format import Format
 from v1lit.errors import explain_unknown
+
+if TYPE_CHECKING:
+    from v1lit.data.importing.format import Format
 
 FORMATS = (
     "v1g",
