@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from helpers.refusals import assert_refused
 from helpers.rows import picture, write_rows
 from helpers.shard_cases import make, members_of, tar, write
 from pyarrow import parquet
@@ -186,6 +187,8 @@ def test_images_can_be_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[s
     command = ["import", "llava", source, "--out", tmp_path / "out", "--workers", 1]
     assert quiet(*command) == 1
     assert "'wide.jpg' cannot be read in" in capsys.readouterr().err
+    assert quiet(*command, "--images", tmp_path) == 2, "other images give another import"
+    assert "by other options" in capsys.readouterr().err
     assert quiet(*command, "--overwrite", "--images", tmp_path) == 0
 
 
@@ -344,15 +347,7 @@ def test_a_mistake_is_told_in_two_lines_and_leaves_nothing(
     (root / "full").mkdir()
     (root / "full" / "notes.txt").write_text("mine")
     shutil.copytree(folder, root / "copy")
-    before = sorted(root.rglob("*"))
-    assert data(*arguments) == 2
-    out, err = capfd.readouterr()
-    for word in words:
-        assert word in err
-    assert len(err.strip().splitlines()) <= 2
-    assert "Traceback" not in err
-    assert out == ""
-    assert sorted(root.rglob("*")) == before
+    assert_refused(arguments, words, root, capfd)
 
 
 # --- Ctrl-C ---

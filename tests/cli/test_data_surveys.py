@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from helpers.refusals import assert_refused
 from helpers.shard_cases import make, write
 
 from v1lit.cli.main import main
@@ -182,15 +183,7 @@ def test_a_mistake_is_told_in_two_lines_and_leaves_nothing(
     mistake: str, root: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     arguments, words = MISTAKES[mistake]
-    before = sorted(root.rglob("*"))
-    assert main(["data", *arguments]) == 2
-    out, err = capfd.readouterr()
-    for word in words:
-        assert word in err
-    assert len(err.strip().splitlines()) <= 2
-    assert "Traceback" not in err
-    assert out == ""
-    assert sorted(root.rglob("*")) == before
+    assert_refused(arguments, words, root, capfd)
 
 
 @pytest.mark.slow

@@ -23,15 +23,15 @@ def is_recipe(text: str) -> bool:
 def open_recipe(recipe: str, changes: Sequence[str]) -> V1DataModule:
     """The data of a recipe, whose training shards are there; raises UserError where they are not."""
     from v1lit.cli.recipe_cli import RecipeCLI
+    from v1lit.data.formats.registry import FORMATS
 
     _, data = RecipeCLI(compose(recipe, changes), parse_only=True).model_and_data()
     if not data.has_train:
         where = ", ".join(source.shards for source in data.train_sources)
-        made = {
-            "synthetic": "a run makes them when it starts, and `v1lit data synth` makes such",
-            "v1g": "a run makes them when it starts, and so does `v1lit data import v1g`",
-        }
-        why = made.get(data.source.name, "`v1lit data import` and `v1lit data synth` make some")
+        name = data.source.name
+        made = {"synthetic": "v1lit data synth", **{form: f"v1lit data import {form}" for form in FORMATS}}
+        run = f"a run makes them when it starts, and so does `{made.get(name)}`"
+        why = run if name in made else "`v1lit data import` and `v1lit data synth` make some"
         raise UserError(f"data.source: there are no shards yet at {where}\n{why}")
     return data
 

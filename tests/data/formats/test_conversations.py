@@ -55,7 +55,7 @@ def test_several_boxes_are_one_call_and_boxes_of_a_question_are_words(folder: Pa
     row = {"id": 1, "image": "wide.jpg"}
     row["conversations"] = told(
         "<image>\nWhat is in [0, 0.25, 0.5, 0.5]?",
-        "Cups. [[0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 0.6, 0.6]] and [0.1, 0.5, 0.2, 0.6]",
+        "Cups. [[0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 1., 0.6]] and [0.1, 0.5, 0.2, 0.6]",
     )
     example = imported("llava", folder, row)
     assert example.messages[0].content == "<image>\nWhat is in [0.00, 0.12, 0.50, 0.50]?"

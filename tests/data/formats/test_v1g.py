@@ -22,7 +22,7 @@ from v1lit.data.example.marks import words_of
 from v1lit.data.formats.registry import FORMATS, get_format
 from v1lit.data.formats.v1g import row_to_example
 from v1lit.data.shards import Shard, list_shards, read_index, verify_shard
-from v1lit.data.sources.registry import prepare_source
+from v1lit.data.sources.registry import check_source, prepare_source
 from v1lit.grounding.region import Region
 
 pytestmark = pytest.mark.dependencies
@@ -242,6 +242,16 @@ def test_a_source_of_nothing_usable_is_a_mistake_in_the_recipe(tmp_path: Path) -
     config = SourceConfig(name="v1g", path=str(tmp_path / "in"), folder=str(tmp_path / "out"))
     with pytest.raises(ValueError, match=r"data\.source\.path .* could not be imported: no row .* has no id"):
         prepare_source(config)
+
+
+def test_a_box_format_that_cannot_be_is_refused_before_anything_is_read() -> None:
+    for given, why in (
+        ({"unit": "inches"}, "inches"),
+        ({"units": "0-1"}, "did you mean 'unit'"),
+        (3, "keys unit"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            check_source(SourceConfig(name="llava", path="nowhere.json", options={"box_format": given}))
 
 
 def test_formats_are_found_by_name() -> None:

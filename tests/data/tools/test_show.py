@@ -6,13 +6,13 @@ import base64
 import io
 import re
 import tarfile
-from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers.html_page import Page
 from helpers.pictures import encoded
 from PIL import Image
 
@@ -47,32 +47,6 @@ def written(folder: Path, *examples: Example) -> Path:
             writer.write(each)
     write_index(folder, writer.shards)
     return folder
-
-
-class Page(HTMLParser):
-    """Tags, visible text, and whether all tags are closed in order."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str]] = []
-        self.text = ""
-        self.open: list[str] = []
-        self.feed(page)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(name, value or "") for name, value in attrs]
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def page_of(source: Path, out: Path, **options: Any) -> Page:

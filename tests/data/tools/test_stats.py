@@ -7,12 +7,12 @@ import io
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.faulty_server import FaultyServer
+from helpers.html_page import Page
 from helpers.pictures import encoded
 from helpers.shard_cases import make
 from PIL import Image
@@ -64,34 +64,10 @@ def folder(tmp_path: Path) -> str:
     return written(tmp_path / "shards", *FIVE)
 
 
-class Page(HTMLParser):
-    """Tags with their attributes, text, and whether all tags are closed in order."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.text = ""
-        self.open: list[str] = []
-        self.feed(page)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {name: value or "" for name, value in attrs}))
-        if tag not in ("meta", "img", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data + "\n"
-
-    @property
-    def images(self) -> list[Image.Image]:
-        sources = [attributes["src"] for tag, attributes in self.tags if tag == "img"]
-        assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
-        return [Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) for source in sources]
+def pictures(page: Page) -> list[Image.Image]:
+    sources = [attributes["src"] for tag, attributes in page.elements if tag == "img"]
+    assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
+    return [Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) for source in sources]
 
 
 def page_of(stats: Stats, out: Path) -> Page:
@@ -145,14 +121,14 @@ def test_the_page_has_histograms_and_the_examples_at_the_ends(folder: str, tmp_p
     assert "most regions" in page.text
     assert "3.000% of the image" in page.text
     assert "d, number 1 of shard-000001.tar" in page.text
-    assert page.images
-    assert {max(image.size) for image in page.images} == {THUMBNAIL_SIDE}
+    assert pictures(page)
+    assert {max(image.size) for image in pictures(page)} == {THUMBNAIL_SIDE}
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["page.html"]
 
 
 def test_bars_are_as_long_as_what_they_count(folder: str, tmp_path: Path) -> None:
     page = page_of(count_stats([folder], workers=1), tmp_path / "page.html")
-    widths = [attributes["style"] for tag, attributes in page.tags if tag == "i"]
+    widths = [attributes["style"] for tag, attributes in page.elements if tag == "i"]
     found = [float(width.removeprefix("width:").removesuffix("%")) for width in widths]
     assert found[:6] == [25, 100, 100, 50, 50, 50], "images 0 and 1; regions 0 to 3"
     assert found[6:14] == [0, 0, 0, 0, 100, 20, 0, 0], "areas: five from 1 hundredth on, one from 3 on"
@@ -162,8 +138,10 @@ def test_bars_are_as_long_as_what_they_count(folder: str, tmp_path: Path) -> Non
 def test_the_page_loads_nothing_and_runs_nothing(folder: str, tmp_path: Path) -> None:
     out = tmp_path / "page.html"
     page = page_of(count_stats([folder], workers=1), out)
-    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
-    policies = [attributes for tag, attributes in page.tags if tag == "meta" and "http-equiv" in attributes]
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    policies = [
+        attributes for tag, attributes in page.elements if tag == "meta" and "http-equiv" in attributes
+    ]
     assert policies[0]["content"].startswith("default-src 'none'")
     assert "http:" not in (text := out.read_text(encoding="utf-8"))
     assert "https:" not in text
@@ -180,9 +158,9 @@ def test_somebodys_words_stay_words(tmp_path: Path) -> None:
     title = f"{EVIL}: 2 examples"
     text = write_page(stats, tmp_path / "page.html", title).read_text(encoding="utf-8")
     page = Page(text)
-    assert not {"script", "svg", "b "} & {tag for tag, _ in page.tags}
-    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
-    assert all(image.format == "JPEG" for image in page.images)
+    assert not {"script", "svg", "b "} & set(page.tags)
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert all(image.format == "JPEG" for image in pictures(page))
     assert title in page.text
     assert "<svg onload=alert(3)>" in page.text
     assert EVIL[:59] in page.text, "its beginning, as a source"
@@ -197,7 +175,7 @@ def test_an_example_that_is_gone_or_has_no_image_keeps_its_place(folder: str, tm
     shard.unlink()
     page = page_of(stats, tmp_path / "page.html")
     assert "d, number 1 of shard-000001.tar: there is no such file" in page.text
-    assert "e, number 0 of shard-000002.tar\n" in page.text
+    assert "e, number 0 of shard-000002.tar" in page.texts
 
 
 def test_the_pictures_of_remote_shards_are_fetched(folder: str, tmp_path: Path) -> None:
@@ -207,7 +185,8 @@ def test_the_pictures_of_remote_shards_are_fetched(folder: str, tmp_path: Path) 
         stats = count_stats([server.url("shards")], workers=1)
         page = page_of(stats, tmp_path / "page.html")
     assert stats.whole.examples == 5
-    assert len(page.images) == len(page_of(count_stats([folder], workers=1), tmp_path / "other.html").images)
+    other = page_of(count_stats([folder], workers=1), tmp_path / "other.html")
+    assert len(pictures(page)) == len(pictures(other))
 
 
 def test_the_region_at_an_end_is_drawn_and_no_other(tmp_path: Path) -> None:
@@ -216,7 +195,7 @@ def test_the_region_at_an_end_is_drawn_and_no_other(tmp_path: Path) -> None:
     place = stats.whole.extreme_areas.smallest[0]
     assert (place.region, place.value) == ("<|region_1|>", pytest.approx(0.01))
     # Three regions from the smallest on, then three from the largest on.
-    images = page_of(stats, tmp_path / "p.html").images[-6:]
+    images = pictures(page_of(stats, tmp_path / "p.html"))[-6:]
     small, large = (np.asarray(images[number].convert("RGB")) for number in (0, 3))
     # At the size of the thumbnail the third region reaches down to 24 pixels, the first to 8.
     assert (small[22:26, :16] > 240).all()

@@ -65,7 +65,9 @@ def folder_of(source: str, parts: dict[str | None, Part]) -> Path:
     return path if path.is_dir() else next(iter(parts.values())).root
 
 
-def plan_of(form: Format, part: Part, boxes: BoxFormat, max_examples: int) -> dict[str, Any]:
+def plan_of(
+    form: Format, part: Part, boxes: BoxFormat, images: str | None, max_examples: int
+) -> dict[str, Any]:
     """What is imported, as plain JSON that is kept with the result. Raises ValueError for another format."""
     files: list[dict[str, Any]] = []
     for path in part.files:
@@ -81,6 +83,7 @@ def plan_of(form: Format, part: Part, boxes: BoxFormat, max_examples: int) -> di
         "rules": form.rules,
         "max_examples_per_shard": max_examples,
         "boxes": json.loads(json.dumps(asdict(boxes))),
+        "images": images,
         "files": files,
         **json.loads(json.dumps(form.options)),
     }

@@ -75,7 +75,8 @@ def import_rows(
     folder = ImageFolder(Path(expand_path(images)) if images is not None else folder_of(source, parts))
     read, most = partial(read_unit, form, folder, boxes), max_examples_per_shard
     # All checked before any work.
-    plans = {name: plan_of(form, part, boxes, most) for name, part in parts.items()}
+    given = None if images is None else str(images)
+    plans = {name: plan_of(form, part, boxes, given, most) for name, part in parts.items()}
     reports: dict[str | None, ImportReport] = {}
     taken: dict[str, str] = {}
     for name, part in parts.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from v1lit.grounding.region import Region
 from v1lit.grounding.trace import Detect
 
 _NUMBER = r"-?[0-9]{1,6}(?:\.[0-9]{0,12})?"
+NUMBER = re.compile(_NUMBER)
 _BOX = rf"\[\s*{_NUMBER}(?:\s*,\s*{_NUMBER}){{3}}\s*\]"
 TEXT_BOX = re.compile(_BOX)
 """A box among words: four numbers in brackets."""
@@ -84,7 +84,7 @@ def text_boxes(reading: Reading, images: Sequence[EncodedImage]) -> Split:
         at = 0
         for match in TEXT_BOXES.finditer(text) if images else ():
             yield text[at : match.start()]
-            boxes = (json.loads(box) for box in TEXT_BOX.findall(match[0]))
+            boxes = (list(map(float, NUMBER.findall(box))) for box in TEXT_BOX.findall(match[0]))
             yield Place(tuple(reading.region(box, images) for box in boxes))
             at = match.end()
         yield text[at:]

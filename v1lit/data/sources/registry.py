@@ -125,17 +125,13 @@ def imported_source(
 ) -> None:
     """Rows in a foreign format, imported once."""
     from v1lit.data.formats.registry import get_format
+    from v1lit.data.importing.box_format import read_box_format
     from v1lit.data.importing.run import import_rows
 
     if path is None:
         why = "it needs data.source.path: a file, a folder or a hub id"
         raise OptionError("name", form, why, "data.source")
-    boxes = None
-    if box_format is not None:
-        from v1lit.data.importing.box_format import read_box_format
-
-        with named("data.source.options"):
-            boxes = read_box_format(box_format)
+    boxes = None if box_format is None else read_box_format(box_format)
     failed = import_rows(get_format(form), path, folder, workers=workers, images=images, boxes=boxes).failed
     if failed is not None:
         raise ValueError(f"data.source.path {path!r} could not be imported: {failed}")
@@ -168,6 +164,11 @@ def check_source(config: SourceConfig) -> None:
             raise OptionError(f"options.{name}", config.options[name], why, config.GROUP)
     if is_stream(config):
         StreamOptions.read(config)
+    elif (boxes := config.options.get("box_format")) is not None:
+        from v1lit.data.importing.box_format import read_box_format
+
+        with named("data.source.options"):
+            read_box_format(boxes)
     elif config.name == "synthetic":
         from v1lit.data.synthetic.settings import check_setting, complete
 
