@@ -52,6 +52,9 @@ SHORT_RUN = (
 )
 """Added to commands that train, behind all other options."""
 
+LONG_SWEEPS = ("recipes/sweeps/strategies.yaml",)
+"""Of which only the dry run is tried."""
+
 FEW_SCENES = ("--data.source.options.examples=8", "--data.source.options.val_examples=4")
 """Added as well where the recipe draws its data."""
 
@@ -159,8 +162,12 @@ def run_command(words: Sequence[str]) -> None:
         rest[0] in ("list", "plan", "report", "export") or rest in (["doctor"], ["doctor", "--self-test"])
     ):
         call(words)
+    elif words[:3] == ["v1lit", "sweep", "report"] and not Path(words[3]).exists():
+        from v1lit.cli.sweep_report import make_parser
+
+        make_parser().read(words[3:])  # of one that takes hours
     elif program == "v1lit" and rest[0] == "sweep":
-        call([*words, *(["--dry-run"] if "--executor" in words else [])])  # else small themselves
+        call([*words, *(["--dry-run"] if "--executor" in words or rest[1] in LONG_SWEEPS else [])])
     elif words[:3] == ["v1lit", "doctor", "--packing"]:
         call([*words, *FEW_SCENES])
     elif words[:3] == ["v1lit", "launch", "local"]:

@@ -11,6 +11,25 @@ from v1lit.cli.errors import Parser, UserError, a_path
 
 def main(argv: Sequence[str]) -> int:
     """Run `v1lit sweep report` with the arguments after `report`; returns the exit code."""
+    options = make_parser().read(argv)
+    from v1lit.sweep.report import ExtraMissingError, make_report
+
+    folder = Path(options.folder)
+    output = Path(options.output or folder / "report")
+    try:
+        tables = make_report(
+            folder, output, dict(options.baseline or []), options.metric or (), options.level
+        )
+    except (ExtraMissingError, ValueError) as error:
+        raise UserError(str(error)) from error
+    for problem in tables.problems:
+        print(f"missing: {problem}")
+    print(f"the report is in {output}: report.html, report.md, report.tex, tables/, figures/, recipes/")
+    return 0
+
+
+def make_parser() -> Parser:
+    """The options of the command."""
     parser = Parser(
         prog="v1lit sweep report",
         description="Compare the trials of a sweep: Markdown, one HTML file, LaTeX tables, CSV and figures, "
@@ -38,21 +57,7 @@ def main(argv: Sequence[str]) -> int:
         default=0.95,
         help="at which all intervals of a table hold together; default 0.95",
     )
-    options = parser.read(argv)
-    from v1lit.sweep.report import ExtraMissingError, make_report
-
-    folder = Path(options.folder)
-    output = Path(options.output or folder / "report")
-    try:
-        tables = make_report(
-            folder, output, dict(options.baseline or []), options.metric or (), options.level
-        )
-    except (ExtraMissingError, ValueError) as error:
-        raise UserError(str(error)) from error
-    for problem in tables.problems:
-        print(f"missing: {problem}")
-    print(f"the report is in {output}: report.html, report.md, report.tex, tables/, figures/, recipes/")
-    return 0
+    return parser
 
 
 def _label(text: str) -> tuple[str, str]:
