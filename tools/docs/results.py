@@ -45,9 +45,9 @@ def with_tables(markdown: str, folder: Path) -> str:
     return MARKED.sub(table, markdown)
 
 
-def families(folder: Path) -> str:
+def families(folder: Path, report: str) -> str:
     """Right answers in percent: a row for each way of looking again, a column for each family, and all."""
-    values = _values(folder / "text_only", METRIC)
+    values = _values(folder / report, METRIC)
     names = list(dict.fromkeys(values.family))
     rows = []
     for revisit, own in values.groupby("revisit", sort=False):
@@ -122,7 +122,8 @@ def _pooled(path: Path) -> pd.DataFrame:
 
 
 def _spread(shares: pd.Series) -> str:
-    return f"{100 * shares.mean():.1f} ± {100 * shares.std():.1f}"
+    deviation = f" ± {100 * shares.std():.1f}" if len(shares) > 1 else ""
+    return f"{100 * shares.mean():.1f}{deviation}"
 
 
 def _difference(row: pd.Series) -> list[str]:
