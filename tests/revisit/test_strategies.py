@@ -104,12 +104,15 @@ def test_packed_equals_alone(case: str, family: str) -> None:
     torch.testing.assert_close(together, apart, atol=2e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
-def test_a_saved_model_opens_with_its_strategy(case: str, tmp_path: Path) -> None:
-    model, batch = CASES[case].build("qwen2_5_vl"), batch_of(case, "qwen2_5_vl")
+def test_a_saved_model_opens_with_its_strategy(case: str, family: str, tmp_path: Path) -> None:
+    model, batch = CASES[case].build(family), batch_of(case, family)
     model.save_pretrained(tmp_path)
     opened = PointAndCopyModel.from_pretrained(tmp_path)
+    for parameter in opened.parameters():
+        parameter.data = parameter.data.clone()  # aligned in memory, on which last digits depend
     assert opened.strategy == model.strategy
     assert opened.config.revisit_options == model.config.revisit_options
     assert torch.equal(opened(**inputs(batch)).logits, model(**inputs(batch)).logits)
