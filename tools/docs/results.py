@@ -20,7 +20,6 @@ import pandas as pd
 from v1lit.files import write_atomically
 
 METRIC = "val/answer_accuracy"
-TASK = f"{METRIC}/synthetic/"
 MARKED = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -56,29 +55,18 @@ def families(folder: Path, report: str) -> str:
     return _table(["", *(f"`{name}`" for name in names), "mean"], rows)
 
 
-def tasks(folder: Path) -> str:
-    """Right answers in percent by task, over all families; bold where that is clear of text alone."""
-    return _by_task(folder, "text_only", lambda task: f"`{task}`", "synthetic/")
-
-
-def _by_task(folder: Path, report: str, title: Callable[[str], str], prefix: str) -> str:
+def groups(folder: Path, report: str) -> str:
+    """Right answers in percent by group of questions, over all families; bold where clear of the baseline."""
     values = pd.read_csv(folder / report / "values.csv")
-    names = [name for name in dict.fromkeys(values.metric) if prefix in name]
-    pooled = pd.read_csv(folder / report / "pooled.csv").set_index(["revisit", "metric"])
+    names = [name for name in dict.fromkeys(values.metric) if name != METRIC]
+    pooled = pd.read_csv(folder / report / "pooled.csv")
+    clear = set(pooled[pooled.clear][["revisit", "metric"]].itertuples(index=False, name=None))
     rows = []
     for revisit, own in values.groupby("revisit", sort=False):
-        cells = []
-        for name in names:
-            cell = f"{100 * own[own.metric == name].value.mean():.1f}"
-            clear = (revisit, name) in pooled.index and pooled.loc[(revisit, name)].clear
-            cells.append(f"**{cell}**" if clear else cell)
-        rows.append([f"`{revisit}`", *cells])
-    return _table(["", *(title(name.rpartition("/")[2]) for name in names)], rows)
-
-
-def distances(folder: Path) -> str:
-    """Right answers in percent by the sentences between look and question, over all families."""
-    return _by_task(folder, "distance", lambda group: group.partition("=")[2], "distance=")
+        cells = [f"{100 * own[own.metric == name].value.mean():.1f}" for name in names]
+        bold = ("**" if (revisit, name) in clear else "" for name in names)
+        rows.append([f"`{revisit}`", *(mark + cell + mark for mark, cell in zip(bold, cells, strict=True))])
+    return _table(["", *(f"`{name.rpartition('/')[2]}`" for name in names)], rows)
 
 
 def differences(folder: Path, baseline: str) -> str:
@@ -91,9 +79,9 @@ def differences(folder: Path, baseline: str) -> str:
     return _table(["", *titles], rows)
 
 
-def costs(folder: Path) -> str:
+def costs(folder: Path, report: str) -> str:
     """What a trial takes: tokens, operations and seconds of training, mean over all families and seeds."""
-    trials = pd.read_csv(folder / "text_only" / "trials.csv")
+    trials = pd.read_csv(folder / report / "trials.csv")
     rows = []
     for revisit, own in trials.groupby("revisit", sort=False):
         tokens, flops = own.tokens.mean() / 1e6, own.flops.mean() / 1e12
@@ -104,8 +92,7 @@ def costs(folder: Path) -> str:
 
 TABLES: dict[str, Callable[..., str]] = {
     "families": families,
-    "tasks": tasks,
-    "distances": distances,
+    "groups": groups,
     "differences": differences,
     "costs": costs,
 }
