@@ -13,29 +13,29 @@ PACKAGE = ROOT / "v1lit"
 
 LIMITS = {
     # package: rooms, floors, arrows
-    "v1lit": (20, 9, 94),  # all packages may use the single files of the two lowest floors
+    "v1lit": (24, 10, 130),  # all packages may use the single files of the two lowest floors
     "v1lit.revisit": (15, 5, 30),
-    "v1lit.backbones": (28, 8, 67),
-    "v1lit.cli": (47, 11, 106),
-    "v1lit.data": (19, 10, 81),
+    "v1lit.backbones": (48, 12, 140),
+    "v1lit.cli": (65, 13, 170),
+    "v1lit.data": (22, 10, 95),
     "v1lit.grounding": (7, 4, 9),
-    "v1lit.inference": (2, 2, 1),
-    "v1lit.pointer": (13, 6, 23),
+    "v1lit.inference": (20, 8, 45),
+    "v1lit.pointer": (22, 9, 50),
     "v1lit.parallel": (14, 6, 30),
     "v1lit.cluster": (12, 5, 20),
     "v1lit.launch": (10, 5, 20),
-    "v1lit.plan": (13, 6, 26),
+    "v1lit.plan": (15, 7, 32),
     "v1lit.sweep": (26, 10, 58),
     "v1lit.testing": (7, 3, 9),
-    "v1lit.training": (38, 8, 90),
+    "v1lit.training": (50, 10, 130),
 }
 """How many rooms a package may have, on how many floors, and how many arrows may lead from room to room."""
 LONGEST_FILE = 384
 LONGEST_FUNCTION = 60
-CODE_LINES = 48_700
+CODE_LINES = 60_000
 """Of `v1lit/` without `v1lit/testing/`, which authors of backbones use and no run does. What adds an ability
 may raise it; what only rearranges may not."""
-ALL_LINES = 49_700
+ALL_LINES = 61_500
 
 MODULES = tool.read_modules(PACKAGE)
 GRAPH = tool.import_graph(MODULES)
