@@ -22,6 +22,7 @@ from v1lit.data.config import EncodingConfig, MixtureConfig, PackingConfig, Sour
 from v1lit.data.datamodule import V1DataModule
 from v1lit.data.encode.batch import Batch, blank_batch
 from v1lit.data.sources.names import source_names
+from v1lit.data.sources.registry import check_source
 from v1lit.errors import OptionError
 from v1lit.pointer.config import PointerConfig
 from v1lit.training.logged import names_in_training, names_in_validation
@@ -62,6 +63,14 @@ def test_names_and_places_of_validation_that_cannot_be_are_refused() -> None:
         SourceConfig(mixture=[MixtureConfig("a", name="x"), MixtureConfig("b", name="x")])
     with pytest.raises(OptionError, match=r"data\.source\.val is 'c'; sources of the mixture have a `val`"):
         SourceConfig(mixture=[MixtureConfig("a", val="b")], val="c")
+
+
+def test_a_mixture_of_streams_is_refused_as_a_recipe_has_it() -> None:
+    """As plain data, before anything is made of it."""
+    with pytest.raises(
+        OptionError, match=r"data\.source\.mixture is \['a'\]; it cannot be drawn from streams"
+    ):
+        check_source(SourceConfig("webdataset", path="x.tar", mixture=[{"shards": "a"}]))  # type: ignore[list-item]
 
 
 # ---------------------------------------------------------------- sums

@@ -144,8 +144,10 @@ class LossMeans(Means):
         if not values:
             return
         nothing = torch.zeros_like(next(iter(values.values())))
-        both = (torch.stack([of.get(part, nothing) for part in LOSS_PARTS]) for of in (values, weights))
-        self._add(*both, owners)
+        summed, weighed = (
+            torch.stack([of.get(part, nothing) for part in LOSS_PARTS]) for of in (values, weights)
+        )
+        self._add(summed, weighed, owners)
 
     def compute(self) -> dict[str, Tensor]:
         """`loss_PART` of the parts that had a position on any rank, so that all ranks give the same names.

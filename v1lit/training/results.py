@@ -101,9 +101,11 @@ def make_results(
     Returns what `metrics.json` holds. Raises ResultsIncompleteError, after all other parts, if one failed.
     """
     parts, predictor, answers = ResultParts(), None, list[HeldOutAnswer]()
-    if weights.load is not None and weights.val_loss is not None:
-        validated = read_checkpoint(weights.load).get(VALIDATED, {})
-        metrics = {**metrics, **validated, "val/loss": weights.val_loss}
+    if weights.val_loss is not None:
+        if weights.load is not None:
+            with parts.part("measures of validation"):
+                metrics = metrics | read_checkpoint(weights.load).get(VALIDATED, {})
+        metrics = {**metrics, "val/loss": weights.val_loss}
     by_parts = weights.load is not None and weights.load.is_dir()
     if weights.load is not None and by_parts and run.export:
         with parts.part("export"):
