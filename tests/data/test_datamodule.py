@@ -65,7 +65,7 @@ def test_shards_are_found_in_train_and_val(tmp_path: Path) -> None:
     assert data.has_train
     assert data.has_val
     assert data.train_sources == [MixtureConfig(str(tmp_path / "train"))]
-    assert data.val_location == str(tmp_path / "val")
+    assert [source.shards for source in data.val_sources] == [str(tmp_path / "val")]
 
 
 def test_validation_may_lie_elsewhere(tmp_path: Path) -> None:

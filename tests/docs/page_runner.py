@@ -9,6 +9,7 @@ changed to make it quick is written down here, and nothing else is.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import os
 import re
@@ -105,12 +106,20 @@ def module_file(block: Block) -> str | None:
     return match[1] if match else None
 
 
+def toml_file(block: Block) -> str | None:
+    """Where a TOML block belongs that is a file: the one that its first line, a comment, names."""
+    match = re.match(r"# (\w+\.toml)$", block.text, re.MULTILINE)
+    return match[1] if match else None
+
+
 def run_page(page: Path) -> None:
     """Run all blocks of a page; raises what a block raises, with a note that says where it stands."""
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for block in blocks(page.read_text(encoding="utf-8")):
         try:
-            if block.language == "python" and (name := module_file(block)):
+            module = module_file(block) if block.language == "python" else None
+            package = toml_file(block) if block.language == "toml" else None
+            if name := module or package:
                 Path(name).write_text(block.text, encoding="utf-8")
             elif block.language == "python":
                 run_python(block, namespace)
@@ -183,10 +192,25 @@ def run_command(words: Sequence[str]) -> None:
         assert set(rest) <= targets, f"the Makefile has no {rest}"
     elif words[:2] == ["ray", "start"]:
         assert "--head" in rest or "--address" in rest  # for a cluster that is not here
+    elif words == ["pip", "install", "."]:
+        install()
     elif program == "tensorboard":
         assert Path(words[words.index("--logdir") + 1]).is_dir()
     else:
         raise AssertionError(f"no rule here how to test {shlex.join(words)!r}")
+
+
+def install() -> None:
+    """Install the package of this directory beside it, without a network, for this process."""
+    offline = ("--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--disable-pip-version-check")
+    where = Path("installed").resolve()
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", *offline, "--target", str(where), "."],
+        check=True,
+        timeout=300,
+    )
+    sys.path.insert(0, str(where))
+    importlib.invalidate_caches()
 
 
 def added_to_run(arguments: Sequence[str]) -> tuple[str, ...]:

@@ -85,10 +85,13 @@ def test_equals_plain_counting(pairs: list[tuple[int, int]]) -> None:
 def test_the_parts_of_the_loss_are_means_over_all_positions() -> None:
     """Two batches, or two ranks: a part without positions in one of them is there all the same."""
     means = LossMeans()
-    means.update({"text": torch.tensor(6.0), "pointer": torch.tensor(0.0)}, {"text": 3, "pointer": 0})
+    text, pointer = torch.tensor([1.0, 2.0, 3.0]), torch.zeros(3)
+    means.update({"text": text, "pointer": pointer}, {"text": torch.ones(3), "pointer": torch.zeros(3)})
     other = LossMeans()
-    other.update({"text": torch.tensor(2.0), "pointer": torch.tensor(5.0)}, {"text": 1, "pointer": 2})
-    assert set(means.compute()) == {"text"}
+    text, pointer = torch.tensor([2.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 4.0])
+    other.update({"text": text, "pointer": pointer}, {"text": text.sign(), "pointer": pointer.sign()})
+    assert set(means.compute()) == {"loss", "loss_text"}
     means.sums, means.counts = means.sums + other.sums, means.counts + other.counts
     means._computed = None
-    assert {name: float(value) for name, value in means.compute().items()} == {"text": 2.0, "pointer": 2.5}
+    found = {name: float(value) for name, value in means.compute().items()}
+    assert found == {"loss": 4.5, "loss_text": 2.0, "loss_pointer": 2.5}

@@ -50,7 +50,8 @@ def test_two_steps(
     rotary = [buffer for name, buffer in module.model.named_buffers() if name.endswith("inv_freq")]
     assert rotary
     assert {buffer.dtype for buffer in rotary} == {torch.float32}
-    assert module.val_metrics.sums.dtype == module.val_losses.sums.dtype == torch.float64
+    measures = module.val_measures
+    assert measures.pointing.sums.dtype == measures.losses.sums.dtype == torch.float64
     assert torch.isfinite(trainer.callback_metrics["val/loss"])
 
 

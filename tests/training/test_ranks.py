@@ -54,7 +54,10 @@ def test_the_logged_loss_is_that_of_all_ranks(
         losses = parts(out)
         assert torch.stack(list(out.losses.values())).isfinite().all()
         save_file(
-            {**{name: value.double() for name, value in own.items()}, "logged": losses["joint"].double()},
+            {
+                **{name: value.double() for name, value in own.items()},
+                "logged": losses["loss_joint"].double(),
+            },
             tmp_path / f"{module.global_rank}.safetensors",
         )
         return losses

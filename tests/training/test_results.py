@@ -101,7 +101,9 @@ def test_ctrl_c_stops_all_of_it(make: Any, tmp_path: Path, monkeypatch: Any) -> 
 def test_without_a_model_only_the_numbers_of_training_are_written(make: Any, tmp_path: Path) -> None:
     cut = tmp_path / "best.ckpt"
     cut.write_bytes(b"PK\x03\x04 cut")
-    with pytest.raises(ResultsIncompleteError, match="this failed: opening the model"):
+    with pytest.raises(
+        ResultsIncompleteError, match="this failed: measures of validation, opening the model"
+    ):
         make(ChosenWeights(cut, cut, 0.5))
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"train/steps": 3.0, "val/loss": 0.5}
 

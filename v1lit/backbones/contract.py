@@ -266,7 +266,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def tiny_config(self, tokenizer: PreTrainedTokenizerBase, **sizes: Any) -> PreTrainedConfig:
-        """Config of the tiny version for this tokenizer. Sizes are those of `tiny_sizes`."""
+        """Config of the tiny version, of `tiny_sizes`, for this tokenizer; marks that it lacks are added."""
 
     def check_sizes(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
         """All sizes of the tiny version, defaults filled in. Raises ValueError for an unknown one."""

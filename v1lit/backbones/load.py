@@ -11,6 +11,7 @@ from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.contract import Backbone
 from v1lit.backbones.empty import empty_model, parameters_to_meta
 from v1lit.backbones.folder import check_stock_folder, check_weight_files, merge_command, refuse_quantized
+from v1lit.backbones.foreign import explain_absent, explain_half, explain_original_llava
 from v1lit.backbones.hub import hub_errors, local_folder
 from v1lit.backbones.registry import BUILTIN, get_backbone, list_backbones
 from v1lit.backbones.tiny import tiny_tokenizer
@@ -61,12 +62,12 @@ def load_backbone(config: BackboneConfig, empty: bool = False) -> PreTrainedMode
     else:
         check_weights(config)
         with hub_errors(config.weights):
-            model = (_empty if empty else _loaded)(cls, config)
+            model = (_empty if empty else _loaded)(cls, config, backbone)
         refuse_untied(model, config.weights)
     return backbone.prepare(model)
 
 
-def _loaded(cls: Any, config: BackboneConfig) -> PreTrainedModel:
+def _loaded(cls: Any, config: BackboneConfig, backbone: Backbone) -> PreTrainedModel:
     import torch
 
     from v1lit.backbones.attention import stock_attention
@@ -81,28 +82,35 @@ def _loaded(cls: Any, config: BackboneConfig) -> PreTrainedModel:
             ignore_mismatched_sizes=True,  # reported below, by name
             output_loading_info=True,
         )
+    _refuse_absent(model, backbone, report, config.weights)
     refuse_incomplete(report, config.weights)
     loaded: PreTrainedModel = model
     return loaded
 
 
-def _empty(cls: Any, config: BackboneConfig) -> PreTrainedModel:
+def _empty(cls: Any, config: BackboneConfig, backbone: Backbone) -> PreTrainedModel:
     from v1lit.backbones.attention import stock_attention
 
     folder = local_folder(config.weights)
     model = empty_model(cls, folder, config.dtype, stock_attention(config.attention))
     model.config.name_or_path = config.weights
-    names = fit_weights(model, WeightFiles(folder), config.weights)
+    names = fit_weights(model, WeightFiles(folder), config.weights, backbone)
     vars(model)["_weight_conversions"] = names.transforms
     return model
 
 
-def fit_weights(model: PreTrainedModel, files: WeightFiles, source: str) -> WeightNames:
+def fit_weights(
+    model: PreTrainedModel, files: WeightFiles, source: str, backbone: Backbone | None = None
+) -> WeightNames:
     """Where the weights of a stock model, which may be on `meta`, are in the files of a checkpoint.
+
+    backbone: its family, by which parts that are missing are named.
 
     Raises ValueError as `load_backbone`, with the same words, for files that do not fit the model.
     """
     names = match_weights(model, files.tensors)
+    if backbone is not None:
+        _refuse_absent(model, backbone, names.report, source)
     refuse_incomplete(names.report, source)
     for one, other in names.doubled:
         stored = names.renamed[one], names.renamed[other]
@@ -182,6 +190,16 @@ def refuse_incomplete(report: Mapping[str, Iterable[Any]], source: str) -> None:
         raise ValueError(f"{source} does not fit the model; weights {'; '.join(found)}")
 
 
+def _refuse_absent(
+    model: PreTrainedModel, backbone: Backbone, report: Mapping[str, Iterable[Any]], source: str
+) -> None:
+    """Raise ValueError where a whole part of the model is missing."""
+    parts = {part: set(part_parameters(model, backbone, part)) for part in backbone.parts}
+    missing = set(report.get("missing_keys", ()))
+    if (explained := explain_absent(parts, missing, source, backbone.hub_id)) is not None:
+        raise ValueError(explained)
+
+
 def _listed(what: str, names: Iterable[Any]) -> str:
     ordered = sorted(map(str, names))
     return f"{what} ({len(ordered)}): {first_of(ordered, SHOWN)}" if ordered else ""
@@ -254,10 +272,14 @@ def _refuse_other_family(backbone: Backbone, content: Mapping[str, Any], weights
     model_type = content.get("model_type")
     if not content:
         raise WeightsUnavailable(f"{weights} has no config.json")
+    if (explained := explain_original_llava(content, weights)) is not None:
+        raise ValueError(explained)
     if model_type != backbone.model_type:
         for family in (backbone, *map(get_backbone, BUILTIN)):
             if (explained := family.explain_foreign(content, weights)) is not None:
                 raise ValueError(explained)
+        if (explained := explain_half(content, weights, backbone.hub_id)) is not None:
+            raise ValueError(explained)
         other = next((name for name in BUILTIN if get_backbone(name).model_type == model_type), None)
         families = ", ".join(f"{name} ({get_backbone(name).hub_id})" for name in sorted(BUILTIN))
         advice = (

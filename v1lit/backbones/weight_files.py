@@ -200,6 +200,14 @@ def _no_safetensors(folder: Path) -> str:
             'if you trust them, write safetensors beside them: python -c "from transformers import '
             f"AutoModelForImageTextToText as M; M.from_pretrained('{folder}').save_pretrained('{folder}')\""
         )
+    if len(pickled) == 1 and pickled[0].startswith("model.") and not (gguf or other):
+        path = folder / pickled[0]
+        return (
+            f"{folder} has pickled weights only ({pickled[0]}), and no {SINGLE}\n"
+            'if named as in transformers, write safetensors beside them: python -c "from torch import '
+            "load; from safetensors.torch import save_file as save; save({k: v.clone() for k, v in "
+            f"load('{path}', 'cpu', weights_only=True).items()}}, '{folder / SINGLE}', {{'format': 'pt'}})\""
+        )
     if pickled or gguf or other:
         return (
             f"{folder} has weights as {first_of([*gguf, *pickled, *other])} only; v1lit reads {SINGLE}, "

@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import (
 
 from v1lit.cli.errors import UserError
 from v1lit.cli.failures import package_of
+from v1lit.data.datamodule import V1DataModule
 from v1lit.errors import did_you_mean
 from v1lit.revisit.registry import make_strategy
 from v1lit.training.logged import names_in_training, names_in_validation, now_and_then
@@ -52,10 +53,11 @@ REFUSED: dict[type[Callback], tuple[str, str]] = {
 """Lightning's callbacks that cannot work here: why, and what to use."""
 
 
-def check_callbacks(trainer: Trainer, module: V1Module) -> None:
+def check_callbacks(trainer: Trainer, module: V1Module, data: V1DataModule | None = None) -> None:
     """Refuse callbacks that cannot work, that watch what is not logged, or that lack a logger.
 
-    Metrics of own callbacks are not known: with one of those, every name may be logged. Raises UserError.
+    With `data`, what is logged of its sources may be watched. Metrics of own callbacks are not known: with
+    one of those, every name may be logged. Raises UserError.
     """
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # a connector sets it
     for callback in callbacks:
@@ -71,11 +73,12 @@ def check_callbacks(trainer: Trainer, module: V1Module) -> None:
         return
     pointer = module.pointer_config
     skips = module.on_nonfinite == "skip"
-    validation = _validation_names(module)
+    train_sources, val_sources = ([] if data is None else data.source_names(s) for s in ("train", "val"))
+    validation = _validation_names(module, val_sources)
     strategy = make_strategy(module.revisit_config)
     own = [part for part, options in module.optimizer_config.parts.items() if "lr" in options]
     training = names_in_training(
-        pointer, module.verify_loss > 0, skips, strategy.regions_weight > 0, strategy.ends, own
+        pointer, module.verify_loss > 0, skips, strategy.regions_weight > 0, strategy.ends, own, train_sources
     )
     rates = any(isinstance(callback, LearningRateMonitor) for callback in callbacks)
     for callback, name in _watched(callbacks):
@@ -97,7 +100,7 @@ def check_validation(trainer: Trainer, module: V1Module, has_val: bool) -> None:
     why = "trainer.limit_val_batches is 0" if has_val else "the source has no validation examples"
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     for callback, name in _watched(callbacks):
-        if name in _validation_names(module):
+        if "/".join(name.split("/")[:2]) in _validation_names(module):  # without a source
             raise UserError(
                 f"trainer.callbacks: {type(callback).__name__} watches {name!r}, but nothing is "
                 f"validated: {why}\n"
@@ -105,16 +108,16 @@ def check_validation(trainer: Trainer, module: V1Module, has_val: bool) -> None:
             )
 
 
-def _validation_names(module: V1Module) -> list[str]:
+def _validation_names(module: V1Module, sources: Iterable[str] = ()) -> list[str]:
     strategy = make_strategy(module.revisit_config)
-    return names_in_validation(module.pointer_config, strategy.regions_weight > 0, strategy.ends)
+    return names_in_validation(module.pointer_config, strategy.regions_weight > 0, strategy.ends, sources)
 
 
 def _check_first_log(trainer: Trainer, callback: Callback, name: str) -> None:
     """Raises UserError where a measurement is looked at before its first log."""
     interval = getattr(trainer, "val_check_interval", None)
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    if type(interval) is not int or not trainer.limit_val_batches or name not in now_and_then():
+    if type(interval) is not int or not trainer.limit_val_batches or not now_and_then(name):
         return
     steps = interval // trainer.accumulate_grad_batches
     if steps < every and not getattr(callback, "_every_n_train_steps", 0):

@@ -195,7 +195,7 @@ class RecipeCLI(LightningCLI):
         refuse_parts(self.trainer)
         with self.recipe.options():
             refuse_other_size(self.trainer.num_devices, self.trainer.num_nodes)
-        check_callbacks(self.trainer, self.model)
+        check_callbacks(self.trainer, self.model, self.datamodule)
         self._check_resume(run)
         self._doing = "while its data were prepared"
         self._prepare_data()

@@ -145,7 +145,7 @@ def leaves(fields: Mapping[str, Any] = ROOTS, prefix: str = "") -> Iterator[tupl
 def dataclasses_of(
     values: Mapping[str, Any], fields: Mapping[str, Any] = ROOTS, prefix: str = ""
 ) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    """Every dataclass of a parsed recipe: its key, its class and its values."""
+    """Every dataclass of a parsed recipe, behind those in it: its key, its class and its values."""
     for name, annotation in fields.items():
         key, inner, value = f"{prefix}{name}", subfields(annotation), values.get(name)
         if (kind := item_dataclass(annotation)) is not None:
@@ -153,10 +153,10 @@ def dataclasses_of(
                 yield f"{key}.{index}", kind, dict(vars(item) if isinstance(item, Namespace) else item)
         if inner is None or not isinstance(value, Mapping):
             continue
+        yield from dataclasses_of(value, inner, f"{key}.")
         kind = without_none(annotation)
         if dataclasses.is_dataclass(kind):
             yield key, kind, dict(value)
-        yield from dataclasses_of(value, inner, f"{key}.")
 
 
 def type_problem(annotation: Any, value: object) -> str | None:

@@ -45,7 +45,8 @@ def rules_of(data: V1DataModule, *, val: bool) -> dict[str, Rules]:
     rules = {source.shards: train for source in data.train_sources}
     if val and data.has_val:
         map = data.map if data.map_validation else None
-        rules.setdefault(data.val_location, Rules(LengthOptions(data.processor, data.encoding, map)))
+        for source in data.val_sources:
+            rules.setdefault(source.shards, Rules(LengthOptions(data.processor, data.encoding, map)))
     return rules
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from v1lit.backbones.config import as_options
 from v1lit.data.remote.retry import Retry
 from v1lit.errors import OptionError, check_choices, check_fields, check_least
 from v1lit.paths import expand_fields, expand_within
@@ -22,12 +24,18 @@ class MixtureConfig:
     """Its share of the examples, relative to the other weights; without weights, all that each has."""
     limit: int | None = None
     """Examples of it per epoch at most; the next epoch takes the ones behind them."""
+    name: str | None = None
+    """What its loss and accuracy are logged as, `train/loss/NAME`; when not given, from its location."""
+    val: str | None = None
+    """Location of the shards to validate on beside those of the other sources."""
     GROUP: ClassVar[str] = "data.source.mixture"
-    PATHS: ClassVar[tuple[str, ...]] = ("shards",)
+    PATHS: ClassVar[tuple[str, ...]] = ("shards", "val")
 
     def __post_init__(self) -> None:
         expand_fields(self)
         check_least(self, 1, "limit")
+        if self.name is not None and not re.fullmatch(r"[\w.-]+", self.name):
+            raise OptionError("name", self.name, "give letters, digits, '-', '_' and '.'", self.GROUP)
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ class SourceConfig:
     mixture: list[MixtureConfig] = field(default_factory=list)
     """Train on these sources together, in place of `folder`'s `train/`."""
     val: str | None = None
-    """Location of the shards to validate on, in place of `folder`'s `val/`."""
+    """Location of the shards to validate on, in place of `folder`'s `val/`, or of a mixture's `val` parts."""
     path: str | None = None
     """What is imported: a file, a folder or a hub id. What is streamed: files, URLs and `pipe:` commands."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -52,6 +60,14 @@ class SourceConfig:
     def __post_init__(self) -> None:
         expand_fields(self)
         object.__setattr__(self, "options", expand_within(self.options))
+        object.__setattr__(self, "mixture", [as_options(MixtureConfig, source) for source in self.mixture])
+        names = [source.name for source in self.mixture if source.name is not None]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            why = f"two sources are named {twice[0]!r}; give each a name of its own"
+            raise OptionError("mixture", names, why, self.GROUP)
+        if self.val is not None and any(source.val is not None for source in self.mixture):
+            why = "sources of the mixture have a `val` of their own; give one or the other"
+            raise OptionError("val", self.val, why, self.GROUP)
 
 
 @dataclass(frozen=True)

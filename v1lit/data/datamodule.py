@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -37,8 +38,10 @@ from v1lit.data.sources.registry import (
     has_val,
     is_stream,
     prepare_source,
+    train_names,
     train_sources,
-    val_location,
+    val_names,
+    val_sources,
 )
 from v1lit.data.streams.loader import StreamLoader, StreamValLoader
 from v1lit.data.streams.source import PROMISES, StreamSource
@@ -64,7 +67,7 @@ class V1DataModule(LightningDataModule):
         encoding: how examples become tokens.
         batch_size: examples per batch on every rank, where rows are not filled by `packing`.
         val_batch_size: the same for validation; `batch_size` when not given.
-        max_val_examples: validate on the first N only.
+        max_val_examples: validate on the first N only, of every source that has a `val` of its own.
         num_workers: processes that read and encode, on every rank; 0 for none beside the training process.
         group_by_length: for backbones that cannot pack: batches to look ahead when putting training examples
             of similar length together, so that less is padded; 1 leaves the order as it is. Flat batches have
@@ -160,9 +163,13 @@ class V1DataModule(LightningDataModule):
         return train_sources(self.source, self.stream.retry)
 
     @property
-    def val_location(self) -> str:
-        """Where the validation shards are, if there are any."""
-        return val_location(self.source)
+    def val_sources(self) -> list[MixtureConfig]:
+        """Where the validation shards are, if there are any: more than one where sources have their own."""
+        return val_sources(self.source, self.max_val_examples)
+
+    def source_names(self, split: Literal["train", "val"]) -> list[str]:
+        """Names of the sources of a mixture, in the order that `Batch.sources` counts; none without one."""
+        return train_names(self.source) if split == "train" else val_names(self.source)
 
     @property
     def has_train(self) -> bool:
@@ -181,7 +188,8 @@ class V1DataModule(LightningDataModule):
             if self.streams is not None and self.streams.val is not None:
                 self._val_content = self.streams.val.names
             else:
-                self._val_content = Catalog(self.val_location, self.stream).content[:16]
+                catalogs = [Catalog(source.shards, self.stream) for source in self.val_sources]
+                self._val_content = self._val_digits(catalogs)
         return self._val_content
 
     @property
@@ -200,7 +208,8 @@ class V1DataModule(LightningDataModule):
     def examples(self, split: Literal["train", "val"]) -> Iterator[Example]:
         """Examples as they are encoded, in the order of the shards, on one rank, for a look at them.
 
-        What cannot be read is left out, and what the map leaves out. Raises ValueError and MapError.
+        Of several sources to validate on, one of each in turn. What cannot be read is left out, and what the
+        map leaves out. Raises ValueError and MapError.
         """
         map, is_val = self._map_of(split), split == "val"
         stream = self.streams and (self.streams.val if is_val else self.streams.train)
@@ -208,11 +217,9 @@ class V1DataModule(LightningDataModule):
         if self.streams and stream:
             examples = self.streams.examples(stream, self.max_val_examples if is_val else None)
         else:
-            location = self.val_location if is_val else self.train_sources[0].shards
-            shards = ShardDataset(
-                location, shuffle=False, rank=0, world_size=1, on_bad="skip", config=self.stream
-            )
-            examples = ((location, example) for example in shards)
+            sources = self.val_sources if is_val else self.train_sources[:1]
+            turns = zip_longest(*(self._in_order(source.shards) for source in sources))
+            examples = (one for turn in turns for one in turn if one is not None)
         for index, (shard, example) in enumerate(examples):
             mapped = example if map is None else map(example, shard, ExampleRef(index, 0, 0, index))
             if mapped is not None:
@@ -287,7 +294,7 @@ class V1DataModule(LightningDataModule):
         if self.streams is not None and self.streams.val is not None:
             return StreamValLoader(self.streams.val, encoder, size, self.max_val_examples, context)
         opened = self._open_val()
-        self._val_content = opened.catalogs[0].content[:16]
+        self._val_content = self._val_digits(opened.catalogs)
         if self._train is not None and self._train.remote:
             # Not forked while a thread of the training loader, where there is one, fetches remote shards.
             context = replace(context, num_workers=0)
@@ -312,8 +319,15 @@ class V1DataModule(LightningDataModule):
         return self.map if split == "train" or self.map_validation else None
 
     def _open_val(self) -> OpenedSequence:
-        source = MixtureConfig(self.val_location, limit=self.max_val_examples)
-        return open_sequence([source], replace(self.stream, lanes=1), shuffle=False, count=True)
+        return open_sequence(self.val_sources, replace(self.stream, lanes=1), shuffle=False, count=True)
+
+    def _val_digits(self, catalogs: Sequence[Catalog]) -> str:
+        return "+".join(catalog.content[:16] for catalog in catalogs)
+
+    def _in_order(self, location: str) -> Iterator[tuple[str, Example]]:
+        config, alone = self.stream, {"rank": 0, "world_size": 1}
+        shards = ShardDataset(location, shuffle=False, on_bad="skip", config=config, **alone)
+        return ((location, example) for example in shards)
 
     # ------------------------------------------------------------------ how far a run has read
 

@@ -197,6 +197,7 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
             losses=terms.means(pointer.z_weight),
             terms=terms,
             targets=targets.marked(targets.labels),
+            positions=targets.positions,
             verified=verified,
         )
 

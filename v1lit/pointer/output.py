@@ -28,6 +28,8 @@ class PointAndCopyOutput(ModelOutput):
     targets: Tensor | None = None
     """`[positions]`: labels of the supervised positions, in row-major order; `labels.END` where a run
     ends, here and in the predictions of `terms`."""
+    positions: tuple[int, ...] | None = None
+    """How many of the supervised positions each sequence has: each row or, of a packed row, each example."""
     verified: float | None = None
     """Largest relative error of the loss or a gradient, where it was compared with the reference."""
     cache: Cache | None = None

@@ -112,16 +112,17 @@ def add_regions(
         normalizer: `[]`: what "mean" divides the sum over regions by; no other has one.
     """
     total = each.sum()
+    rows = send(targets.rows, each.device)
     if reduction == "none":
-        rows = send(targets.rows, each.device)
         loss = terms.loss.index_add(0, rows, each.to(terms.loss.dtype))
     else:
         loss = terms.loss + (total if normalizer is None else total / or_one(normalizer))
+    none = each.new_zeros(len(terms.predictions))
     return replace(
         terms,
         loss=loss,
-        sums={**terms.sums, REGIONS: total.detach()},
-        counts={**terms.counts, REGIONS: torch.full_like(total, len(each), requires_grad=False)},
+        values={**terms.values, REGIONS: none.index_add(0, rows, each.detach())},
+        weights={**terms.weights, REGIONS: none.index_fill(0, rows, 1.0)},
     )
 
 

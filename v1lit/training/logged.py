@@ -50,10 +50,17 @@ def pointing(ends: bool) -> list[str]:
     return [*POINTING, *([END_ACCURACY] if ends else [])]
 
 
-def now_and_then() -> list[str]:
-    """What is logged every `trainer.log_every_n_steps` steps, not with every batch."""
+def now_and_then(name: str) -> bool:
+    """Whether it is logged every `trainer.log_every_n_steps` steps, not with every batch."""
     steps = [GRADIENT_NORM, LEARNING_RATE, *(TRAIN + name for name in pointing(ends=True))]
-    return [*steps, *RATES, MFU, FLOPS, *ON_THE_LINE[1:]]
+    of_source = name.startswith(TRAIN) and name.count("/") > 1
+    return of_source or name in [*steps, *RATES, MFU, FLOPS, *ON_THE_LINE[1:]]
+
+
+def of_sources(names: Iterable[str], sources: Iterable[str]) -> list[str]:
+    """The names of measures, and those of the same measures of every source, `NAME/SOURCE`."""
+    names = list(names)
+    return [*names, *(f"{name}/{source}" for source in sources for name in names)]
 
 
 def names_in_training(
@@ -63,6 +70,7 @@ def names_in_training(
     regions: bool = False,
     ends: bool = False,
     parts: Iterable[str] = (),
+    sources: Iterable[str] = (),
 ) -> list[str]:
     """What such a pointer logs while it trains.
 
@@ -73,22 +81,22 @@ def names_in_training(
         regions: whether the revisit strategy has a loss of regions.
         ends: whether its runs end by a choice of the pointer head.
         parts: with learning rates of their own.
+        sources: of the data, if several.
     """
     extra = [name for name, there in ((LOSS_ERROR, verified), (SKIPPED, skips)) if there]
-    steps = [
-        TRAIN + LOSS,
-        *(loss_part(TRAIN, part) for part in _parts(pointer, regions)),
-        GRADIENT_NORM,
-        LEARNING_RATE,
-        *(f"{LEARNING_RATE}_{part}" for part in parts),
-    ]
-    return [*steps, *(TRAIN + name for name in pointing(ends)), *RATES, MFU, FLOPS, *extra, *ON_THE_LINE]
+    losses = [TRAIN + LOSS, *(loss_part(TRAIN, part) for part in _parts(pointer, regions))]
+    rates = [GRADIENT_NORM, LEARNING_RATE, *(f"{LEARNING_RATE}_{part}" for part in parts)]
+    measures = of_sources([*losses, *(TRAIN + name for name in pointing(ends))], sources)
+    return [*measures, *rates, *RATES, MFU, FLOPS, *extra, *ON_THE_LINE]
 
 
-def names_in_validation(pointer: PointerConfig, regions: bool = False, ends: bool = False) -> list[str]:
+def names_in_validation(
+    pointer: PointerConfig, regions: bool = False, ends: bool = False, sources: Iterable[str] = ()
+) -> list[str]:
     """What such a pointer logs after every validation; arguments as in `names_in_training`."""
     losses = [VAL + LOSS, *(loss_part(VAL, part) for part in _parts(pointer, regions))]
-    return [*losses, *(VAL_POINTING + name for name in pointing(ends)), *ON_THE_LINE_VAL]
+    measures = of_sources([*losses, *(VAL_POINTING + name for name in pointing(ends))], sources)
+    return [*measures, *ON_THE_LINE_VAL]
 
 
 def _parts(pointer: PointerConfig, regions: bool) -> list[str]:

@@ -40,9 +40,17 @@ from v1lit.training.logged import (
     VAL_POINTING,
     loss_part,
 )
-from v1lit.training.metrics import LossMeans, PointingMetrics
+from v1lit.training.measures import Measures
+from v1lit.training.metrics import LossMeans
 from v1lit.training.optimizer import build_optimizer, learning_rate_factor
-from v1lit.training.resuming import Resumed, carry_over, differences, refuse_changes, refuse_other_model
+from v1lit.training.resuming import (
+    VALIDATED,
+    Resumed,
+    carry_over,
+    differences,
+    refuse_changes,
+    refuse_other_model,
+)
 from v1lit.training.saved_state import load_parts, read_checkpoint
 from v1lit.training.steps import check_end, total_steps
 from v1lit.training.strategies import compute_dtype, sharded_strategy
@@ -103,7 +111,7 @@ class V1Module(AveragedModule):
         check_choices(self)
         check_least(self, 0, "verify_loss")
         self.nonfinite = 0
-        self._answers: list[tuple[Tensor, Tensor]] = []
+        self._validated: Mapping[str, Tensor | float] = {}
         self._group_options: list[dict[str, Any]] = []
 
     @property
@@ -131,10 +139,6 @@ class V1Module(AveragedModule):
         if lines := freeze_matching(model, self.frozen_patterns):
             rank_zero_info("\n".join(lines))
         self.model = model.train()  # checkpoints open in eval mode, in which gradient checkpointing is off
-        start = self.model.config.pointer_start
-        ends = self.model.strategy.ends
-        self.train_metrics, self.val_metrics = PointingMetrics(start, ends), PointingMetrics(start, ends)
-        self.val_losses = LossMeans(self.pointer_config.z_weight)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
         """As in torch. Makes the model first: of a run in spawned processes, only the weights come back."""
@@ -186,6 +190,7 @@ class V1Module(AveragedModule):
         dtype = compute_dtype(self.trainer, self.model.dtype)
         attention = choose_attention(self.backbone_config.attention, self.device, dtype)
         self.model.use_attention(attention.name)
+        self.train_measures = self._measures("train")
         options = self.pointer_config
         loss = choose_loss(options.loss_implementation, self.device, dtype, options.z_top_k)
         rank_zero_info(f"{attention.line}\n{loss.line}")
@@ -201,50 +206,44 @@ class V1Module(AveragedModule):
         if self._is_nonfinite(out.loss):
             self._skip(out, batch)
             return self._nothing(batch)
-        # Reading them waits for the GPU: only when they are to be logged.
-        self._answers.append((out.targets, out.terms.predictions))
+        self.train_measures.note(out, batch)
         self._log_losses(out, batch)
-        if (self.global_step + 1) % self._log_every == 0:
-            self._log_train_metrics(len(batch))
         return out.loss
 
     def _log_losses(self, out: PointAndCopyOutput, batch: Batch) -> None:
         losses = self._of_all_ranks(out)
         if not len(batch):  # a blank batch has nothing to say, and zero would look like a success
             return
-        loss = torch.stack(list(losses.values())).sum()
-        self.log(TRAIN + LOSS, loss, batch_size=len(batch))
-        self.log("loss", loss, prog_bar=True, logger=False, batch_size=len(batch))
-        self.log_dict(
-            {loss_part(TRAIN, name): part for name, part in losses.items()},
-            batch_size=len(batch),
-        )
+        self.log("loss", losses[LOSS], prog_bar=True, logger=False, batch_size=len(batch))
+        self.log_dict({TRAIN + name: loss for name, loss in losses.items()}, batch_size=len(batch))
         if out.verified is not None:
             self.log(LOSS_ERROR, out.verified, batch_size=len(batch))
 
     def _of_all_ranks(self, out: PointAndCopyOutput) -> dict[str, Tensor]:
-        """The parts of the loss: at the steps that are logged over all ranks, else of this one."""
+        """The loss and its parts: at the steps that are logged over all ranks, else of this one."""
         assert out.losses is not None
         assert out.terms is not None
         if self.trainer.world_size == 1 or (self.global_step + 1) % self._log_every:
-            return {name: part.detach() for name, part in out.losses.items()}
+            parts = {loss_part("", name): part.detach() for name, part in out.losses.items()}
+            return {LOSS: torch.stack(list(parts.values())).sum(), **parts}
         means = LossMeans(self.pointer_config.z_weight).to(self.device)
-        means.update(out.terms.sums, out.terms.counts)
+        means.update(out.terms.values, out.terms.weights)
         return means.compute()
 
     @property
     def _log_every(self) -> int:
         return max(1, getattr(self.trainer, "log_every_n_steps", 50))
 
-    def _log_train_metrics(self, batch_size: int) -> None:
-        for targets, predictions in self._answers:
-            self.train_metrics.update(targets, predictions)
-        self._answers.clear()
-        values = self.train_metrics.compute()
-        self.train_metrics.reset()
-        self.log_dict({TRAIN + name: value for name, value in values.items()}, batch_size=batch_size)
-        pointing = values["pointer_first_in_region"]
-        self.log("pointing", pointing, prog_bar=True, logger=False, batch_size=batch_size)
+    def _log_train_measures(self) -> None:
+        """How well it points, and the losses of sources, over all batches since they were logged last."""
+        if not self.train_measures.noted:  # alike on all ranks, as batches are skipped on all or none
+            return
+        self.train_measures.count()
+        losses, pointing = self.train_measures.compute()
+        self.train_measures.reset()
+        pointing |= {name: value for name, value in losses.items() if "/" in name}
+        self.log_dict({TRAIN + name: value for name, value in pointing.items()})
+        self.log("pointing", pointing["pointer_first_in_region"], prog_bar=True, logger=False)
 
     def _is_nonfinite(self, loss: Tensor) -> bool:
         """The same on every rank where batches may be skipped: a rank that skips alone hangs the others."""
@@ -287,6 +286,7 @@ class V1Module(AveragedModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if (self.global_step + 1) % self._log_every == 0:
+            self._log_train_measures()
             strategy = sharded_strategy(self.trainer)
             gradients = (p.grad for p in self.parameters() if p.grad is not None)
             self.log(GRADIENT_NORM, total_norm(gradients) if strategy is None else strategy.gradient_norm())
@@ -313,6 +313,7 @@ class V1Module(AveragedModule):
         With an average of the weights, it is the checkpoint's weights.
         """
         Resumed(self.options, self.trainer, self._data).save(checkpoint)
+        checkpoint[VALIDATED] = {name: float(value) for name, value in self._validated.items()}
         super().on_save_checkpoint(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -327,6 +328,7 @@ class V1Module(AveragedModule):
         run = Resumed(self.options, trainer, self._data)
         refuse_changes(checkpoint, run, str(trainer.ckpt_path))
         carry_over(checkpoint, differences(checkpoint, run.recipe), trainer)
+        self._validated = checkpoint.get(VALIDATED, {})
         if run.data is not None:
             align(checkpoint, run.data)
 
@@ -340,27 +342,30 @@ class V1Module(AveragedModule):
         data = getattr(trainer_of(self), "datamodule", None)
         return data if isinstance(data, V1DataModule) else None
 
+    def _measures(self, split: Literal["train", "val"]) -> Measures:
+        sources = [] if self._data is None else self._data.source_names(split)
+        losses = split == "val" or bool(sources)  # in training, that of the whole is logged by itself
+        start, z_weight = self.model.config.pointer_start, self.pointer_config.z_weight
+        return Measures(start, self.model.strategy.ends, z_weight, sources, losses).to(self.device)
+
     # ------------------------------------------------------------------ validation
 
+    def on_validation_start(self) -> None:
+        super().on_validation_start()
+        self.val_measures = self._measures("val")
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        out = self(batch)
-        assert out.terms is not None
-        self.val_metrics.update(out.targets, out.terms.predictions)
-        self.val_losses.update(out.terms.sums, out.terms.counts)
+        self.val_measures.note(self(batch), batch)
+        self.val_measures.count()
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over all validation examples; `forced_`: the model was given the true prefix."""
-        losses, values = self.val_losses.compute(), self.val_metrics.compute()
-        logged = {
-            VAL + LOSS: torch.stack(list(losses.values())).sum(),
-            **{loss_part(VAL, name): value for name, value in losses.items()},
-            **{VAL_POINTING + name: value for name, value in values.items()},
-        }
-        self.log_dict(logged, sync_dist=True)  # they are those of all ranks; Lightning wants to hear it
-        pointing = values["pointer_first_in_region"]
-        self.log("val pointing", pointing, prog_bar=True, logger=False, sync_dist=True)
-        self.val_losses.reset()
-        self.val_metrics.reset()
+        losses, pointing = self.val_measures.compute()
+        forced = {VAL_POINTING + name: value for name, value in pointing.items()}
+        self._validated = {VAL + name: value for name, value in losses.items()} | forced
+        self.log_dict(self._validated, sync_dist=True)  # that of all ranks; Lightning wants to hear it
+        first = pointing["pointer_first_in_region"]
+        self.log("val pointing", first, prog_bar=True, logger=False, sync_dist=True)
 
     # ------------------------------------------------------------------ optimisation
 

@@ -22,10 +22,11 @@ from v1lit.inference.predictor import Predictor
 from v1lit.training.config import RunConfig
 from v1lit.training.exporting import available_memory, export_checkpoint
 from v1lit.training.lightning_internals import weights_of
+from v1lit.training.logged import LOSS, VAL, VAL_POINTING
 from v1lit.training.module import V1Module
 from v1lit.training.quiet import no_weights_bar
 from v1lit.training.report import HeldOutAnswer, ask_held_out, draw_pictures, score
-from v1lit.training.resuming import refuse_other_model
+from v1lit.training.resuming import VALIDATED, refuse_other_model
 from v1lit.training.saved_state import like, load_parts, read_checkpoint
 
 
@@ -101,6 +102,9 @@ def make_results(
     """
     parts, predictor, answers = ResultParts(), None, list[HeldOutAnswer]()
     if weights.val_loss is not None:
+        if weights.load is not None:
+            with parts.part("measures of validation"):
+                metrics = metrics | read_checkpoint(weights.load).get(VALIDATED, {})
         metrics = {**metrics, "val/loss": weights.val_loss}
     by_parts = weights.load is not None and weights.load.is_dir()
     if weights.load is not None and by_parts and run.export:
@@ -119,7 +123,7 @@ def make_results(
             if data.has_val:
                 answers = ask_held_out(predictor, data, run)
                 # Without what an earlier report has measured.
-                trained = (name for name in metrics if name.startswith("train/") or name == "val/loss")
+                trained = (name for name in metrics if name.startswith(("train/", VAL + LOSS, VAL_POINTING)))
                 metrics = {**{name: metrics[name] for name in trained}, **score(answers)}
         with parts.part("pictures"):
             if answers:

@@ -26,6 +26,8 @@ from v1lit.training.saved_state import read_checkpoint
 
 RECIPE = "v1lit"
 """Our key of a checkpoint: `model` and `data`, options as plain data, and `around`, what else is compared."""
+VALIDATED = "v1lit_validated"
+"""Another: what the last validation before it has measured, by the names of logs."""
 VALIDATION = "the validation shards"
 WEIGHTS, CONTENT = "model.backbone.weights", "content of model.backbone.weights"
 SAMPLE = 65536

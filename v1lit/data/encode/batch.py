@@ -63,6 +63,8 @@ class Batch:
     """The backbone's image tensors for all images, examples in order."""
     segment_lengths: tuple[int, ...] | None = None
     """Tokens of every example of a flat batch, in order; None for a padded one."""
+    sources: tuple[int, ...] = ()
+    """Which source of the mixture each example is from, `[examples]`; empty where nobody has said."""
     images: int = 0
     """Number of images."""
     image_tokens: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch.utils.data import Dataset
@@ -62,8 +62,11 @@ class MicroBatchReader(Dataset[MicroBatch]):
     def __getitem__(self, row: MicroBatchPlan) -> MicroBatch:
         refused = [self._failure(unfit.ref, "length", unfit.reason) for unfit in row.refused]
         results = [self._encoded(ref) for ref in row.refs]
-        encoded = [result for result in results if isinstance(result, Encoded)]
-        batch = self.encoder.batch(encoded) if encoded else self.encoder.blank()
+        usable = [(r, ref.source) for r, ref in zip(results, row.refs, strict=True) if isinstance(r, Encoded)]
+        batch = self.encoder.blank()
+        if usable:
+            encoded, sources = zip(*usable, strict=True)
+            batch = replace(self.encoder.batch(encoded), sources=sources)
         failures = (*refused, *(result if isinstance(result, Failure) else None for result in results))
         return MicroBatch(batch, failures, row.left_out + sum(result is None for result in results))
 

@@ -15,6 +15,7 @@ from v1lit.data.formats.registry import FORMATS
 from v1lit.data.remote import DEFAULT_RETRY, Retry, exists, expand, is_pattern, is_remote, join, may_be_folder
 from v1lit.data.shards import INDEX_NAME
 from v1lit.data.shards.compressed import hint_of_names
+from v1lit.data.sources.names import source_names
 from v1lit.data.streams.options import StreamOptions
 from v1lit.errors import OptionError, name_allowed, named
 
@@ -46,9 +47,27 @@ def train_sources(config: SourceConfig, retry: Retry = DEFAULT_RETRY) -> list[Mi
     return [MixtureConfig(train if below else config.folder)]
 
 
-def val_location(config: SourceConfig) -> str:
-    """Where the validation shards are, if there are any."""
-    return config.val or join(config.folder, "val")
+def train_names(config: SourceConfig) -> list[str]:
+    """Names of the training sources where there are several, in the order of the mixture; else none."""
+    return source_names(config.mixture) if len(config.mixture) > 1 else []
+
+
+def val_sources(config: SourceConfig, limit: int | None = None) -> list[MixtureConfig]:
+    """Where the validation shards are, if there are any: those of the sources, or of the whole.
+
+    limit: examples of each at most.
+    """
+    named = zip(source_names(config.mixture), config.mixture, strict=True)
+    own = [(name, source.val) for name, source in named if source.val is not None]
+    if own:
+        several = len(config.mixture) > 1
+        return [MixtureConfig(val, limit=limit, name=name if several else None) for name, val in own]
+    return [MixtureConfig(config.val or join(config.folder, "val"), limit=limit)]
+
+
+def val_names(config: SourceConfig) -> list[str]:
+    """Names of the sources with a `val` of their own, in the order of `val_sources`; else none."""
+    return [source.name for source in val_sources(config) if source.name is not None]
 
 
 def has_train(config: SourceConfig, retry: Retry = DEFAULT_RETRY) -> bool:
@@ -60,11 +79,11 @@ def has_train(config: SourceConfig, retry: Retry = DEFAULT_RETRY) -> bool:
 
 def has_val(config: SourceConfig, retry: Retry = DEFAULT_RETRY) -> bool:
     """Whether there are validation shards."""
-    if config.val is not None:
+    if config.val is not None or any(source.val is not None for source in config.mixture):
         return True
     if is_stream(config):
         return config.options.get("val_path") is not None
-    return not _names_shards(config.folder) and _holds_shards(val_location(config), retry)
+    return not _names_shards(config.folder) and _holds_shards(val_sources(config)[0].shards, retry)
 
 
 def _names_shards(location: str) -> bool:
@@ -188,9 +207,9 @@ def prepare_source(config: SourceConfig, retry: Retry = DEFAULT_RETRY) -> None:
 
 
 def _check_shards(config: SourceConfig, retry: Retry) -> None:
-    val = val_location(config)
-    if not is_remote(val) and not _holds_shards(val, retry) and (hint := hint_of_names(val)):
-        raise ValueError(f"{val} holds no shards to validate on{hint}")
+    for val in (source.shards for source in val_sources(config)):
+        if not is_remote(val) and not _holds_shards(val, retry) and (hint := hint_of_names(val)):
+            raise ValueError(f"{val} holds no shards to validate on{hint}")
     if config.mixture or has_train(config, retry):
         return
     if is_remote(config.folder):

@@ -118,18 +118,20 @@ def _total(
     parts: Parts, predictions: Tensor, options: LossOptions, reduction: Reduction, normalizer: Any
 ) -> PointerLoss:
     """The parts put together: their values are weighted sums, or weighted losses of every position."""
-    counts = {name: rows.weights.sum() for name, (rows, _) in parts.items()}
-    sums = {name: (rows.weights * terms.cross_entropy).sum() for name, (rows, terms) in parts.items()}
+    weights = {name: rows.weights for name, (rows, _) in parts.items()}
+    values = {name: rows.weights * terms.cross_entropy for name, (rows, terms) in parts.items()}
     if options.z_weight > 0:
         rows, terms = parts["joint"]
-        sums["z"], counts["z"] = (rows.weights * terms.z).sum(), counts["joint"]
-    values = [terms.value for _, terms in parts.values()]
+        values["z"], weights["z"] = rows.weights * terms.z, rows.weights
+    totals = [terms.value for _, terms in parts.values()]
+    loss = PointerLoss(totals[0], values, weights, predictions)
     if reduction == "mean":
-        divisors = [counts[name] for name in parts]
+        divisors = [loss.counts[name] for name in parts]
         if normalizer is not None:
             divisors = list(torch.as_tensor(normalizer).reshape(len(parts)).unbind())
-        values = [value / or_one(by.to(value.dtype)) for value, by in zip(values, divisors, strict=True)]
-    return PointerLoss(torch.stack(values).sum(dim=0), sums, counts, predictions)
+        totals = [total / or_one(by.to(total.dtype)) for total, by in zip(totals, divisors, strict=True)]
+    loss.loss = torch.stack(totals).sum(dim=0)
+    return loss
 
 
 def _check_rows(rows: JointRows) -> None:

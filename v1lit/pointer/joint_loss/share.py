@@ -36,17 +36,20 @@ class LossShare:
 
     def total(self, own: PointerLoss, labels: Tensor) -> PointerLoss:
         """The loss of all positions, of `labels`, from that of this rank's part; waits for the others."""
-        numbers = torch.stack([own.loss.detach(), *own.sums.values(), *own.counts.values()])
+        mine = self.part(len(labels))
+        each = own.loss.new_zeros(2 * len(own.values), len(labels))
+        each[:, mine] = torch.stack([*own.values.values(), *own.weights.values()])
+        numbers = torch.cat([own.loss.detach().reshape(1), each.flatten()])
         dist.all_reduce(numbers, group=self.group)
-        loss, *others = numbers.unbind()
         predictions = torch.zeros_like(labels)
-        predictions[self.part(len(predictions))] = own.predictions
+        predictions[mine] = own.predictions
         dist.all_reduce(predictions, group=self.group)
+        loss, others = numbers[0], numbers[1:].view_as(each).unbind()
         return replace(
             own,
             loss=_Total.apply(own.loss, loss, self.size),
-            sums=dict(zip(own.sums, others, strict=False)),
-            counts=dict(zip(own.counts, others[len(own.sums) :], strict=True)),
+            values=dict(zip(own.values, others, strict=False)),
+            weights=dict(zip(own.weights, others[len(own.values) :], strict=True)),
             predictions=predictions,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
@@ -41,13 +42,23 @@ class PointerLoss:
 
     loss: Tensor
     """What to minimise: `[]`, or `[positions]` with reduction "none"."""
-    sums: dict[str, Tensor]
-    """Weighted sums over positions, each `[]`, detached: `joint`, or separately `text` and `pointer`, of the
-    cross-entropy; `z` of logsumexp^2, where it has a weight."""
-    counts: dict[str, Tensor]
-    """Sum of the weights behind each of `sums`, `[]`."""
+    values: dict[str, Tensor]
+    """Weighted losses of the positions, each `[positions]`, detached: `joint`, or separately `text` and
+    `pointer`, of the cross-entropy; `z` of logsumexp^2, where it has a weight."""
+    weights: dict[str, Tensor]
+    """The weights of the positions in each of `values`, `[positions]`."""
     predictions: Tensor
     """`[positions]`, detached: the most likely class of the joint softmax."""
+
+    @cached_property
+    def sums(self) -> dict[str, Tensor]:
+        """Sums of `values` over positions, each `[]`."""
+        return {name: value.sum() for name, value in self.values.items()}
+
+    @cached_property
+    def counts(self) -> dict[str, Tensor]:
+        """Sum of the weights behind each of `sums`, `[]`."""
+        return {name: weight.sum() for name, weight in self.weights.items()}
 
     def means(self, z_weight: float) -> dict[str, Tensor]:
         """The parts as means over the positions, z with its weight; 0 where nothing was counted."""
