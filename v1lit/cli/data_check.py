@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from v1lit.cli.errors import Parser, UserError, a_path
+from v1lit.cli.stages import each_stage
 from v1lit.cli.surveys import is_recipe, open_recipe, print_sheet, rules_of
 from v1lit.data.tools.check import CheckReport, check
 from v1lit.paths import expand_path
@@ -61,6 +62,10 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(
             f"{recipes[0]} is a recipe, which is checked by itself\ngive it alone, or locations only"
         )
+    if options.out is None:
+        code = each_stage(main, argv, recipes[0], changes, alike=("data", "model"))
+        if code is not None:
+            return code
     data = open_recipe(recipes[0], changes)
     return 0 if _check_recipe(data, keywords) else 1
 

@@ -39,6 +39,11 @@ def read_mark(folder: Path) -> Mark | None:
         ) from error
 
 
+def stage_folders(folder: Path) -> list[Path]:
+    """The folders of stages in that of a run; none where it has no stages."""
+    return sorted(path.parent for path in folder.glob("[0-9]*-*/recipe.yaml"))
+
+
 def write_mark(folder: Path, recipe: Recipe) -> None:
     """Note that a stage is done, of which the export is there."""
     from v1lit.training.resuming import weights_content

@@ -6,11 +6,12 @@ Lightning or a launcher starts for it: nothing of one stage is left in the next 
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from v1lit.cli.errors import UserError
-from v1lit.cli.recipe import Recipe, compose, read_changes
+from v1lit.cli.recipe import Recipe, compose, read_changes, stages_of
 from v1lit.cli.stage_entries import BEGIN_FROM, FOLLOWED, STAGE, Stage
 from v1lit.cli.stage_marks import (
     MODEL,
@@ -112,8 +113,8 @@ def _folder(run: RunConfig, recipe: Recipe) -> tuple[Path, bool]:
     """The folder of the whole run, and whether it was made now: one that the run does not name always is."""
     if run.resume not in (None, "last", "auto"):
         raise UserError(
-            f"run.resume is {run.resume!r}; with stages, a run resumes where it has stopped\ngive auto or last, "
-            f"or train one stage by itself, with --{STAGE}={stage_in(recipe).names[0]}"
+            f"run.resume is {run.resume!r}; with stages, a run resumes where it has stopped\n"
+            f"give auto or last, or train one stage by itself, with --{STAGE}={stage_in(recipe).names[0]}"
         )
     if run.name is None:
         folder = free_path(Path(run.folder) / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -271,6 +272,36 @@ def refuse_changed(recipe: Recipe, mark: Mark) -> None:
         f"stage {stage_in(recipe).name} is done, and its recipe has changed since: {listed}\n"
         "take the old value, or train anew under another run.name"
     )
+
+
+def each_stage(
+    command: Callable[[Sequence[str]], int],
+    argv: Sequence[str],
+    recipe: str,
+    changes: Sequence[str],
+    alike: Sequence[str] = (),
+) -> int | None:
+    """Do what a command does with a recipe for each of its stages; returns the largest exit code.
+
+    None where the recipe has no stages, or `changes` name one of them.
+
+    Args:
+        command: takes its arguments.
+        argv: of the command.
+        recipe: as it was typed.
+        changes: that were typed.
+        alike: groups, such as `data`; of stages in which these are the same it is done for the first only.
+    """
+    codes, seen = [], dict[str, str]()
+    for name in (names := stages_of(recipe, changes)):
+        own = stage_of(recipe, changes, name)
+        content = json.dumps([_group(own, group) for group in alike] or name, sort_keys=True, default=str)
+        if (other := seen.setdefault(content, name)) != name:
+            print(f"stage {name}: {' and '.join(alike)} as in stage {other}")
+            continue
+        print(f"stage {name}")
+        codes.append(command([*argv, f"--{STAGE}={name}"]))
+    return max(codes) if names else None
 
 
 def stage_of(recipe: str, changes: Sequence[str], name: str) -> Recipe:
