@@ -128,10 +128,9 @@ def _local(argv: Sequence[str]) -> int:
 
         return run_local(*job.nodes, command)
 
-    stages = stages_of(job.recipe, job.change_words())
-    return (
-        _run_stages(job, stages, lambda one, _: run(replace(one, port=free_port()))) if stages else run(job)
-    )
+    if stages := stages_of(job.recipe, job.change_words()):
+        return _run_stages(job, stages, lambda one, _: run(replace(one, port=free_port())))
+    return run(job)
 
 
 def _run_stages(job: Job, names: Sequence[str], run: Callable[[Job, int], int]) -> int:
@@ -139,11 +138,13 @@ def _run_stages(job: Job, names: Sequence[str], run: Callable[[Job, int], int]) 
 
     Returns the first exit code that is not 0.
     """
-    from v1lit.cli.stages import followed, is_done, stage_in, stage_of
+    from v1lit.cli.stages import folder_of_stages, followed, is_done, stage_in, stage_of, whole_run
 
+    first = stage_of(job.recipe, job.change_words(), names[0])
+    folder_of_stages(whole_run(first), first)
     with followed():
         for number, name in enumerate(names):
-            one = replace(job, changes={**job.changes, STAGE: name})
+            one = replace(job, changes={**job.changes, "run.resume": "auto", STAGE: name})
             recipe = stage_of(job.recipe, one.change_words(), name)
             if is_done(recipe, place := folder_of(one)):
                 print(f"stage {stage_in(recipe).name} is done, in {place}", flush=True)
@@ -195,7 +196,7 @@ def _node(argv: Sequence[str]) -> int:
 
 
 def _node_of_stages(job: Job, names: Sequence[str], found: Sequence[str], launch: str) -> int:
-    """Run this node's part of one stage after another, each as a launch of its own, which has its own port."""
+    """Run this node's part of one stage after another; each is a launch of its own, with a port of its own."""
     from v1lit.launch.local import run_local, this_python
     from v1lit.processes import end_with_launcher
 

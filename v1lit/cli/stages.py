@@ -56,7 +56,7 @@ def run_stages(recipe: str, changes: Sequence[str], names: Sequence[str], debug:
     recipes = [stage_of(recipe, changes, name) for name in names]
     run = whole_run(recipes[0])
     _refuse_ranks(names)
-    folder, made = _folder(run, recipes[0])
+    folder, made = folder_of_stages(run, recipes[0])
     kept = [(key, value) for key, value in read_changes(changes) if key not in ("run.name", "run.resume")]
     pairs = [*kept, ("run.name", os.path.relpath(folder, run.folder)), *resumed(run)]
     words = [recipe, *(f"--{key}={value}" for key, value in pairs), *(["--debug"] if debug else [])]
@@ -109,8 +109,11 @@ def resumed(run: RunConfig) -> list[tuple[str, str]]:
     return [("run.resume", "auto")] if run.resume else []
 
 
-def _folder(run: RunConfig, recipe: Recipe) -> tuple[Path, bool]:
-    """The folder of the whole run, and whether it was made now: one that the run does not name always is."""
+def folder_of_stages(run: RunConfig, recipe: Recipe) -> tuple[Path, bool]:
+    """The folder of the run of all stages, and whether it was made now: one without a name always is.
+
+    Raises UserError where its name is taken, and where there is nothing to resume.
+    """
     if run.resume not in (None, "last", "auto"):
         raise UserError(
             f"run.resume is {run.resume!r}; with stages, a run resumes where it has stopped\n"
