@@ -18,7 +18,7 @@ import yaml
 from PIL import Image, ImageDraw
 
 from v1lit.cli.main import main
-from v1lit.cli.recipe import compose, shipped, shipped_recipes
+from v1lit.cli.recipe import compose, compose_all, shipped, shipped_recipes
 from v1lit.cli.recipe_cli import RecipeCLI
 from v1lit.cli.run_folder import VARIABLE as RUN_FOLDER
 
@@ -26,6 +26,7 @@ pytestmark = pytest.mark.dependencies
 
 TINY = ("tiny_qwen", "tiny_qwen3_vl", "tiny_llava", "tiny_internvl")
 V1G = ("qwen_v1g", "qwen2_vl_v1g", "qwen3_vl_v1g", "llava_v1g", "internvl_v1g")
+STAGES = ("tiny_llava_stages", "llava_stages_v1g")
 FEW = [
     "--run.report_examples=2",
     "--run.report_batch_size=2",
@@ -89,7 +90,7 @@ def row(name: str, left: int) -> dict:
 
 
 def test_the_recipes_of_the_readme_are_shipped():
-    assert set(shipped_recipes()) == {*TINY, "tiny_qwen_real", *V1G}
+    assert set(shipped_recipes()) == {*TINY, "tiny_qwen_real", *V1G, *STAGES}
 
 
 @pytest.mark.parametrize("path", shipped_recipes().values(), ids=str)
@@ -100,7 +101,7 @@ def test_a_recipe_begins_with_what_it_is_and_how_to_run_it(path):
 
 
 def test_no_part_is_left_over_and_all_are_parsed():
-    composed = [compose(str(path)) for path in shipped_recipes().values()]
+    composed = [recipe for path in shipped_recipes().values() for recipe in compose_all(str(path))]
     used = {Path(origin).resolve() for recipe in composed for origin in recipe.origins.values()}
     on_top = {path.resolve() for path in shipped("configs").glob("trainer/*.yaml")}
     assert used | on_top == {path.resolve() for path in shipped("configs").rglob("*.y*ml")} | used

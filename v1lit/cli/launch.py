@@ -196,7 +196,7 @@ def _node(argv: Sequence[str]) -> int:
 
 
 def _node_of_stages(job: Job, names: Sequence[str], found: Sequence[str], launch: str) -> int:
-    """Run this node's part of one stage after another; each is a launch of its own, with a port of its own."""
+    """Run one stage after another on this node, each as a launch of its own with a port of its own."""
     from v1lit.launch.local import run_local, this_python
     from v1lit.processes import end_with_launcher
 

@@ -102,6 +102,12 @@ def stages_of(recipe: str, changes: Sequence[str] = ()) -> tuple[str, ...]:
     return () if _stage_named(config, common) else tuple(composer.stages.changes)
 
 
+def compose_all(recipe: str, changes: Sequence[str] = ()) -> list[Recipe]:
+    """As `compose`: every stage of a recipe that has stages, in order, and else the recipe alone."""
+    chosen = [[f"--{STAGE}={name}"] for name in stages_of(recipe, changes)] or [[]]
+    return [compose(recipe, [*changes, *words]) for words in chosen]
+
+
 def _stage_named(config: dict[str, Any], common: Pairs) -> str | None:
     """The value of `run.stage`, which is taken out of `config`."""
     run = config.get("run")

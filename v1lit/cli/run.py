@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from v1lit.cli.errors import UserError
-from v1lit.cli.recipe import compose, shipped_recipes, stages_of
-from v1lit.cli.stage_entries import STAGE
+from v1lit.cli.recipe import compose, compose_all, shipped_recipes, stages_of
 from v1lit.processes import end_with_launcher
 
 USAGE = """usage: v1lit run RECIPE [--key=value ...] [--print_config] [--debug]
@@ -42,13 +41,12 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"RECIPE comes first, before {name!r}\nv1lit run RECIPE [--key=value ...]")
     flags = {flag for flag in ("--print_config", "--help", "-h") if flag in rest}
     changes = [argument for argument in rest if argument not in flags]
-    stages = stages_of(name, changes)
     if flags:
-        return _show(name, changes, stages, everything=flags == {"--print_config"})
-    if stages:
+        return _show(name, changes, everything=flags == {"--print_config"})
+    if stages_of(name, changes):
         from v1lit.cli.stages import run_stages
 
-        return run_stages(name, changes, stages, debug)
+        return run_stages(name, changes, debug)
     recipe = compose(name, changes)
     if recipe.stage is not None:
         from v1lit.cli.stages import run_stage
@@ -59,14 +57,13 @@ def main(argv: Sequence[str]) -> int:
     return RecipeCLI(recipe).train(argv)
 
 
-def _show(name: str, changes: Sequence[str], stages: Sequence[str], everything: bool) -> int:
+def _show(name: str, changes: Sequence[str], everything: bool) -> int:
     """Print a recipe, everything of it, a document for each of its stages; or what every key means."""
     from v1lit.cli.key_reference import key_reference
     from v1lit.cli.recipe_cli import RecipeCLI
     from v1lit.cli.stages import as_shown, named
 
-    for stage in stages or [None]:
-        recipe = compose(name, [*changes, *([] if stage is None else [f"--{STAGE}={stage}"])])
+    for recipe in compose_all(name, changes):
         if not everything:
             print(key_reference(RecipeCLI(recipe, parse_only=True).config.as_dict()))
             break

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from v1lit.cli.errors import UserError
-from v1lit.cli.recipe import Recipe, compose, read_changes, stages_of
+from v1lit.cli.recipe import Recipe, compose, compose_all, read_changes, stages_of
 from v1lit.cli.stage_entries import BEGIN_FROM, FOLLOWED, STAGE, Stage
 from v1lit.cli.stage_marks import (
     MODEL,
@@ -39,23 +39,26 @@ from v1lit.training.config import RunConfig
 STOPPED = (130, 143)
 
 
+class StageError(UserError):
+    """A mistake in a stage, which its message names."""
+
+
 # ---------------------------------------------------------------------- all of them
 
 
-def run_stages(recipe: str, changes: Sequence[str], names: Sequence[str], debug: bool = False) -> int:
+def run_stages(recipe: str, changes: Sequence[str], debug: bool = False) -> int:
     """Train the stages of a recipe that are not done yet, in order; returns the exit code of the last one.
 
     Args:
         recipe: as it was typed.
         changes: that were typed.
-        names: of the stages.
         debug: show tracebacks.
 
     Raises UserError for a stage that is done but whose recipe has changed; the last one is trained on then.
     """
-    recipes = [stage_of(recipe, changes, name) for name in names]
+    recipes = compose_all(recipe, changes)
     run = whole_run(recipes[0])
-    _refuse_ranks(names)
+    _refuse_ranks(stage_in(recipes[0]).names)
     folder, made = folder_of_stages(run, recipes[0])
     kept = [(key, value) for key, value in read_changes(changes) if key not in ("run.name", "run.resume")]
     pairs = [*kept, ("run.name", os.path.relpath(folder, run.folder)), *resumed(run)]
@@ -69,7 +72,7 @@ def run_stages(recipe: str, changes: Sequence[str], names: Sequence[str], debug:
         if made:
             with suppress(OSError):  # where a mistake has ended it, nothing is in it
                 folder.rmdir()
-    print(f"all stages are done: {', '.join(names)}; the last one lies in")
+    print("all stages are done; the last one lies in")
     print(folder / stage_in(recipes[-1]).folder)
     return 0
 
@@ -264,14 +267,14 @@ def is_done(recipe: Recipe, place: Path) -> bool:
 
 
 def refuse_changed(recipe: Recipe, mark: Mark) -> None:
-    """Raise UserError where the recipe of a stage is not that of its mark."""
+    """Raise StageError where the recipe of a stage is not that of its mark."""
     changed = changed_since(mark, recipe)
     if not changed:
         return
     listed = "; ".join(
         f"{key} was {was} and is {now} ({recipe.origin(key)})" for key, (was, now) in changed.items()
     )
-    raise UserError(
+    raise StageError(
         f"stage {stage_in(recipe).name} is done, and its recipe has changed since: {listed}\n"
         "take the old value, or train anew under another run.name"
     )
@@ -324,11 +327,10 @@ def named(stage: Stage) -> Iterator[None]:
     """Put the name of the stage before what a UserError says."""
     try:
         yield
+    except StageError:
+        raise
     except UserError as error:
-        text = str(error)
-        if text.startswith(f"stage {stage.name}"):
-            raise
-        raise UserError(f"stage {stage.name}: {text}") from error
+        raise StageError(f"stage {stage.name}: {error}") from error
 
 
 def whole_run(recipe: Recipe) -> RunConfig:

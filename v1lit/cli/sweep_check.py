@@ -64,8 +64,8 @@ class Checker:
         """The trials with what was found out; raises UserError naming the trial."""
         if stages := stages_of(self.sweep.base):
             why = (
-                f"it has the stages {', '.join(stages)}, and a trial is one run\ngive the recipe that a stage "
-                "has left in its folder, such as runs/NAME/2-whole/recipe.yaml: it begins from the same model"
+                f"it has the stages {', '.join(stages)}, and a trial is one run\ngive the recipe that one "
+                "has left, such as runs/NAME/2-whole/recipe.yaml: it begins from the same model"
             )
             raise OptionError("base", self.sweep.base, why)
         checked = []
