@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from v1lit.cli import launch, stages
+from v1lit.cli import launch, stage_recipes, stages
 from v1lit.cli.errors import UserError
 from v1lit.cli.main import main
 from v1lit.cli.recipe import Recipe, compose, compose_all, stages_of
@@ -161,7 +161,7 @@ class Runs:
         self.words.append(list(words))
         one = compose(words[0], [word for word in words[1:] if word != "--debug"])
         assert one.stage is not None
-        run = stages.whole_run(one)
+        run = stage_recipes.whole_run(one)
         place = Path(run.folder) / str(run.name) / one.stage.folder
         place.mkdir(parents=True, exist_ok=True)
         (place / "recipe.yaml").touch()
@@ -293,6 +293,23 @@ def test_every_stage_is_printed_as_it_will_be(recipe: str, capsys: Any) -> None:
     assert second["model"]["begin_from"] == "runs/x/1-projector/model"
     assert [one["run"]["name"] for one in (first, second)] == ["1-projector", "2-whole"]
     assert [one["trainer"]["max_steps"] for one in (first, second)] == [3, 7]
+
+
+def test_a_command_goes_through_the_stages_that_differ_in_what_it_looks_at(recipe: str, capsys: Any) -> None:
+    seen: list[list[str]] = []
+
+    def command(argv: Sequence[str]) -> int:
+        seen.append(list(argv))
+        return len(seen)
+
+    assert stage_recipes.each_stage(command, [recipe, "--x"], recipe, []) == 2
+    assert seen == [[recipe, "--x", "--run.stage=projector"], [recipe, "--x", "--run.stage=whole"]]
+    assert stage_recipes.each_stage(command, [recipe], recipe, [], alike=("data",)) == 3
+    assert "stage whole: as stage projector" in capsys.readouterr().out
+    changes = ["--stages.whole.data.seed=1"]
+    assert stage_recipes.each_stage(command, [recipe, *changes], recipe, changes, alike=("data",)) == 5
+    assert stage_recipes.each_stage(command, [recipe], recipe, ["--run.stage=whole"]) is None
+    assert stage_recipes.each_stage(command, ["tiny_llava"], "tiny_llava", []) is None
 
 
 @pytest.fixture

@@ -156,7 +156,7 @@ def test_stopped_between_stages_and_killed_in_one_ends_with_the_same_weights(
     ("change", "told"),
     [
         ("--stages.whole.model.freeze=[no.such.*]", "model.freeze"),
-        ("--stages.whole.data.source={name: shards, folder: nothing}", "data.source.folder"),
+        ("--stages.whole.data.source={name: shards, folder: nothing, options: {}}", "data.source.folder"),
         ("--stages.whole.model.pointer.width=16", "model.pointer.width is 16"),
         (
             "--stages.whole.model.backbone.freeze=[vision,projector,language,pointer]",

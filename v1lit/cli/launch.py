@@ -138,7 +138,8 @@ def _run_stages(job: Job, names: Sequence[str], run: Callable[[Job, int], int]) 
 
     Returns the first exit code that is not 0.
     """
-    from v1lit.cli.stages import folder_of_stages, followed, is_done, stage_in, stage_of, whole_run
+    from v1lit.cli.stage_recipes import stage_in, stage_of, whole_run
+    from v1lit.cli.stages import folder_of_stages, followed, is_done
 
     first = stage_of(job.recipe, job.change_words(), names[0])
     folder_of_stages(whole_run(first), first)

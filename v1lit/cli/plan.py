@@ -14,7 +14,7 @@ from rich.table import Table
 
 from v1lit.cli.errors import Parser, UserError, a_path
 from v1lit.cli.recipe import compose
-from v1lit.cli.stages import each_stage
+from v1lit.cli.stage_recipes import each_stage
 from v1lit.console import Console, screen
 from v1lit.errors import OptionError
 

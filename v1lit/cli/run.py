@@ -61,7 +61,7 @@ def _show(name: str, changes: Sequence[str], everything: bool) -> int:
     """Print a recipe, everything of it, a document for each of its stages; or what every key means."""
     from v1lit.cli.key_reference import key_reference
     from v1lit.cli.recipe_cli import RecipeCLI
-    from v1lit.cli.stages import as_shown, named
+    from v1lit.cli.stage_recipes import as_shown, named
 
     for recipe in compose_all(name, changes):
         if not everything:

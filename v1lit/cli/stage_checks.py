@@ -9,7 +9,7 @@ from typing import Any
 from v1lit.cli.errors import UserError, two_lines
 from v1lit.cli.recipe import Recipe, flattened
 from v1lit.cli.recipe_cli import RecipeCLI
-from v1lit.cli.stages import named, placed, stage_in
+from v1lit.cli.stage_recipes import named, placed, stage_in
 from v1lit.data.sources.registry import prepare_source
 from v1lit.plan.architecture import model_config, model_on_meta
 from v1lit.training.groups import places

@@ -6,25 +6,18 @@ Lightning or a launcher starts for it: nothing of one stage is left in the next 
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from v1lit.cli.errors import UserError
-from v1lit.cli.recipe import Recipe, compose, compose_all, read_changes, stages_of
-from v1lit.cli.stage_entries import BEGIN_FROM, FOLLOWED, STAGE, Stage
+from v1lit.cli.recipe import Recipe, compose_all, read_changes
+from v1lit.cli.stage_entries import BEGIN_FROM, FOLLOWED, STAGE
 from v1lit.cli.stage_marks import (
-    MODEL,
     Mark,
     changed_since,
     check_model,
@@ -32,15 +25,12 @@ from v1lit.cli.stage_marks import (
     read_mark,
     write_mark,
 )
+from v1lit.cli.stage_recipes import StageError, group_in, named, placed, stage_in, stage_of, whole_run
 from v1lit.files import free_path
 from v1lit.launch.local import run_local, this_python
 from v1lit.training.config import RunConfig
 
 STOPPED = (130, 143)
-
-
-class StageError(UserError):
-    """A mistake in a stage, which its message names."""
 
 
 # ---------------------------------------------------------------------- all of them
@@ -87,8 +77,10 @@ def _run_stage(recipe: Recipe, folder: Path, words: Sequence[str]) -> int:
     code = start([*words, f"--{STAGE}={stage.name}"])
     if code > 128 and code not in STOPPED:
         name = signal.Signals(code - 128).name
-        sys.stderr.write(f"stage {stage.name} was ended by {name}; {folder.name} goes on where its newest ")
-        sys.stderr.write(f"checkpoint is: --run.name={folder.name} --run.resume=auto\n")
+        sys.stderr.write(
+            f"stage {stage.name} was ended by {name}; resume from its newest checkpoint with "
+            f"--run.name={folder.name} --run.resume=auto\n"
+        )
     return code
 
 
@@ -197,25 +189,13 @@ def run_stage(recipe: Recipe, given: str, changes: Sequence[str], argv: Sequence
     return code
 
 
-def placed(recipe: Recipe, begin_from: str | None) -> Recipe:
-    """The recipe of a stage with the folder of its own run, and the model that it begins from."""
-    run, stage = whole_run(recipe), stage_in(recipe)
-    name = run.name or f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    config = {**recipe.config, "run": {**_group(recipe, "run"), "name": stage.folder}}
-    config["run"]["folder"] = str(Path(run.folder) / name)
-    if begin_from is not None:
-        config["model"] = {**_group(recipe, "model"), "begin_from": begin_from}
-    typed = {key: text for key, text in recipe.typed.items() if key not in ("run.name", "run.folder")}
-    return replace(recipe, config=config, typed=typed)
-
-
 def begins_from(recipe: Recipe, run: RunConfig, given: str, changes: Sequence[str]) -> str | None:
     """What a stage begins from: the model that the one before it has left, unless it names another itself.
 
     Raises UserError where that stage is not done, has left another model, or was trained by another recipe.
     """
     stage = stage_in(recipe)
-    if stage.number == 1 or _group(recipe, "model").get("begin_from"):
+    if stage.number == 1 or group_in(recipe, "model").get("begin_from"):
         return None
     before = [stage_of(given, changes, name) for name in stage.names[: stage.number - 1]]
     former = stage_in(before[-1])
@@ -236,17 +216,6 @@ def begins_from(recipe: Recipe, run: RunConfig, given: str, changes: Sequence[st
             f"train that first, with --{STAGE}={former.name}, or all stages, without {STAGE}"
         )
     return check_model(folder / former.folder, last)
-
-
-def as_shown(recipe: Recipe) -> Recipe:
-    """The recipe of a stage as it will be, as far as the name of its run is known; looks at no file."""
-    run, stage = whole_run(recipe), stage_in(recipe)
-    if run.name is None:
-        return recipe
-    if stage.number == 1 or _group(recipe, "model").get("begin_from"):
-        return placed(recipe, None)
-    former = Stage(stage.names[stage.number - 2], stage.names)
-    return placed(recipe, str(Path(run.folder) / run.name / former.folder / MODEL))
 
 
 # ---------------------------------------------------------------------- what both ask
@@ -278,83 +247,3 @@ def refuse_changed(recipe: Recipe, mark: Mark) -> None:
         f"stage {stage_in(recipe).name} is done, and its recipe has changed since: {listed}\n"
         "take the old value, or train anew under another run.name"
     )
-
-
-def each_stage(
-    command: Callable[[Sequence[str]], int],
-    argv: Sequence[str],
-    recipe: str,
-    changes: Sequence[str],
-    alike: Sequence[str] = (),
-) -> int | None:
-    """Do what a command does with a recipe for each of its stages; returns the largest exit code.
-
-    None where the recipe has no stages, or `changes` name one of them.
-
-    Args:
-        command: takes its arguments.
-        argv: of the command.
-        recipe: as it was typed.
-        changes: that were typed.
-        alike: groups, such as `data`; of stages in which these are the same it is done for the first only.
-    """
-    codes, seen = [], dict[str, str]()
-    for name in (names := stages_of(recipe, changes)):
-        own = stage_of(recipe, changes, name)
-        content = json.dumps([_group(own, group) for group in alike] or name, sort_keys=True, default=str)
-        if (other := seen.setdefault(content, name)) != name:
-            print(f"stage {name}: {' and '.join(alike)} as in stage {other}")
-            continue
-        print(f"stage {name}")
-        codes.append(command([*argv, f"--{STAGE}={name}"]))
-    return max(codes) if names else None
-
-
-def stage_of(recipe: str, changes: Sequence[str], name: str) -> Recipe:
-    """One stage of a recipe, composed. Raises UserError, which names the stage."""
-    words = [f"--{key}={value}" for key, value in read_changes(changes) if key != STAGE]
-    return compose(recipe, [*words, f"--{STAGE}={name}"])
-
-
-def stage_in(recipe: Recipe) -> Stage:
-    """The stage that a recipe is."""
-    assert recipe.stage is not None
-    return recipe.stage
-
-
-@contextmanager
-def named(stage: Stage) -> Iterator[None]:
-    """Put the name of the stage before what a UserError says."""
-    try:
-        yield
-    except StageError:
-        raise
-    except UserError as error:
-        raise StageError(f"stage {stage.name}: {error}") from error
-
-
-def whole_run(recipe: Recipe) -> RunConfig:
-    """Name, folder and resuming of the run of all stages. Raises UserError for values that cannot be."""
-    group, values = _group(recipe, "run"), {}
-    for key in {"name", "folder", "resume"} & group.keys():
-        value, typed = group[key], recipe.typed.get(f"run.{key}")
-        if value is not None and not isinstance(value, str):
-            value = typed.text if typed is not None else str(value)  # YAML takes some names for numbers
-        values[key] = value
-    with recipe.options():
-        if "${" in str(values.get("name")):
-            values["name"] = _interpolated(recipe, values["name"])
-        return RunConfig(**values)
-
-
-def _interpolated(recipe: Recipe, name: str) -> str:
-    try:
-        return str(OmegaConf.select(OmegaConf.create({**recipe.config, "name": name}), "name"))
-    except OmegaConfBaseException as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"run.name is {name!r} ({recipe.origin('run.name')}); {reason}") from error
-
-
-def _group(recipe: Recipe, name: str) -> dict[str, Any]:
-    group = recipe.config.get(name)
-    return group if isinstance(group, dict) else {}
