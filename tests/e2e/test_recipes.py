@@ -159,6 +159,18 @@ def test_the_published_settings(name, resolved):
     assert trainer["max_epochs"] == 5
 
 
+def test_the_stages_of_llava_have_its_rates_and_examples_per_step():
+    """Source: haotian-liu/LLaVA, scripts/v1_5/pretrain.sh and finetune.sh."""
+    configs = [RecipeCLI(recipe, parse_only=True).config for recipe in compose_all("llava_stages_v1g")]
+    optimizers = [config["model"]["optimizer"] for config in configs]
+    assert [one["lr"] for one in optimizers] == [1e-3, 2e-5]
+    alike = [(one["schedule"], one["warmup"], one["weight_decay"]) for one in optimizers]
+    assert alike == [("cosine", 0.03, 0.0)] * 2
+    trainers = [config["trainer"] for config in configs]
+    assert [2 * 8 * one["accumulate_grad_batches"] for one in trainers] == [256, 128]
+    assert [config["model"]["backbone"]["freeze"] for config in configs] == [["vision", "language"], []]
+
+
 def test_the_hub_ids(resolved):
     assert [resolved(name)["model"]["backbone"]["weights"] for name in V1G] == [
         "Qwen/Qwen2.5-VL-7B-Instruct",

@@ -1,4 +1,4 @@
-"""A recipe with stages, trained: what learns in each, what each begins from, and what a kill leaves."""
+"""A shipped recipe with stages, trained: what learns in each, where each begins, what a kill leaves."""
 
 from __future__ import annotations
 
@@ -26,10 +26,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.dependencies, pytest.mark.timeout(30
 ROOT = Path(__file__).parents[2]
 
 RECIPE = """
-base: tiny_llava
+base: tiny_llava_stages
 seed_everything: 3
 trainer:
-  max_steps: 4
   val_check_interval: 2
   check_val_every_n_epoch: 1
   enable_progress_bar: false
@@ -45,8 +44,9 @@ run: {report_examples: 0, peak_tflops: 1, checkpoint_every: 1}
 stages:
   projector:
     model: {backbone: {freeze: [vision, language, pointer]}}
-    trainer: {max_steps: 2}
-  whole: {}
+    trainer: {max_steps: 2, val_check_interval: 2}
+  whole:
+    trainer: {max_steps: 4}
 """
 
 CALLBACK = '''

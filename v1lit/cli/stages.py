@@ -30,7 +30,9 @@ from v1lit.files import free_path
 from v1lit.launch.local import run_local, this_python
 from v1lit.training.config import RunConfig
 
-STOPPED = (130, 143)
+TOLD = (signal.SIGINT, signal.SIGTERM)
+KILLED = {128 + number: number.name for number in signal.Signals if number not in TOLD}
+"""Exit codes of a process that a signal has ended, unless it was told to stop."""
 
 
 # ---------------------------------------------------------------------- all of them
@@ -75,8 +77,7 @@ def _run_stage(recipe: Recipe, folder: Path, words: Sequence[str]) -> int:
         return 0
     print(f"{number}: {place}", flush=True)
     code = start([*words, f"--{STAGE}={stage.name}"])
-    if code > 128 and code not in STOPPED:
-        name = signal.Signals(code - 128).name
+    if (name := KILLED.get(code)) is not None:
         sys.stderr.write(
             f"stage {stage.name} was ended by {name}; resume from its newest checkpoint with "
             f"--run.name={folder.name} --run.resume=auto\n"
@@ -166,14 +167,15 @@ def run_stage(recipe: Recipe, given: str, changes: Sequence[str], argv: Sequence
     with named(stage):
         run = whole_run(recipe)
         place = None if run.name is None else Path(run.folder) / run.name / stage.folder
-        if place is not None and is_first():
-            if run.resume is None and place.is_dir() and any(place.iterdir()):
+        if place is not None:
+            if is_first() and run.resume is None and place.is_dir() and any(place.iterdir()):
                 raise UserError(
                     f"run.name is {run.name!r}, and the stage has begun there already: {place}\n"
                     "choose another name, or resume it: --run.resume=last"
                 )
             if is_done(recipe, place):
-                print(f"stage {stage.name} is done, in {place}")
+                if is_first():
+                    print(f"stage {stage.name} is done, in {place}")
                 return 0
         own = placed(recipe, begins_from(recipe, run, given, changes))
         if FOLLOWED in os.environ and is_first():

@@ -27,6 +27,7 @@ from v1lit.errors import first_of
 from v1lit.parallel.tensors import ModelTensor, model_tensors, tensors_by_name
 from v1lit.pointer.head import PointerHead
 from v1lit.pointer.model import PointAndCopyModel
+from v1lit.pointer.model_config import PointAndCopyConfig
 
 BACKBONE = "backbone."
 HEAD, LOOK = "pointer_head.", "look."
@@ -90,8 +91,10 @@ def fill_from_export(
 
     Raises ValueError for weights that are missing, unexpected or of another shape, by name.
     """
+    config = copy.deepcopy(model.config)
+    assert isinstance(config, PointAndCopyConfig)
     with torch.device("meta"), no_init_weights():
-        plain = type(model)(copy.deepcopy(model.config))
+        plain = PointAndCopyModel(config)
     _fill_from_folder(model, plain, "", folder, device, filled)
 
 
