@@ -246,6 +246,16 @@ def test_a_v1g_recipe_trains_on_its_familys_tiny_version(name, rows, tmp_path, m
 
 
 @pytest.mark.slow
+def test_the_stages_on_v1g_train_on_its_familys_tiny_version(rows, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("v1lit.cli.stages.start", lambda words: main(["run", *words]))
+    source = [f"--data.source.path={rows}", "--data.source.folder=shards", "--model.backbone.weights=tiny"]
+    assert main(["run", "llava_stages_v1g", *ON_ONE_CPU, *SMALL, *source]) == 0, capfd.readouterr().err
+    folders = [the_run(tmp_path) / name for name in ("1-projector", "2-whole")]
+    assert [json.loads((run / "metrics.json").read_text())["train/steps"] for run in folders] == [2, 2]
+
+
+@pytest.mark.slow
 def test_rows_without_a_validation_split_train_all_the_same(rows, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     only = tmp_path / "rows"

@@ -152,6 +152,18 @@ def test_stopped_between_stages_and_killed_in_one_ends_with_the_same_weights(
     assert "stage 2 of 2, whole: done" in capfd.readouterr().out
 
 
+def test_a_kill_before_the_mark_has_only_the_results_made_again(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first = folder / "runs/whole/1-projector"
+    before = (first / "model/model.safetensors").read_bytes()
+    (first / "done.json").unlink()
+    assert here(["two.yaml", "--run.name=whole", "--run.resume=auto"]) == 0
+    assert (first / "model/model.safetensors").read_bytes() == before
+    assert len((first / "examples.txt").read_text().splitlines()) == 2  # nothing was trained
+    assert "stage 2 of 2, whole: done" in capfd.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
