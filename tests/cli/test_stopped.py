@@ -160,7 +160,7 @@ def test_the_command_keeps_all_changes_but_those_of_the_run(tmp_path: Path) -> N
         "3",
         "--run.folder=out",
     ]
-    assert resume_command(argv, tmp_path / "b-2") == (
+    assert resume_command(argv, "b-2") == (
         "lightning run 'my recipe.yaml' --trainer.max_steps=3 --run.folder=out "
         "--run.name=b-2 --run.resume=last"
     )
@@ -169,4 +169,4 @@ def test_the_command_keeps_all_changes_but_those_of_the_run(tmp_path: Path) -> N
 def test_of_a_launched_run_the_launch_is_to_be_repeated(monkeypatch: Any, tmp_path: Path) -> None:
     monkeypatch.setenv("V1LIT_LAUNCH", "local-1")
     argv = ["tiny_qwen", "--trainer.num_nodes=2", "--trainer.devices=1"]
-    assert resume_command(argv, tmp_path / "it") == "the command of the launch and --run.name=it"
+    assert resume_command(argv, "it") == "the command of the launch and --run.name=it"

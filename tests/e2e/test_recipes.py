@@ -18,7 +18,7 @@ import yaml
 from PIL import Image, ImageDraw
 
 from v1lit.cli.main import main
-from v1lit.cli.recipe import compose, shipped, shipped_recipes
+from v1lit.cli.recipe import compose, compose_all, shipped, shipped_recipes
 from v1lit.cli.recipe_cli import RecipeCLI
 from v1lit.cli.run_folder import VARIABLE as RUN_FOLDER
 
@@ -26,6 +26,7 @@ pytestmark = pytest.mark.dependencies
 
 TINY = ("tiny_qwen", "tiny_qwen3_vl", "tiny_llava", "tiny_internvl")
 V1G = ("qwen_v1g", "qwen2_vl_v1g", "qwen3_vl_v1g", "llava_v1g", "internvl_v1g")
+STAGES = ("tiny_llava_stages", "llava_stages_v1g")
 FEW = [
     "--run.report_examples=2",
     "--run.report_batch_size=2",
@@ -89,7 +90,7 @@ def row(name: str, left: int) -> dict:
 
 
 def test_the_recipes_of_the_readme_are_shipped():
-    assert set(shipped_recipes()) == {*TINY, "tiny_qwen_real", *V1G}
+    assert set(shipped_recipes()) == {*TINY, "tiny_qwen_real", *V1G, *STAGES}
 
 
 @pytest.mark.parametrize("path", shipped_recipes().values(), ids=str)
@@ -100,7 +101,7 @@ def test_a_recipe_begins_with_what_it_is_and_how_to_run_it(path):
 
 
 def test_no_part_is_left_over_and_all_are_parsed():
-    composed = [compose(str(path)) for path in shipped_recipes().values()]
+    composed = [recipe for path in shipped_recipes().values() for recipe in compose_all(str(path))]
     used = {Path(origin).resolve() for recipe in composed for origin in recipe.origins.values()}
     on_top = {path.resolve() for path in shipped("configs").glob("trainer/*.yaml")}
     assert used | on_top == {path.resolve() for path in shipped("configs").rglob("*.y*ml")} | used
@@ -156,6 +157,18 @@ def test_the_published_settings(name, resolved):
     assert trainer["precision"].startswith("bf16")
     assert trainer["gradient_clip_val"] == 0.5
     assert trainer["max_epochs"] == 5
+
+
+def test_the_stages_of_llava_have_its_rates_and_examples_per_step():
+    """Source: haotian-liu/LLaVA, scripts/v1_5/pretrain.sh and finetune.sh."""
+    configs = [RecipeCLI(recipe, parse_only=True).config for recipe in compose_all("llava_stages_v1g")]
+    optimizers = [config["model"]["optimizer"] for config in configs]
+    assert [one["lr"] for one in optimizers] == [1e-3, 2e-5]
+    alike = [(one["schedule"], one["warmup"], one["weight_decay"]) for one in optimizers]
+    assert alike == [("cosine", 0.03, 0.0)] * 2
+    trainers = [config["trainer"] for config in configs]
+    assert [2 * 8 * one["accumulate_grad_batches"] for one in trainers] == [256, 128]
+    assert [config["model"]["backbone"]["freeze"] for config in configs] == [["vision", "language"], []]
 
 
 def test_the_hub_ids(resolved):
@@ -230,6 +243,16 @@ def test_a_v1g_recipe_trains_on_its_familys_tiny_version(name, rows, tmp_path, m
     assert main(["run", name, *ON_ONE_CPU, *SMALL, *source]) == 0, capfd.readouterr().err
     assert shown(recwarn) == []
     assert json.loads((the_run(tmp_path) / "metrics.json").read_text())["train/steps"] == 2
+
+
+@pytest.mark.slow
+def test_the_stages_on_v1g_train_on_its_familys_tiny_version(rows, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("v1lit.cli.stages.start", lambda words: main(["run", *words]))
+    source = [f"--data.source.path={rows}", "--data.source.folder=shards", "--model.backbone.weights=tiny"]
+    assert main(["run", "llava_stages_v1g", *ON_ONE_CPU, *SMALL, *source]) == 0, capfd.readouterr().err
+    folders = [the_run(tmp_path) / name for name in ("1-projector", "2-whole")]
+    assert [json.loads((run / "metrics.json").read_text())["train/steps"] for run in folders] == [2, 2]
 
 
 @pytest.mark.slow

@@ -71,6 +71,32 @@ def differing(family: str, weights: str, shape: tuple[int, int, int]) -> list[st
     return different
 
 
+def differing_from_export(family: str, folder: str) -> list[str]:
+    """Names of what ranks together hold otherwise than `from_pretrained` of an exported model does."""
+    config, pointer = BackboneConfig(family), PointerConfig(gate=True, width=33)
+    model = PointAndCopyModel.build(config, pointer, empty=True)
+    mesh = init_device_mesh("cpu", (1, 2, 1), mesh_dim_names=(COPIES, SHARDS, TENSOR))
+    shard_model(model, Meshes.of(mesh))
+    fill(model, config, "cpu", begin_from=folder)
+    whole = dict(PointAndCopyModel.from_pretrained(folder).named_parameters())
+    held = {name: own.full_tensor() for name, own in model.named_parameters() if isinstance(own, DTensor)}
+    return [name for name in whole if name not in held or not torch.equal(held[name], whole[name])]
+
+
+def test_two_ranks_hold_their_parts_of_an_exported_model(tmp_path: Path) -> None:
+    cases = []
+    for family in FAMILIES:
+        torch.manual_seed(9)
+        export = PointAndCopyModel.build(BackboneConfig(family), PointerConfig(gate=True, width=33))
+        export.save_pretrained(tmp_path / family)
+        cases.append((family, str(tmp_path / family)))
+    assert on_ranks(2, tmp_path, each, differing_from_export, cases) == [[], []]
+
+
+def each(work: Callable[..., list[str]], cases: list[tuple[Any, ...]]) -> list[str]:
+    return [name for case in cases for name in work(*case)]
+
+
 def all_differing(folders: list[tuple[str, str]], shape: tuple[int, int, int]) -> list[str]:
     return [name for family, weights in folders for name in differing(family, weights, shape)]
 

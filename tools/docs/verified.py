@@ -27,7 +27,7 @@ from xml.etree import ElementTree
 
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.registry import BUILTIN, get_backbone
-from v1lit.cli.recipe import compose, shipped_recipes
+from v1lit.cli.recipe import compose_all, shipped_recipes
 from v1lit.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,7 +94,7 @@ def claims(report: str, names: Mapping[str, str]) -> list[dict[str, Any]]:
 def _names() -> dict[str, str]:
     """Families and shipped recipes -> the family."""
     recipes = {
-        name: compose(name, []).config["model"]["backbone"].get("name", BackboneConfig.name)
+        name: compose_all(name)[0].config["model"]["backbone"].get("name", BackboneConfig.name)
         for name in shipped_recipes()
     }
     return {**recipes, **{name: name for name in BUILTIN}}

@@ -18,6 +18,9 @@ from v1lit.data.config import SourceConfig
 from v1lit.data.encode.mapping import ExampleMap
 from v1lit.data.sources.registry import check_source
 from v1lit.errors import OptionError, name_allowed
+from v1lit.pointer.config import PointerConfig
+from v1lit.revisit.config import RevisitConfig
+from v1lit.training.begin_from import check_begin_from
 
 
 def check_values(recipe: Recipe, config: Mapping[str, Any]) -> None:
@@ -48,11 +51,16 @@ def check_surroundings(recipe: Recipe, config: Mapping[str, Any]) -> None:
         refuse_arguments_here(config["trainer"])
         if resume not in (None, "last", "auto") and not Path(resume).exists():
             raise OptionError("resume", resume, "there is no such file", "run")
-    backbone = BackboneConfig(**config["model"]["backbone"])
+    model = config["model"]
+    backbone = BackboneConfig(**model["backbone"])
     if backbone.weights != "tiny":
         # No weight is loaded. It costs a second or two and spares the import of a data set for nothing.
         check_weights(backbone)
         load_processor(backbone)
+    if model["begin_from"] is not None:
+        pointer, revisit = PointerConfig(**model["pointer"]), RevisitConfig(**model["revisit"])
+        with recipe.options():
+            check_begin_from(model["begin_from"], backbone, pointer, revisit)
 
 
 def _check_name(argument: str, value: object, allowed: Iterable[str]) -> None:

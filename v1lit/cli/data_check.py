@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from v1lit.cli.errors import Parser, UserError, a_path
+from v1lit.cli.stage_recipes import each_stage
 from v1lit.cli.surveys import is_recipe, open_recipe, print_sheet, rules_of
 from v1lit.data.tools.check import CheckReport, check
 from v1lit.paths import expand_path
@@ -27,6 +28,10 @@ MEANINGS = {
     "duplicate": "an id that occurs again",
     "length": "the recipe refuses it: it does not fit, or nothing is left to learn",
 }
+
+
+OF_DATA = ("data", "model.revisit", *(f"model.backbone.{name}" for name in ("name", "image", "views")))
+"""Keys that decide what a run has of its examples."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -61,6 +66,10 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(
             f"{recipes[0]} is a recipe, which is checked by itself\ngive it alone, or locations only"
         )
+    if options.out is None:
+        code = each_stage(main, argv, recipes[0], changes, alike=OF_DATA)
+        if code is not None:
+            return code
     data = open_recipe(recipes[0], changes)
     return 0 if _check_recipe(data, keywords) else 1
 

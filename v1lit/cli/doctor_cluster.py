@@ -64,8 +64,8 @@ def _facts(recipe: str, changes: Sequence[str]) -> tuple[Facts, int | None]:
     """What this rank has to say, and how many parameters the recipe's model has."""
     if not recipe:
         return Facts.of_this_process(), None
+    from v1lit.cli.recipe import flattened
     from v1lit.cli.recipe_cli import RecipeCLI
-    from v1lit.cli.recipe_values import flattened
     from v1lit.training.several_ranks import parameters_of
 
     cli = RecipeCLI(compose(recipe, list(changes)))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from v1lit.cli.errors import Parser, UserError, a_path
+from v1lit.cli.stage_marks import stage_folders
 
 
 def main(argv: Sequence[str]) -> int:
@@ -17,6 +18,8 @@ def main(argv: Sequence[str]) -> int:
     path, out = Path(options.checkpoint), Path(options.out)
     if not path.exists():
         raise UserError(f"there is no checkpoint {path}\ngive a file or folder of a run's checkpoints/")
+    if stages := stage_folders(path):
+        raise UserError(f"{path} holds a run of stages\ngive one of them: {', '.join(map(str, stages))}")
     from v1lit.training.exporting import ExportOptions, export_checkpoint
     from v1lit.training.quiet import quiet
     from v1lit.training.saved_run import FOLDER, saved_weights

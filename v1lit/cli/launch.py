@@ -9,12 +9,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from v1lit.cli.errors import Parser, RunFailed, UserError, a_path
-from v1lit.cli.recipe import compose, read_changes, shipped_recipes
+from v1lit.cli.recipe import compose, read_changes, shipped_recipes, stages_of
+from v1lit.cli.stage_entries import STAGE
 from v1lit.errors import OptionError, did_you_mean
 from v1lit.launch.job import Job
 
@@ -116,13 +118,40 @@ def _local(argv: Sequence[str]) -> int:
     _add_job(parser, per_node="--procs", nodes="number of nodes, or MIN:MAX", port=0)
     _, job = _read(parser, argv, port=free_port)
     os.environ.update(job.variables)
-    launch = f"local-{os.getpid()}-{time.time_ns()}"
 
-    def command(number: int) -> list[str]:
-        found = [f"--host={HOST}", f"--number={number}", f"--launch={launch}"]
-        return this_python([*job.node_words(), *found])
+    def run(job: Job) -> int:
+        launch = f"local-{os.getpid()}-{time.time_ns()}"
 
-    return run_local(*job.nodes, command)
+        def command(number: int) -> list[str]:
+            found = [f"--host={HOST}", f"--number={number}", f"--launch={launch}"]
+            return this_python([*job.node_words(), *found])
+
+        return run_local(*job.nodes, command)
+
+    if stages := stages_of(job.recipe, job.change_words()):
+        return _run_stages(job, stages, lambda one, _: run(replace(one, port=free_port())))
+    return run(job)
+
+
+def _run_stages(job: Job, names: Sequence[str], run: Callable[[Job, int], int]) -> int:
+    """Call `run` with the job of each stage that is not done yet, and the stage's number from 0 on.
+
+    Returns the first exit code that is not 0.
+    """
+    from v1lit.cli.stage_recipes import stage_in, stage_of, whole_run
+    from v1lit.cli.stages import folder_of_stages, followed, is_done
+
+    first = stage_of(job.recipe, job.change_words(), names[0])
+    folder_of_stages(whole_run(first), first)
+    with followed():
+        for number, name in enumerate(names):
+            one = replace(job, changes={**job.changes, "run.resume": "auto", STAGE: name})
+            recipe = stage_of(job.recipe, one.change_words(), name)
+            if is_done(recipe, place := folder_of(one)):
+                print(f"stage {stage_in(recipe).name} is done, in {place}", flush=True)
+            elif code := run(one, number):
+                return code
+    return 0
 
 
 def _node(argv: Sequence[str]) -> int:
@@ -142,6 +171,8 @@ def _node(argv: Sequence[str]) -> int:
         raise UserError(
             "--number is missing: which node is this, from 0 on?\n--number-from=NAME takes a variable"
         )
+    if stages := stages_of(job.recipe, job.change_words()):
+        return _node_of_stages(job, stages, [f"--host={options.host}", f"--number={number}"], launch)
     level = os.environ.get(CPP_LEVEL)
     os.environ[CPP_LEVEL] = level or "ERROR"  # it warns, with a stack of C++, of what is told in words here
     from v1lit.launch.node import Node, run_node  # torch, which reads that once: only where it is needed
@@ -165,14 +196,31 @@ def _node(argv: Sequence[str]) -> int:
     )
 
 
+def _node_of_stages(job: Job, names: Sequence[str], found: Sequence[str], launch: str) -> int:
+    """Run one stage after another on this node, each as a launch of its own with a port of its own."""
+    from v1lit.launch.local import run_local, this_python
+    from v1lit.processes import end_with_launcher
+
+    end_with_launcher()
+
+    def run(one: Job, number: int) -> int:
+        one = replace(one, port=job.port + number)
+        words = [*one.node_words(), *found, f"--launch={launch}-{names[number]}"]
+        return run_local(1, 1, lambda _: this_python(words))
+
+    return _run_stages(job, names, run)
+
+
 def folder_of(job: Job) -> Path:
     """The folder of the run that a job trains, without its Trainer and its model."""
     from v1lit.training.config import RunConfig
 
-    config = compose(job.recipe, job.change_words()).config.get("run") or {}
+    recipe = compose(job.recipe, job.change_words())
+    config = recipe.config.get("run") or {}
     # As it was typed: YAML takes some names for numbers.
     folder = job.changes.get("run.folder") or config.get("folder") or RunConfig.folder
-    return Path(RunConfig(folder=str(folder)).folder) / job.name
+    place = Path(RunConfig(folder=str(folder)).folder) / job.name
+    return place if recipe.stage is None else place / recipe.stage.folder
 
 
 # ---------------------------------------------------------------------- how it is told
@@ -215,7 +263,8 @@ def _read(
     keys = dict(read_changes(changes))
     stem, said = Path(options.recipe).stem, keys
     if here or options.recipe in shipped_recipes() or Path(options.recipe).is_file():
-        recipe = compose(options.recipe, changes)
+        first = [f"--{STAGE}={name}" for name in stages_of(options.recipe, changes)[:1]]
+        recipe = compose(options.recipe, [*changes, *first])
         stem, run = recipe.name, recipe.config.get("run") or {}
         said = {f"run.{key}": str(value) for key, value in run.items() if value is not None}
     if said.get("run.resume", "auto") not in ("auto", "last"):

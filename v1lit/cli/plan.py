@@ -14,6 +14,7 @@ from rich.table import Table
 
 from v1lit.cli.errors import Parser, UserError, a_path
 from v1lit.cli.recipe import compose
+from v1lit.cli.stage_recipes import each_stage
 from v1lit.console import Console, screen
 from v1lit.errors import OptionError
 
@@ -36,6 +37,8 @@ KINDS = {
 def main(argv: Sequence[str]) -> int:
     """Run `v1lit plan`; returns 0 if it fits, 1 if not."""
     options, changes = _parser().read_with_changes(argv)
+    if not options.json and (code := each_stage(main, argv, options.recipe, changes)) is not None:
+        return code
     recipe = compose(options.recipe, changes)
     from v1lit.cli.recipe_cli import RecipeCLI
     from v1lit.plan.report import lengths_told, make_report, scaled

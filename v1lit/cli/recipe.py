@@ -8,13 +8,16 @@
 - `{}` replaces a mapping by an empty one, where any other mapping changes single keys of it.
 - `--a.b=value` changes one key, `--a.b=part.yaml` a whole part, in the order given.
 - `${a.b}` takes another key's value, once parts and changes are merged. That is left to the parser.
+- `stages: {NAME: {...}, ...}` are changes for each stage of the recipe, in their order, merged after all else
+  in files. `--stages.NAME.a.b=value` changes one stage, `--a.b=value` every one.
 
 Paths that are values (`data.source.folder`, `run.folder`, ...) are relative to the current directory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +28,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from v1lit.cli.errors import UserError
+from v1lit.cli.stage_entries import BEGIN_FROM, STAGE, STAGES, Pairs, Stage, StageEntries
 from v1lit.errors import OptionError, did_you_mean
 from v1lit.paths import expand_path
 
@@ -49,6 +53,8 @@ class Recipe:
     config: dict[str, Any]
     origins: dict[str, str]
     typed: dict[str, Typed] = field(default_factory=dict)
+    stage: Stage | None = None
+    """Which of the recipe's stages it is, where that has stages."""
 
     def origin(self, key: str) -> str:
         """Where `key`, or the group around it, was written: a file or `command line`."""
@@ -71,14 +77,43 @@ class Recipe:
 def compose(recipe: str, changes: Sequence[str] = ()) -> Recipe:
     """Read `recipe` (path or bare name) and its parts, then apply `changes` (`--key=value`).
 
-    Raises UserError naming the file and key: unknown recipe, missing part, parts in a circle, bad YAML.
+    Of a recipe with stages it is the one that `run.stage` names. Raises UserError naming the file and key:
+    unknown recipe, missing part, parts in a circle, bad YAML, no stage or an unknown one.
     """
-    path = find_recipe(recipe)
-    composer = _Composer()
+    path, composer = find_recipe(recipe), _Composer()
     config = composer.recipe(path)
-    for key, text in read_changes(changes):
+    common = composer.stages.take_typed(read_changes(changes), _read)
+    stage = composer.stages.stage(_stage_named(config, common), shown(path))
+    if stage is not None:
+        composer.enter(stage, config)
+    for key, text in composer.stages.typed_of(stage, common):
         composer.change(config, key, text)
-    return Recipe(name=path.stem, path=path, config=config, origins=composer.origins, typed=composer.typed)
+    return Recipe(path.stem, path, config, composer.origins, composer.typed, stage)
+
+
+def stages_of(recipe: str, changes: Sequence[str] = ()) -> tuple[str, ...]:
+    """The stages of a recipe, in order; none where it has none, and where `run.stage` names one of them.
+
+    Raises UserError as `compose`.
+    """
+    composer = _Composer()
+    config = composer.recipe(find_recipe(recipe))
+    common = composer.stages.take_typed(read_changes(changes), _read)
+    return () if _stage_named(config, common) else tuple(composer.stages.changes)
+
+
+def compose_all(recipe: str, changes: Sequence[str] = ()) -> list[Recipe]:
+    """As `compose`: every stage of a recipe that has stages, in order, and else the recipe alone."""
+    chosen = [[f"--{STAGE}={name}"] for name in stages_of(recipe, changes)] or [[]]
+    return [compose(recipe, [*changes, *words]) for words in chosen]
+
+
+def _stage_named(config: dict[str, Any], common: Pairs) -> str | None:
+    """The value of `run.stage`, which is taken out of `config`."""
+    run = config.get("run")
+    own = run.pop("stage", None) if isinstance(run, dict) else None
+    name = dict(common).get(STAGE, own)
+    return None if name == "null" else name
 
 
 def shipped(kind: str) -> Path:
@@ -176,6 +211,25 @@ def read_typed(text: str) -> Any:
     return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index,call-overload]
 
 
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """The values of a recipe as JSON, by key."""
+    found: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found |= flattened(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = json.dumps(value, default=str)
+    return found
+
+
+def _read(text: str) -> Any:
+    """As `read_typed`; a text that is no YAML as it is."""
+    try:
+        return read_typed(text)
+    except (yaml.YAMLError, OmegaConfBaseException):
+        return text
+
+
 def is_part(value: object) -> bool:
     """Whether a value names a part."""
     return isinstance(value, str) and value.endswith(SUFFIXES) and "${" not in value
@@ -190,6 +244,7 @@ class _Composer:
     def __init__(self) -> None:
         self.origins: dict[str, str] = {}
         self.typed: dict[str, Typed] = {}
+        self.stages = StageEntries()
 
     def recipe(self, path: Path, trail: tuple[Path, ...] = ()) -> dict[str, Any]:
         """A whole recipe, its `base` included."""
@@ -208,8 +263,18 @@ class _Composer:
                     f"{shown(path)}: base: there is no recipe {base!r}{did_you_mean(base, shipped_recipes())}"
                 )
             config = self.recipe(below, trail)
+        if STAGES in raw:
+            self.stages.take(raw.pop(STAGES), f"{shown(path)}: ", trail)
         self._merge(config, raw, "", trail)
         return config
+
+    def enter(self, stage: Stage, config: dict[str, Any]) -> None:
+        """Merge the changes of a stage into `config`; all but the first begin from another's weights."""
+        model = config.get("model")
+        if stage.number > 1 and isinstance(model, dict) and model.pop("begin_from", None):
+            self._forget(BEGIN_FROM)
+        for changes, trail in self.stages.changes[stage.name]:
+            self._merge(config, changes, "", trail)
 
     def change(self, config: dict[str, Any], key: str, text: str) -> None:
         """Apply `--key=text` to `config`, as YAML; only the key's type tells if the text itself is meant."""

@@ -35,8 +35,8 @@ from v1lit.cli.environment import describe_environment
 from v1lit.cli.errors import RunFailed, UserError, two_lines
 from v1lit.cli.failures import Told, explain, in_own_code
 from v1lit.cli.parser_reasons import reason_in
-from v1lit.cli.recipe import Recipe
-from v1lit.cli.recipe_values import absolute_paths, flattened, prepare_values
+from v1lit.cli.recipe import Recipe, flattened
+from v1lit.cli.recipe_values import absolute_paths, prepare_values
 from v1lit.cli.run_folder import forget_attempt, is_first, run_folder, save_recipe
 from v1lit.cli.schema import check_keys, leaves, with_all_groups, wrong_value
 from v1lit.cli.stopped import stoppable, tell_stopped
@@ -177,7 +177,7 @@ class RecipeCLI(LightningCLI):
                 with noted(self.folder, run.resume), stoppable(self.requests, self._when_stopped):
                     self._train(argv, run)
             except RunStopped as stop:
-                return tell_stopped(stop, self.folder, argv)
+                return tell_stopped(stop, self.folder, argv, self._run_name)
             except (ResultsIncompleteError, NoProgressError):
                 raise  # it says what is kept, and how the rest is made
             except Exception as error:
@@ -190,15 +190,26 @@ class RecipeCLI(LightningCLI):
                 raise failed from error
         return 0
 
-    def _train(self, argv: Sequence[str], run: RunConfig) -> None:
+    def rehearse(self) -> None:
+        """Make model, data and Trainer of a run that begins later, to find what is wrong with them."""
+        run = RunConfig(**self.config.as_dict()["run"])
+        self.folder, self.requests = Path(run.folder) / str(run.name), StopRequests()
+        with quiet(), self.recipe.options():
+            self._build()
+
+    def _build(self) -> None:
+        """Make model, data and Trainer, none of which has done anything yet."""
         self._instantiate()
         refuse_parts(self.trainer)
         with self.recipe.options():
             refuse_other_size(self.trainer.num_devices, self.trainer.num_nodes)
         check_callbacks(self.trainer, self.model, self.datamodule)
+
+    def _train(self, argv: Sequence[str], run: RunConfig) -> None:
+        self._build()
         self._check_resume(run)
         self._doing = "while its data were prepared"
-        self._prepare_data()
+        self.prepare_data()
         self._check_resume(run)  # now also the order of the data, which may not have been there
         self._doing = ""
         header = describe_environment(argv, seed=self.config["seed_everything"])
@@ -230,6 +241,11 @@ class RecipeCLI(LightningCLI):
         return f"at once, after step {steps}" if steps else "before the first step"
 
     @property
+    def _run_name(self) -> str:
+        """Under which the run is resumed; a stage is one of its folders."""
+        return (self.folder if self.recipe.stage is None else self.folder.parent).name
+
+    @property
     def _steps(self) -> int:
         """Optimizer steps, as far as there is a Trainer that could have made any."""
         return 0 if self._doing else self.trainer.global_step
@@ -241,7 +257,7 @@ class RecipeCLI(LightningCLI):
             return None  # nothing has been trained
         left = f"the newest checkpoint is {newest}" if newest is not None and is_first() else ""
         if left:
-            left += f", to resume from with --run.name={self.folder.name} --run.resume=last"
+            left += f", to resume from with --run.name={self._run_name} --run.resume=last"
         if told is None:  # its traceback comes below
             sys.stderr.write(f"{left}\n" if left else "")
             return None
@@ -250,7 +266,7 @@ class RecipeCLI(LightningCLI):
         more = "; ".join([*remedy, left] if left else remedy)
         return RunFailed(f"{rank}{what}\n{more}".rstrip(), told.code)
 
-    def _prepare_data(self) -> None:
+    def prepare_data(self) -> None:
         """Make the shards: only then is it known whether the best checkpoint can be chosen by validation."""
         environment = getattr(self.trainer.strategy, "cluster_environment", None)
         from_outside = environment is not None and environment.creates_processes_externally

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -16,7 +15,7 @@ from v1lit.cli.yaml_texts import is_text
 from v1lit.paths import expand_path, expand_within, is_url
 
 _FOLDER = re.compile(r"(^|_)dir(path)?$")
-_MAY_BE_NAMES = ("weights", "path", "resume")
+_MAY_BE_NAMES = ("weights", "path", "resume", "begin_from")
 _WORDS = ("tiny", "last", "auto")
 """Keys whose value is a path, a name of the hub, or one of these words."""
 
@@ -111,14 +110,3 @@ def _absolute(key: str, text: str) -> str:
     if name in _MAY_BE_NAMES and (text in _WORDS or not os.path.lexists(text)):
         return text
     return os.path.abspath(text)
-
-
-def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """The values of a resolved recipe as JSON, by key."""
-    found: dict[str, str] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            found |= flattened(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = json.dumps(value, default=str)
-    return found

@@ -9,6 +9,7 @@ from typing import Any
 
 from v1lit.cli.errors import Parser, UserError, a_path
 from v1lit.cli.recipe import compose
+from v1lit.cli.stage_marks import stage_folders
 
 
 def main(argv: Sequence[str]) -> int:
@@ -68,6 +69,10 @@ def newest_recipe(folder: Path) -> Path:
     }
     numbered = [(int(match[1] or 1), path) for path, match in names.items() if match]
     if not numbered:
+        if stages := stage_folders(folder):
+            raise UserError(
+                f"{folder} holds a run of stages\ngive one of them: {', '.join(map(str, stages))}"
+            )
         what = "it has no recipe.yaml" if folder.is_dir() else "there is no such folder"
         raise UserError(
             f"{folder} is no folder of a run: {what}\ngive a folder that `lightning run` has made"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from v1lit.cli.recipe import read_changes
 from v1lit.cli.run_folder import is_first, is_helper
+from v1lit.cli.stage_entries import FOLLOWED, STAGE
 from v1lit.training.attempts import LAUNCH
 from v1lit.training.checkpoints import newest_checkpoint
 from v1lit.training.stopping import RunStopped, StopRequests
@@ -39,8 +40,15 @@ def stoppable(requests: StopRequests, when: Callable[[], str]) -> Iterator[None]
         raise RunStopped(requests.received, f"{when()}, with its other processes") from error
 
 
-def tell_stopped(stop: RunStopped, folder: Path, argv: Sequence[str]) -> int:
-    """Say on one line what is left and how to resume, after `v1lit run *argv`; returns the exit code."""
+def tell_stopped(stop: RunStopped, folder: Path, argv: Sequence[str], name: str) -> int:
+    """Say on one line what is left and how to resume, after `v1lit run *argv`; returns the exit code.
+
+    Args:
+        stop: how it was stopped.
+        folder: with its checkpoints.
+        argv: its command.
+        name: of the run.
+    """
     if is_helper():
         return 0  # else its launcher kills the first process, which has yet to say all this
     if is_first():
@@ -48,19 +56,21 @@ def tell_stopped(stop: RunStopped, folder: Path, argv: Sequence[str]) -> int:
         if newest is None:
             left = "there is no checkpoint to resume from"
         else:
-            left = f"checkpoint {newest}; resume with: {resume_command(argv, folder)}"
+            left = f"checkpoint {newest}; resume with: {resume_command(argv, name)}"
         sys.stderr.write(f"{stop}; {left}\n")
     return stop.exit_code
 
 
-def resume_command(argv: Sequence[str], folder: Path) -> str:
-    """The command of the run, changed to resume from the newest checkpoint of its folder.
+def resume_command(argv: Sequence[str], name: str) -> str:
+    """The command of the run of this name, changed to resume from its newest checkpoint.
 
-    Of a launched run, whose own command is that of one rank, what to add to that of the launch.
+    Of a launched run, whose own command is that of one rank, what to add to that of the launch; of a stage
+    that others follow, the command of all.
     """
     if os.environ.get(LAUNCH):
-        return f"the command of the launch and --run.name={shlex.quote(folder.name)}"
+        return f"the command of the launch and --run.name={shlex.quote(name)}"
     recipe, *changes = argv
-    kept = [(key, value) for key, value in read_changes(changes) if key not in ("run.name", "run.resume")]
-    pairs = [*kept, ("run.name", folder.name), ("run.resume", "last")]
+    others = ("run.name", "run.resume", *([STAGE] if FOLLOWED in os.environ else []))
+    kept = [(key, value) for key, value in read_changes(changes) if key not in others]
+    pairs = [*kept, ("run.name", name), ("run.resume", "last")]
     return shlex.join(["lightning", "run", recipe, *(f"--{key}={value}" for key, value in pairs)])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from v1lit.cli.errors import UserError
-from v1lit.cli.recipe import COMMAND_LINE, Recipe, compose
+from v1lit.cli.recipe import COMMAND_LINE, Recipe, compose, stages_of
 from v1lit.cli.recipe_cli import RecipeCLI
 from v1lit.errors import OptionError
 from v1lit.sweep.config import Budget, Sweep
@@ -62,6 +62,12 @@ class Checker:
 
     def all(self, trials: Sequence[Trial]) -> list[Checked]:
         """The trials with what was found out; raises UserError naming the trial."""
+        if stages := stages_of(self.sweep.base):
+            why = (
+                f"it has the stages {', '.join(stages)}, and a trial is one run\ngive the recipe that one "
+                "has left, such as runs/NAME/2-whole/recipe.yaml: it begins from the same model"
+            )
+            raise OptionError("base", self.sweep.base, why)
         checked = []
         for number, trial in enumerate(trials, 1):
             try:

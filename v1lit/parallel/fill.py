@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.empty import on_meta
@@ -25,6 +27,7 @@ from v1lit.errors import first_of
 from v1lit.parallel.tensors import ModelTensor, model_tensors, tensors_by_name
 from v1lit.pointer.head import PointerHead
 from v1lit.pointer.model import PointAndCopyModel
+from v1lit.pointer.model_config import PointAndCopyConfig
 
 BACKBONE = "backbone."
 HEAD, LOOK = "pointer_head.", "look."
@@ -34,7 +37,11 @@ Filled = Callable[[nn.Parameter], None]
 
 
 def fill(
-    model: PointAndCopyModel, backbone: BackboneConfig, device: Device, filled: Filled | None = None
+    model: PointAndCopyModel,
+    backbone: BackboneConfig,
+    device: Device,
+    filled: Filled | None = None,
+    begin_from: str | None = None,
 ) -> None:
     """Give a model the weights that `PointAndCopyModel.build` makes or loads, bit for bit.
 
@@ -46,8 +53,11 @@ def fill(
         device: where its parameters and buffers are from now on.
         filled: called with every parameter of the backbone that is, at once. Not with the head's, which a
             gate changes when all are.
+        begin_from: folder of an exported model, all of whose weights are taken instead.
     """
-    if backbone.weights == "tiny":
+    if begin_from is not None:
+        fill_from_export(model, begin_from, device, filled)
+    elif backbone.weights == "tiny":
         plain = replace(backbone, gradient_checkpointing=[], compile=[])
         fill_from_model(
             model, PointAndCopyModel.build(plain, model.pointer_options, model.config.revisit_options), device
@@ -68,23 +78,49 @@ def fill_from_files(
     while it loads are read whole, those of one weight at a time. Raises ValueError for weights that are
     missing, unexpected or of another shape, by name.
     """
-    files = WeightFiles(Path(folder))
     # The rules go by classes and names, which a cut model no longer has.
     config = copy.deepcopy(model.config.backbone_config)
     plain = on_meta(getattr(transformers, model.family.model_class), config)
+    _fill_from_folder(model, plain, BACKBONE, folder, device, filled)
+
+
+def fill_from_export(
+    model: PointAndCopyModel, folder: str | Path, device: Device, filled: Filled | None = None
+) -> None:
+    """Read all weights, the pointer head's too, from a folder that v1lit has exported.
+
+    Raises ValueError for weights that are missing, unexpected or of another shape, by name.
+    """
+    config = copy.deepcopy(model.config)
+    assert isinstance(config, PointAndCopyConfig)
+    with torch.device("meta"), no_init_weights():
+        plain = PointAndCopyModel(config)
+    _fill_from_folder(model, plain, "", folder, device, filled)
+
+
+def _fill_from_folder(
+    model: PointAndCopyModel,
+    plain: PreTrainedModel,
+    prefix: str,
+    folder: str | Path,
+    device: Device,
+    filled: Filled | None,
+) -> None:
+    """Fill what of a model is called `prefix` and the name of a weight of `plain`, which is not cut."""
+    files = WeightFiles(Path(folder))
     names = fit_weights(plain, files, str(folder))
     held, head = tensors_by_name(model), model.get_output_embeddings()
     for name, stored in names.renamed.items():
-        if (one := held.get(BACKBONE + name)) is not None:
-            _fill_named(held, BACKBONE + name, device, partial(files.read, stored))
+        if (one := held.get(prefix + name)) is not None:
+            _fill_named(held, prefix + name, device, partial(files.read, stored))
             module, own, _ = one.places[0]
             parameter = module._parameters.get(own)
             if filled is not None and parameter is not None and parameter is not head.weight:
                 filled(parameter)
     for conversion in names.conversions:
-        read = partial(_read_as, files, held[BACKBONE + conversion.name].tensor.dtype)
+        read = partial(_read_as, files, held[prefix + conversion.name].tensor.dtype)
         for name, made in conversion.run(plain, read).items():
-            _fill_named(held, BACKBONE + name, device, made.__getitem__)
+            _fill_named(held, prefix + name, device, made.__getitem__)
 
 
 def fill_from_model(model: nn.Module, whole: nn.Module, device: Device) -> None:

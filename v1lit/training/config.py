@@ -93,6 +93,8 @@ class RunConfig:
     """Name of the run's folder; recipe name and time when not given."""
     resume: str | None = None
     """Checkpoint file to resume from; `last`: the newest of the run's folder; `auto`: that, or begin."""
+    stage: str | None = None
+    """The stage to train by itself, of a recipe with `stages`; without it all of them, one after another."""
     checkpoint_every: int | None = None
     """Optimizer steps between two `last.ckpt`; when not given, every ten minutes, rarer if saving is slow."""
     report_examples: int = 256

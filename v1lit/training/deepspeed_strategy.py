@@ -140,13 +140,18 @@ class DeepSpeedZero3(FolderStrategy):
         return zero3.engine_options(limit, self.compute_dtype, self.keep_whole)
 
     def build(
-        self, backbone: BackboneConfig, pointer: PointerConfig, revisit: RevisitConfig = POINT_AND_COPY
+        self,
+        backbone: BackboneConfig,
+        pointer: PointerConfig,
+        revisit: RevisitConfig = POINT_AND_COPY,
+        begin_from: str | None = None,
     ) -> PointAndCopyModel:
         fetch_weights(backbone.weights, self.local_rank)
         options = self._options
         with torch.random.fork_rng(devices=[]):
             model = PointAndCopyModel.build(backbone, pointer, revisit, empty=True)
-        fill(model, backbone, self.root_device, partial(zero3.divide_parameter, options=options))
+        divide = partial(zero3.divide_parameter, options=options)
+        fill(model, backbone, self.root_device, divide, begin_from)
         zero3.divide_model(model, options)
         return model
 

@@ -45,9 +45,15 @@ class FolderStrategy(ModelParallelStrategy):
         return self._writer
 
     def build(
-        self, backbone: BackboneConfig, pointer: PointerConfig, revisit: RevisitConfig = POINT_AND_COPY
+        self,
+        backbone: BackboneConfig,
+        pointer: PointerConfig,
+        revisit: RevisitConfig = POINT_AND_COPY,
+        begin_from: str | None = None,
     ) -> PointAndCopyModel:
         """A model that is divided over the ranks; seed torch before, alike on all ranks.
+
+        begin_from: folder of an exported model with other weights than the backbone's.
 
         Raises what `load_backbone` raises.
         """

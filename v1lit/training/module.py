@@ -19,6 +19,7 @@ from v1lit.data.datamodule import V1DataModule
 from v1lit.data.encode.batch import Batch, blank_batch
 from v1lit.errors import check_choices, check_least
 from v1lit.parallel.gradients import clip_by_norm, total_norm
+from v1lit.paths import expand_fields
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.joint_loss import choose_loss
 from v1lit.pointer.model import PointAndCopyModel
@@ -26,6 +27,7 @@ from v1lit.pointer.output import PointAndCopyOutput
 from v1lit.revisit.config import POINT_AND_COPY, RevisitConfig
 from v1lit.training import deepspeed_strategy  # noqa: F401  # its name becomes known to Lightning
 from v1lit.training.averaging import AveragedModule
+from v1lit.training.begin_from import build_model
 from v1lit.training.config import OptimizerConfig
 from v1lit.training.freezing import freeze_matching
 from v1lit.training.groups import learning_rates, places
@@ -80,9 +82,12 @@ class V1Module(AveragedModule):
         init_seed: of the weights that start at random: the pointer head's, and a tiny backbone's.
         freeze: parameters that do not learn, as patterns (`fnmatch`) of the model's names for them, such as
             `*.layers.0.*`; beside the parts of `backbone.freeze`.
+        begin_from: folder of a model that v1lit exported, whose weights, the pointer head's too, training
+            begins from, without its optimizer; config and processor are those of `backbone`.
     """
 
     GROUP: ClassVar[str] = "model"
+    PATHS: ClassVar[tuple[str, ...]] = ("begin_from",)
 
     model: PointAndCopyModel
 
@@ -97,6 +102,7 @@ class V1Module(AveragedModule):
         init_seed: int = 0,
         revisit: RevisitConfig = POINT_AND_COPY,
         freeze: Sequence[str] = (),
+        begin_from: str | None = None,
     ) -> None:
         super().__init__()
         self.backbone_config = as_options(BackboneConfig, backbone)
@@ -108,6 +114,8 @@ class V1Module(AveragedModule):
         self.verify_loss = verify_loss
         self.init_seed = init_seed
         self.frozen_patterns = list(freeze)
+        self.begin_from = begin_from
+        expand_fields(self)
         check_choices(self)
         check_least(self, 0, "verify_loss")
         self.nonfinite = 0
@@ -117,32 +125,30 @@ class V1Module(AveragedModule):
     @property
     def options(self) -> dict[str, Any]:
         """What to make such a module of, as plain data: `V1Module(**options)`."""
-        configs = {
-            name: getattr(self, f"{name}_config") for name in ("backbone", "pointer", "optimizer", "revisit")
-        }
-        plain = ("on_nonfinite", "max_nonfinite", "verify_loss", "init_seed")
-        return (
-            {name: asdict(getattr(self, f"{name}_config")) for name in configs}
-            | {name: getattr(self, name) for name in plain}
-            | {"freeze": self.frozen_patterns}
-        )
+        plain = ("on_nonfinite", "max_nonfinite", "verify_loss", "init_seed", "begin_from")
+        configs = ("backbone", "pointer", "optimizer", "revisit")
+        made = {name: asdict(getattr(self, f"{name}_config")) for name in configs}
+        return made | {name: getattr(self, name) for name in plain} | {"freeze": self.frozen_patterns}
 
     def configure_model(self) -> None:
-        """Make the model, once."""
+        """Make the model, once, with the weights that training begins from."""
+        self.make_model(self.begin_from)
+
+    def make_model(self, begin_from: str | None = None) -> None:
+        """Make the model, once; without the weights of `begin_from` where others are put into it."""
         if hasattr(self, "model"):
             return
-        strategy = sharded_strategy(trainer_of(self))
+        configs = self.backbone_config, self.pointer_config, self.revisit_config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.init_seed)
-            build = PointAndCopyModel.build if strategy is None else strategy.build
-            model = build(self.backbone_config, self.pointer_config, self.revisit_config)
+            model = build_model(*configs, begin_from, sharded_strategy(trainer_of(self)))
         if lines := freeze_matching(model, self.frozen_patterns):
             rank_zero_info("\n".join(lines))
         self.model = model.train()  # checkpoints open in eval mode, in which gradient checkpointing is off
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
         """As in torch. Makes the model first: of a run in spawned processes, only the weights come back."""
-        self.configure_model()
+        self.make_model()
         return super().load_state_dict(state_dict, *args, **options)
 
     @classmethod
@@ -154,7 +160,7 @@ class V1Module(AveragedModule):
         content = read_checkpoint(checkpoint_path)
         module = cls(*args, **{**options_of(content), **options})
         module.on_load_checkpoint(content)
-        module.configure_model()
+        module.make_model()
         load_parts(Path(checkpoint_path), module, [])
         return module
 

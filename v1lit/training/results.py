@@ -150,7 +150,7 @@ def load_weights(module: V1Module, checkpoint: Path) -> None:
             f"the model has {needed / 1e9:.0f} GB, and {free / 1e9:.0f} GB of memory are free\n"
             "report where there is more memory, or set run.report_examples=0"
         )
-    module.configure_model()
+    module.make_model()
     module.to({tensor.dtype for tensor in alike if tensor.is_floating_point()}.pop())
     load_parts(checkpoint, module, [])
 

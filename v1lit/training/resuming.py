@@ -29,7 +29,9 @@ RECIPE = "v1lit"
 VALIDATED = "v1lit_validated"
 """Another: what the last validation before it has measured, by the names of logs."""
 VALIDATION = "the validation shards"
-WEIGHTS, CONTENT = "model.backbone.weights", "content of model.backbone.weights"
+WEIGHTS, BEGIN_FROM = "model.backbone.weights", "model.begin_from"
+CONTENT = {WEIGHTS: f"content of {WEIGHTS}", BEGIN_FROM: f"content of {BEGIN_FROM}"}
+"""Of keys that name a folder of weights, what its content is recorded as."""
 SAMPLE = 65536
 """Bytes of a file of weights, at either end, that tell it from another."""
 
@@ -57,7 +59,7 @@ CHANGES: dict[str, Change] = {
     **_keys("model.pointer", "tie_heads width key_source normalize gate", Change.MODEL),
     **_keys("model.revisit", "name options", Change.MODEL),
     **_keys("model.revisit", "control control_when", Change.MEASURE),
-    **_keys("model", "backbone.weights backbone.freeze freeze", Change.START),
+    **_keys("model", "backbone.weights begin_from backbone.freeze freeze", Change.START),
     **_keys("model", "pointer.identity_init init_seed", Change.START),
     **_keys("model", "optimizer.name", Change.START),
     **_keys("data", "seed stream.shuffle_window stream.lanes", Change.ORDER),
@@ -78,7 +80,7 @@ CHANGES: dict[str, Change] = {
     **_keys("data.stream", "tail on_bad max_bad_fraction max_bad_in_a_row max_seconds", Change.APPLIED),
     **_keys("data.stream", "cache cache_gb attempts timeout", Change.APPLIED),
     **_keys("", "seed_everything", Change.JOB),
-    **_keys("run", "folder name resume checkpoint_every report_examples report_batch_size", Change.JOB),
+    **_keys("run", "folder name resume stage checkpoint_every report_examples report_batch_size", Change.JOB),
     **_keys("run", "report_max_new_tokens answers_at_validation pictures peak_tflops export", Change.JOB),
     **_keys("run", "wait_for_ranks behind_after lost_after", Change.JOB),
     **_keys("trainer", "accelerator strategy devices num_nodes precision logger callbacks", Change.JOB),
@@ -116,13 +118,14 @@ def differences(checkpoint: Mapping[str, Any], recipe: Mapping[str, Any]) -> dic
     recipe: that of now, as a checkpoint keeps it under `RECIPE`.
     """
     before, now = _flat(checkpoint.get(RECIPE, {})), _flat(recipe)
-    contents = before.pop(CONTENT, None), now.pop(CONTENT, None)
+    contents = {key: (before.pop(name, None), now.pop(name, None)) for key, name in CONTENT.items()}
     changed = {key: (before[key], now[key]) for key in now if key in before and before[key] != now[key]}
-    if None not in contents:  # the folder may have been moved, or another one put in its place
-        changed.pop(WEIGHTS, None)
-        if contents[0] != contents[1]:
-            was, becomes = contents
-            changed[WEIGHTS] = f"{before[WEIGHTS]} ({was})", f"{now[WEIGHTS]} ({becomes})"
+    for key, (was, becomes) in contents.items():
+        if was is None or becomes is None:
+            continue
+        changed.pop(key, None)  # the folder may have been moved, or another one put in its place
+        if was != becomes:
+            changed[key] = f"{before[key]} ({was})", f"{now[key]} ({becomes})"
     return changed
 
 
@@ -139,8 +142,10 @@ class Resumed:
     def recipe(self) -> dict[str, Any]:
         """What is compared: the options, and what else counts."""
         around: dict[str, Any] = {"trainer.limit_val_batches": self.trainer.limit_val_batches}
-        if (content := weights_content(self.model["backbone"]["weights"])) is not None:
-            around[CONTENT] = content
+        folders = {WEIGHTS: self.model["backbone"]["weights"], BEGIN_FROM: self.model["begin_from"]}
+        for key, folder in folders.items():
+            if folder is not None and (content := weights_content(folder)) is not None:
+                around[CONTENT[key]] = content
         if self.data is not None and self.data.val_content is not None:
             around[VALIDATION] = self.data.val_content
         data = {} if self.data is None else self.data.options

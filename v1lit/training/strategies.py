@@ -130,7 +130,11 @@ class Sharded(FolderStrategy):
     # ------------------------------------------------------------------ the model
 
     def build(
-        self, backbone: BackboneConfig, pointer: PointerConfig, revisit: RevisitConfig = POINT_AND_COPY
+        self,
+        backbone: BackboneConfig,
+        pointer: PointerConfig,
+        revisit: RevisitConfig = POINT_AND_COPY,
+        begin_from: str | None = None,
     ) -> PointAndCopyModel:
         fetch_weights(backbone.weights, self.local_rank)
         with torch.random.fork_rng(devices=[]):
@@ -139,7 +143,7 @@ class Sharded(FolderStrategy):
             shard_model(model, Meshes.of(self.device_mesh), self.compute_dtype)
         except IndivisibleError as error:
             raise OptionError(*self._inner, str(error), GROUP) from error
-        fill(model, backbone, self.root_device)
+        fill(model, backbone, self.root_device, begin_from=begin_from)
         return model
 
     @contextmanager
