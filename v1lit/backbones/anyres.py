@@ -1,7 +1,8 @@
 """Where the tokens of LLaVA-NeXT and LLaVA-OneVision see an image: a base view of all of it, then tiles.
 
-The image is fitted into one of several canvases and padded; a tower reads the canvas tile by tile. Rows and columns
-of tokens that saw padding are cut off, many tokens are shrunk to fewer, and behind every row stands a newline.
+The image is fitted into one of several canvases and padded; a tower reads the canvas tile by tile. Rows and
+columns of tokens that saw padding are cut off, many tokens are shrunk to fewer, and behind every row stands a
+newline.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def tiles_map(
 def _cells(tiles: int, side: int, patch: int) -> Floats:
     """`[cells, 2]`: lower and upper edges of the patches along one axis of a canvas, in its pixels."""
     starts = np.arange(tiles)[:, None] * side + np.arange(side // patch) * patch
-    return (starts.reshape(-1, 1) + [0, patch]).astype(np.float64)
+    return (starts.reshape(-1, 1) + np.array([0, patch])).astype(np.float64)
 
 
 def _shrunk(cells: Floats, number: int) -> Floats:

@@ -94,7 +94,7 @@ class Backbone(ABC):
     image_inputs: ClassVar[tuple[str, ...]]
     """Names of the image tensors that `encode_images` takes."""
     parts: ClassVar[Mapping[str, tuple[str, ...]]]
-    """Paths of `vision`, `projector` and `language` in the transformers model: of submodules, or of a parameter."""
+    """Paths of `vision`, `projector` and `language` in the transformers model: submodules, or parameters."""
     chat: ClassVar[ChatFormat]
     """The marks around messages and images."""
     processor_class: ClassVar[str]
@@ -172,8 +172,8 @@ class Backbone(ABC):
     ) -> tuple[dict[str, Tensor], list[PatchMap]]:
         """Tensors for `encode_images`, concatenated over the images, and one patch map per image.
 
-        Images are taken as a person sees them, see `as_seen`; maps are in pixels of that. `among` is the number
-        of images that the example has, by default of those given; crops of them do not count.
+        Images are taken as a person sees them, see `as_seen`; maps are in pixels of that. `among` is the
+        number of images that the example has, by default of those given; crops of them do not count.
         """
         if not images:
             return {}, []
@@ -327,7 +327,7 @@ class Backbone(ABC):
     def explain_foreign(self, config: Mapping[str, Any], weights: str) -> str | None:
         """What `weights` are and what to take instead, where this family knows their foreign `config.json`.
 
-        The recipe's backbone and v1lit's own are asked when `model_type` or class is not that of the recipe's.
+        The recipe's backbone and v1lit's own are asked when `model_type` or class is not the recipe's.
         """
         return None
 

@@ -48,7 +48,7 @@ class Llava(Backbone):
         tokens=("<s>",),
     )
     features: ClassVar[tuple[str, str]] = ("clip_vision_model", "default")
-    """`model_type` of the vision tower, and `vision_feature_select_strategy`: which of its states are taken."""
+    """`model_type` of the vision tower, and `vision_feature_select_strategy`: which of its rows are taken."""
     processor_class = "LlavaImageProcessor"
     processor_aliases = ("CLIPImageProcessor", "CLIPFeatureExtractor")
     image_defaults: ClassVar[Mapping[str, Any]] = {
@@ -144,8 +144,8 @@ class Llava(Backbone):
         strategy = config.get("vision_feature_select_strategy", self.features[1])
         if (tower, strategy) != self.features:
             raise ValueError(
-                f"{weights} is not as {self.name} knows it: its vision tower is {tower!r} with features "
-                f"{strategy!r}; needed are {self.features[0]!r} with {self.features[1]!r}, as in {self.hub_id}"
+                f"{weights}: its vision tower is {tower!r} with features {strategy!r}; {self.name} needs "
+                f"{self.features[0]!r} with {self.features[1]!r}, such as {self.hub_id}"
             )
 
     def blank_image(self, model: PreTrainedModel) -> dict[str, Tensor]:

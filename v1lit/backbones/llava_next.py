@@ -113,9 +113,9 @@ class LlavaNext(Llava):
             "image_grid_pinpoints": processor.image_grid_pinpoints,
             "patch_size": config.vision_config.patch_size,
         }
-        cut, side = processor.crop_size, set(self.canonical({**self.image_defaults, **options})["size"].values())
-        if cut and set(plain_size(cut).values()) != side:
-            raise ValueError(f"crop_size is {plain_size(cut)}, but tiles are of the size {options['size']}")
+        cut = plain_size(processor.crop_size or {})
+        if cut and set(cut.values()) != set(options["size"].values()):
+            raise ValueError(f"crop_size is {cut}, but tiles are of the size {options['size']}")
         return options
 
     def tiny_image_options(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,9 +157,9 @@ class LlavaNext(Llava):
         decoder = (config.get("text_config") or {}).get("model_type", self.decoder)
         if decoder != self.decoder:
             raise ValueError(
-                f"{weights} has the decoder {decoder!r}, whose conversations are not written as {self.name} does, "
-                f"for {self.decoder!r} as in {self.hub_id}\nregister a variant with its decoder and chat format, "
-                "see docs/backbones.md"
+                f"{weights} has the decoder {decoder!r}, but {self.name} writes conversations for "
+                f"{self.decoder!r}, as in {self.hub_id}\n"
+                "register a variant with its decoder and chat format, see docs/backbones.md"
             )
 
     def explain_foreign(self, config: Mapping[str, Any], weights: str) -> str | None:
@@ -169,8 +169,8 @@ class LlavaNext(Llava):
             return None
         standard = self.hub_id if Path(weights).exists() else f"llava-hf/{weights.rpartition('/')[2]}-hf"
         return (
-            f"{weights} is a checkpoint in the layout of the original code ({known.pop()}), which v1lit does not "
-            f"read; the same weights in the transformers layout, for {self.name}: {standard}"
+            f"{weights} is a checkpoint in the layout of the original code ({known.pop()}), which v1lit does "
+            f"not read; the same weights in the transformers layout, for {self.name}: {standard}"
         )
 
     def blank_image(self, model: PreTrainedModel) -> dict[str, Tensor]:
@@ -201,10 +201,11 @@ class LlavaNext(Llava):
         return sum(len(self.grid((width, height), options)) for height, width in sizes)
 
     def tiny_config(self, tokenizer: PreTrainedTokenizerBase, **sizes: Any) -> PreTrainedConfig:
-        from transformers import CLIPVisionConfig, LlavaNextConfig, MistralConfig
+        from transformers import AutoConfig, CLIPVisionConfig, LlavaNextConfig
 
         full = self.check_sizes(sizes)
-        text = MistralConfig(
+        text = AutoConfig.for_model(
+            self.decoder,
             **text_sizes(tokenizer, full, self.chat.stop),
             tie_word_embeddings=full["tie_word_embeddings"],
             bos_token_id=token_id(tokenizer, self.chat.start),

@@ -1,4 +1,4 @@
-"""LLaVA-OneVision: LLaVA-NeXT with SigLIP and more tiles, whose grid is shrunk; one of several images has none."""
+"""LLaVA-OneVision: LLaVA-NeXT with SigLIP and more tiles, of which one of several images has none."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class LlavaOnevision(LlavaNext):
         import torch
 
         blank = super().blank_image(model)
-        return {**blank, "batch_num_images": torch.ones(1, dtype=torch.long, device=blank["image_sizes"].device)}
+        return {**blank, "batch_num_images": torch.ones_like(blank["image_sizes"][:, 0])}
 
     def count_tokens(self, options: Mapping[str, Any], image_inputs: Mapping[str, Tensor]) -> int:
         counts = image_inputs["batch_num_images"].tolist()

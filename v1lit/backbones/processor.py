@@ -112,15 +112,14 @@ class Processor:
     ) -> tuple[dict[str, Tensor], list[PatchMap]]:
         """Tensors for the model and one patch map per image; both empty for no images.
 
-        `among` is the number of images of the example, where it is not that of the images given: crops of them
-        are read as they are, and do not count.
+        `among` is the number of images of the example, by default of those given; crops of them do not count.
         """
         return self.backbone.preprocess(images, self.image_processor, views=self.views, among=among)
 
     def patch_map(self, image_size: tuple[int, int], among: int = 1) -> PatchMap:
-        """The patch map of an image of this `(width, height)`, one of `among` of an example, without the image.
+        """The patch map of an image of this `(width, height)`, as `images` returns it, without the image.
 
-        It is the one that `images` returns.
+        `among` is the number of images of the example.
         """
         return self.backbone.patch_map(image_size, views=self.views, among=among, **self.image_options)
 

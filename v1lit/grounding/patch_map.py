@@ -172,7 +172,7 @@ class PatchMap:
     def region(self, tokens: Iterable[int]) -> Region:
         """The union of what `tokens` see: a box where they fill one, else several boxes.
 
-        On a map with a single view `self.tokens` of it returns the same tokens. Tokens that are not spatial
+        On a map with a single view whose tokens share no pixels, `self.tokens` of it returns the same. Tokens that are not spatial
         are passed over. Raises ValueError if there are no others, and for tokens that the map does not have.
         """
         chosen = sorted({int(token) for token in tokens})
