@@ -16,7 +16,7 @@ from v1lit.grounding.patch_map import NOT_SPATIAL, OVERVIEW, TILE, Floats, Patch
 from v1lit.grounding.region import Size
 
 SHRUNK_ABOVE = 1.1
-"""A grid is shrunk if it has so many times the rows and columns of the largest that may stay."""
+"""A grid is shrunk if it has more than this times the rows and columns of the largest that may stay."""
 
 
 def best_canvas(image_size: Size, canvases: Sequence[Sequence[int]]) -> Size:

@@ -22,6 +22,7 @@ from v1lit.backbones.image_options import (
     check_pixel_options,
     check_positive,
 )
+from v1lit.backbones.tiny import full_sizes
 from v1lit.errors import OptionError, explain_unknown, name_allowed
 from v1lit.grounding.patch_map import PatchMap, Views
 from v1lit.grounding.picture import as_seen
@@ -76,8 +77,7 @@ class VisionWork(NamedTuple):
     image_tokens: int = 0
     """Image tokens that reach the decoder."""
     surplus: int = 0
-    """Rows of the projector beyond the image tokens: those cut off as padding, less separators, which it does
-    not make."""
+    """Rows of the projector beyond the image tokens: cut off as padding, less separators, made without it."""
 
 
 class Backbone(ABC):
@@ -122,9 +122,9 @@ class Backbone(ABC):
     ) -> PatchMap:
         """Which pixels of a `(width, height)` image every image token sees.
 
-        Takes the image processor's options (published values where not given) and needs neither a model nor
-        weights; `among` is the number of images that the example has. Raises ValueError for unknown options,
-        sizes that are no positive integers, and images that the family's processor refuses.
+        Takes the image processor's options (published values where not given) and needs no model; `among` is
+        the number of images that the example has. Raises ValueError for unknown options, sizes that are no
+        positive integers, and images that the family's processor refuses.
         """
         if views not in VIEWS:
             raise ValueError(explain_unknown("views", views, VIEWS))
@@ -173,7 +173,7 @@ class Backbone(ABC):
         """Tensors for `encode_images`, concatenated over the images, and one patch map per image.
 
         Images are taken as a person sees them, see `as_seen`; maps are in pixels of that. `among` is the
-        number of images that the example has, by default of those given; crops of them do not count.
+        number of images of the example, by default of those given; crops of them do not count.
         """
         if not images:
             return {}, []
@@ -184,13 +184,9 @@ class Backbone(ABC):
         small = [capped(image, max_side) for image in seen]
         return self.pixels(small, image_processor, among), maps
 
-    def pixels(
-        self, images: Sequence[Image.Image], image_processor: ImageProcessor, among: int
-    ) -> dict[str, Tensor]:
+    def pixels(self, images: list[Image.Image], processor: ImageProcessor, among: int) -> dict[str, Tensor]:
         """The tensors of `preprocess`, of at least one image; none is too large."""
-        outputs = image_processor.processor(
-            images=list(images), return_tensors="pt", **image_processor.arguments
-        )
+        outputs = processor.processor(images=images, return_tensors="pt", **processor.arguments)
         return {name: outputs[name] for name in self.image_inputs}
 
     def check_image_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,12 +205,8 @@ class Backbone(ABC):
         self, image_size: Size, max_side: int | None, options: Mapping[str, Any], views: Views, among: int
     ) -> PatchMap:
         seen = capped_size(image_size, max_side)
-        patch_map = self.grid(seen, options, views) if among == 1 else self.grid_among(seen, options, views)
-        if seen == image_size:
-            return patch_map
-        # Multiplied before divided: the image's own edges stay exact.
-        boxes = patch_map.boxes * (image_size + image_size) / (seen + seen)
-        return PatchMap(image_size, boxes, patch_map.token_views, patch_map.views)
+        patch_map = (self.grid if among == 1 else self.grid_among)(seen, options, views)
+        return patch_map if seen == image_size else patch_map.resized(image_size)
 
     @abstractmethod
     def canonical(self, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -248,10 +240,14 @@ class Backbone(ABC):
         They belong where `input_ids == image_token_id`. An image attends to itself only. The width is
         `hidden`, and as much again for each of `deep_layers`.
         """
+        import torch
+
         # Stated by every class of the families, not by their common base.
         encode: Any = model.get_image_features
-        output = encode(**image_inputs, return_dict=True)
-        return join_features(output.pooler_output)
+        features = encode(**image_inputs, return_dict=True).pooler_output
+        if not isinstance(features, torch.Tensor):  # but one for each image
+            features = torch.cat([of_image.flatten(0, -2) for of_image in features])
+        return features.flatten(0, -2)
 
     def deep_layers(self, config: PreTrainedConfig) -> int:
         """How many vectors an image token has beside its embedding, which enter further decoder layers.
@@ -294,22 +290,8 @@ class Backbone(ABC):
         """Config of the tiny version for this tokenizer. Sizes are those of `tiny_sizes`."""
 
     def check_sizes(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
-        """All sizes of the tiny version, defaults filled in. Raises ValueError for an unknown one."""
-        for key in sizes:
-            if key not in self.tiny_sizes:
-                why = f"{self.name} has no such size; {name_allowed(key, self.tiny_sizes)}"
-                raise OptionError(key, sizes[key], why)
-        full = {**self.tiny_sizes, **sizes}
-        for hidden, heads in (
-            ("hidden_size", "heads"),
-            ("vision_hidden_size", "vision_heads"),
-            ("heads", "kv_heads"),
-        ):
-            check_positive(hidden, full[hidden])
-            check_positive(heads, full[heads])
-            if full[hidden] % full[heads]:
-                raise OptionError(hidden, full[hidden], f"it must be a multiple of {heads}={full[heads]}")
-        return full
+        """All sizes of the tiny version, defaults filled in. Raises OptionError as `full_sizes`."""
+        return full_sizes(self.name, self.tiny_sizes, sizes)
 
     def check_checkpoint(self, config: Mapping[str, Any], weights: str) -> None:
         """Raise ValueError if a `config.json` of the right `model_type` is unusable all the same."""
@@ -364,15 +346,6 @@ class Backbone(ABC):
         Raises ValueError where a family states no formula: it is then trained without `train/mfu`.
         """
         raise ValueError(f"no formula for the operations of {self.name}: it does not state vision_work")
-
-
-def join_features(features: Tensor | Sequence[Tensor]) -> Tensor:
-    """One table from image features as transformers returns them: one tensor per image, or all stacked."""
-    import torch
-
-    if isinstance(features, torch.Tensor):
-        return features.flatten(0, 1) if features.ndim == 3 else features
-    return torch.cat([feature.flatten(0, -2) for feature in features])
 
 
 def square_work(

@@ -89,15 +89,13 @@ class LlavaNext(Llava):
         """How many tokens the tiles of an image may have before they are shrunk; None for any number."""
         return None
 
-    def pixels(
-        self, images: Sequence[Image.Image], image_processor: ImageProcessor, among: int
-    ) -> dict[str, Tensor]:
+    def pixels(self, images: list[Image.Image], processor: ImageProcessor, among: int) -> dict[str, Tensor]:
         """Views of all images one after another, `[views, channels, side, side]`, and the images' sizes."""
         import torch
 
         # One by one: together, those of fewer tiles are padded.
         made = [
-            image_processor.processor(images=[image], return_tensors="pt", **image_processor.arguments)
+            processor.processor(images=[image], return_tensors="pt", **processor.arguments)
             for image in images
         ]
         joined = {name: torch.cat([output[name] for output in made]) for name in self.image_inputs[1:]}

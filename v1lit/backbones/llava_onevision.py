@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -73,14 +73,10 @@ class LlavaOnevision(LlavaNext):
         base = base_map(image_size, options["size"]["height"], options["patch_size"], views, padded=True)
         return PatchMap.join([base, PatchMap.blank(image_size, 1)])
 
-    def pixels(
-        self, images: Sequence[Image.Image], image_processor: ImageProcessor, among: int
-    ) -> dict[str, Tensor]:
+    def pixels(self, images: list[Image.Image], processor: ImageProcessor, among: int) -> dict[str, Tensor]:
         if among == 1:
-            return super().pixels(images, image_processor, among)
-        output = image_processor.processor(
-            images=[list(images)], return_tensors="pt", **image_processor.arguments
-        )
+            return super().pixels(images, processor, among)
+        output = processor.processor(images=[images], return_tensors="pt", **processor.arguments)
         found: dict[str, Tensor] = {name: output[name] for name in self.image_inputs}
         return {**found, "pixel_values": found["pixel_values"].flatten(0, 1)}
 
