@@ -42,8 +42,8 @@ class LlavaNext(Llava):
     # Source: the chat template of llava-hf/llava-v1.6-mistral-7b-hf.
     chat = ChatFormat(
         system=("<<SYS>>\n", "\n<</SYS>>\n\n"),
-        user=("[INST] ", " [/INST]"),
-        assistant=(" ", "</s>"),
+        user=("[INST] ", ""),
+        assistant=(" [/INST] ", "</s>"),
         image=("", ""),
         image_token="<image>",
         stop="</s>",

@@ -37,6 +37,11 @@ class Answer:
     """The crops that are shown."""
     done: bool = False
 
+    @property
+    def crops(self) -> int:
+        """How many are shown."""
+        return len(self.cuts)
+
 
 class Closed(StoppingCriteria):
     """A row is done behind the tokens that close a region, and when it has its number of new tokens.
@@ -94,7 +99,7 @@ def generate_with_crops(
     assert isinstance(strategy, Crop)
     while rows := [answer for answer in answers if not answer.done]:
         room = [max_new_tokens - len(row.said) for row in rows]
-        may_crop = [len(row.cuts) < strategy.max_crops for row in rows]
+        may_crop = [row.crops < strategy.max_crops for row in rows]
         batch = collate([row.shown for row in rows], processor.pad_token_id, side="left").to(model.device)
         prompt = batch.input_ids.shape[1]
         out = model.generate(
