@@ -27,7 +27,7 @@ class Llava(Backbone):
     model_type = "llava"
     model_class = "LlavaForConditionalGeneration"
     hub_id = "llava-hf/llava-1.5-7b-hf"
-    image_inputs = ("pixel_values",)
+    image_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "vision": ("model.vision_tower",),
         "projector": ("model.multi_modal_projector",),
@@ -50,7 +50,7 @@ class Llava(Backbone):
     features: ClassVar[tuple[str, str]] = ("clip_vision_model", "default")
     """`model_type` of the vision tower, and `vision_feature_select_strategy`: which of its rows are taken."""
     processor_class = "LlavaImageProcessor"
-    processor_aliases = ("CLIPImageProcessor", "CLIPFeatureExtractor")
+    processor_aliases: ClassVar[tuple[str, ...]] = ("CLIPImageProcessor", "CLIPFeatureExtractor")
     image_defaults: ClassVar[Mapping[str, Any]] = {
         "size": {"shortest_edge": 336},
         "crop_size": {"height": 336, "width": 336},

@@ -34,7 +34,7 @@ class LlavaNext(Llava):
     model_type = "llava_next"
     model_class = "LlavaNextForConditionalGeneration"
     hub_id = "llava-hf/llava-v1.6-mistral-7b-hf"
-    image_inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "image_sizes")
+    image_inputs = ("pixel_values", "image_sizes")
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
         **Llava.parts,
         "projector": ("model.multi_modal_projector", "model.image_newline"),
@@ -69,7 +69,7 @@ class LlavaNext(Llava):
     def canonical(self, options: Mapping[str, Any]) -> dict[str, Any]:
         full = dict(options)
         size = as_size("size", full["size"], "shortest_edge")
-        side = size.get("shortest_edge", size.get("height"))
+        side = next(iter(size.values()))
         if any(length != side for length in size.values()):
             raise OptionError("size", full["size"], "a tile is a square; give one number")
         full["size"] = {"height": side, "width": side}
