@@ -203,6 +203,36 @@ def checkpoint(folder: Path, **config: Any) -> str:
             {"model_type": "llava", "vision_config": {"model_type": "pixtral"}},
             "vision tower is 'pixtral'",
         ),
+        (
+            "llava_next",
+            {
+                "model_type": "llava_mistral",
+                "architectures": ["LlavaMistralForCausalLM"],
+                "image_aspect_ratio": "anyres",
+                "mm_patch_merge_type": "spatial_unpad",
+            },
+            r"is a LlavaMistralForCausalLM, .*\n.*-hf: llava-hf/llava-v1\.6-mistral-7b-hf",
+        ),
+        (
+            "llava",
+            {
+                "model_type": "llava",
+                "architectures": ["LlavaQwenForCausalLM"],
+                "image_aspect_ratio": "anyres_max_9",
+                "mm_patch_merge_type": "spatial_unpad",
+            },
+            r"is a LlavaQwenForCausalLM.*\n.*-hf: llava-hf/llava-onevision-qwen2-7b-ov-hf",
+        ),
+        (
+            "llava_next",
+            {"model_type": "llava_next", "text_config": {"model_type": "llama"}},
+            r"has the decoder 'llama'.*for 'mistral'.*\nregister a variant",
+        ),
+        (
+            "llava_onevision",
+            {"model_type": "llava_onevision", "vision_config": {"model_type": "clip_vision_model"}},
+            r"vision tower is 'clip_vision_model'.*needs 'siglip_vision_model' with 'full'",
+        ),
         ("qwen2_vl", {"model_type": "qwen2_vl", "auto_map": {"a": "b"}}, "Qwen/Qwen2-VL-7B-Instruct"),
         ("qwen3_vl", {"model_type": "qwen3_vl_moe"}, "a Qwen3-VL with experts.*Qwen/Qwen3-VL-8B-Instruct"),
     ],

@@ -50,6 +50,25 @@ PUBLISHED: dict[str, list[dict[str, Any]]] = {
         {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}, "do_center_crop": True},
         {"size": 336, "crop_size": 336, "image_processor_type": "CLIPImageProcessor"},
     ],
+    "llava_next": [
+        {
+            "size": {"shortest_edge": 336},
+            "crop_size": {"height": 336, "width": 336},
+            "do_center_crop": True,
+            "do_pad": True,
+            "aspect_ratio_setting": "anyres",
+            "image_grid_pinpoints": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
+            "image_processor_type": "LlavaNextImageProcessor",
+        }
+    ],
+    "llava_onevision": [
+        {
+            "size": {"height": 384, "width": 384},
+            "do_pad": True,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_processor_type": "LlavaOnevisionImageProcessor",
+        }
+    ],
     "internvl": [
         {
             "size": {"height": 448, "width": 448},
@@ -146,6 +165,8 @@ def test_images_of_any_mode_are_taken(name: str, mode: str) -> None:
         ("qwen2_vl", {"max_pixels": 100 * 100, "max_side": 150}),
         ("qwen2_5_vl", {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}),
         ("llava", {"do_pad": True}),
+        ("llava_next", {"max_side": 100}),
+        ("llava_onevision", {"max_side": 100}),
         ("internvl", {"max_patches": 3, "max_side": 100}),
     ],
 )
@@ -211,7 +232,9 @@ def test_published_image_processors_are_read(tmp_path: Path, name: str, content:
     import transformers
 
     backbone = get_backbone(name)
-    getattr(transformers, backbone.model_class).config_class().save_pretrained(tmp_path)
+    # The class's defaults are another checkpoint's than the family's.
+    own = {"text_config": {"model_type": "mistral"}} if name == "llava_next" else {}
+    getattr(transformers, backbone.model_class).config_class(**own).save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
     processor = checkpoint_image_processor(backbone, str(tmp_path))
     assert processor.options == backbone.image_processor().options

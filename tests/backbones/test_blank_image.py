@@ -22,10 +22,19 @@ def tiny(name: str, **options: Any) -> PreTrainedModel:
 
 
 @pytest.mark.parametrize(
-    ("name", "tokens"), [("qwen2_vl", 1), ("qwen2_5_vl", 1), ("qwen3_vl", 1), ("llava", 36), ("internvl", 4)]
+    ("name", "tokens"),
+    [
+        ("qwen2_vl", 1),
+        ("qwen2_5_vl", 1),
+        ("qwen3_vl", 1),
+        ("llava", 36),
+        ("llava_next", 16 + 2 * 16 + 4),
+        ("llava_onevision", 9 + 9 + 3),
+        ("internvl", 4),
+    ],
 )
 def test_a_blank_image_is_as_small_as_the_family_allows(name: str, tokens: int) -> None:
-    """One image token where sizes are free; one image or tile where they are not."""
+    """One image token where sizes are free; one image or the fewest tiles where they are not."""
     model, backbone = tiny(name, dtype="bfloat16"), get_backbone(name)
     blank = backbone.blank_image(model)
     assert blank["pixel_values"].dtype == torch.bfloat16
@@ -43,8 +52,9 @@ def test_a_batch_of_images_is_one_call_of_the_tower(name: str) -> None:
     model, backbone = tiny(name), get_backbone(name)
     calls: list[str] = []
     paths = [*backbone.parts["vision"]]
-    for path in backbone.parts["projector"]:
-        one = model.get_submodule(path)
+    modules = dict(model.named_modules())
+    for path in filter(modules.__contains__, backbone.parts["projector"]):  # not those of a parameter
+        one = modules[path]
         paths += [f"{path}.{n}" for n in range(len(one))] if isinstance(one, torch.nn.ModuleList) else [path]
     for path in paths:
         model.get_submodule(path).register_forward_hook(lambda *_, path=path: calls.append(path))

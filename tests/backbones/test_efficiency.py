@@ -76,9 +76,9 @@ def images(model: Any, backbone: Any, grids: tuple[tuple[int, int], ...]) -> Ten
         values = 3 * vision.temporal_patch_size * vision.patch_size**2
         pixels = torch.randn(int(thw.prod(1).sum()), values)
         return backbone.encode_images(model, pixel_values=pixels, image_grid_thw=thw)
-    size = model.config.vision_config.image_size
-    side = size if isinstance(size, int) else size[0]
-    return backbone.encode_images(model, pixel_values=torch.randn(len(grids), 3, side, side))
+    blank = {name: torch.cat([value] * len(grids)) for name, value in backbone.blank_image(model).items()}
+    noisy = {name: torch.randn_like(v) if v.is_floating_point() else v for name, v in blank.items()}
+    return backbone.encode_images(model, **noisy)
 
 
 def results(model: Any, run: Callable[[], Tensor]) -> list[Tensor]:

@@ -15,6 +15,7 @@ from v1lit.backbones import get_backbone, list_backbones
 from v1lit.backbones.image_options import capped_size
 from v1lit.backbones.qwen import resized_size
 from v1lit.grounding.patch_map import OVERVIEW, TILE
+from v1lit.grounding.raster import union_area
 
 sides = st.integers(1, 3000)
 
@@ -137,8 +138,8 @@ def test_tokens_see_parts_of_the_image_and_a_grid_covers_it_once(name: str, widt
     assert (boxes <= (width, height, width, height)).all()
     tiles = patch_map.boxes[patch_map.token_views == TILE]
     area = ((tiles[:, 2] - tiles[:, 0]) * (tiles[:, 3] - tiles[:, 1])).sum()
-    if name == "llava":
-        assert area <= width * height * (1 + 1e-9)
+    if name.startswith("llava"):  # whose tokens leave out edges, or overlap
+        assert union_area(tiles) <= width * height * (1 + 1e-9)
     else:
         assert area == pytest.approx(width * height)
 

@@ -17,16 +17,19 @@ import pytest
 import yaml
 from PIL import Image, ImageDraw
 
+from v1lit.backbones.registry import BUILTIN, get_backbone
 from v1lit.cli.main import main
 from v1lit.cli.recipe import compose, compose_all, shipped, shipped_recipes
 from v1lit.cli.recipe_cli import RecipeCLI
 from v1lit.cli.run_folder import VARIABLE as RUN_FOLDER
+from v1lit.plan.architecture import published_sizes
 
 pytestmark = pytest.mark.dependencies
 
-TINY = ("tiny_qwen", "tiny_qwen3_vl", "tiny_llava", "tiny_internvl")
-V1G = ("qwen_v1g", "qwen2_vl_v1g", "qwen3_vl_v1g", "llava_v1g", "internvl_v1g")
 STAGES = ("tiny_llava_stages", "llava_stages_v1g")
+PLAIN = tuple(name for name in shipped_recipes() if name not in STAGES)
+TINY = tuple(name for name in PLAIN if name.startswith("tiny_") and name != "tiny_qwen_real")
+V1G = tuple(name for name in PLAIN if name.endswith("_v1g"))
 FEW = [
     "--run.report_examples=2",
     "--run.report_batch_size=2",
@@ -171,14 +174,11 @@ def test_the_stages_of_llava_have_its_rates_and_examples_per_step():
     assert [config["model"]["backbone"]["freeze"] for config in configs] == [["vision", "language"], []]
 
 
-def test_the_hub_ids(resolved):
-    assert [resolved(name)["model"]["backbone"]["weights"] for name in V1G] == [
-        "Qwen/Qwen2.5-VL-7B-Instruct",
-        "Qwen/Qwen2-VL-7B-Instruct",
-        "Qwen/Qwen3-VL-8B-Instruct",
-        "llava-hf/llava-1.5-7b-hf",
-        "OpenGVLab/InternVL3-8B-hf",
-    ]
+def test_the_weights_are_of_the_recipes_family_and_each_family_has_a_recipe(resolved):
+    backbones = [resolved(name)["model"]["backbone"] for name in V1G]
+    types = [published_sizes()[backbone["weights"]]["model_type"] for backbone in backbones]
+    assert types == [get_backbone(backbone["name"]).model_type for backbone in backbones]
+    assert {backbone["name"] for backbone in backbones} == set(BUILTIN)
 
 
 # ---------------------------------------------------------------- two steps of each

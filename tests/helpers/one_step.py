@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from helpers.gloo_ranks import gather
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.efficiency import part_layers
+from v1lit.backbones.registry import BUILTIN
 from v1lit.parallel.boxes import own_part, tile
 from v1lit.parallel.fill import fill_from_model, move_buffers
 from v1lit.parallel.gradients import clip_by_norm, total_norm
@@ -21,7 +22,7 @@ from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.testing.models import build, inputs, packed_batch
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "internvl")
+FAMILIES = tuple(BUILTIN)
 IMAGES = ((1, 2), (0,))
 """Images of the examples that either reader of data has."""
 OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

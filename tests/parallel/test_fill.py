@@ -20,11 +20,12 @@ from transformers.core_model_loading import Chunk, Concatenate, WeightConverter
 
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.load import load_backbone
+from v1lit.backbones.registry import BUILTIN
 from v1lit.parallel.fill import check_filled, fill, fill_from_model, move_buffers
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "internvl")
+FAMILIES = tuple(BUILTIN)
 
 
 def filled(config: BackboneConfig, pointer: PointerConfig | None = None) -> PointAndCopyModel:

@@ -21,6 +21,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.empty import parameters_to_meta
+from v1lit.backbones.registry import BUILTIN
 from v1lit.backbones.weight_files import WeightsUnavailable
 from v1lit.parallel import fetch
 from v1lit.parallel.fill import fill, fill_from_model
@@ -29,7 +30,7 @@ from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel
 
 pytestmark = [needs_fork, pytest.mark.timeout(240)]
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "internvl")
+FAMILIES = tuple(BUILTIN)
 
 
 def on_ranks(count: int, place: Path, work: Callable[..., Any], *arguments: Any) -> list[Any]:

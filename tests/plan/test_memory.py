@@ -226,6 +226,7 @@ def test_published_sizes_add_up_to_the_parameters_of_the_checkpoints() -> None:
         "Qwen/Qwen2.5-VL-7B-Instruct": 8_292_166_656,
         "Qwen/Qwen2-VL-7B-Instruct": 8_291_375_616,
         "llava-hf/llava-1.5-7b-hf": 7_063_427_072,
+        "llava-hf/llava-v1.6-mistral-7b-hf": 7_566_747_648,
         "OpenGVLab/InternVL3-8B-hf": 7_944_373_760,
     }
     for weights_, parameters in published.items():

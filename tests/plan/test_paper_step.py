@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from v1lit.backbones.config import BackboneConfig
+from v1lit.backbones.registry import BUILTIN
 from v1lit.plan import timeline
 from v1lit.plan.architecture import model_config, model_on_meta
 from v1lit.plan.batch import BatchShape, ImageShape, PaperBatch
@@ -21,7 +22,7 @@ from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel
 
 pytestmark = pytest.mark.slow
-FAMILIES = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "llava", "internvl")
+FAMILIES = tuple(BUILTIN)
 POINTER = PointerConfig(loss_implementation="chunked")
 ALONE = Placement(
     whole=True, buckets=False, shards=1, tensor=1, weight=4, gathered=4, reduced=4, moments=8, accumulate=1

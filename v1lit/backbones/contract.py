@@ -22,6 +22,7 @@ from v1lit.backbones.image_options import (
     check_pixel_options,
     check_positive,
 )
+from v1lit.backbones.tiny import full_sizes
 from v1lit.errors import OptionError, explain_unknown, name_allowed
 from v1lit.grounding.patch_map import PatchMap, Views
 from v1lit.grounding.picture import as_seen
@@ -75,6 +76,8 @@ class VisionWork(NamedTuple):
     """Width of the attention times the pairs of tokens that see each other, summed over the layers."""
     image_tokens: int = 0
     """Image tokens that reach the decoder."""
+    surplus: int = 0
+    """Rows of the projector beyond the image tokens: cut off as padding, less separators, made without it."""
 
 
 class Backbone(ABC):
@@ -91,7 +94,7 @@ class Backbone(ABC):
     image_inputs: ClassVar[tuple[str, ...]]
     """Names of the image tensors that `encode_images` takes."""
     parts: ClassVar[Mapping[str, tuple[str, ...]]]
-    """Submodule paths in the transformers model of `vision`, `projector` and `language`."""
+    """Paths of `vision`, `projector` and `language` in the transformers model: submodules, or parameters."""
     chat: ClassVar[ChatFormat]
     """The marks around messages and images."""
     processor_class: ClassVar[str]
@@ -102,6 +105,8 @@ class Backbone(ABC):
     """The published image options that decide which pixels a token sees; also the list of allowed ones."""
     pixel_defaults: ClassVar[Mapping[str, Any]]
     """The published mean and standard deviation."""
+    harmless: ClassVar[tuple[str, ...]] = ()
+    """Settings of the image processor that change no pixel of this family, beside those of all families."""
     tiny_sizes: ClassVar[Mapping[str, Any]]
     """Sizes of the tiny version and their defaults."""
     packs: ClassVar[bool] = True
@@ -112,18 +117,20 @@ class Backbone(ABC):
 
     # ---- images -------------------------------------------------------------------------------------------
 
-    def patch_map(self, image_size: Size, *, views: Views = "all", **options: Any) -> PatchMap:
+    def patch_map(
+        self, image_size: Size, *, views: Views = "all", among: int = 1, **options: Any
+    ) -> PatchMap:
         """Which pixels of a `(width, height)` image every image token sees.
 
-        Takes the image processor's options (published values where not given) and needs neither a model nor
-        weights. Raises ValueError for unknown options, sizes that are no positive integers, and images
-        that the family's processor refuses.
+        Takes the image processor's options (published values where not given) and needs no model; `among` is
+        the number of images that the example has. Raises ValueError for unknown options, sizes that are no
+        positive integers, and images that the family's processor refuses.
         """
         if views not in VIEWS:
             raise ValueError(explain_unknown("views", views, VIEWS))
         self.check_image_options(options)
-        max_side = options.get("max_side")
-        return self._capped_patch_map(check_image_size(image_size), max_side, self.complete(options), views)
+        max_side, full = options.get("max_side"), self.complete(options)
+        return self._capped_patch_map(check_image_size(image_size), max_side, full, views, among)
 
     def complete(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """All options that decide which pixels a token sees, in canonical form, defaults filled in."""
@@ -157,20 +164,30 @@ class Backbone(ABC):
         return ImageProcessor(processor, canonical, options.get("max_side"), arguments)
 
     def preprocess(
-        self, images: Sequence[Image.Image], image_processor: ImageProcessor, views: Views = "all"
+        self,
+        images: Sequence[Image.Image],
+        image_processor: ImageProcessor,
+        views: Views = "all",
+        among: int | None = None,
     ) -> tuple[dict[str, Tensor], list[PatchMap]]:
         """Tensors for `encode_images`, concatenated over the images, and one patch map per image.
 
-        Images are taken as a person sees them, see `as_seen`; maps are in pixels of that.
+        Images are taken as a person sees them, see `as_seen`; maps are in pixels of that. `among` is the
+        number of images of the example, by default of those given; crops of them do not count.
         """
         if not images:
             return {}, []
+        among = len(images) if among is None else among
         options, max_side = image_processor.options, image_processor.max_side
         seen = [as_seen(image) for image in images]
-        maps = [self._capped_patch_map(image.size, max_side, options, views) for image in seen]
+        maps = [self._capped_patch_map(image.size, max_side, options, views, among) for image in seen]
         small = [capped(image, max_side) for image in seen]
-        outputs = image_processor.processor(images=small, return_tensors="pt", **image_processor.arguments)
-        return {name: outputs[name] for name in self.image_inputs}, maps
+        return self.pixels(small, image_processor, among), maps
+
+    def pixels(self, images: list[Image.Image], processor: ImageProcessor, among: int) -> dict[str, Tensor]:
+        """The tensors of `preprocess`, of at least one image; none is too large."""
+        outputs = processor.processor(images=images, return_tensors="pt", **processor.arguments)
+        return {name: outputs[name] for name in self.image_inputs}
 
     def check_image_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The options as a dict. Raises ValueError for an unknown one, naming the nearest match."""
@@ -185,15 +202,11 @@ class Backbone(ABC):
         return dict(options)
 
     def _capped_patch_map(
-        self, image_size: Size, max_side: int | None, options: Mapping[str, Any], views: Views
+        self, image_size: Size, max_side: int | None, options: Mapping[str, Any], views: Views, among: int
     ) -> PatchMap:
         seen = capped_size(image_size, max_side)
-        patch_map = self.grid(seen, options, views)
-        if seen == image_size:
-            return patch_map
-        # Multiplied before divided: the image's own edges stay exact.
-        boxes = patch_map.boxes * (image_size + image_size) / (seen + seen)
-        return PatchMap(image_size, boxes, patch_map.token_views, patch_map.views)
+        patch_map = (self.grid if among == 1 else self.grid_among)(seen, options, views)
+        return patch_map if seen == image_size else patch_map.resized(image_size)
 
     @abstractmethod
     def canonical(self, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,6 +215,10 @@ class Backbone(ABC):
     @abstractmethod
     def grid(self, image_size: Size, options: Mapping[str, Any], views: Views) -> PatchMap:
         """The patch map of an image that reaches the processor with this size, from canonical options."""
+
+    def grid_among(self, image_size: Size, options: Mapping[str, Any], views: Views) -> PatchMap:
+        """As `grid`, of one of several images of an example, where a family treats those in another way."""
+        return self.grid(image_size, options, views)
 
     @abstractmethod
     def processor_arguments(self, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -223,10 +240,14 @@ class Backbone(ABC):
         They belong where `input_ids == image_token_id`. An image attends to itself only. The width is
         `hidden`, and as much again for each of `deep_layers`.
         """
+        import torch
+
         # Stated by every class of the families, not by their common base.
         encode: Any = model.get_image_features
-        output = encode(**image_inputs, return_dict=True)
-        return join_features(output.pooler_output)
+        features = encode(**image_inputs, return_dict=True).pooler_output
+        if not isinstance(features, torch.Tensor):  # but one for each image
+            features = torch.cat([of_image.flatten(0, -2) for of_image in features])
+        return features.flatten(0, -2)
 
     def deep_layers(self, config: PreTrainedConfig) -> int:
         """How many vectors an image token has beside its embedding, which enter further decoder layers.
@@ -269,22 +290,8 @@ class Backbone(ABC):
         """Config of the tiny version, of `tiny_sizes`, for this tokenizer; marks that it lacks are added."""
 
     def check_sizes(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
-        """All sizes of the tiny version, defaults filled in. Raises ValueError for an unknown one."""
-        for key in sizes:
-            if key not in self.tiny_sizes:
-                why = f"{self.name} has no such size; {name_allowed(key, self.tiny_sizes)}"
-                raise OptionError(key, sizes[key], why)
-        full = {**self.tiny_sizes, **sizes}
-        for hidden, heads in (
-            ("hidden_size", "heads"),
-            ("vision_hidden_size", "vision_heads"),
-            ("heads", "kv_heads"),
-        ):
-            check_positive(hidden, full[hidden])
-            check_positive(heads, full[heads])
-            if full[hidden] % full[heads]:
-                raise OptionError(hidden, full[hidden], f"it must be a multiple of {heads}={full[heads]}")
-        return full
+        """All sizes of the tiny version, defaults filled in. Raises OptionError as `full_sizes`."""
+        return full_sizes(self.name, self.tiny_sizes, sizes)
 
     def check_checkpoint(self, config: Mapping[str, Any], weights: str) -> None:
         """Raise ValueError if a `config.json` of the right `model_type` is unusable all the same."""
@@ -302,7 +309,7 @@ class Backbone(ABC):
     def explain_foreign(self, config: Mapping[str, Any], weights: str) -> str | None:
         """What `weights` are and what to take instead, where this family knows their foreign `config.json`.
 
-        The recipe's backbone and v1lit's own are asked when the `model_type` is not that of the recipe's.
+        The recipe's backbone and v1lit's own are asked when `model_type` or class is not the recipe's.
         """
         return None
 
@@ -341,17 +348,10 @@ class Backbone(ABC):
         raise ValueError(f"no formula for the operations of {self.name}: it does not state vision_work")
 
 
-def join_features(features: Tensor | Sequence[Tensor]) -> Tensor:
-    """One table from image features as transformers returns them: one tensor per image, or all stacked."""
-    import torch
-
-    if isinstance(features, torch.Tensor):
-        return features.flatten(0, 1) if features.ndim == 3 else features
-    return torch.cat([feature.flatten(0, -2) for feature in features])
-
-
-def square_work(images: int, patches: int, image_tokens: int, layers: int, width: int) -> VisionWork:
-    """Work of a tower with a class token in which every patch of an image (or tile) sees every other.
+def square_work(
+    images: int, patches: int, image_tokens: int, layers: int, width: int, class_tokens: int = 1
+) -> VisionWork:
+    """Work of a tower in which every patch of an image (or tile) sees every other.
 
     Args:
         images: Images or tiles, all of the size that the tower was made for.
@@ -359,8 +359,9 @@ def square_work(images: int, patches: int, image_tokens: int, layers: int, width
         image_tokens: Of one image.
         layers: Those whose output is used.
         width: Of the attention.
+        class_tokens: Beside the patches of an image.
     """
-    rows = patches + 1
+    rows = patches + class_tokens
     return VisionWork(
         images * patches, images * rows, images * layers * rows**2 * width, images * image_tokens
     )

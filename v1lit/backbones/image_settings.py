@@ -73,12 +73,14 @@ def check_settings(backbone: Backbone, processor: Any, saved: Mapping[str, Any])
 
 def has_place(backbone: Backbone, key: str) -> bool:
     """Whether a setting has a place in the lists of a family."""
-    return key in (*backbone.image_defaults, *PIXEL_OPTIONS, *pinned(backbone), *WITHOUT_EFFECT)
+    without_effect = (*WITHOUT_EFFECT, *backbone.harmless)
+    return key in (*backbone.image_defaults, *PIXEL_OPTIONS, *pinned(backbone), *without_effect)
 
 
 def pinned(backbone: Backbone) -> dict[str, tuple[Any, ...]]:
     """The settings that must have one of these values for a family's patch maps to be right."""
-    return {key: allowed for key, allowed in PINNED.items() if key not in backbone.image_defaults}
+    free = (*backbone.image_defaults, *backbone.harmless)
+    return {key: allowed for key, allowed in PINNED.items() if key not in free}
 
 
 def json_word(value: Any) -> str:

@@ -27,7 +27,7 @@ class Llava(Backbone):
     model_type = "llava"
     model_class = "LlavaForConditionalGeneration"
     hub_id = "llava-hf/llava-1.5-7b-hf"
-    image_inputs = ("pixel_values",)
+    image_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "vision": ("model.vision_tower",),
         "projector": ("model.multi_modal_projector",),
@@ -47,8 +47,10 @@ class Llava(Backbone):
         start="<s>",
         tokens=("<s>",),
     )
+    features: ClassVar[tuple[str, str]] = ("clip_vision_model", "default")
+    """`model_type` of the vision tower, and `vision_feature_select_strategy`: which of its rows are taken."""
     processor_class = "LlavaImageProcessor"
-    processor_aliases = ("CLIPImageProcessor", "CLIPFeatureExtractor")
+    processor_aliases: ClassVar[tuple[str, ...]] = ("CLIPImageProcessor", "CLIPFeatureExtractor")
     image_defaults: ClassVar[Mapping[str, Any]] = {
         "size": {"shortest_edge": 336},
         "crop_size": {"height": 336, "width": 336},
@@ -138,12 +140,12 @@ class Llava(Backbone):
 
     def check_checkpoint(self, config: Mapping[str, Any], weights: str) -> None:
         super().check_checkpoint(config, weights)
-        tower = (config.get("vision_config") or {}).get("model_type", "clip_vision_model")
-        strategy = config.get("vision_feature_select_strategy", "default")
-        if tower != "clip_vision_model" or strategy != "default":
+        tower = (config.get("vision_config") or {}).get("model_type", self.features[0])
+        strategy = config.get("vision_feature_select_strategy", self.features[1])
+        if (tower, strategy) != self.features:
             raise ValueError(
-                f"{weights} is no LLaVA-1.5: its vision tower is {tower!r} with features {strategy!r}; "
-                f"llava needs 'clip_vision_model' with 'default', such as {self.hub_id}"
+                f"{weights}: its vision tower is {tower!r} with features {strategy!r}; {self.name} needs "
+                f"{self.features[0]!r} with {self.features[1]!r}, such as {self.hub_id}"
             )
 
     def blank_image(self, model: PreTrainedModel) -> dict[str, Tensor]:
@@ -158,10 +160,10 @@ class Llava(Backbone):
         return super().prepare(model)
 
     def unused_modules(self, model: Any) -> list[nn.Module]:
-        tower = model.get_submodule(self.parts["vision"][0])
-        layers = list(tower.encoder.layers)
+        tower, layers = model.get_submodule(self.parts["vision"][0]), self.layers(model, "vision")
         used = layers_used(model.config.vision_feature_layer, len(layers))
-        return [*layers[used:], tower.post_layernorm]
+        behind = ("post_layernorm", "head")
+        return [*layers[used:], *(module for name, module in tower.named_children() if name in behind)]
 
     def vision_work(self, config: PreTrainedConfig, image_inputs: Mapping[str, Tensor]) -> VisionWork:
         vision = config.vision_config

@@ -232,7 +232,7 @@ def part_parameters(model: nn.Module, backbone: Backbone, part: str) -> dict[str
     owner = {path: name for name, paths in backbone.parts.items() for path in paths}
 
     def part_of(parameter: str) -> str | None:
-        inside = [path for path in owner if parameter.startswith(path + ".")]
+        inside = [path for path in owner if f"{parameter}.".startswith(f"{path}.")]
         return owner[max(inside, key=len)] if inside else None
 
     return {name: parameter for name, parameter in model.named_parameters() if part_of(name) == part}
@@ -274,10 +274,12 @@ def _refuse_other_family(backbone: Backbone, content: Mapping[str, Any], weights
         raise WeightsUnavailable(f"{weights} has no config.json")
     if (explained := explain_original_llava(content, weights)) is not None:
         raise ValueError(explained)
-    if model_type != backbone.model_type:
+    foreign = backbone.model_class not in (content.get("architectures") or [backbone.model_class])
+    if model_type != backbone.model_type or foreign:
         for family in (backbone, *map(get_backbone, BUILTIN)):
             if (explained := family.explain_foreign(content, weights)) is not None:
                 raise ValueError(explained)
+    if model_type != backbone.model_type:
         if (explained := explain_half(content, weights, backbone.hub_id)) is not None:
             raise ValueError(explained)
         other = next((name for name in BUILTIN if get_backbone(name).model_type == model_type), None)

@@ -107,13 +107,21 @@ class Processor:
             pieces += [self._decode_text(tokens, skip_special)] if is_text else map(self._foreign, tokens)
         return "".join(pieces)
 
-    def images(self, images: Sequence[Image.Image]) -> tuple[dict[str, Tensor], list[PatchMap]]:
-        """Tensors for the model and one patch map per image; both empty for no images."""
-        return self.backbone.preprocess(images, self.image_processor, views=self.views)
+    def images(
+        self, images: Sequence[Image.Image], among: int | None = None
+    ) -> tuple[dict[str, Tensor], list[PatchMap]]:
+        """Tensors for the model and one patch map per image; both empty for no images.
 
-    def patch_map(self, image_size: tuple[int, int]) -> PatchMap:
-        """The patch map of an image of this `(width, height)`, as `images` returns it, without the image."""
-        return self.backbone.patch_map(image_size, views=self.views, **self.image_options)
+        `among` is the number of images of the example, by default of those given; crops of them do not count.
+        """
+        return self.backbone.preprocess(images, self.image_processor, views=self.views, among=among)
+
+    def patch_map(self, image_size: tuple[int, int], among: int = 1) -> PatchMap:
+        """The patch map of an image of this `(width, height)`, as `images` returns it, without the image.
+
+        `among` is the number of images of the example.
+        """
+        return self.backbone.patch_map(image_size, views=self.views, among=among, **self.image_options)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write tokenizer, image processor and `v1lit_processor.json` into a folder."""

@@ -25,6 +25,8 @@ BUILTIN: dict[str, str] = {
     "qwen2_5_vl": "v1lit.backbones.qwen:Qwen25VL",
     "qwen3_vl": "v1lit.backbones.qwen3:Qwen3VL",
     "llava": "v1lit.backbones.llava:Llava",
+    "llava_next": "v1lit.backbones.llava_next:LlavaNext",
+    "llava_onevision": "v1lit.backbones.llava_onevision:LlavaOnevision",
     "internvl": "v1lit.backbones.internvl:InternVL",
 }
 _registered: dict[str, type] = {}

@@ -10,6 +10,9 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from v1lit.backbones.image_options import check_positive
+from v1lit.errors import OptionError, name_allowed
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -29,6 +32,28 @@ SIZES: Mapping[str, Any] = {
     "initializer_range": 0.02,
 }
 """Of all families; each has further ones of its own."""
+
+
+def full_sizes(family: str, defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """All sizes of a family's tiny version, defaults filled in.
+
+    Raises OptionError for one that the family does not have, and for widths that no heads divide.
+    """
+    for key in given:
+        if key not in defaults:
+            why = f"{family} has no such size; {name_allowed(key, defaults)}"
+            raise OptionError(key, given[key], why)
+    full = {**defaults, **given}
+    for hidden, heads in (
+        ("hidden_size", "heads"),
+        ("vision_hidden_size", "vision_heads"),
+        ("heads", "kv_heads"),
+    ):
+        check_positive(hidden, full[hidden])
+        check_positive(heads, full[heads])
+        if full[hidden] % full[heads]:
+            raise OptionError(hidden, full[hidden], f"it must be a multiple of {heads}={full[heads]}")
+    return full
 
 
 @cache

@@ -36,7 +36,7 @@ def run_self_test(device: str, debug: bool = False) -> int:
         told = check.compared if len(check.compared) <= LONGEST else f"{check.compared[: LONGEST - 1]}…"
         number = "" if check.difference is None else f": {check.difference:.1e}"
         print(
-            f"{check.family:<11} {check.name:<8} {'ok' if check.passed else 'FAILED':<7}{told}{number}",
+            f"{check.family:<15} {check.name:<8} {'ok' if check.passed else 'FAILED':<7}{told}{number}",
             flush=True,
         )
         if debug and check.error is not None:

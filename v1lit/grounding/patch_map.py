@@ -123,6 +123,12 @@ class PatchMap:
             maps[0].views if views is None else views,
         )
 
+    def resized(self, image_size: Size) -> PatchMap:
+        """The map of the same image in another size, `(width, height)`."""
+        # Multiplied before divided: the image's own edges stay exact.
+        boxes = self.boxes * (image_size + image_size) / (self.image_size + self.image_size)
+        return PatchMap(image_size, boxes, self.token_views, self.views)
+
     def __len__(self) -> int:
         return len(self.token_views)
 
@@ -172,8 +178,9 @@ class PatchMap:
     def region(self, tokens: Iterable[int]) -> Region:
         """The union of what `tokens` see: a box where they fill one, else several boxes.
 
-        On a map with a single view `self.tokens` of it returns the same tokens. Tokens that are not spatial
-        are passed over. Raises ValueError if there are no others, and for tokens that the map does not have.
+        On a map with a single view whose tokens share no pixels, `self.tokens` of it returns the same. Tokens
+        that are not spatial are passed over. Raises ValueError if there are no others, and for tokens that
+        the map does not have.
         """
         chosen = sorted({int(token) for token in tokens})
         if chosen and not (chosen[0] >= 0 and chosen[-1] < len(self)):

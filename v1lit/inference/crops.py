@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,8 +33,14 @@ class Answer:
     """One per picture."""
     said: list[int] = field(default_factory=list)
     """The ids that were generated, without crops."""
-    crops: int = 0
+    cuts: list[Image.Image] = field(default_factory=list)
+    """The crops that are shown."""
     done: bool = False
+
+    @property
+    def crops(self) -> int:
+        """How many are shown."""
+        return len(self.cuts)
 
 
 class Closed(StoppingCriteria):
@@ -125,20 +132,18 @@ def _add(row: Answer, new: list[int], closing: list[int], processor: Processor) 
 
 def _show(row: Answer, strategy: Crop, processor: Processor, max_tokens: int) -> None:
     """Append the crop that the answer asks for, if it does and there is room."""
-    cut = strategy.cut(processor.decode(row.said), row.patch_maps, processor.patch_map)
+    among = len(row.pictures)
+    patch_map_of = partial(processor.patch_map, among=among)
+    cut = strategy.cut(processor.decode(row.said), row.patch_maps, patch_map_of)
     if cut is None:
         return
-    inputs, maps = processor.images([cut.of(row.pictures[cut.image])])
-    ids = image_ids(processor, len(maps[0]))
+    ids = image_ids(processor, len(patch_map_of(cut.size)))
     if len(row.shown.input_ids) + len(ids) >= max_tokens:
         return
-    row.crops += 1
-    own = row.shown.image_inputs
-    row.shown = replace(
-        _longer(row.shown, ids),
-        image_inputs={name: torch.cat([own[name], tensor]) for name, tensor in inputs.items()},
-        patch_maps=(*row.shown.patch_maps, *maps),
-    )
+    row.cuts.append(cut.of(row.pictures[cut.image]))
+    # All of them again: how many there are may be among the tensors.
+    inputs, maps = processor.images([*row.pictures, *row.cuts], among=among)
+    row.shown = replace(_longer(row.shown, ids), image_inputs=inputs, patch_maps=tuple(maps))
 
 
 def _longer(encoded: Encoded, ids: list[int]) -> Encoded:

@@ -29,7 +29,7 @@ def image_options(name: str) -> str:
     cls = getattr(transformers, backbone.processor_class)
     settings = set(cls.valid_kwargs.__annotations__)
     taken = {*backbone.image_defaults, *PIXEL_OPTIONS}
-    places = [taken, set(pinned(backbone)), set(WITHOUT_EFFECT) - taken]
+    places = [taken, set(pinned(backbone)), {*WITHOUT_EFFECT, *backbone.harmless} - taken]
     homeless = sorted(settings - set().union(*places))
     assert not homeless, (
         f"{backbone.processor_class} has the settings {homeless}: state them in image_defaults, or say in "
@@ -57,7 +57,7 @@ def patch_map(name: str) -> str:
     images = [noise((200, 120)), noise((50, 60), 1)]
     tensors, maps = capped.images(images)
     assert set(tensors) == set(get_backbone(name).image_inputs), f"the images' tensors are {sorted(tensors)}"
-    known = [capped.patch_map(image.size) for image in images]
+    known = [capped.patch_map(image.size, among=len(images)) for image in images]
     assert maps == known, "patch_map says something else of an image's size than of the image"
     return f"{hits} rectangles painted into images, and the tokens that changed"
 
@@ -66,7 +66,7 @@ def images(name: str) -> tuple[str, float]:
     """An image sees itself only, and features come in the order of the images."""
     model, of = load_backbone(BackboneConfig(name)).eval(), processor(name)
     pictures = [noise((168, 168)), noise((90, 200), 1), noise((168, 168), 2), noise((60, 60), 3)]
-    tensors, maps = of.images(pictures)
+    tensors, maps = of.images(pictures, among=1)
     with torch.no_grad():
         together = of.backbone.encode_images(model, **tensors)
         alone = [of.backbone.encode_images(model, **of.images([picture])[0]) for picture in pictures]

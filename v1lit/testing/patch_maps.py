@@ -102,7 +102,8 @@ def free_edges(lower: np.ndarray, upper: np.ndarray, token_views: np.ndarray, le
         in_view = token_views == view
         borders = np.unique(np.concatenate([lower[in_view], upper[in_view]]))
         borders = borders[(borders > 1e-6) & (borders < length - 1e-6)]
-        reach = max(REACH, SHARE * (upper[in_view] - lower[in_view]).max())
+        # Of a token's side the distance of borders tells, also where tokens see parts of others.
+        reach = max(REACH, SHARE * np.diff([0, *borders, length]).max())
         free &= (np.abs(pixels[:, None] - borders[None]) >= reach).all(1)
     return [0, *pixels[free].tolist(), length]
 

@@ -105,7 +105,9 @@ class ModelFlops:
                 + self.vision.flops(work.vision.tokens, into_vision),
                 _attention(work.vision.attention, into_vision),
             ),
-            "projector": Flops(self.projector.flops(work.vision.image_tokens, into_projector), 0.0),
+            "projector": Flops(
+                self.projector.flops(work.vision.image_tokens + work.vision.surplus, into_projector), 0.0
+            ),
             "language": Flops(
                 self.language.flops(work.tokens, into_language),
                 _attention(causal, into_language),

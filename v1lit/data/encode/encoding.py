@@ -72,7 +72,7 @@ def encode(example: Example, processor: Processor, config: EncodingConfig) -> En
     pictures = [
         images[what] if isinstance(what, int) else what.of(images[what.image]) for what in sequence.shown
     ]
-    image_inputs, patch_maps = processor.images(pictures)
+    image_inputs, patch_maps = processor.images(pictures, among=len(images))
     return Encoded(
         id=example.id,
         input_ids=torch.tensor(sequence.ids[:kept]),
@@ -93,7 +93,7 @@ def patch_maps_of(example: Example, processor: Processor) -> list[PatchMap]:
     patch_maps = []
     for index, image in enumerate(example.images):
         try:
-            patch_maps.append(processor.patch_map(image.size))
+            patch_maps.append(processor.patch_map(image.size, among=len(example.images)))
         except ValueError as error:
             raise EncodingError(f"image {index} of example {example.id!r}: {error}") from error
     return patch_maps
@@ -215,8 +215,8 @@ class SequenceBuilder:
         self.labels.extend([IGNORE] * len(ids))
 
     def patch_map_of(self, size: Size) -> PatchMap:
-        """The patch map of an image of this `(width, height)`."""
-        return self.processor.patch_map(size)
+        """The patch map of a crop of this `(width, height)`."""
+        return self.processor.patch_map(size, among=len(self.patch_maps))
 
     @property
     def shown(self) -> list[int | Cut]:
