@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import transformers
 from torch import Tensor, nn
 
+from v1lit.backbones.classes import named_class
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.empty import on_meta
 from v1lit.backbones.hub import local_folder
@@ -71,7 +71,7 @@ def fill_from_files(
     files = WeightFiles(Path(folder))
     # The rules go by classes and names, which a cut model no longer has.
     config = copy.deepcopy(model.config.backbone_config)
-    plain = on_meta(getattr(transformers, model.family.model_class), config)
+    plain = on_meta(named_class(model.family.model_class), config)
     names = fit_weights(plain, files, str(folder))
     held, head = tensors_by_name(model), model.get_output_embeddings()
     for name, stored in names.renamed.items():
