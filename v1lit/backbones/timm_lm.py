@@ -14,7 +14,7 @@ from v1lit.backbones.contract import Backbone, ChatFormat, VisionWork
 from v1lit.backbones.image_options import as_size, check_positive, plain_size
 from v1lit.backbones.timm_sizes import canvas_grid, drawn_size, kept_grid
 from v1lit.backbones.tiny import SIZES, text_sizes, token_id
-from v1lit.errors import OptionError, name_allowed
+from v1lit.errors import OptionError, name_allowed, named
 from v1lit.grounding.patch_map import PatchMap, Views
 from v1lit.grounding.region import Size
 
@@ -127,8 +127,9 @@ class TimmLM(Backbone):
     def tiny_image_options(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
         from v1lit.backbones.timm_config import TimmLMConfig
 
-        config = TimmLMConfig(text_config={"model_type": "qwen3"}, **self._parts(sizes))
-        return {**tower_options(config), **decided(config)}
+        with named("model.backbone.tiny"):
+            config = TimmLMConfig(text_config={"model_type": "qwen3"}, **self._parts(sizes))
+            return {**tower_options(config), **decided(config)}
 
     def check_fit(self, options: Mapping[str, Any], config: PreTrainedConfig) -> None:
         from v1lit.backbones.timm_tower import tower_grid
@@ -214,23 +215,22 @@ class TimmLM(Backbone):
         check_language(dict(config.get("text_config") or {}))
 
     def tiny_config(self, tokenizer: PreTrainedTokenizerBase, **sizes: Any) -> PreTrainedConfig:
-        from transformers import AutoConfig
-
-        from v1lit.backbones.timm_config import TimmLMConfig
+        from v1lit.backbones.timm_config import TimmLMConfig, check_language
 
         full = self.check_sizes(sizes)
-        text = AutoConfig.for_model(
-            full["language"],
+        text = {
+            "model_type": full["language"],
             **text_sizes(tokenizer, full, self.chat.stop),
-            head_dim=full["hidden_size"] // full["heads"],
-            tie_word_embeddings=full["tie_word_embeddings"],
-            bos_token_id=None,
-        )
-        return TimmLMConfig(
-            text_config=text,
-            image_token_id=token_id(tokenizer, self.chat.image_token),
-            **self._parts(full),
-        )
+            "head_dim": full["hidden_size"] // full["heads"],
+            "tie_word_embeddings": full["tie_word_embeddings"],
+            "bos_token_id": None,
+        }
+        with named("model.backbone.tiny"):
+            image_token_id = token_id(tokenizer, self.chat.image_token)
+            config = TimmLMConfig(text_config=text, image_token_id=image_token_id, **self._parts(full))
+            check_language(config.text_config)
+            config.tower_facts  # noqa: B018  raises for a tower that timm does not have
+        return config
 
     def _parts(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
         """Tower and projector of the tiny version, as its config has them."""

@@ -53,13 +53,7 @@ class TimmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if hasattr(module, "init_non_persistent_buffers"):
             module.init_non_persistent_buffers()
         elif module is self.projector:
-            std = float(getattr(self.config.get_text_config(), "initializer_range", 0.02))
-            for part in module.modules():
-                if isinstance(part, nn.Linear):
-                    nn.init.normal_(part.weight, std=std)
-                    nn.init.zeros_(part.bias)
-                if isinstance(part, Attend):
-                    nn.init.normal_(part.queries, std=std)
+            init_projector(module, float(getattr(self.config.get_text_config(), "initializer_range", 0.02)))
 
     def get_input_embeddings(self) -> nn.Module:
         table: nn.Module = self.language_model.get_input_embeddings()
@@ -168,6 +162,16 @@ class TimmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if is_first_iteration or not kwargs.get("use_cache", True):
             prepared |= {"pixel_values": pixel_values, "image_grid_hw": image_grid_hw}
         return prepared
+
+
+def init_projector(projector: nn.Module, std: float) -> None:
+    """Draw the matrices of a projector with this standard deviation; biases are zero."""
+    for part in projector.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.normal_(part.weight, std=std)
+            nn.init.zeros_(part.bias)
+        if isinstance(part, Attend):
+            nn.init.normal_(part.queries, std=std)
 
 
 def by_cells(maps: Tensor, scale: int) -> Tensor:

@@ -102,11 +102,13 @@ def create_tower(tower: Tower) -> nn.Module:
     timm = import_timm()
     arguments = json.loads(tower.arguments)
     try:
-        made: nn.Module = timm.create_model(tower.name, num_classes=0, **{"global_pool": "", **arguments})
+        made: nn.Module = timm.create_model(tower.name, num_classes=0, **arguments)
     except Exception as error:  # every architecture has its own
         raise OptionError("tower_arguments", arguments, f"{tower.name}: {one_line(error)}") from error
     if not hasattr(made, "forward_intermediates"):
         raise OptionError("tower", tower.name, "it has no forward_intermediates, which gives features")
+    if getattr(made, "attn_pool", None) is not None:
+        made.attn_pool = None  # of SigLIP: makes one vector of an image, which nobody reads here
     for path, module in made.named_modules():
         if type(module).__name__.startswith(("DropPath", "Dropout")):
             for rate in ("drop_prob", "p"):
