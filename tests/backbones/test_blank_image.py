@@ -22,7 +22,8 @@ def tiny(name: str, **options: Any) -> PreTrainedModel:
 
 
 @pytest.mark.parametrize(
-    ("name", "tokens"), [("qwen2_vl", 1), ("qwen2_5_vl", 1), ("qwen3_vl", 1), ("llava", 36), ("internvl", 4)]
+    ("name", "tokens"),
+    [("qwen2_vl", 1), ("qwen2_5_vl", 1), ("qwen3_vl", 1), ("llava", 36), ("internvl", 4), ("timm_lm", 36)],
 )
 def test_a_blank_image_is_as_small_as_the_family_allows(name: str, tokens: int) -> None:
     """One image token where sizes are free; one image or tile where they are not."""
@@ -42,7 +43,8 @@ def test_a_blank_image_fits_patches_of_any_size(name: str) -> None:
 def test_a_batch_of_images_is_one_call_of_the_tower(name: str) -> None:
     model, backbone = tiny(name), get_backbone(name)
     calls: list[str] = []
-    paths = [*backbone.parts["vision"]]
+    first = backbone.layers(model, "vision")[0]
+    paths = [next(path for path, module in model.named_modules() if module is first)]
     for path in backbone.parts["projector"]:
         one = model.get_submodule(path)
         paths += [f"{path}.{n}" for n in range(len(one))] if isinstance(one, torch.nn.ModuleList) else [path]

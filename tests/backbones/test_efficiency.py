@@ -76,9 +76,10 @@ def images(model: Any, backbone: Any, grids: tuple[tuple[int, int], ...]) -> Ten
         values = 3 * vision.temporal_patch_size * vision.patch_size**2
         pixels = torch.randn(int(thw.prod(1).sum()), values)
         return backbone.encode_images(model, pixel_values=pixels, image_grid_thw=thw)
-    size = model.config.vision_config.image_size
-    side = size if isinstance(size, int) else size[0]
-    return backbone.encode_images(model, pixel_values=torch.randn(len(grids), 3, side, side))
+    blank = backbone.blank_image(model)
+    several = {name: value.repeat(len(grids), *[1] * (value.ndim - 1)) for name, value in blank.items()}
+    several["pixel_values"] = torch.randn_like(several["pixel_values"])
+    return backbone.encode_images(model, **several)
 
 
 def results(model: Any, run: Callable[[], Tensor]) -> list[Tensor]:

@@ -24,8 +24,8 @@ from v1lit.cli.run_folder import VARIABLE as RUN_FOLDER
 
 pytestmark = pytest.mark.dependencies
 
-TINY = ("tiny_qwen", "tiny_qwen3_vl", "tiny_llava", "tiny_internvl")
-V1G = ("qwen_v1g", "qwen2_vl_v1g", "qwen3_vl_v1g", "llava_v1g", "internvl_v1g")
+TINY = ("tiny_qwen", "tiny_qwen3_vl", "tiny_llava", "tiny_internvl", "tiny_timm")
+V1G = ("qwen_v1g", "qwen2_vl_v1g", "qwen3_vl_v1g", "llava_v1g", "internvl_v1g", "timm_v1g")
 FEW = [
     "--run.report_examples=2",
     "--run.report_batch_size=2",
@@ -165,6 +165,7 @@ def test_the_hub_ids(resolved):
         "Qwen/Qwen3-VL-8B-Instruct",
         "llava-hf/llava-1.5-7b-hf",
         "OpenGVLab/InternVL3-8B-hf",
+        "./weights/siglip2_qwen3_8b",
     ]
 
 

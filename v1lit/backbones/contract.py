@@ -230,7 +230,7 @@ class Backbone(ABC):
 
     def refuse_pointing(self, config: PreTrainedConfig) -> None:
         """Raise ValueError for a model whose image tokens see no part of the image each."""
-        return None
+        return
 
     def deep_layers(self, config: PreTrainedConfig) -> int:
         """How many vectors an image token has beside its embedding, which enter further decoder layers.
@@ -317,7 +317,7 @@ class Backbone(ABC):
         return model
 
     def unused_modules(self, model: PreTrainedModel) -> list[nn.Module]:
-        """Parts of the vision tower that no feature depends on: without gradient, and their work not counted."""
+        """Parts of the vision tower that no feature depends on: no gradient, and no work that counts."""
         return []
 
     def layers(self, model: PreTrainedModel, part: str) -> list[nn.Module]:

@@ -95,5 +95,6 @@ def _check_class(backbone: Backbone, saved: Mapping[str, Any]) -> None:
     kind = str(saved.get("image_processor_type") or own)
     if kind.removesuffix("Fast").removesuffix("Pil") not in (own, *backbone.processor_aliases):
         raise ValueError(
-            f"image_processor_type is {kind}, but {backbone.name} makes its images with {own}\nuse the settings of a checkpoint such as {backbone.hub_id}"
+            f"image_processor_type is {kind}, but {backbone.name} makes its images with {own}\n"
+            f"use the settings of a checkpoint such as {backbone.hub_id}"
         )

@@ -157,7 +157,7 @@ def _add_image_token(tokenizer: Any, family: Backbone, language: str) -> list[st
     missing = [mark for mark in (chat.stop, *chat.tokens) if mark not in vocabulary]
     if missing:
         raise ValueError(
-            f"{language}: its tokenizer has no {missing[0]!r}, with which {family.name} writes conversations\n"
+            f"{language}: its tokenizer has no {missing[0]!r}, a mark of conversations of {family.name}\n"
             "take an instruction-tuned model that knows ChatML, or give the marks of this one: a registered "
             "subclass of TimmLM with its own `chat`, named by --family (docs/backbones.md)"
         )

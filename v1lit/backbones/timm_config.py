@@ -105,6 +105,6 @@ def check_language(config: Any) -> None:
     kinds = sorted(set(values.get("layer_types") or ()).difference(PACKABLE))
     if kinds:
         raise ValueError(
-            f"the language model {values.get('model_type')!r} has layers of the kind {kinds[0]!r}, which carry "
-            f"states past the end of an example; timm_lm takes decoders of {' and '.join(PACKABLE)} only"
+            f"the language model {values.get('model_type')!r} has layers of the kind {kinds[0]!r}, which "
+            f"carry states past the end of an example; timm_lm takes those of {' and '.join(PACKABLE)} only"
         )

@@ -99,7 +99,7 @@ class TimmLM(Backbone):
         size = (full["size"]["width"], full["size"]["height"])
         rows, columns = canvas_grid(size, full["patch_size"], full["rounding"])
         if not rows or not columns or rows % full["merge"] or columns % full["merge"]:
-            why = f"the tower makes {rows} x {columns} patches of it, of which cells of {full['merge']} make none"
+            why = f"the tower makes {rows} x {columns} patches of it, which no cells of {full['merge']} fill"
             raise OptionError("size", full["size"], why)
         return full
 
@@ -113,7 +113,10 @@ class TimmLM(Backbone):
         canvas = (options["size"]["width"], options["size"]["height"])
         rows, cols = canvas_grid(canvas, patch, options["rounding"])
         # From pixels of what is drawn to pixels of the original: patches may end within it, or behind it.
-        (width, height), (drawn_width, drawn_height) = image_size, drawn_size(image_size, canvas, options["fit"])
+        (width, height), (drawn_width, drawn_height) = (
+            image_size,
+            drawn_size(image_size, canvas, options["fit"]),
+        )
         box = (0.0, 0.0, cols * patch * width / drawn_width, rows * patch * height / drawn_height)
         return PatchMap.grid(image_size, rows=rows // merge, cols=cols // merge, box=box, views=views)
 
@@ -150,15 +153,17 @@ class TimmLM(Backbone):
         stated = canvas_grid(canvas, options["patch_size"], options["rounding"])
         found = tower_grid(parts.tower_spec, (canvas[1], canvas[0]))
         if stated != found:
-            raise OptionError("size", options["size"], f"{parts.tower} makes {found} patches of it, not {stated}")
+            raise OptionError(
+                "size", options["size"], f"{parts.tower} makes {found} patches of it, not {stated}"
+            )
 
     # ---- model --------------------------------------------------------------------------------------------
 
     def refuse_pointing(self, config: PreTrainedConfig) -> None:
         if decided(config)["tokens"] is not None:
             raise ValueError(
-                "a resampler's tokens look at the whole image, so none has a place to point at; take the "
-                "projector local_resampler, whose attention stays in a cell, or a strategy that does not point"
+                "a resampler's tokens look at the whole image, so none has a place to point at\ntake the "
+                "projector local_resampler, whose attention stays in a cell, or a strategy without pointers"
             )
 
     def encode_images(self, model: PreTrainedModel, **image_inputs: Tensor) -> Tensor:

@@ -175,7 +175,7 @@ def init_projector(projector: nn.Module, std: float) -> None:
 
 
 def by_cells(maps: Tensor, scale: int) -> Tensor:
-    """`[images, channels, rows, columns] -> [images, patches, channels]`, cell by cell of `scale` x `scale`."""
+    """`[images, channels, rows, columns] -> [images, patches, channels]`, cell by cell."""
     cells = maps.unflatten(3, (-1, scale)).unflatten(2, (-1, scale))
     return cells.permute(0, 2, 4, 3, 5, 1).flatten(1, 4)
 

@@ -43,8 +43,8 @@ def find_tower(
     file = path / SINGLE if path.is_dir() else path
     if not file.is_file() or file.suffix != ".safetensors":
         raise WeightsUnavailable(
-            f"{file} is {'no safetensors file' if file.is_file() else 'missing'}; pickled weights, which could "
-            "run code, are not read\nwrite them anew: safetensors.torch.save_file(tower.state_dict(), FILE)"
+            f"{file} is {'no safetensors file' if file.is_file() else 'missing'}; pickled weights, which "
+            "could run code, are not read\nwrite them anew: safetensors.torch.save_file(weights, FILE)"
         )
     beside = file.parent / "config.json"
     stated = read_json(beside).get("architecture") if beside.is_file() else None

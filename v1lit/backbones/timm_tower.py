@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Rounding = Literal["floor", "ceil", "exact"]
-"""What becomes of pixels beyond the last whole patch: no token sees them, one more does, or there are none."""
+"""What becomes of pixels behind the last whole patch: no token sees them, one more does, there are none."""
 RESERVED = ("checkpoint_path", "cache_dir", "features_only", "num_classes", "pretrained", "scriptable")
 """Arguments of `timm.create_model` that a config cannot have: they fetch files, or make another thing."""
 INSTALL = "timm is not installed, which has the vision towers of timm_lm: pip install 'v1lit[timm]'"
@@ -151,7 +151,7 @@ def tower_facts(tower: Tower) -> TowerFacts:
     stated = getattr(getattr(made, "patch_embed", None), "img_size", None)
     height, width = stated or data["input_size"][1:]
     naflex = type(made).__name__ == "NaFlexVit"
-    info = [entry for entry in made.feature_info]
+    info = list(made.feature_info)
     try:
         used = [info[layer] for layer in tower.layers]
     except IndexError:
@@ -247,6 +247,8 @@ def _rounding(
         elif all(rows == -(-pixels // patch) for rows, pixels in zip(one, side, strict=True)):
             return "ceil"
         else:
-            why = f"an image of {side[0]}x{side[1]} makes {one[0]}x{one[1]} features, no grid of {patch} pixels"
+            why = (
+                f"an image of {side[0]}x{side[1]} makes {one[0]}x{one[1]} features, no grid of {patch} pixels"
+            )
             raise OptionError("tower", tower.name, why)
     return "exact"

@@ -1,9 +1,9 @@
-"""How many operations tower and projector take for images: counted by torch on `meta`, once for every size."""
+"""How many operations tower and projector take for images, counted on `meta` once for each size."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -52,7 +52,7 @@ def image_tokens(config: Any, size: tuple[int, int]) -> int:
     return int(spec.tokens) if spec.kind == "resampler" else rows * columns // spec.scale**2
 
 
-@lru_cache(maxsize=None)
+@cache
 def operations(tower: Tower, projector: ProjectorSpec, norm: bool, size: tuple[int, int]) -> Operations:
     """Operations for one image of this height and width, as torch counts matrix products and convolutions."""
     with torch.device("meta"):

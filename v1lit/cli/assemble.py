@@ -13,7 +13,7 @@ from v1lit.errors import OptionError
 
 def main(argv: Sequence[str]) -> int:
     """Run `v1lit assemble` with the arguments after `assemble`; returns the exit code."""
-    given = _parser().read_keywords(argv)
+    given = make_parser().read_keywords(argv)
     out, seed = Path(given.pop("out")), given.pop("seed")
     given["tower_arguments"] = _arguments(given["tower_arguments"])
     from v1lit.backbones.timm_tower import import_timm
@@ -51,7 +51,8 @@ def _arguments(text: str) -> dict[str, Any]:
     return value
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
+    """The options of the command."""
     parser = Parser(
         prog="v1lit assemble",
         description="Join a pretrained vision tower of timm and a pretrained language model of transformers "

@@ -31,9 +31,7 @@ BLIND = "v1lit_testing_blind"
 Rectangle = tuple[int, int, int, int]
 
 
-def assert_patch_map(
-    name: str, size: Size, sizes: dict[str, Any] | None = None, /, **options: Any
-) -> int:
+def assert_patch_map(name: str, size: Size, sizes: dict[str, Any] | None = None, /, **options: Any) -> int:
     """The number of painted rectangles that changed exactly their tokens, in an image of this size.
 
     `sizes` are those of the tiny version, `options` image options. Raises AssertionError for the first
