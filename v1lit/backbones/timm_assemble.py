@@ -104,7 +104,11 @@ def assemble(parts: Parts, out: Path) -> Assembled:
     tower, left_out = pretrained_tower(source)
     model = _joined(config, tower, language)
     facts = config.tower_facts
-    pixels = {"image_mean": list(facts.mean), "image_std": list(facts.std), "resample": facts.resample}
+    pixels: dict[str, Any] = {
+        "image_mean": list(facts.mean),
+        "image_std": list(facts.std),
+        "resample": facts.resample,
+    }
     image_processor = family.image_processor(**{**tower_options(config), **decided(config)}, **pixels)
     rows = language.config.get_text_config().vocab_size
     processor = Processor(family, tokenizer, image_processor, rows)  # raises for marks that are no tokens

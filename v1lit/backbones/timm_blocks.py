@@ -24,10 +24,12 @@ def prepare_tower(tower: nn.Module) -> None:
     """
     for module in tower.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.__class__ = _steady(type(module))
+            kind: Any = type(module)
+            module.__class__ = _steady(kind)
             module.eval()
     for block in tower_blocks(tower):
-        block.__class__ = _recomputable(type(block))
+        kind = type(block)
+        block.__class__ = _recomputable(kind)
 
 
 def tower_blocks(tower: nn.Module) -> list[nn.Module]:
@@ -50,7 +52,7 @@ def _blocks_of(module: nn.Module) -> list[nn.Module]:
 
 
 @cache
-def _recomputable(kind: type[nn.Module]) -> Any:
+def _recomputable(kind: Any) -> Any:
     """The class as one of transformers' layers that can be recomputed."""
     if issubclass(kind, GradientCheckpointingLayer):
         return kind
@@ -58,7 +60,7 @@ def _recomputable(kind: type[nn.Module]) -> Any:
 
 
 @cache
-def _steady(kind: type[nn.Module]) -> Any:
+def _steady(kind: Any) -> Any:
     """The class of batch norms, whose statistics stay also while the model trains."""
 
     def train(self: nn.Module, mode: bool = True) -> nn.Module:

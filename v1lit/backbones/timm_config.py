@@ -31,6 +31,7 @@ class TimmLMConfig(PreTrainedConfig):
         projector_scale: patches on each side of a token, for the kinds in `CELLS`.
         projector_tokens: of an image, for a resampler.
         image_token_id: of the token that stands once for every image token.
+        initializer_range: standard deviation of a fresh tower's matrices; timm's own when not given.
 
     Raises OptionError for a value that no model can be made of.
     """
@@ -48,6 +49,7 @@ class TimmLMConfig(PreTrainedConfig):
         projector_scale: int = 2,
         projector_tokens: int = 64,
         image_token_id: int | None = None,
+        initializer_range: float | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(text_config, dict):
@@ -64,6 +66,7 @@ class TimmLMConfig(PreTrainedConfig):
         self.projector_scale = check_positive("projector_scale", projector_scale)
         self.projector_tokens = check_positive("projector_tokens", projector_tokens)
         self.image_token_id = image_token_id
+        self.initializer_range = initializer_range
         if projector not in KINDS:
             raise OptionError("projector", projector, name_allowed(projector, KINDS))
         if text_config is not None:

@@ -219,6 +219,17 @@ class TimmLM(Backbone):
             raise ValueError(f"{weights} names code of its own (auto_map), which v1lit does not run")
         check_language(dict(config.get("text_config") or {}))
 
+    def explain_foreign(self, config: Mapping[str, Any], weights: str) -> str | None:
+        classes = config.get("architectures") or [""]
+        if not str(classes[0]).endswith("ForCausalLM") or any(
+            "vision" in key or "mm_" in key for key in config
+        ):
+            return None
+        return (
+            f"{weights} is a {config.get('model_type')!r}, a language model without a vision tower\n"
+            f"join it with one: v1lit assemble --tower NAME --language {weights} --out FOLDER"
+        )
+
     def tiny_config(self, tokenizer: PreTrainedTokenizerBase, **sizes: Any) -> PreTrainedConfig:
         from v1lit.backbones.timm_config import TimmLMConfig, check_language
 
@@ -232,7 +243,12 @@ class TimmLM(Backbone):
         }
         with named("model.backbone.tiny"):
             image_token_id = token_id(tokenizer, self.chat.image_token)
-            config = TimmLMConfig(text_config=text, image_token_id=image_token_id, **self._parts(full))
+            config = TimmLMConfig(
+                text_config=text,
+                image_token_id=image_token_id,
+                initializer_range=full["initializer_range"],
+                **self._parts(full),
+            )
             check_language(config.text_config)
             config.tower_facts  # noqa: B018  raises for a tower that timm does not have
         return config

@@ -42,6 +42,8 @@ class TimmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         facts = config.tower_facts
         self.naflex, self.norm = facts.naflex, facts.norm
         self.vision_tower = create_tower(config.tower_spec)
+        if config.initializer_range is not None:
+            draw_tower(self.vision_tower, config.initializer_range)
         self.projector = make_projector(config.projector_spec)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.post_init()
@@ -50,8 +52,9 @@ class TimmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _init_weights(self, module: nn.Module) -> None:
         # timm draws the tower's weights itself; what it computes beside them is computed again where a
         # checkpoint is loaded.
-        if hasattr(module, "init_non_persistent_buffers"):
-            module.init_non_persistent_buffers()
+        compute = getattr(module, "init_non_persistent_buffers", None)
+        if compute is not None:
+            compute()
         elif module is self.projector:
             init_projector(module, float(getattr(self.config.get_text_config(), "initializer_range", 0.02)))
 
@@ -82,6 +85,7 @@ class TimmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             image_grid_hw: `[images, 2]`, rows and columns of patches.
         """
         scale = self.config.cell
+        pixel_values = pixel_values.to(next(self.vision_tower.parameters()).dtype)
         if self.naflex:
             features, counts = self._ragged(pixel_values, image_grid_hw.tolist(), scale)
         else:
@@ -162,6 +166,18 @@ class TimmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if is_first_iteration or not kwargs.get("use_cache", True):
             prepared |= {"pixel_values": pixel_values, "image_grid_hw": image_grid_hw}
         return prepared
+
+
+@torch.no_grad()
+def draw_tower(tower: nn.Module, std: float) -> None:
+    """Draw a tower's products and what it adds to patches, such as positions, with this deviation."""
+    embeds = [weight for name, weight in tower.named_parameters(recurse=False) if weight.ndim > 1]
+    for module in tower.modules():
+        cuts = isinstance(module, nn.Conv2d) and module.kernel_size == module.stride
+        if isinstance(module, nn.Linear) or cuts:
+            embeds.append(module.get_parameter("weight"))
+    for weight in embeds:
+        nn.init.normal_(weight, std=std)
 
 
 def init_projector(projector: nn.Module, std: float) -> None:

@@ -108,7 +108,7 @@ def create_tower(tower: Tower) -> nn.Module:
     if not hasattr(made, "forward_intermediates"):
         raise OptionError("tower", tower.name, "it has no forward_intermediates, which gives features")
     if getattr(made, "attn_pool", None) is not None:
-        made.attn_pool = None  # of SigLIP: makes one vector of an image, which nobody reads here
+        vars(made)["_modules"]["attn_pool"] = None  # of SigLIP: one vector of an image, which nobody reads
     for path, module in made.named_modules():
         if type(module).__name__.startswith(("DropPath", "Dropout")):
             for rate in ("drop_prob", "p"):

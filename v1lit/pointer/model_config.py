@@ -30,7 +30,8 @@ class PointAndCopyConfig(PreTrainedConfig):
     ) -> None:
         if isinstance(backbone_config, dict):
             values = {key: value for key, value in backbone_config.items() if key != "model_type"}
-            backbone_config = named_class(get_backbone(family).model_class).config_class(**values)
+            made: PreTrainedConfig = named_class(get_backbone(family).model_class).config_class(**values)
+            backbone_config = made
         # The base class hands its own attention implementation, still None, down to every sub-config that it
         # finds, and a decoder without one is not causal: so the backbone's config is attached afterwards.
         self.backbone_config: Any = None

@@ -93,9 +93,10 @@ def _zeros(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
 def _cut_kernel(module: nn.Conv2d) -> None:
     """Leave of a kernel what lies between its padding and one stride further; of most kernels that is all."""
     weight = module.weight.detach().clone()
-    for axis, (padding, stride) in enumerate(zip(module.padding, module.stride, strict=True), 2):
+    paddings: Any = module.padding
+    for axis, (padding, stride) in enumerate(zip(paddings, module.stride, strict=True), 2):
         places = torch.arange(weight.shape[axis])
-        inside = (places >= int(padding)) & (places < int(padding) + stride)
+        inside = (places >= padding) & (places < padding + stride)
         weight = weight * inside.view([-1 if own == axis else 1 for own in range(4)])
     module.weight.data.copy_(weight)
 
