@@ -18,6 +18,7 @@ from v1lit.backbones.load import load_backbone
 from v1lit.backbones.processor import load_processor
 from v1lit.backbones.tiny import SIZES, text_sizes, tiny_tokenizer
 from v1lit.cli.main import main
+from v1lit.testing import assert_parity
 from v1lit.testing.models import noise
 
 timm = pytest.importorskip("timm", reason="timm is not installed")
@@ -86,6 +87,7 @@ def assemble(tower: Path, language: Path, tmp_path: Path, capsys: pytest.Capture
             "out": tmp_path / "out",
             **changes,
         }
+        capsys.readouterr()  # what making the parts has said
         code = main(["assemble", *(f"--{key}={value}" for key, value in given.items())])
         told = capsys.readouterr()
         return code, told.out + told.err
@@ -118,7 +120,7 @@ def test_a_folder_of_the_parts_opens_with_the_weights_of_both(
     tensors, (patch_map,) = of.images([noise((60, 90))])
     assert len(patch_map) == 9
     with torch.no_grad():
-        assert torch.equal(stock.image_features(**tensors), model.eval().image_features(**tensors))
+        assert_parity("features", model.eval().image_features(**tensors), stock.image_features(**tensors))
 
 
 def test_the_type_of_the_language_model_and_another_projector(assemble: Assemble, tmp_path: Path) -> None:

@@ -98,10 +98,10 @@ def assemble(parts: Parts, out: Path) -> Assembled:
     family.check_fit(options, config)
     tokenizer = load_tokenizer(parts.language, parts.language)
     added = _add_image_token(tokenizer, family, parts.language)
+    tower, left_out = pretrained_tower(source)
     language = _language_model(parts, max(tokenizer.get_vocab().values()) + 1)
     config.text_config = language.config
     config.image_token_id = tokenizer.get_vocab()[family.chat.image_token]
-    tower, left_out = pretrained_tower(source)
     model = _joined(config, tower, language)
     facts = config.tower_facts
     pixels: dict[str, Any] = {

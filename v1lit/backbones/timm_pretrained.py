@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,12 +61,13 @@ def pretrained_tower(source: TowerSource) -> tuple[nn.Module, list[str]]:
     timm converts them from the layouts that it knows. Raises ValueError for weights that do not fit, and
     WeightsUnavailable for those that cannot be fetched.
     """
-    import json
-
     timm, tower = import_timm(), source.tower
     options: dict[str, Any] = json.loads(tower.arguments)
     if source.file is not None:
-        options |= {"pretrained_cfg_overlay": {"file": str(source.file)}, "num_classes": _classes(source)}
+        # Told how many classes the file has, timm accounts for every weight in it.
+        classes = _classes(source)
+        options["pretrained_cfg_overlay"] = {"file": str(source.file), "num_classes": classes}
+        options["num_classes"] = classes
     try:
         whole: nn.Module = timm.create_model(tower.name, pretrained=True, **options)
     except Exception as error:  # every layout has its own

@@ -17,7 +17,7 @@ def main(argv: Sequence[str]) -> int:
     out, seed = Path(given.pop("out")), given.pop("seed")
     given["tower_arguments"] = _arguments(given["tower_arguments"])
     from v1lit.backbones.timm_tower import import_timm
-    from v1lit.training.quiet import quiet
+    from v1lit.training.quiet import no_weights_bar, quiet
 
     import_timm()
     import torch
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
 
     torch.manual_seed(seed)
     try:
-        with quiet():
+        with quiet(), no_weights_bar():
             made = assemble(Parts(**given), out)
     except OptionError as error:
         raise UserError(f"--{error.field.replace('_', '-')}: {error.given!r}; {error.why}") from error
