@@ -6,6 +6,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ MAY_BE_SKIPPED = (
     "this environment was not made by make from this lock",
     "this tar does not sort",
     "this torch has one backend",
+    "timm is not installed",
     "torch without CUDA",
     "triton is not installed",
     "v1lit is not installed",
@@ -105,6 +107,10 @@ def _why_not(item: pytest.Item) -> str | None:
         return "tests left to `make soak`"
     if "shared" in getattr(item, "fixturenames", ()) and not SHARED.is_dir():
         return f"tests on reference data not run: no {SHARED}"
+    parameters = getattr(getattr(item, "callspec", None), "params", {}).values()
+    of_timm = "timm" in item.path.stem or any("timm" in str(value) for value in parameters)
+    if of_timm and find_spec("timm") is None:
+        return "tests of timm_lm not run: timm is not installed"
     return None
 
 

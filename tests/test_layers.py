@@ -127,6 +127,7 @@ def test_imports_that_a_string_names_are_those_of_the_registries() -> None:
     assert sorted(users) == [
         "__init__.py",
         "backbones/attention_kernels.py",
+        "backbones/classes.py",
         "backbones/registry.py",
         "cli/main.py",
         "data/encode/mapping.py",

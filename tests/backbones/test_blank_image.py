@@ -31,6 +31,7 @@ def tiny(name: str, **options: Any) -> PreTrainedModel:
         ("llava_next", 16 + 2 * 16 + 4),
         ("llava_onevision", 9 + 9 + 3),
         ("internvl", 4),
+        ("timm_lm", 36),
     ],
 )
 def test_a_blank_image_is_as_small_as_the_family_allows(name: str, tokens: int) -> None:
@@ -51,7 +52,8 @@ def test_a_blank_image_fits_patches_of_any_size(name: str) -> None:
 def test_a_batch_of_images_is_one_call_of_the_tower(name: str) -> None:
     model, backbone = tiny(name), get_backbone(name)
     calls: list[str] = []
-    paths = [*backbone.parts["vision"]]
+    first = backbone.layers(model, "vision")[0]
+    paths = [next(path for path, module in model.named_modules() if module is first)]
     modules = dict(model.named_modules())
     for path in filter(modules.__contains__, backbone.parts["projector"]):  # not those of a parameter
         one = modules[path]

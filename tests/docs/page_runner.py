@@ -53,7 +53,7 @@ SHORT_RUN = (
 )
 """Added to commands that train, behind all other options."""
 
-LONG_SWEEPS = ("recipes/sweeps/strategies.yaml",)
+LONG_SWEEPS = ("recipes/sweeps/strategies.yaml", "recipes/sweeps/towers.yaml")
 """Of which only the dry run is tried."""
 
 FEW_SCENES = ("--data.source.options.examples=8", "--data.source.options.val_examples=4")
@@ -175,6 +175,11 @@ def run_command(words: Sequence[str]) -> None:
         from v1lit.cli.sweep_report import make_parser
 
         make_parser().read(words[3:])  # of one that takes hours
+    elif words[:2] == ["v1lit", "assemble"]:  # of parts that have to be fetched
+        from v1lit.backbones.timm_tower import check_tower_name
+        from v1lit.cli.assemble import make_parser as assemble_parser
+
+        check_tower_name(assemble_parser().read(words[2:]).tower)
     elif program == "v1lit" and rest[0] == "sweep":
         call([*words, *(["--dry-run"] if "--executor" in words or rest[1] in LONG_SWEEPS else [])])
     elif words[:3] == ["v1lit", "doctor", "--packing"]:

@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import transformers
 from rows import Row, print_rows, write_rows
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
+from v1lit.backbones.classes import named_class
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.registry import get_backbone
 from v1lit.backbones.tiny import tiny_tokenizer
@@ -81,7 +81,7 @@ def make_checkpoint(folder: Path, size: Size) -> None:
     backbone = get_backbone(FAMILY)
     config = backbone.tiny_config(tiny_tokenizer(backbone.chat.stop), **size.tiny)
     config.get_text_config().vocab_size = size.vocabulary
-    model = getattr(transformers, backbone.model_class)._from_config(config, dtype=torch.bfloat16)
+    model = named_class(backbone.model_class)._from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder, max_shard_size=size.file)
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from v1lit.backbones.classes import class_name
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.registry import BUILTIN, get_backbone
 from v1lit.cli.recipe import compose_all, shipped_recipes
@@ -120,7 +121,7 @@ def families() -> str:
     for name in BUILTIN:
         family = get_backbone(name)
         patches = family.patch_map(PICTURE)
-        cells = [f"`{name}`", f"`{family.model_class}`", f"`{family.hub_id}`", str(len(patches))]
+        cells = [f"`{name}`", f"`{class_name(family.model_class)}`", f"`{family.hub_id}`", str(len(patches))]
         rows.append([*cells, "yes" if family.packs else "no: padded"])
     return _table(rows)
 

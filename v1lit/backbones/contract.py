@@ -1,8 +1,7 @@
 """What a vision-language model must offer the pointer: one small contract, one subclass per family.
 
-A `Backbone` is an adapter without parameters: it knows where things are in the transformers model of its
-family, how a conversation is written, and which pixels every image token sees. The model itself stays the
-stock transformers class, so checkpoints keep their layout.
+A `Backbone` is an adapter without parameters around a stock class: it knows where things are in the model,
+how a conversation is written, and which pixels every image token sees. Checkpoints keep their layout.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
+from v1lit.backbones.classes import named_class
 from v1lit.backbones.config import VIEWS
 from v1lit.backbones.image_options import (
     PIXEL_OPTIONS,
@@ -78,6 +78,11 @@ class VisionWork(NamedTuple):
     """Image tokens that reach the decoder."""
     surplus: int = 0
     """Rows of the projector beyond the image tokens: cut off as padding, less separators, made without it."""
+    tower: int = 0
+    tower_backward: int = 0
+    projector: int = 0
+    projector_backward: int = 0
+    """Operations in either pass, where a family counts them itself: instead of those made of the above."""
 
 
 class Backbone(ABC):
@@ -88,7 +93,7 @@ class Backbone(ABC):
     model_type: ClassVar[str]
     """`model_type` in the checkpoint's `config.json`."""
     model_class: ClassVar[str]
-    """Name of the model class in transformers."""
+    """Name of the model class in transformers, or `module:name` of another."""
     hub_id: ClassVar[str]
     """A published checkpoint of this family, named in messages."""
     image_inputs: ClassVar[tuple[str, ...]]
@@ -98,7 +103,7 @@ class Backbone(ABC):
     chat: ClassVar[ChatFormat]
     """The marks around messages and images."""
     processor_class: ClassVar[str]
-    """Name of the image processor class in transformers."""
+    """Name of the image processor class in transformers, or `module:name` of another."""
     processor_aliases: ClassVar[tuple[str, ...]] = ()
     """Other names in saved settings for image processors that make the same pixels."""
     image_defaults: ClassVar[Mapping[str, Any]]
@@ -110,10 +115,7 @@ class Backbone(ABC):
     tiny_sizes: ClassVar[Mapping[str, Any]]
     """Sizes of the tiny version and their defaults."""
     packs: ClassVar[bool] = True
-    """Whether the decoder can attend inside segments of a packed row.
-
-    If not, batches are padded and grouped by length.
-    """
+    """Whether its decoder can attend inside segments of a packed row; if not, batches are padded."""
 
     # ---- images -------------------------------------------------------------------------------------------
 
@@ -147,10 +149,8 @@ class Backbone(ABC):
             sizes: with `tiny`: the sizes that differ from its defaults.
             **options: unknown ones raise ValueError.
         """
-        import transformers
-
         self.check_image_options(options)
-        processor = getattr(transformers, self.processor_class)(**self.pixel_defaults)
+        processor = named_class(self.processor_class)(**self.pixel_defaults)
         own = self.tiny_image_options(self.check_sizes(sizes or {})) if weights else {}
         return self.with_options(processor, {**own, **options})
 
@@ -249,6 +249,10 @@ class Backbone(ABC):
             features = torch.cat([of_image.flatten(0, -2) for of_image in features])
         return features.flatten(0, -2)
 
+    def refuse_pointing(self, config: PreTrainedConfig) -> None:
+        """Raise ValueError for a model whose image tokens see no part of the image each."""
+        return
+
     def deep_layers(self, config: PreTrainedConfig) -> int:
         """How many vectors an image token has beside its embedding, which enter further decoder layers.
 
@@ -320,10 +324,7 @@ class Backbone(ABC):
         return model
 
     def unused_modules(self, model: PreTrainedModel) -> list[nn.Module]:
-        """Parts of the vision tower that no feature depends on.
-
-        They never get a gradient, which distributed training takes for a mistake. Their work is not counted.
-        """
+        """Parts of the vision tower that no feature depends on: no gradient, and no work that counts."""
         return []
 
     def layers(self, model: PreTrainedModel, part: str) -> list[nn.Module]:

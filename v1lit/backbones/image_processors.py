@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from v1lit.backbones.classes import named_class
 from v1lit.backbones.contract import Backbone
 from v1lit.backbones.folder import IMAGE_PROCESSORS, check_image_processor_files
 from v1lit.backbones.hub import hub_errors
@@ -47,9 +48,7 @@ def _read_image_processor(backbone: Backbone, source: str) -> tuple[Any, dict[st
     Raises ValueError for a setting that the family's patch maps do not know, WeightsUnavailable if there is
     no image processor.
     """
-    import transformers
-
-    cls = getattr(transformers, backbone.processor_class)
+    cls = named_class(backbone.processor_class)
     with hub_errors(source):
         if Path(source).is_dir():
             check_image_processor_files(Path(source), backbone.hub_id)

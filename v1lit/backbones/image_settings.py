@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from v1lit.backbones.classes import class_name
 from v1lit.backbones.contract import Backbone
 from v1lit.backbones.image_options import PIXEL_OPTIONS, check_pixel_options
 
@@ -92,12 +93,10 @@ def _check_class(backbone: Backbone, saved: Mapping[str, Any]) -> None:
     """Another class of image processor may do anything with the same settings."""
     if saved.get("auto_map"):
         raise ValueError("auto_map names code of its own, which v1lit does not run")
-    kind = str(saved.get("image_processor_type") or backbone.processor_class)
-    if kind.removesuffix("Fast").removesuffix("Pil") not in (
-        backbone.processor_class,
-        *backbone.processor_aliases,
-    ):
+    own = class_name(backbone.processor_class)
+    kind = str(saved.get("image_processor_type") or own)
+    if kind.removesuffix("Fast").removesuffix("Pil") not in (own, *backbone.processor_aliases):
         raise ValueError(
-            f"image_processor_type is {kind}, but {backbone.name} makes its images with "
-            f"{backbone.processor_class}\nuse the settings of a checkpoint such as {backbone.hub_id}"
+            f"image_processor_type is {kind}, but {backbone.name} makes its images with {own}\n"
+            f"use the settings of a checkpoint such as {backbone.hub_id}"
         )

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from v1lit.backbones.classes import named_class
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.contract import Backbone
 from v1lit.backbones.empty import empty_model, parameters_to_meta
@@ -51,10 +52,8 @@ def load_backbone(config: BackboneConfig, empty: bool = False) -> PreTrainedMode
     Raises ValueError for a user's mistake, a checkpoint of another family, missing or unexpected weights,
     WeightsUnavailable if the checkpoint is out of reach or damaged.
     """
-    import transformers
-
     backbone = check_backbone_config(config)
-    cls = getattr(transformers, backbone.model_class)
+    cls = named_class(backbone.model_class)
     if config.weights == "tiny":
         model = _new_model(cls, backbone, config)
         if empty:
@@ -136,12 +135,11 @@ def check_weights(config: BackboneConfig) -> None:
 def _refuse_impossible(backbone: Backbone, config: PreTrainedConfig, weights: str) -> None:
     """Make the model without any weights: transformers finds some mistakes of a config only there."""
     import torch
-    import transformers
     from transformers.initialization import no_init_weights
 
     try:
         with torch.device("meta"), no_init_weights():
-            getattr(transformers, backbone.model_class)(copy.deepcopy(config))
+            named_class(backbone.model_class)(copy.deepcopy(config))
     except Exception as error:  # a KeyError of a table of names, a TypeError of a layer
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise ValueError(f"{weights}: no model can be made from its config.json: {reason}") from error
@@ -260,7 +258,7 @@ def checkpoint_config(backbone: Backbone, weights: str) -> PreTrainedConfig:
     _refuse_other_family(backbone, content, weights)
     refuse_quantized(content, weights)
     backbone.check_checkpoint(content, weights)
-    config_class: Any = getattr(transformers, backbone.model_class).config_class
+    config_class: Any = named_class(backbone.model_class).config_class
     try:
         config: PreTrainedConfig = config_class.from_dict(content)
     except Exception as error:  # every field has its own checks, with errors of their own

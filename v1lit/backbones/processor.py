@@ -202,6 +202,8 @@ def load_processor(
         image_processor = checkpoint_image_processor(backbone, config.weights, **config.image)
     with named("model.backbone.image" if config.image else config.weights):
         backbone.check_fit(image_processor.options, model_config)
+    if revisit is None or revisit.points:
+        backbone.refuse_pointing(model_config)
     if pointer_start is None:
         pointer_start = model_config.get_text_config().vocab_size
     with named(config.weights):

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from typing import TypeVar
 
 from v1lit.backbones.contract import Backbone
@@ -28,7 +29,10 @@ BUILTIN: dict[str, str] = {
     "llava_next": "v1lit.backbones.llava_next:LlavaNext",
     "llava_onevision": "v1lit.backbones.llava_onevision:LlavaOnevision",
     "internvl": "v1lit.backbones.internvl:InternVL",
+    "timm_lm": "v1lit.backbones.timm_lm:TimmLM",
 }
+EXTRAS = {"timm_lm": "timm"}
+"""Families of v1lit's own that need a package which is an extra."""
 _registered: dict[str, type] = {}
 
 C = TypeVar("C", bound=type)
@@ -56,6 +60,12 @@ def register_backbone(name: str) -> Callable[[C], C]:
 def list_backbones() -> list[str]:
     """Names of all known backbones, sorted."""
     return sorted({*BUILTIN, *_registered, *_entry_points()})
+
+
+def missing_extra(name: str) -> str | None:
+    """The package that a family of v1lit's own needs and that is not installed; imports nothing."""
+    package = EXTRAS.get(name)
+    return package if package is not None and find_spec(package) is None else None
 
 
 def get_backbone(name: str) -> Backbone:

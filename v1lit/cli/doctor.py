@@ -23,6 +23,7 @@ EXTRAS = {
     "s3": "shards on s3:// (Amazon S3 and servers that speak its protocol)",
     "gs": "shards on gs:// (Google Cloud Storage)",
     "az": "shards on az:// (Azure Blob Storage)",
+    "timm": "vision towers of the backbone timm_lm, and `v1lit assemble`",
     "flash-attn": "model.backbone.attention=flash_attention_2 on NVIDIA GPUs",
     "sdk": "Lightning AI studios and jobs: the other commands of `lightning`",
     "deepspeed": "trainer.strategy=deepspeed_zero3: DeepSpeed's ZeRO-3",

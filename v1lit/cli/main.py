@@ -14,6 +14,7 @@ from v1lit.errors import did_you_mean
 COMMANDS = {
     "run": ("v1lit.cli.run", "train as a recipe says; `lightning run` is the same"),
     "export": ("v1lit.cli.export", "a model folder from any checkpoint, without a GPU"),
+    "assemble": ("v1lit.cli.assemble", "a checkpoint of a vision tower and a language model"),
     "report": ("v1lit.cli.report", "export, report and pictures of a run again, without training"),
     "launch": ("v1lit.cli.launch", "job files for clusters, or several nodes on this machine"),
     "data": ("v1lit.cli.data", "import, draw and look at data"),

@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from v1lit.backbones.classes import named_class
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.empty import on_meta
 from v1lit.backbones.hub import local_folder
@@ -80,7 +80,7 @@ def fill_from_files(
     """
     # The rules go by classes and names, which a cut model no longer has.
     config = copy.deepcopy(model.config.backbone_config)
-    plain = on_meta(getattr(transformers, model.family.model_class), config)
+    plain = on_meta(named_class(model.family.model_class), config)
     _fill_from_folder(model, plain, BACKBONE, folder, device, filled)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from v1lit.backbones.classes import named_class
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.contract import Backbone
 from v1lit.backbones.efficiency import enable_checkpointing, part_layers
@@ -66,9 +67,7 @@ def model_config(backbone: BackboneConfig, path: str | None = None) -> PreTraine
 
 
 def _of_family(family: Backbone, content: dict[str, Any]) -> PreTrainedConfig:
-    import transformers
-
-    config: PreTrainedConfig = getattr(transformers, family.model_class).config_class.from_dict(content)
+    config: PreTrainedConfig = named_class(family.model_class).config_class.from_dict(content)
     return config
 
 
@@ -83,13 +82,12 @@ def model_on_meta(
 
     freeze_names: as `freeze` of `V1Module`.
     """
-    import transformers
     from transformers.initialization import no_init_weights
 
     family = get_backbone(backbone.name)
     config = type(config).from_dict(config.to_dict())  # building writes into it
     with torch.device("meta"), no_init_weights():
-        inner = getattr(transformers, family.model_class)._from_config(config, attn_implementation="sdpa")
+        inner = named_class(family.model_class)._from_config(config, attn_implementation="sdpa")
         whole = PointAndCopyConfig(
             inner.config,
             family=backbone.name,

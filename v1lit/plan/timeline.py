@@ -94,7 +94,7 @@ def _watch_layers(model: PointAndCopyModel, recorder: Recorder) -> None:
     """Let all layers say when they begin; of those in the middle, only note what they would hold."""
     for part in ("vision", "language"):
         layers = part_layers(model.backbone, model.family, part)
-        for kind in _kinds(model, part, len(layers)):
+        for kind in _kinds(model, part, layers):
             of_kind = _Kind(recorder)
             computing = _computing(kind, len(layers))
             for index in kind:
@@ -105,7 +105,7 @@ def _watch_layers(model: PointAndCopyModel, recorder: Recorder) -> None:
                     of_kind.replace(layers[index], unit)
 
 
-def _kinds(model: PointAndCopyModel, part: str, count: int) -> list[list[int]]:
+def _kinds(model: PointAndCopyModel, part: str, layers: list[nn.Module]) -> list[list[int]]:
     """The numbers of layers that do the same.
 
     In some towers, a few attend to the whole image. Deep features are made behind a few of a tower's layers,
@@ -115,11 +115,13 @@ def _kinds(model: PointAndCopyModel, part: str, count: int) -> list[list[int]]:
     deep: set[int] = set(range(model.family.deep_layers(config)))
     full: set[int] = set()
     if part == "vision":
-        deep = set(getattr(config.vision_config, "deepstack_visual_indexes", None) or ())
-        full = set(getattr(config.vision_config, "fullatt_block_indexes", None) or ())
-    kinds: dict[tuple[bool, ...], list[int]] = defaultdict(list)
-    for index in range(count):
-        kinds[index in full, index in deep, index - 1 in deep].append(index)
+        vision = getattr(config, "vision_config", None)
+        deep = set(getattr(vision, "deepstack_visual_indexes", None) or ())
+        full = set(getattr(vision, "fullatt_block_indexes", None) or ())
+    kinds: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for index, layer in enumerate(layers):
+        shapes = tuple(weight.shape for weight in layer.parameters())  # of a tower in stages they differ
+        kinds[index in full, index in deep, index - 1 in deep, shapes].append(index)
     return list(kinds.values())
 
 

@@ -11,9 +11,10 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers import PreTrainedModel
 
 from v1lit.backbones.attention import set_attention, stock_attention, use_segments
+from v1lit.backbones.classes import named_class
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.contract import Backbone
 from v1lit.backbones.efficiency import compile_layers, enable_checkpointing
@@ -60,7 +61,7 @@ class PointAndCopyBase(PreTrainedModel):
         super().__init__(config)
         self.family: Backbone = get_backbone(config.family)
         if backbone is None:
-            backbone = AutoModelForImageTextToText.from_config(config.backbone_config)
+            backbone = named_class(self.family.model_class)._from_config(config.backbone_config)
         self.backbone = self.family.prepare(backbone)
         if self.family.packs:
             use_segments(self.backbone.config.get_text_config())
@@ -75,6 +76,8 @@ class PointAndCopyBase(PreTrainedModel):
         self.width = hidden * (1 + self.family.deep_layers(config.backbone_config))
         """Of an image token's input: its embedding, and behind it what enters further decoder layers."""
         self.strategy = make_strategy(config.revisit_options)
+        if self.strategy.points:
+            self.family.refuse_pointing(config.backbone_config)
         self.pointer_head = PointerHead(hidden, self.pointer_options, self.strategy.ends)
         self.look = self.strategy.learned(hidden)
         self.post_init()

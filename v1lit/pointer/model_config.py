@@ -7,6 +7,8 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from v1lit.backbones.classes import named_class
+from v1lit.backbones.registry import get_backbone
 from v1lit.pointer.config import PointerConfig
 from v1lit.revisit.config import RevisitConfig
 
@@ -27,8 +29,9 @@ class PointAndCopyConfig(PreTrainedConfig):
         **kwargs: Any,
     ) -> None:
         if isinstance(backbone_config, dict):
-            values = dict(backbone_config)
-            backbone_config = AutoConfig.for_model(values.pop("model_type"), **values)
+            values = {key: value for key, value in backbone_config.items() if key != "model_type"}
+            made: PreTrainedConfig = named_class(get_backbone(family).model_class).config_class(**values)
+            backbone_config = made
         # The base class hands its own attention implementation, still None, down to every sub-config that it
         # finds, and a decoder without one is not causal: so the backbone's config is attached afterwards.
         self.backbone_config: Any = None

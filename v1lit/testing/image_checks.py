@@ -6,8 +6,8 @@ from functools import partial
 from typing import Any
 
 import torch
-import transformers
 
+from v1lit.backbones.classes import named_class
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.image_options import PIXEL_OPTIONS
 from v1lit.backbones.image_settings import WITHOUT_EFFECT, pinned
@@ -26,7 +26,7 @@ PAINTED = [(300, 180), (170, 420)]
 def image_options(name: str) -> str:
     """Every setting of the image processor has a place, and every option reaches it."""
     backbone = get_backbone(name)
-    cls = getattr(transformers, backbone.processor_class)
+    cls = named_class(backbone.processor_class)
     settings = set(cls.valid_kwargs.__annotations__)
     taken = {*backbone.image_defaults, *PIXEL_OPTIONS}
     places = [taken, set(pinned(backbone)), {*WITHOUT_EFFECT, *backbone.harmless} - taken]

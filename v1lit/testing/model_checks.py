@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
+from v1lit.backbones.classes import named_class
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.load import load_backbone, part_parameters
 from v1lit.backbones.processor import load_processor
@@ -64,7 +64,7 @@ def parts(name: str) -> str:
     assert not left, f"{len(left)} parameters belong to no part, such as {left[0]}"
     assert model.config.model_type == backbone.model_type, f"model_type is {model.config.model_type!r}"
     with torch.device("meta"):
-        stock = getattr(transformers, backbone.model_class)(model.config)
+        stock = named_class(backbone.model_class)(model.config)
     changed = sorted(set(stock.state_dict()) ^ set(model.state_dict()))
     assert not changed, f"prepare changes the state dict: {changed[0]}"
     again = tiny(name).state_dict()

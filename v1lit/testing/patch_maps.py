@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from v1lit.backbones.config import BackboneConfig
@@ -31,14 +31,15 @@ BLIND = "v1lit_testing_blind"
 Rectangle = tuple[int, int, int, int]
 
 
-def assert_patch_map(name: str, size: Size, **options: Any) -> int:
+def assert_patch_map(name: str, size: Size, sizes: dict[str, Any] | None = None, /, **options: Any) -> int:
     """The number of painted rectangles that changed exactly their tokens, in an image of this size.
 
-    `options` are image options. Raises AssertionError for the first rectangle that changed others.
+    `sizes` are those of the tiny version, `options` image options. Raises AssertionError for the first
+    rectangle that changed others.
     """
     torch.manual_seed(0)
-    backbone, model = get_backbone(name), load_backbone(BackboneConfig(name, image=options))
-    image_processor = backbone.image_processor("tiny", **options)
+    backbone, model = get_backbone(name), load_backbone(BackboneConfig(name, tiny=sizes or {}, image=options))
+    image_processor = backbone.image_processor("tiny", sizes, **options)
     make_blind(model, backbone)
 
     def features_of(box: Rectangle | None) -> tuple[Tensor, PatchMap]:
@@ -62,17 +63,42 @@ def assert_patch_map(name: str, size: Size, **options: Any) -> int:
 
 
 def make_blind(model: PreTrainedModel, backbone: Backbone) -> None:
-    """Keep tokens of the vision tower from seeing each other; it must ask `AttentionInterface`."""
+    """Keep tokens of the vision tower from seeing each other.
+
+    Its attention must ask `AttentionInterface`, or be in modules called `attn`. Convolutions and pools that
+    overlap are cut to the pixels that each of their outputs stands for.
+    """
     AttentionInterface.register(BLIND, _blind)
     for path in backbone.parts["vision"]:
-        for module in model.get_submodule(path).modules():
+        for name, module in model.get_submodule(path).named_modules():
             if (config := getattr(module, "config", None)) is not None:
                 config._attn_implementation = BLIND
+            elif name.rpartition(".")[2] == "attn":
+                module.register_forward_hook(_zeros)
+            elif isinstance(module, nn.Conv2d):
+                _cut_kernel(module)
+            elif isinstance(module, nn.MaxPool2d):
+                module.kernel_size, module.padding, module.ceil_mode = module.stride, 0, True
 
 
 def _blind(module: Any, query: Tensor, *args: Any, **options: Any) -> tuple[Tensor, None]:
     """Zeros `[batch, tokens, heads, head dim]` for a query of `[batch, heads, tokens, head dim]`."""
     return torch.zeros_like(query).transpose(1, 2).contiguous(), None
+
+
+def _zeros(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return torch.zeros_like(output)
+
+
+def _cut_kernel(module: nn.Conv2d) -> None:
+    """Leave of a kernel what lies between its padding and one stride further; of most kernels that is all."""
+    weight = module.weight.detach().clone()
+    paddings: Any = module.padding
+    for axis, (padding, stride) in enumerate(zip(paddings, module.stride, strict=True), 2):
+        places = torch.arange(weight.shape[axis])
+        inside = (places >= padding) & (places < padding + stride)
+        weight = weight * inside.view([-1 if own == axis else 1 for own in range(4)])
+    module.weight.data.copy_(weight)
 
 
 def rectangles(patch_map: PatchMap) -> list[Rectangle]:

@@ -97,17 +97,20 @@ class ModelFlops:
         into_vision = self._learns("vision")
         into_projector = into_vision or self.projector.learned > 0
         into_language = into_projector or self._learns("language")
+        vision = work.vision
+        projector = self.projector.flops(vision.image_tokens + vision.surplus, into_projector)
+        if vision.projector:
+            projector = vision.projector + into_projector * vision.projector_backward
         # A token sees half of the others on average.
         causal = self.language_layers * work.pairs / 2 * self.language_width
         return {
             "vision": Flops(
-                self.patch_embedding.flops(work.vision.patches, False)
-                + self.vision.flops(work.vision.tokens, into_vision),
-                _attention(work.vision.attention, into_vision),
+                self.patch_embedding.flops(vision.patches, False)
+                + self.vision.flops(vision.tokens, into_vision)
+                + (vision.tower + into_vision * vision.tower_backward),
+                _attention(vision.attention, into_vision),
             ),
-            "projector": Flops(
-                self.projector.flops(work.vision.image_tokens + work.vision.surplus, into_projector), 0.0
-            ),
+            "projector": Flops(projector, 0.0),
             "language": Flops(
                 self.language.flops(work.tokens, into_language),
                 _attention(causal, into_language),

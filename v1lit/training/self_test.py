@@ -24,7 +24,6 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from v1lit.backbones.attention import choose_attention
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.processor import Processor
-from v1lit.backbones.registry import BUILTIN
 from v1lit.data.config import EncodingConfig, SourceConfig, StreamConfig
 from v1lit.data.datamodule import V1DataModule
 from v1lit.data.encode.batch import Batch, collate, flatten
@@ -87,9 +86,7 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
-def self_test(
-    device: torch.device, captured: CapturedOutput, families: Sequence[str] = tuple(BUILTIN)
-) -> Iterator[Check]:
+def self_test(device: torch.device, captured: CapturedOutput, families: Sequence[str]) -> Iterator[Check]:
     """Every check of every family, as soon as it is done; after a failed one the others are still made.
 
     What libraries print meanwhile goes to `captured`; files are written to a temporary folder only.
