@@ -21,7 +21,7 @@ from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.testing.models import build, inputs, packed_batch
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "internvl")
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "internvl", "gemma3")
 IMAGES = ((1, 2), (0,))
 """Images of the examples that either reader of data has."""
 OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

@@ -24,7 +24,7 @@ from v1lit.parallel.fill import check_filled, fill, fill_from_model, move_buffer
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "internvl")
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "internvl", "gemma3")
 
 
 def filled(config: BackboneConfig, pointer: PointerConfig | None = None) -> PointAndCopyModel:

@@ -21,7 +21,7 @@ from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel
 
 pytestmark = pytest.mark.slow
-FAMILIES = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "llava", "internvl")
+FAMILIES = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "llava", "internvl", "gemma3")
 POINTER = PointerConfig(loss_implementation="chunked")
 ALONE = Placement(
     whole=True, buckets=False, shards=1, tensor=1, weight=4, gathered=4, reduced=4, moments=8, accumulate=1

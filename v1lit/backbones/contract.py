@@ -55,6 +55,16 @@ class ChatFormat:
     """Text at the very start of a conversation."""
     tokens: tuple[str, ...] = ()
     """Further marks that must be single tokens, as the model has learned them."""
+    system_in_user: bool = False
+    """Whether a system message stands at the start of the first user message, inside of that one's marks."""
+
+    joins_lines: bool = False
+    """Whether the tokenizer has tokens for several line breaks, which reach over the edges of marks."""
+
+    @property
+    def single(self) -> tuple[str, ...]:
+        """All marks that must be single tokens."""
+        return (self.image_token, self.stop, *self.tokens)
 
     def marks(self, role: str) -> tuple[str, str]:
         """Text before and after a message of this role: "system", "user" or "assistant"."""
@@ -75,6 +85,8 @@ class VisionWork(NamedTuple):
     """Width of the attention times the pairs of tokens that see each other, summed over the layers."""
     image_tokens: int = 0
     """Image tokens that reach the decoder."""
+    ahead: int = 0
+    """Squares of the numbers of image tokens that see each other in the decoder, summed."""
 
 
 class Backbone(ABC):
@@ -108,6 +120,11 @@ class Backbone(ABC):
     """Whether the decoder can attend inside segments of a packed row.
 
     If not, batches are padded and grouped by length.
+    """
+    whole_images: ClassVar[bool] = False
+    """Whether the tokens of an image see each other in both directions in the decoder.
+
+    Those that stand side by side do then; a pointer is text and sees what is before it.
     """
 
     # ---- images -------------------------------------------------------------------------------------------
@@ -202,6 +219,11 @@ class Backbone(ABC):
     @abstractmethod
     def grid(self, image_size: Size, options: Mapping[str, Any], views: Views) -> PatchMap:
         """The patch map of an image that reaches the processor with this size, from canonical options."""
+
+    def image_pieces(self, patch_map: PatchMap) -> list[str | int]:
+        """What stands in a text for an image: marks and words, and stretches of tokens as their number."""
+        before, after = self.chat.image
+        return [before, len(patch_map), after]
 
     @abstractmethod
     def processor_arguments(self, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -311,6 +333,13 @@ class Backbone(ABC):
         for module in self.unused_modules(model):
             module.requires_grad_(False)
         return model
+
+    def matrices(self, model: PreTrainedModel) -> list[nn.Parameter]:
+        """Weights of products beside those of linear layers and convolutions.
+
+        They are counted, and those of a tiny version are drawn: stock classes may leave them at zero.
+        """
+        return []
 
     def unused_modules(self, model: PreTrainedModel) -> list[nn.Module]:
         """Parts of the vision tower that no feature depends on.

@@ -26,6 +26,7 @@ BUILTIN: dict[str, str] = {
     "qwen3_vl": "v1lit.backbones.qwen3:Qwen3VL",
     "llava": "v1lit.backbones.llava:Llava",
     "internvl": "v1lit.backbones.internvl:InternVL",
+    "gemma3": "v1lit.backbones.gemma3:Gemma3",
 }
 _registered: dict[str, type] = {}
 

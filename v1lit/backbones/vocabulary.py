@@ -63,7 +63,7 @@ def check_marks(
     A mark that the tokenizer takes to pieces would be new to the model; one that it makes out of somebody's
     words would let a text hold an image. `encode` returns the ids of a text, with marks or without.
     """
-    for mark in (chat.image_token, chat.stop, *chat.tokens):
+    for mark in chat.single:
         number = token_id(tokenizer, mark)
         if encode(mark, True) != [number]:
             raise ValueError(

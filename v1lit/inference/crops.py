@@ -129,7 +129,7 @@ def _show(row: Answer, strategy: Crop, processor: Processor, max_tokens: int) ->
     if cut is None:
         return
     inputs, maps = processor.images([cut.of(row.pictures[cut.image])])
-    ids = image_ids(processor, len(maps[0]))
+    ids = image_ids(processor, maps[0])
     if len(row.shown.input_ids) + len(ids) >= max_tokens:
         return
     row.crops += 1
