@@ -60,6 +60,20 @@ PUBLISHED: dict[str, list[dict[str, Any]]] = {
         }
     ],
 }
+PUBLISHED["gemma3"] = [
+    {
+        "do_convert_rgb": None,
+        "do_pan_and_scan": None,
+        "image_processor_type": "Gemma3ImageProcessor",
+        "image_seq_length": 256,
+        "pan_and_scan_max_num_crops": None,
+        "pan_and_scan_min_crop_size": None,
+        "pan_and_scan_min_ratio_to_activate": None,
+        "processor_class": "Gemma3Processor",
+        "resample": 2,
+        "size": {"height": 896, "width": 896},
+    }
+]
 PUBLISHED["qwen2_vl"] = PUBLISHED["qwen2_5_vl"]
 
 

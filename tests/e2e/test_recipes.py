@@ -24,8 +24,8 @@ from v1lit.cli.run_folder import VARIABLE as RUN_FOLDER
 
 pytestmark = pytest.mark.dependencies
 
-TINY = ("tiny_qwen", "tiny_qwen3_vl", "tiny_llava", "tiny_internvl")
-V1G = ("qwen_v1g", "qwen2_vl_v1g", "qwen3_vl_v1g", "llava_v1g", "internvl_v1g")
+TINY = ("tiny_qwen", "tiny_qwen3_vl", "tiny_llava", "tiny_internvl", "tiny_gemma3")
+V1G = ("qwen_v1g", "qwen2_vl_v1g", "qwen3_vl_v1g", "llava_v1g", "internvl_v1g", "gemma3_v1g")
 FEW = [
     "--run.report_examples=2",
     "--run.report_batch_size=2",

@@ -131,10 +131,10 @@ def xformers(
 
     Raises ValueError for a window and for image blocks: it has no mask of both.
     """
-    from xformers import ops
-
     if window is not None or segments.blocks:
         raise ValueError(f"model.backbone.attention=xformers: xformers {CAUSAL_ONLY}; use auto")
+    from xformers import ops
+
     mask = _block_diagonal_mask(segments.lengths, query.device)
     rows = (query, _repeat_heads(key, query), _repeat_heads(value, query))
     output: Tensor = ops.memory_efficient_attention(*(x[None] for x in rows), attn_bias=mask, scale=scale)

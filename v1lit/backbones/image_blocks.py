@@ -87,7 +87,7 @@ def _look_ahead(
     lengths: tuple[int, ...], blocks: tuple[tuple[int, int], ...], window: int | None, device: torch.device
 ) -> LookAhead:
     ends = torch.tensor(lengths).cumsum(0)
-    starts, stops = torch.tensor(blocks).T
+    starts, stops = torch.tensor(blocks).T.contiguous()
     own = torch.searchsorted(ends, starts, right=True)
     first = (ends - torch.tensor(lengths))[own]
     if window is not None:
