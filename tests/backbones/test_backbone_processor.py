@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from v1lit.backbones import BackboneConfig, get_backbone, list_backbones
 from v1lit.backbones.image_processors import checkpoint_image_processor
 from v1lit.backbones.processor import FILE, Processor, load_processor
+from v1lit.plan.architecture import published_sizes
 from v1lit.testing.models import noise
 
 pytestmark = pytest.mark.dependencies
@@ -225,7 +226,8 @@ def test_published_image_processors_are_read(tmp_path: Path, name: str, content:
     import transformers
 
     backbone = get_backbone(name)
-    getattr(transformers, backbone.model_class).config_class().save_pretrained(tmp_path)
+    made = getattr(transformers, backbone.model_class).config_class
+    made.from_dict(published_sizes().get(backbone.hub_id, {})).save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
     processor = checkpoint_image_processor(backbone, str(tmp_path))
     assert processor.options == backbone.image_processor().options

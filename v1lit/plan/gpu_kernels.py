@@ -11,8 +11,10 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import _disable_current_modes
 
 from v1lit.backbones.attention_kernels import KERNELS, Kernel, in_two_passes
+from v1lit.backbones.image_blocks import LookAhead
 from v1lit.backbones.segments import Segments
 from v1lit.pointer.joint_loss import choice as loss_choice
 from v1lit.pointer.joint_loss import chunked
@@ -68,6 +70,10 @@ def _flash_in_segments(
         output: Tensor = _Flash.apply(query, key, value)
         return output
 
+    with _disable_current_modes():  # a few indices, made once for all layers
+        segments.bounds(query.device)
+        if segments.blocks:
+            LookAhead.of(segments, window, query.device)
     return in_two_passes(attend, query, key, value, segments, window)
 
 
