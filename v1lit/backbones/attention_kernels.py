@@ -202,19 +202,20 @@ def _block_diagonal_mask(lengths: tuple[int, ...], device: torch.device) -> Any:
 def _block_mask(segments: Segments, window: int | None, device: torch.device) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 
-    owners, blocks = segments.owners(device), segments.block_ids(device)
-    reach = segments.tokens if window is None else window
+    owners, tokens = segments.owners(device), segments.tokens
 
-    def visible(batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
-        ahead = (blocks[row] == blocks[column]) & (blocks[row] >= 0)
-        seen = (row >= column) | ahead
-        return (owners[row] == owners[column]) & seen & (row - column < reach)
-
-    def causal(batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    def before(batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
         return (owners[row] == owners[column]) & (row >= column)
 
-    tokens, plain = segments.tokens, window is None and not segments.blocks
-    return create_block_mask(causal if plain else visible, None, None, tokens, tokens, device=str(device))
+    visible = before
+    if window is not None or segments.blocks:
+        blocks, reach = segments.block_ids(device), tokens if window is None else window
+
+        def visible(batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
+            seen = (row >= column) | ((blocks[row] == blocks[column]) & (blocks[row] >= 0))
+            return (owners[row] == owners[column]) & seen & (row - column < reach)
+
+    return create_block_mask(visible, None, None, tokens, tokens, device=str(device))
 
 
 @lru_cache(maxsize=4)
@@ -227,18 +228,18 @@ def _runs(
     Masks are `[segments, 1, tokens, tokens]`, of a run that has an image block or is longer than the window.
     """
     runs: list[tuple[int, int, Tensor | None]] = []
-    blocks, first = segments.block_ids(device), 0
-    with_blocks = {start for start, _ in segments.blocks}
+    first, starts = 0, [start for start, _ in segments.blocks]
     for length, run in groupby(segments.lengths):
         times = len(list(run))
         stop = first + length * times
+        causal = window is None or window >= length
         mask = None
-        if (window is not None and window < length) or any(first <= start < stop for start in with_blocks):
-            token, ids = torch.arange(length, device=device), blocks[first:stop].view(times, length)
+        if not causal or any(first <= start < stop for start in starts):
+            token = torch.arange(length, device=device)
+            ids = segments.block_ids(device)[first:stop].view(times, length)
             ahead = (ids[:, :, None] == ids[:, None]) & (ids >= 0)[:, None]
             seen = (token[:, None] >= token) | ahead
-            mask = seen if window is None else seen & (token[:, None] - token < window)
-            mask = mask[:, None]
+            mask = (seen if window is None else seen & (token[:, None] - token < window))[:, None]
         runs.append((length, times, mask))
         first = stop
     return tuple(runs)

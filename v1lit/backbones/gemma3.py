@@ -117,7 +117,7 @@ class Gemma3(Backbone):
         one: list[str | int] = [before, each, after]
         if each == tokens:
             return one
-        pieces = [f"Here is the original image {before}", each]
+        pieces: list[str | int] = [f"Here is the original image {before}", each]
         words = f"{after} and here are some crops to help you see better {before}"
         for _ in range(tokens // each - 1):
             pieces += [words, each]

@@ -99,5 +99,5 @@ def _look_ahead(
     sizes = [stops - starts, stops - first]
     bounds = [torch.cat([size.new_zeros(1), size.cumsum(0)]).int() for size in sizes]
     longest = [int(size.max()) for size in sizes]
-    queries, keys = (send(index, device) for index in indices)
-    return LookAhead(queries, keys, (send(bounds[0], device), send(bounds[1], device), *longest))
+    queries, keys, *ends_of = (send(values, device) for values in (*indices, *bounds))
+    return LookAhead(queries, keys, (ends_of[0], ends_of[1], longest[0], longest[1]))

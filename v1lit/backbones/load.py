@@ -167,10 +167,10 @@ def _new_model(cls: Any, backbone: Backbone, config: BackboneConfig) -> PreTrain
     dtype = torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype)
     # Drawn in float32 whatever the type, so that one seed means one model.
     attention = stock_attention(config.attention, backbone.whole_images)
-    model: PreTrainedModel = cls._from_config(model_config, attn_implementation=attention)
-    for weight in backbone.matrices(model):
+    drawn = cls._from_config(model_config, attn_implementation=attention)
+    for weight in backbone.matrices(drawn):
         torch.nn.init.normal_(weight, std=model_config.get_text_config().initializer_range)
-    model = model.to(dtype)
+    model: PreTrainedModel = drawn.to(dtype)
     model.config.dtype = dtype
     return model
 

@@ -156,8 +156,10 @@ def image_ids(processor: Processor, patch_map: PatchMap) -> list[int]:
     """An image with the marks around it, as it stands in a sequence."""
     ids: list[int] = []
     for piece in processor.backbone.image_pieces(patch_map):
-        text = isinstance(piece, str)
-        ids += processor.encode_text(piece) if text else [processor.image_token_id] * piece
+        if isinstance(piece, str):
+            ids += processor.encode_text(piece)
+        else:
+            ids += [processor.image_token_id] * piece
     return ids
 
 
@@ -233,11 +235,13 @@ class SequenceBuilder:
 
     def _add_image_tokens(self, patch_map: PatchMap) -> None:
         for piece in self.processor.backbone.image_pieces(patch_map):
-            text = piece if isinstance(piece, str) else ""
-            own = self._continued(text, learn=False) if text else [self.processor.image_token_id] * piece
-            self.ids.extend(own)
-            self.labels.extend([IGNORE] * len(own))
-            self._note_breaks(text, learn=False)
+            if isinstance(piece, str):
+                ids = self._continued(piece, learn=False)
+            else:
+                ids = [self.processor.image_token_id] * piece
+            self.ids.extend(ids)
+            self.labels.extend([IGNORE] * len(ids))
+            self._note_breaks(piece if isinstance(piece, str) else "", learn=False)
 
     def patch_map_of(self, size: Size) -> PatchMap:
         """The patch map of an image of this `(width, height)`."""
