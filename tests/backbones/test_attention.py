@@ -37,7 +37,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     broken: dict[str, str] = {}
     names = {kernel.attend: name for name, kernel in KERNELS.items()}
     monkeypatch.setattr(Kernel, "missing", lambda kernel: None)
-    monkeypatch.setattr(attention_kernels, "_trial", lambda attend, device, dtype, causal=True: broken.get(names[attend]))
+    monkeypatch.setattr(
+        attention_kernels, "_trial", lambda attend, device, dtype, causal=True: broken.get(names[attend])
+    )
     return broken
 
 

@@ -35,8 +35,8 @@ CAUSAL_ONLY = "computes causal attention alone, without windows and images that 
 def dense_mask(segments: Segments, device: torch.device | str = "cpu", window: int | None = None) -> Tensor:
     """Which token (row) sees which of its segment, `[tokens, tokens]`.
 
-    Itself and those before it, and those of its own block; with `window` none that is so many tokens or more
-    before it. Source: transformers 5.24, models/gemma3/modeling_gemma3.py, `create_masks_for_vision_model`.
+    Itself and those before it, and those of its own block; with `window` none that is as far before it or
+    further. Source: transformers 5.24, models/gemma3/modeling_gemma3.py, `create_masks_for_vision_model`.
     """
     owners, token = segments.owners(device), torch.arange(segments.tokens, device=device)
     seen = token[:, None] >= token

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
+from v1lit.backbones.chat import ChatFormat
 from v1lit.backbones.config import VIEWS
 from v1lit.backbones.image_options import (
     PIXEL_OPTIONS,
@@ -31,47 +31,6 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor, nn
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class ChatFormat:
-    """How a family writes a conversation: each message stands between its role's two marks."""
-
-    system: tuple[str, str]
-    """Marks before and after a system message."""
-    user: tuple[str, str]
-    """Marks before and after a user message."""
-    assistant: tuple[str, str]
-    """Marks before and after an assistant message; generation starts after the first."""
-    image: tuple[str, str]
-    """Marks before and after an image's tokens."""
-    image_token: str
-    """The token that stands once for every image token."""
-    stop: str
-    """The token that ends an answer, the first of the assistant's second mark."""
-    default_system: str | None = None
-    """System message of conversations that have none of their own; None for no message."""
-    start: str = ""
-    """Text at the very start of a conversation."""
-    tokens: tuple[str, ...] = ()
-    """Further marks that must be single tokens, as the model has learned them."""
-    system_in_user: bool = False
-    """Whether a system message stands at the start of the first user message, inside of that one's marks."""
-
-    joins_lines: bool = False
-    """Whether the tokenizer has tokens for several line breaks, which reach over the edges of marks."""
-
-    @property
-    def single(self) -> tuple[str, ...]:
-        """All marks that must be single tokens."""
-        return (self.image_token, self.stop, *self.tokens)
-
-    def marks(self, role: str) -> tuple[str, str]:
-        """Text before and after a message of this role: "system", "user" or "assistant"."""
-        if role not in ("system", "user", "assistant"):
-            raise ValueError(explain_unknown("role", role, ("system", "user", "assistant")))
-        marks: tuple[str, str] = getattr(self, role)
-        return marks
 
 
 class VisionWork(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from v1lit.backbones.contract import ChatFormat
+from v1lit.backbones.chat import ChatFormat
 from v1lit.backbones.folder import check_tokenizer_files
 from v1lit.backbones.tiny import token_id
 from v1lit.backbones.weight_files import read_json
