@@ -165,6 +165,7 @@ def test_the_hub_ids(resolved):
         "Qwen/Qwen3-VL-8B-Instruct",
         "llava-hf/llava-1.5-7b-hf",
         "OpenGVLab/InternVL3-8B-hf",
+        "google/gemma-3-4b-it",
     ]
 
 
