@@ -17,6 +17,7 @@ from v1lit.backbones import BackboneConfig, get_backbone, list_backbones
 from v1lit.backbones.image_processors import checkpoint_image_processor
 from v1lit.backbones.processor import FILE, Processor, load_processor
 from v1lit.backbones.registry import missing_extra
+from v1lit.plan.architecture import published_sizes
 from v1lit.testing.models import noise
 
 pytestmark = pytest.mark.dependencies
@@ -81,6 +82,20 @@ PUBLISHED: dict[str, list[dict[str, Any]]] = {
         }
     ],
 }
+PUBLISHED["gemma3"] = [
+    {
+        "do_convert_rgb": None,
+        "do_pan_and_scan": None,
+        "image_processor_type": "Gemma3ImageProcessor",
+        "image_seq_length": 256,
+        "pan_and_scan_max_num_crops": None,
+        "pan_and_scan_min_crop_size": None,
+        "pan_and_scan_min_ratio_to_activate": None,
+        "processor_class": "Gemma3Processor",
+        "resample": 2,
+        "size": {"height": 896, "width": 896},
+    }
+]
 PUBLISHED["qwen2_vl"] = PUBLISHED["qwen2_5_vl"]
 
 
@@ -234,9 +249,8 @@ def test_published_image_processors_are_read(tmp_path: Path, name: str, content:
     import transformers
 
     backbone = get_backbone(name)
-    # The class's defaults are another checkpoint's than the family's.
-    own = {"text_config": {"model_type": "mistral"}} if name == "llava_next" else {}
-    getattr(transformers, backbone.model_class).config_class(**own).save_pretrained(tmp_path)
+    made = getattr(transformers, backbone.model_class).config_class
+    made.from_dict(published_sizes().get(backbone.hub_id, {})).save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
     processor = checkpoint_image_processor(backbone, str(tmp_path))
     assert processor.options == backbone.image_processor().options

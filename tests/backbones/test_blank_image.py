@@ -32,6 +32,7 @@ def tiny(name: str, **options: Any) -> PreTrainedModel:
         ("llava_onevision", 9 + 9 + 3),
         ("internvl", 4),
         ("timm_lm", 36),
+        ("gemma3", 16),
     ],
 )
 def test_a_blank_image_is_as_small_as_the_family_allows(name: str, tokens: int) -> None:

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.dependencies
 
 RECTANGLES = 6
 REACH = 2.6
-CELL = {"qwen2_vl": 28, "qwen2_5_vl": 28, "qwen3_vl": 32, "llava": 14, "internvl": 28}
+CELL = {"qwen2_vl": 28, "qwen2_5_vl": 28, "qwen3_vl": 32, "llava": 14, "internvl": 28, "gemma3": 56}
 Box = tuple[int, int, int, int]
 
 CASES: list[tuple[str, tuple[int, int], dict[str, Any]]] = [
@@ -48,6 +48,10 @@ CASES: list[tuple[str, tuple[int, int], dict[str, Any]]] = [
     ("internvl", (500, 490), {"max_patches": 1}),
     ("internvl", (700, 400), {"crop_to_patches": False}),
     ("internvl", (1200, 420), {"max_side": 900, "max_patches": 3}),
+    ("gemma3", (640, 480), {}),
+    ("gemma3", (900, 500), {"do_pan_and_scan": True}),
+    ("gemma3", (310, 1101), {"do_pan_and_scan": True}),
+    ("gemma3", (1500, 700), {"max_side": 900, "do_pan_and_scan": True}),
 ]
 
 
@@ -139,6 +143,7 @@ def test_exactly_the_named_tokens_change_at_the_towers_input(
         ("llava", (200, 150), {"do_pad": True}),
         ("internvl", (300, 200), {"crop_to_patches": False}),
         ("internvl", (120, 420), {"max_patches": 3}),
+        ("gemma3", (250, 601), {"do_pan_and_scan": True, "pan_and_scan_min_crop_size": 100}),
     ],
 )
 def test_exactly_the_named_tokens_change_before_the_decoder(

@@ -53,12 +53,22 @@ def test_traces_are_short() -> None:
 @pytest.mark.parametrize("name", list_backbones())
 def test_every_mark_of_a_chat_format_is_one_special_token(name: str) -> None:
     chat = get_backbone(name).chat
-    marks = [chat.image_token, chat.stop, chat.start, *chat.image]
+    tokenizer = tiny_tokenizer(chat.stop, chat.single)
+    marks = [*chat.single, *chat.start.split(), *(mark.strip() for mark in chat.image)]
     marks += [mark for mark in ("<|im_start|>",) if mark in chat.user[0]]
     for mark in filter(None, marks):
-        assert encode(mark) == [token_id(TOKENIZER, mark)]
-        assert mark in TOKENIZER.backend_tokenizer.get_added_tokens_decoder()[encode(mark)[0]].content
-        assert mark not in TOKENIZER.decode(encode(mark), skip_special_tokens=True)
+        ids = tokenizer(mark, add_special_tokens=False)["input_ids"]
+        assert ids == [token_id(tokenizer, mark)]
+        assert mark in tokenizer.backend_tokenizer.get_added_tokens_decoder()[ids[0]].content
+        assert mark not in tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def test_marks_that_the_file_lacks_get_ids_behind_its_own() -> None:
+    tokenizer = tiny_tokenizer("<stop>", ["<s>", "<new>", "<stop>"])
+    assert [token_id(tokenizer, mark) for mark in ("<new>", "<stop>")] == [1280, 1281]
+    assert tokenizer.eos_token_id == 1281
+    assert token_id(tokenizer, "<s>") == token_id(TOKENIZER, "<s>")
+    assert tokenizer(TRACE)["input_ids"] == encode(TRACE)
 
 
 def test_a_token_that_does_not_exist_is_named() -> None:

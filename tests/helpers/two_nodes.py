@@ -117,6 +117,7 @@ BASES = {
     "qwen3_vl": "tiny_qwen3_vl",
     "llava": "tiny_llava",
     "internvl": "tiny_internvl",
+    "gemma3": "tiny_gemma3",
 }
 """Recipes of the families; the two Qwens have one."""
 

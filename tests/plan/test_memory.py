@@ -228,6 +228,7 @@ def test_published_sizes_add_up_to_the_parameters_of_the_checkpoints() -> None:
         "llava-hf/llava-1.5-7b-hf": 7_063_427_072,
         "llava-hf/llava-v1.6-mistral-7b-hf": 7_566_747_648,
         "OpenGVLab/InternVL3-8B-hf": 7_944_373_760,
+        "google/gemma-3-4b-it": 4_300_079_472,
     }
     for weights_, parameters in published.items():
         family = published_sizes()[weights_]["model_type"]

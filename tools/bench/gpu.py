@@ -121,7 +121,7 @@ def _prepared(case: Case, place: Place) -> tuple[PointAndCopyModel, Processor, B
     examples = fill(stream(processor), 1, case.tokens)[0]
     batch = batch_of(examples, case.tokens, processor.pad_token_id).to(place.device, place.dtype)
     model = make_model(case.size, place.device, place.dtype)
-    model.attention = choose_attention("auto", place.device, place.dtype).name
+    model.attention = choose_attention("auto", place.device, place.dtype, model.is_causal).name
     return model, processor, batch
 
 

@@ -79,7 +79,7 @@ class Loaded:
 def make_checkpoint(folder: Path, size: Size) -> None:
     """Random weights in bfloat16, in the layout of transformers."""
     backbone = get_backbone(FAMILY)
-    config = backbone.tiny_config(tiny_tokenizer(backbone.chat.stop), **size.tiny)
+    config = backbone.tiny_config(tiny_tokenizer(backbone.chat.stop, backbone.chat.single), **size.tiny)
     config.get_text_config().vocab_size = size.vocabulary
     model = named_class(backbone.model_class)._from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder, max_shard_size=size.file)

@@ -51,7 +51,7 @@ def make_backbone(size: Size, device: torch.device | str, dtype: torch.dtype) ->
     """The stock transformers model with random weights, made on the device; seed torch before."""
     family = get_backbone(FAMILY)
     config = family.tiny_config(
-        tiny_tokenizer(family.chat.stop),
+        tiny_tokenizer(family.chat.stop, family.chat.single),
         hidden_size=size.hidden,
         layers=size.layers,
         heads=size.heads,

@@ -35,23 +35,26 @@ class Choice(NamedTuple):
     """What was chosen and why not another, for the log."""
 
 
-def choose_attention(wanted: str, device: torch.device | str, dtype: torch.dtype) -> Choice:
+def choose_attention(
+    wanted: str, device: torch.device | str, dtype: torch.dtype, causal: bool = True
+) -> Choice:
     """The kernel for packed rows: `wanted`, or for "auto" the first of `AUTO` that trains on the device.
 
-    `dtype` is the one that attention computes in, under autocast that of autocast. Raises ValueError for a
-    name that does not exist, and for a kernel that does not run on the device, with the reason.
+    `dtype` is the one that attention computes in, under autocast that of autocast; `causal` is the model's
+    `is_causal`. Raises ValueError for a name that does not exist, and for a kernel that does not run on the
+    device or cannot compute what the model needs, with the reason.
     """
     device = torch.device(device)
     if wanted not in ATTENTION:
         raise OptionError("attention", wanted, name_allowed(wanted, ATTENTION), "model.backbone")
     refused: list[str] = []
     for name in AUTO if wanted == "auto" else (wanted,):
-        reason = KERNELS[name].reason(device, dtype)
+        reason = KERNELS[name].reason(device, dtype, causal)
         if reason is None:
             why = "as given" if name == wanted else "; ".join(refused)
             return Choice(name, f"attention: {name}{f' ({why})' if why else ''}")
         refused.append(f"{name}: {reason}")
-    usable = [name for name, kernel in KERNELS.items() if kernel.reason(device, dtype) is None]
+    usable = [name for name, kernel in KERNELS.items() if kernel.reason(device, dtype, causal) is None]
     raise ValueError(
         f"model.backbone.attention={wanted}: {wanted} {reason}; on this {device.type} device in "
         f"{str(dtype).removeprefix('torch.')} these run: {', '.join(usable)}, or auto for the fastest of them"
@@ -59,29 +62,36 @@ def choose_attention(wanted: str, device: torch.device | str, dtype: torch.dtype
 
 
 @torch.compiler.disable
-def attend_segments(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float) -> Tensor:
-    """Causal attention inside each segment, none across, by the kernel that `segments` names.
+def attend_segments(
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float, window: int | None = None
+) -> Tensor:
+    """Attention inside each segment, none across, by the kernel that `segments` names.
 
     query `[tokens, heads, head dim]`, key and value `[tokens, kv heads, head dim]`; heads is a multiple of kv
-    heads. Returns `[tokens, heads, head dim]`. Raises ValueError if the segments do not fill the row.
+    heads; window: how many tokens one sees back, itself counted. Returns `[tokens, heads, head dim]`. Raises
+    ValueError if the segments do not fill the row, and for a kernel that knows no windows or image blocks.
     """
     if not query.shape[0] == key.shape[0] == value.shape[0] == segments.tokens:
         raise ValueError(
             f"segments of {segments.tokens} tokens for a query of {query.shape[0]} and keys of {key.shape[0]}"
         )
-    return KERNELS[segments.attention].attend(query, key, value, segments, scale)
+    if window is not None and window >= segments.longest:
+        window = None
+    return KERNELS[segments.attention].attend(query, key, value, segments, scale, window)
 
 
 # ---- in transformers --------------------------------------------------------------------------------------
 
 
-def stock_attention(name: str) -> str:
+def stock_attention(name: str, blocks: bool = False) -> str:
     """The implementation of transformers beside an `attention` option, for the vision tower and generation.
 
-    "auto" is sdpa, until the device is known: see `set_attention`. Raises ValueError if transformers
-    could not load it.
+    "auto" is sdpa, until the device is known: see `set_attention`. With image `blocks` sdpa takes the place
+    of flash attention, which transformers refuses for them. Raises ValueError if it could not be loaded.
     """
     kernel = KERNELS["sdpa" if name == "auto" else name]
+    if blocks and kernel.stock == "flash_attention_2":
+        return "sdpa"
     if kernel.stock == "flash_attention_2":
         reason = kernel.missing() or (None if torch.cuda.is_available() else "needs a CUDA GPU")
         if reason is not None:
@@ -89,9 +99,9 @@ def stock_attention(name: str) -> str:
     return kernel.stock
 
 
-def set_attention(model: PreTrainedModel, name: str) -> None:
+def set_attention(model: PreTrainedModel, name: str, blocks: bool = False) -> None:
     """Switch a loaded backbone to what belongs to a chosen kernel: vision tower, generation, text decoder."""
-    model.set_attn_implementation(stock_attention(name))
+    model.set_attn_implementation(stock_attention(name, blocks))
     use_segments(model.config.get_text_config())
 
 
@@ -135,24 +145,21 @@ def _attention(
     """
     if segments is None:
         return stock(module, query, key, value, attention_mask, *args, **options)
-    _refuse(options, query, segments)
+    _refuse(options, query)
     # Under autocast, rotation leaves queries and keys in float32; values come straight from a product.
     q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
     scale = options.get("scaling")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return attend(q, k, v, segments, scale)[None], None
+    return attend(q, k, v, segments, scale, options.get("sliding_window"))[None], None
 
 
-def _refuse(options: dict[str, Any], query: Tensor, segments: Segments) -> None:
+def _refuse(options: dict[str, Any], query: Tensor) -> None:
     """Raise ValueError for what no kernel computes, rather than leave it out silently."""
     if query.shape[0] != 1:
         raise ValueError(f"packed examples are one row, not {query.shape[0]}")
-    window = options.get("sliding_window")
     wrong = [name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None]
     if options.get("dropout"):
         wrong.append("attention_dropout")
-    if window is not None and window < segments.longest:
-        wrong.append(f"sliding_window={window} below a segment of {segments.longest} tokens")
     if wrong:
         raise ValueError(f"packed rows cannot be computed with this model's {', '.join(wrong)}")
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
+from v1lit.backbones.chat import ChatFormat
 from v1lit.backbones.classes import named_class
 from v1lit.backbones.config import VIEWS
 from v1lit.backbones.image_options import (
@@ -34,37 +34,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
-@dataclass(frozen=True)
-class ChatFormat:
-    """How a family writes a conversation: each message stands between its role's two marks."""
-
-    system: tuple[str, str]
-    """Marks before and after a system message."""
-    user: tuple[str, str]
-    """Marks before and after a user message."""
-    assistant: tuple[str, str]
-    """Marks before and after an assistant message; generation starts after the first."""
-    image: tuple[str, str]
-    """Marks before and after an image's tokens."""
-    image_token: str
-    """The token that stands once for every image token."""
-    stop: str
-    """The token that ends an answer, the first of the assistant's second mark."""
-    default_system: str | None = None
-    """System message of conversations that have none of their own; None for no message."""
-    start: str = ""
-    """Text at the very start of a conversation."""
-    tokens: tuple[str, ...] = ()
-    """Further marks that must be single tokens, as the model has learned them."""
-
-    def marks(self, role: str) -> tuple[str, str]:
-        """Text before and after a message of this role: "system", "user" or "assistant"."""
-        if role not in ("system", "user", "assistant"):
-            raise ValueError(explain_unknown("role", role, ("system", "user", "assistant")))
-        marks: tuple[str, str] = getattr(self, role)
-        return marks
-
-
 class VisionWork(NamedTuple):
     """What the images of a batch cost, in counts of things; `v1lit.training.flops` makes operations of it."""
 
@@ -83,6 +52,8 @@ class VisionWork(NamedTuple):
     projector: int = 0
     projector_backward: int = 0
     """Operations in either pass, where a family counts them itself: instead of those made of the above."""
+    ahead: int = 0
+    """Squares of the numbers of image tokens that see each other in the decoder, summed."""
 
 
 class Backbone(ABC):
@@ -116,6 +87,11 @@ class Backbone(ABC):
     """Sizes of the tiny version and their defaults."""
     packs: ClassVar[bool] = True
     """Whether its decoder can attend inside segments of a packed row; if not, batches are padded."""
+    whole_images: ClassVar[bool] = False
+    """Whether the tokens of an image see each other in both directions in the decoder.
+
+    Those that stand side by side do then; a pointer is text and sees what is before it.
+    """
 
     # ---- images -------------------------------------------------------------------------------------------
 
@@ -220,6 +196,11 @@ class Backbone(ABC):
         """As `grid`, of one of several images of an example, where a family treats those in another way."""
         return self.grid(image_size, options, views)
 
+    def image_pieces(self, patch_map: PatchMap) -> list[str | int]:
+        """What stands in a text for an image: marks and words, and stretches of tokens as their number."""
+        before, after = self.chat.image
+        return [before, len(patch_map), after]
+
     @abstractmethod
     def processor_arguments(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Canonical options as arguments of the transformers processor's call."""
@@ -322,6 +303,13 @@ class Backbone(ABC):
         for module in self.unused_modules(model):
             module.requires_grad_(False)
         return model
+
+    def matrices(self, model: PreTrainedModel) -> list[nn.Parameter]:
+        """Weights of products beside those of linear layers and convolutions.
+
+        They are counted, and those of a tiny version are drawn: stock classes may leave them at zero.
+        """
+        return []
 
     def unused_modules(self, model: PreTrainedModel) -> list[nn.Module]:
         """Parts of the vision tower that no feature depends on: no gradient, and no work that counts."""

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from v1lit.backbones.contract import Backbone, ChatFormat, VisionWork, blank_pixels, layers_used, square_work
+from v1lit.backbones.chat import ChatFormat
+from v1lit.backbones.contract import Backbone, VisionWork, blank_pixels, layers_used, square_work
 from v1lit.backbones.image_options import as_size, check_flag, check_positive, plain_size
 from v1lit.backbones.tiny import SIZES, text_sizes, token_id, vision_sizes
 from v1lit.errors import OptionError

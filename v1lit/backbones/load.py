@@ -76,7 +76,7 @@ def _loaded(cls: Any, config: BackboneConfig, backbone: Backbone) -> PreTrainedM
         model, report = cls.from_pretrained(
             config.weights,
             dtype=config.dtype,
-            attn_implementation=stock_attention(config.attention),
+            attn_implementation=stock_attention(config.attention, get_backbone(config.name).whole_images),
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # reported below, by name
             output_loading_info=True,
@@ -91,7 +91,8 @@ def _empty(cls: Any, config: BackboneConfig, backbone: Backbone) -> PreTrainedMo
     from v1lit.backbones.attention import stock_attention
 
     folder = local_folder(config.weights)
-    model = empty_model(cls, folder, config.dtype, stock_attention(config.attention))
+    attention = stock_attention(config.attention, get_backbone(config.name).whole_images)
+    model = empty_model(cls, folder, config.dtype, attention)
     model.config.name_or_path = config.weights
     names = fit_weights(model, WeightFiles(folder), config.weights, backbone)
     vars(model)["_weight_conversions"] = names.transforms
@@ -166,11 +167,16 @@ def _new_model(cls: Any, backbone: Backbone, config: BackboneConfig) -> PreTrain
 
     from v1lit.backbones.attention import stock_attention
 
-    model_config = backbone.tiny_config(tiny_tokenizer(backbone.chat.stop), **config.tiny)
+    model_config = backbone.tiny_config(
+        tiny_tokenizer(backbone.chat.stop, backbone.chat.single), **config.tiny
+    )
     dtype = torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype)
     # Drawn in float32 whatever the type, so that one seed means one model.
-    attention = stock_attention(config.attention)
-    model: PreTrainedModel = cls._from_config(model_config, attn_implementation=attention).to(dtype)
+    attention = stock_attention(config.attention, backbone.whole_images)
+    drawn = cls._from_config(model_config, attn_implementation=attention)
+    for weight in backbone.matrices(drawn):
+        torch.nn.init.normal_(weight, std=model_config.get_text_config().initializer_range)
+    model: PreTrainedModel = drawn.to(dtype)
     model.config.dtype = dtype
     return model
 

@@ -190,7 +190,7 @@ def load_processor(
     """
     backbone = check_backbone_config(config)
     if config.weights == "tiny":
-        tokenizer = tiny_tokenizer(backbone.chat.stop)
+        tokenizer = tiny_tokenizer(backbone.chat.stop, backbone.chat.single)
         model_config = backbone.tiny_config(tokenizer, **config.tiny)
         image_processor = backbone.image_processor("tiny", config.tiny, **config.image)
     else:

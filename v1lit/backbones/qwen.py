@@ -7,7 +7,8 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from v1lit.backbones.contract import Backbone, ChatFormat, VisionWork, blank_pixels
+from v1lit.backbones.chat import ChatFormat
+from v1lit.backbones.contract import Backbone, VisionWork, blank_pixels
 from v1lit.backbones.image_options import check_positive, plain_size
 from v1lit.backbones.tiny import SIZES, text_sizes, token_id
 from v1lit.errors import OptionError

@@ -30,6 +30,7 @@ BUILTIN: dict[str, str] = {
     "llava_onevision": "v1lit.backbones.llava_onevision:LlavaOnevision",
     "internvl": "v1lit.backbones.internvl:InternVL",
     "timm_lm": "v1lit.backbones.timm_lm:TimmLM",
+    "gemma3": "v1lit.backbones.gemma3:Gemma3",
 }
 EXTRAS = {"timm_lm": "timm"}
 """Families of v1lit's own that need a package which is an extra."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,9 @@ class Segments:
     """Tokens of each segment, at least 1; host integers, so that no kernel has to ask the GPU for one."""
     attention: str = "sdpa"
     """Name of the kernel that attends inside the segments, see `choose_attention`."""
+    blocks: tuple[tuple[int, int], ...] = ()
+    """First token and the one behind the last of every image whose tokens see each other in both directions,
+    in order; each lies inside one segment. Empty for decoders in which no token sees a later one."""
 
     def __post_init__(self) -> None:
         if not self.lengths or min(self.lengths) < 1:
@@ -56,6 +60,10 @@ class Segments:
         """Index of the segment of each token; int64 `[tokens]`."""
         return _owners(self.lengths, torch.device(device))
 
+    def block_ids(self, device: torch.device | str) -> Tensor:
+        """Index of the image block of each token, -1 outside of all; int64 `[tokens]`."""
+        return _block_ids(self.blocks, self.tokens, torch.device(device))
+
 
 # Every layer asks for the same, so each is copied to the device once per row. These tensors outlive the mode
 # they were asked for in: as inference tensors they could not be kept for a backward pass later on.
@@ -69,6 +77,20 @@ def _bounds(lengths: tuple[int, ...], device: torch.device) -> Tensor:
 @torch.inference_mode(False)
 def _owners(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     return send(torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)), device)
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def _block_ids(blocks: tuple[tuple[int, int], ...], tokens: int, device: torch.device) -> Tensor:
+    return send(block_ids(blocks, tokens), device)
+
+
+def block_ids(blocks: Sequence[tuple[int, int]], tokens: int) -> Tensor:
+    """Index of the block of each token, -1 outside of all; int64 `[tokens]` on the host."""
+    ids = torch.full((tokens,), -1)
+    for index, (start, stop) in enumerate(blocks):
+        ids[start:stop] = index
+    return ids
 
 
 def send(values: Tensor, device: torch.device) -> Tensor:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -61,13 +61,20 @@ def _tokenizer_json() -> str:
     return files("v1lit.backbones").joinpath("tiny_tokenizer.json").read_text(encoding="utf-8")
 
 
-def tiny_tokenizer(stop: str = "<|im_end|>") -> PreTrainedTokenizerBase:
-    """A fresh tiny tokenizer whose end-of-text token is `stop`, the one that ends an answer."""
-    from tokenizers import Tokenizer
+def tiny_tokenizer(stop: str = "<|im_end|>", marks: Sequence[str] = ()) -> PreTrainedTokenizerBase:
+    """A fresh tiny tokenizer whose end-of-text token is `stop`, the one that ends an answer.
+
+    It knows the marks of several families; others of these `marks` get ids behind its own.
+    """
+    from tokenizers import AddedToken, Tokenizer
     from transformers import PreTrainedTokenizerFast
 
+    text = Tokenizer.from_str(_tokenizer_json())
+    known = text.get_vocab()
+    new = [AddedToken(mark, special=True, normalized=False) for mark in marks if mark not in known]
+    text.add_special_tokens(new)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(_tokenizer_json()),
+        tokenizer_object=text,
         pad_token=PAD,
         eos_token=stop,
         clean_up_tokenization_spaces=False,

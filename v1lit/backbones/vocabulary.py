@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from v1lit.backbones.contract import ChatFormat
+from v1lit.backbones.chat import ChatFormat
 from v1lit.backbones.folder import check_tokenizer_files
 from v1lit.backbones.tiny import token_id
 from v1lit.backbones.weight_files import read_json
@@ -63,7 +63,7 @@ def check_marks(
     A mark that the tokenizer takes to pieces would be new to the model; one that it makes out of somebody's
     words would let a text hold an image. `encode` returns the ids of a text, with marks or without.
     """
-    for mark in (chat.image_token, chat.stop, *chat.tokens):
+    for mark in chat.single:
         number = token_id(tokenizer, mark)
         if encode(mark, True) != [number]:
             raise ValueError(

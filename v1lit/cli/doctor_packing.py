@@ -34,7 +34,7 @@ def check_recipe(name: str, changes: Sequence[str]) -> int:
     dtype = HALF.get(kind, module.model.dtype)
     module.to(dtype if how == "true" and kind in HALF else module.model.dtype)
     module.to(device)
-    choice = choose_attention(module.backbone_config.attention, device, dtype)
+    choice = choose_attention(module.backbone_config.attention, device, dtype, module.model.is_causal)
     module.model.use_attention(choice.name)
     print(f"{choice.line}\nprecision: {precision}")
     with torch.autocast(device.type, dtype, enabled=how == "mixed"):

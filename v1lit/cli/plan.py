@@ -181,12 +181,15 @@ def _cluster(options: argparse.Namespace, config: dict[str, Any]) -> Any:
 
 def _rows(options: argparse.Namespace, cli: Any, setting: Any) -> tuple[Any, str]:
     """The rows of the recipe's data, or None and why they are not known."""
+    from v1lit.plan.architecture import model_config
     from v1lit.plan.rows import LengthsUnknown, rows_of
+    from v1lit.training.flops import window_of
 
     if options.tokens:
         return None, "--tokens is given"
     try:
-        return rows_of(cli.model_and_data()[1], setting.micro_batches), ""
+        window = window_of(model_config(setting.backbone, setting.config).get_text_config())
+        return rows_of(cli.model_and_data()[1], setting.micro_batches, window), ""
     except LengthsUnknown as error:
         return None, str(error)
 

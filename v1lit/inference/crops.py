@@ -137,7 +137,7 @@ def _show(row: Answer, strategy: Crop, processor: Processor, max_tokens: int) ->
     cut = strategy.cut(processor.decode(row.said), row.patch_maps, patch_map_of)
     if cut is None:
         return
-    ids = image_ids(processor, len(patch_map_of(cut.size)))
+    ids = image_ids(processor, patch_map_of(cut.size))
     if len(row.shown.input_ids) + len(ids) >= max_tokens:
         return
     row.cuts.append(cut.of(row.pictures[cut.image]))

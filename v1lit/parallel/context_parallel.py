@@ -6,7 +6,7 @@ of a layer works token by token. Source: arXiv 2309.14509, section 3.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -42,7 +42,7 @@ class RowShare:
             raise ValueError("rows are divided over ranks only where they are packed: give segment_lengths")
         gap = -segments.tokens % self.size
         if gap:  # a further segment, from which nothing is learned
-            segments = Segments((*segments.lengths, gap), segments.attention)
+            segments = replace(segments, lengths=(*segments.lengths, gap))
         part = segments.tokens // self.size
         embeds = F.pad(inputs_embeds, (0, 0, 0, gap)).narrow(-2, self.own * part, part)
         positions = F.pad(position_ids, (0, gap)).narrow(-1, self.own * part, part)
@@ -54,8 +54,16 @@ class RowShare:
         return decoded
 
     @torch.compiler.disable
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float) -> Tensor:
-        """As `attend_segments`, of this rank's part of the tokens."""
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        segments: Segments,
+        scale: float,
+        window: int | None = None,
+    ) -> Tensor:
+        """As `attend_segments`, of this rank's part of the tokens: a head sees the whole row."""
         times = shared_key_heads(query.shape[1], key.shape[1], self.size)
         if times > 1:
             key, value = (x.repeat_interleave(times, dim=1) for x in (key, value))
@@ -63,7 +71,7 @@ class RowShare:
         own_heads: Tensor = _Exchange.apply(torch.cat(parts, dim=2).transpose(0, 1), self.group)
         heads = [part.shape[2] for part in parts]
         row = own_heads.flatten(0, 1).split(heads, dim=1)
-        attended = attend_segments(*row, segments, scale)
+        attended = attend_segments(*row, segments, scale, window)
         own_tokens: Tensor = _Exchange.apply(attended.unflatten(0, (self.size, -1)), self.group)
         return own_tokens.transpose(0, 1).flatten(1, 2)
 

@@ -55,7 +55,7 @@ def model_config(backbone: BackboneConfig, path: str | None = None) -> PreTraine
         folder = folder.parent if folder.is_file() else folder
         return checkpoint_config(family, str(folder))
     if backbone.weights == "tiny":
-        return family.tiny_config(tiny_tokenizer(family.chat.stop), **backbone.tiny)
+        return family.tiny_config(tiny_tokenizer(family.chat.stop, family.chat.single), **backbone.tiny)
     known = published_sizes().get(backbone.weights)
     if known is not None and known["model_type"] == family.model_type and not Path(backbone.weights).exists():
         return _of_family(family, known)

@@ -11,7 +11,11 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import _disable_current_modes
 
+from v1lit.backbones.attention_kernels import KERNELS, Kernel, in_two_passes
+from v1lit.backbones.image_blocks import LookAhead
+from v1lit.backbones.segments import Segments
 from v1lit.pointer.joint_loss import choice as loss_choice
 from v1lit.pointer.joint_loss import chunked
 from v1lit.pointer.joint_loss.rows import LogitRows, RowTerms
@@ -57,6 +61,22 @@ def _flash_attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw
     return output
 
 
+def _flash_in_segments(
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float, window: int | None = None
+) -> Tensor:
+    """As kernels of a GPU compute windows and image blocks: no masks, and blocks in a pass of their own."""
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, *bounds: Any, causal: bool) -> Tensor:
+        output: Tensor = _Flash.apply(query, key, value)
+        return output
+
+    with _disable_current_modes():  # a few indices, made once for all layers
+        segments.bounds(query.device)
+        if segments.blocks:
+            LookAhead.of(segments, window, query.device)
+    return in_two_passes(attend, query, key, value, segments, window)
+
+
 def _norm_in_float32(
     input: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 0
 ) -> Tensor:
@@ -82,6 +102,9 @@ def kernels_of(model: PointAndCopyModel, compute: Compute) -> Iterator[None]:
             stack.enter_context(patch.object(chunked, "_add_product", lambda *args: None))
             stack.enter_context(patch.object(F, "scaled_dot_product_attention", _flash_attention))
             stack.enter_context(patch.object(F, "layer_norm", _norm_in_float32))
+            if not model.is_causal:
+                flash = Kernel(_flash_in_segments, anywhere=True)
+                stack.enter_context(patch.dict(KERNELS, {model.attention: flash}))
         else:
             stack.enter_context(patch.object(chunked, "_adds_in_place", lambda *args: False))
         if in_place and options.z_top_k is None:

@@ -18,6 +18,7 @@ from v1lit.data.loading.sequence import OpenedSequence
 from v1lit.data.remote import is_remote
 from v1lit.data.sampling.epoch import Progress, StepLayout, rank_rows
 from v1lit.data.sampling.rows import MicroBatchPlan
+from v1lit.training.flops import pairs_within
 
 MOST_ROWS = 4096
 """Rows that are planned at most; the others of an epoch are taken to be like them."""
@@ -39,6 +40,8 @@ class Rows:
     image_tokens: float
     pairs: float
     """Sum of the squared lengths of its examples."""
+    near: float
+    """The same, without pairs of tokens that are further apart than the decoder's window."""
     fill: float | None
     """Share of a row that its tokens fill; None where a row is as long as its examples."""
     of_epoch: int
@@ -49,8 +52,8 @@ class Rows:
     """Whether the steps are counted, not reckoned from a part of the rows."""
 
 
-def rows_of(data: V1DataModule, micro_batches: int) -> Rows:
-    """The rows of the training data, of which a step takes `micro_batches`.
+def rows_of(data: V1DataModule, micro_batches: int, window: int | None = None) -> Rows:
+    """The rows of the training data, of which a step takes `micro_batches`; window: the decoder's.
 
     Raises LengthsUnknown where the data or their lengths are not on this machine.
     """
@@ -65,7 +68,7 @@ def rows_of(data: V1DataModule, micro_batches: int) -> Rows:
         if None in tables:
             where = opened.catalogs[tables.index(None)].location
             raise LengthsUnknown(f"the table of lengths of {where} is of another recipe")
-        return _plan(data, opened, LengthLookup(opened.examples, tables, options), micro_batches)
+        return _plan(data, opened, LengthLookup(opened.examples, tables, options), micro_batches, window)
     except ValueError as error:  # of data, of a table, of a tokenizer that is not here
         raise LengthsUnknown(str(error).partition("\n")[0]) from error
 
@@ -84,7 +87,9 @@ def _refuse_absent(data: V1DataModule) -> None:
         raise LengthsUnknown(f"{', '.join(locations)} holds no shards")
 
 
-def _plan(data: V1DataModule, opened: OpenedSequence, lengths: LengthLookup, micro_batches: int) -> Rows:
+def _plan(
+    data: V1DataModule, opened: OpenedSequence, lengths: LengthLookup, micro_batches: int, window: int | None
+) -> Rows:
     apart = -(-micro_batches // MOST_MICRO_BATCHES)
     own = len(range(0, micro_batches, apart))
     progress = Progress(layout=StepLayout(micro_batches, str(data.grouping)))
@@ -108,6 +113,7 @@ def _plan(data: V1DataModule, opened: OpenedSequence, lengths: LengthLookup, mic
         tokens=tokens,
         image_tokens=fmean(sum(length.image_tokens for length in row) for row in known),
         pairs=fmean(sum(length.tokens**2 for length in row) for row in known),
+        near=fmean(sum(pairs_within(length.tokens, window) for length in row) for row in known),
         fill=_fill(data, known, tokens),
         of_epoch=total,
         steps=steps,

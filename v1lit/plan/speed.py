@@ -17,7 +17,7 @@ from v1lit.plan.rows import Rows
 from v1lit.plan.setting import Setting
 from v1lit.plan.units import Size
 from v1lit.pointer.model import PointAndCopyModel
-from v1lit.training.flops import ModelFlops, Work
+from v1lit.training.flops import ModelFlops, Work, pairs_within, window_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -96,6 +96,7 @@ def work_of(model: PointAndCopyModel, shape: BatchShape, rows: Rows | None = Non
         return Work(
             tokens=round(rows.tokens),
             pairs=round(rows.pairs),
+            near=round(rows.near),
             positions=round(max(0, rows.tokens - rows.image_tokens - rows.examples)),
             examples=round(rows.examples),
             vision=VisionWork(*(round(count * images) for count in one)),
@@ -103,6 +104,7 @@ def work_of(model: PointAndCopyModel, shape: BatchShape, rows: Rows | None = Non
     return Work(
         tokens=shape.total,
         pairs=shape.examples * shape.tokens**2,
+        near=shape.examples * pairs_within(shape.tokens, window_of(model.config.get_text_config())),
         positions=shape.examples * shape.positions,
         examples=shape.examples,
         vision=VisionWork(*(count * shape.examples for count in one)),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from v1lit.backbones.efficiency import part_layers
+from v1lit.backbones.image_blocks import windows
 from v1lit.parallel.context_parallel import RowShare
 from v1lit.plan.batch import BatchShape, PaperBatch
 from v1lit.plan.gpu_kernels import Compute, kernels_of
@@ -108,12 +109,14 @@ def _watch_layers(model: PointAndCopyModel, recorder: Recorder) -> None:
 def _kinds(model: PointAndCopyModel, part: str, layers: list[nn.Module]) -> list[list[int]]:
     """The numbers of layers that do the same.
 
-    In some towers, a few attend to the whole image. Deep features are made behind a few of a tower's layers,
-    and enter behind the first ones of the decoder; their backward pass is part of that of the layer after.
+    In some towers, a few attend to the whole image, and in some decoders, a few to all tokens. Deep features
+    are made behind a few of a tower's layers, and enter behind the first ones of the decoder; their backward
+    pass is part of that of the layer after.
     """
     config = model.backbone.config
     deep: set[int] = set(range(model.family.deep_layers(config)))
-    full: set[int] = set()
+    all_seen = enumerate(windows(config.get_text_config()))
+    full = {index for index, window in all_seen if window is None}
     if part == "vision":
         vision = getattr(config, "vision_config", None)
         deep = set(getattr(vision, "deepstack_visual_indexes", None) or ())

@@ -20,6 +20,7 @@ from v1lit.backbones.contract import Backbone
 from v1lit.backbones.efficiency import compile_layers, enable_checkpointing
 from v1lit.backbones.folder import check_exported
 from v1lit.backbones.hub import looks_local
+from v1lit.backbones.image_blocks import windows
 from v1lit.backbones.load import freeze, load_backbone, refuse_incomplete
 from v1lit.backbones.registry import get_backbone
 from v1lit.paths import expand_path
@@ -123,8 +124,14 @@ class PointAndCopyBase(PreTrainedModel):
         """
         if self.family.packs:
             self.attention = kernel
-            set_attention(self.backbone, kernel)
-            self.config._attn_implementation_internal = stock_attention(kernel)  # `generate` asks this one
+            set_attention(self.backbone, kernel, self.family.whole_images)
+            stock = stock_attention(kernel, self.family.whole_images)
+            self.config._attn_implementation_internal = stock  # `generate` asks this one
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether every token of the decoder sees all those before it and none behind it."""
+        return not self.family.whole_images and not any(windows(self.config.get_text_config()))
 
     def init_pointer(self) -> None:
         """Start the head as in `PointerHead.init_weights`; with a gate, double `lm_head` to undo g = 1/2.

@@ -46,6 +46,8 @@ class TokenLayout:
     choices: tuple[int, ...]
     """What pointers of each sequence can choose from: its image tokens and, where that is a choice and it has
     any, the end of a run, which stands behind them."""
+    blocks: tuple[tuple[int, int], ...] = ()
+    """First token and the one behind the last of every run of image tokens in a sequence, in order."""
     seeds: tuple[int, ...] = ()
     """A number for each sequence, from which a control draws what is copied; empty without a control."""
 
@@ -84,6 +86,7 @@ class TokenLayout:
             send(torch.where(is_pointer, copied, own)[visual], device),
             send(is_pointer[visual], device),
             tuple(choices.tolist()),
+            _blocks(is_image, sequence),
             sequence_seeds(ids, is_image, sequence, counts.tolist()) if seeded else (),
         )
 
@@ -197,6 +200,14 @@ class Targets:
             ends,
             regions,
         )
+
+
+def _blocks(is_image: Tensor, sequence: Tensor) -> tuple[tuple[int, int], ...]:
+    """Bounds of all runs of image tokens, which end with their sequence."""
+    image, owner = is_image.flatten(), sequence.flatten()
+    inside = image[1:] & image[:-1] & (owner[1:] == owner[:-1])
+    first, last = image & ~F.pad(inside, (1, 0)), image & ~F.pad(inside, (0, 1))
+    return tuple(zip(_token_indices(first).tolist(), (_token_indices(last) + 1).tolist(), strict=True))
 
 
 def _padded(flat: Tensor, mask: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from transformers.utils.generic import ModelOutput
 from v1lit.backbones.attention import packed_decoder_arguments
 from v1lit.backbones.cache_name import CACHE
 from v1lit.backbones.cache_name import NAMES as CACHE_NAMES
+from v1lit.backbones.image_blocks import padded_masks
 from v1lit.backbones.segments import Segments, packed_positions
 from v1lit.pointer.base import PointAndCopyBase
 from v1lit.pointer.joint_loss import (
@@ -102,9 +103,8 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
         values = self._encode(image_inputs, text) if image_embeds is None else image_embeds[layout.mask]
         copies = self._copies(layout.check(values), layout)
         embeds = embed_with_copies(text, values, layout, copies)
-        if segments is not None:
-            decoding |= packed_decoder_arguments(segments, embeds.device, embeds.dtype)
-        elif targets is not None:
+        decoding |= self._masks(segments, layout, embeds, attention_mask)
+        if targets is not None:
             decoding["use_cache"] = False
         decoded = self._decode(inputs_embeds=embeds, position_ids=position_ids, **decoding)
         if targets is not None:
@@ -115,6 +115,18 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
     def _memory(self, keys: Tensor, copies: Tensor, layout: TokenLayout) -> PointerMemory:
         mask = layout.choice_mask if self.strategy.points else torch.zeros_like(layout.choice_mask)
         return PointerMemory(layout.pad_choices(keys), layout.pad_choices(copies), mask)
+
+    def _masks(
+        self, segments: Segments | None, layout: TokenLayout, embeds: Tensor, attention_mask: Tensor | None
+    ) -> dict[str, Any]:
+        """What tells the decoder which tokens of a whole row see which."""
+        blocks = layout.blocks if self.family.whole_images else ()
+        if segments is not None:
+            return packed_decoder_arguments(replace(segments, blocks=blocks), embeds.device, embeds.dtype)
+        if not blocks:
+            return {"attention_mask": attention_mask}
+        text = self.config.get_text_config()
+        return {"attention_mask": padded_masks(text, embeds, attention_mask, blocks)}
 
     def _decode(self, **inputs: Any) -> Any:
         decoder = self.backbone.get_decoder()

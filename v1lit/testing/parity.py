@@ -24,8 +24,8 @@ def assert_refused(action: Callable[[], object], reason: str, what: str) -> None
 
 def stock_logits(model: PreTrainedModel, input_ids: Tensor, image_token_id: int, **inputs: Any) -> Tensor:
     """Logits of the stock class called as its own processor would have it, `[batch, tokens, vocabulary]`."""
-    if "mm_token_type_ids" in signature(model.forward).parameters:
-        inputs["mm_token_type_ids"] = (input_ids == image_token_id).int()
+    for name in {"mm_token_type_ids", "token_type_ids"} & set(signature(model.forward).parameters):
+        inputs[name] = (input_ids == image_token_id).int()
     with torch.no_grad():
         logits: Tensor = model(input_ids=input_ids, **inputs).logits
     return logits

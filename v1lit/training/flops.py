@@ -15,8 +15,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from v1lit.backbones.contract import VisionWork
+from v1lit.backbones.image_blocks import windows
 from v1lit.backbones.load import part_parameters
 from v1lit.data.encode.batch import Batch
 from v1lit.parallel.tensors import whole_shape
@@ -50,6 +52,8 @@ class Work:
     """Examples, each with or without images."""
     vision: VisionWork
     """What the images cost, as the family states it."""
+    near: int = 0
+    """As `pairs`, without pairs further apart than the window, where the decoder has layers with one."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ class ModelFlops:
         kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
         linear = {id(m.weight): isinstance(m, nn.Linear) for m in model.modules() if isinstance(m, kinds)}
         parts = {part: part_parameters(inner, family, part).values() for part in family.parts}
+        linear |= {id(weight): True for weight in family.matrices(inner)}
         matrices = {part: [p for p in found if id(p) in linear] for part, found in parts.items()}
         unused = {id(p) for module in family.unused_modules(inner) for p in module.parameters()}
         self.model = model
@@ -90,7 +95,7 @@ class ModelFlops:
         self.head = Weights.of([head])
         heads = text.num_attention_heads
         self.language_width = heads * (getattr(text, "head_dim", None) or text.hidden_size // heads)
-        self.language_layers = text.num_hidden_layers
+        self.windows = windows(text)
 
     def parts(self, work: Work) -> dict[str, Flops]:
         """Operations of a batch by part: `vision`, `projector`, `language`, `head`, `pointer`."""
@@ -101,8 +106,10 @@ class ModelFlops:
         projector = self.projector.flops(vision.image_tokens + vision.surplus, into_projector)
         if vision.projector:
             projector = vision.projector + into_projector * vision.projector_backward
-        # A token sees half of the others on average.
-        causal = self.language_layers * work.pairs / 2 * self.language_width
+        # A token sees half of the others on average, and those of its image that are ahead of it.
+        layers, near = len(self.windows), sum(window is not None for window in self.windows)
+        pairs = near * work.near + (layers - near) * work.pairs + layers * vision.ahead
+        causal = pairs / 2 * self.language_width
         return {
             "vision": Flops(
                 self.patch_embedding.flops(vision.patches, False)
@@ -138,6 +145,17 @@ class ModelFlops:
         return Flops(products + gate.flops(work.positions, gradient), scores * (2 + 4 * backward))
 
 
+def pairs_within(length: int, window: int | None) -> int:
+    """Twice the pairs of a token with one before it (itself half), of which the nearest `window` are seen."""
+    reach = length if window is None else min(length, window)
+    return reach * (2 * length - reach)
+
+
+def window_of(text: PreTrainedConfig) -> int | None:
+    """The window of those layers of a text config that have one."""
+    return next((window for window in windows(text) if window is not None), None)
+
+
 def _attention(size: float, gradient: bool) -> float:
     """Two products of `size` (pairs x width) forward, and two for each of them backward."""
     return size * (4 + 8 * gradient)
@@ -151,7 +169,8 @@ class WorkSum:
         self.examples = self.images = self.positions = 0
         self.tokens = self.real_tokens = 0
         """With padding, and without."""
-        self._pairs = 0
+        self._window = window_of(model.config.get_text_config())
+        self._pairs = self._near = 0
         self._images: list[dict[str, Tensor]] = []
         self._masks: list[Tensor] = []
 
@@ -164,19 +183,27 @@ class WorkSum:
         self.tokens += batch.tokens
         self.real_tokens += batch.real_tokens
         if batch.segment_lengths is not None:
-            self._pairs += sum(length**2 for length in batch.segment_lengths)
+            self._add_lengths(batch.segment_lengths)
         else:
             self._masks.append(batch.attention_mask.sum(1))
         if batch.images:
             self._images.append({name: _shape_only(value) for name, value in batch.image_inputs.items()})
 
+    def _add_lengths(self, lengths: Iterable[int]) -> None:
+        for length in lengths:
+            self._pairs += pairs_within(length, None)
+            self._near += pairs_within(length, self._window)
+
     def sum(self) -> Work:
         """All that was added."""
-        padded = int(torch.cat(self._masks).square().sum()) if self._masks else 0
+        for mask in self._masks:
+            self._add_lengths(mask.tolist())
+        self._masks = []
         images = [self.family.vision_work(self.config, inputs) for inputs in self._images]
         return Work(
             tokens=self.real_tokens,
-            pairs=self._pairs + padded,
+            pairs=self._pairs,
+            near=self._near,
             positions=self.positions,
             examples=self.examples,
             vision=VisionWork(*map(sum, zip(*images, strict=True))),

@@ -194,7 +194,7 @@ class V1Module(AveragedModule):
     def on_fit_start(self) -> None:
         """Choose the kernels for the device and the precision that training runs in, and say which."""
         dtype = compute_dtype(self.trainer, self.model.dtype)
-        attention = choose_attention(self.backbone_config.attention, self.device, dtype)
+        attention = choose_attention(self.backbone_config.attention, self.device, dtype, self.model.is_causal)
         self.model.use_attention(attention.name)
         self.train_measures = self._measures("train")
         options = self.pointer_config

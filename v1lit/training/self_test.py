@@ -203,7 +203,8 @@ class Family:
         worst = 0.0
         # A GPU trains in half precision, through other kernels.
         for dtype in (torch.float32, torch.bfloat16) if self.device.type == "cuda" else (torch.float32,):
-            kernel = choose_attention(self.backbone.attention, self.device, dtype).name
+            causal = self.model.is_causal
+            kernel = choose_attention(self.backbone.attention, self.device, dtype, causal).name
             self.model.use_attention(kernel)
             with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
                 check = check_packing(self.model, self.examples, self.processor.pad_token_id, dtype)

@@ -48,6 +48,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "qwen3_vl": [{}, {"max_side": 150}],
     "llava": [{}, {"do_pad": True}],
     "internvl": [{}, {"max_patches": 4}, {"crop_to_patches": False}],
+    "gemma3": [{}, {"do_pan_and_scan": True, "pan_and_scan_min_crop_size": 20}],
 }
 
 

@@ -152,14 +152,15 @@ def encode_prompt(
     )
 
 
-def image_ids(processor: Processor, tokens: int) -> list[int]:
-    """An image of N tokens with the marks around it, as it stands in a sequence."""
-    before, after = processor.backbone.chat.image
-    return [
-        *processor.encode_text(before),
-        *[processor.image_token_id] * tokens,
-        *processor.encode_text(after),
-    ]
+def image_ids(processor: Processor, patch_map: PatchMap) -> list[int]:
+    """An image with the marks around it, as it stands in a sequence."""
+    ids: list[int] = []
+    for piece in processor.backbone.image_pieces(patch_map):
+        if isinstance(piece, str):
+            ids += processor.encode_text(piece)
+        else:
+            ids += [processor.image_token_id] * piece
+    return ids
 
 
 @dataclass
@@ -177,16 +178,39 @@ class SequenceBuilder:
     whole: list[tuple[int, int]] = field(default_factory=list)
     regions: list[RegionSpan] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)
+    breaks: tuple[int, int] = (0, 0)
+    """How many line breaks end what was added last, and the position behind: see `ChatFormat.joins_lines`."""
     kept: int = 0
     """Tokens from the first on that fit `max_tokens`; set by `tokenize`."""
 
     def add_mark(self, text: str, learn: bool = False) -> None:
         """Append a mark of the conversation, such as `<|im_end|>`."""
-        self.add_tokens(self.processor.encode_text(text), learn)
+        self.add_tokens(self._continued(text, learn), learn)
+        self._note_breaks(text, learn)
 
     def add_text(self, text: str, learn: bool) -> None:
         """Append somebody's words: marks in them are plain text."""
-        self.add_tokens(self.processor.encode_text(text, special=False), learn)
+        self.add_tokens(self._continued(text, learn, special=False), learn)
+        self._note_breaks(text, learn)
+
+    def _continued(self, text: str, learn: bool, special: bool = True) -> list[int]:
+        """Ids of a text, of which the line breaks at the start are one token with those that it continues.
+
+        An answer's stand alone: what generation begins behind is fixed.
+        """
+        count, position = self.breaks
+        before = self.processor.encode_text("\n" * count)
+        goes_on = count and text.startswith("\n") and not learn and position == len(self.ids)
+        if not goes_on or self.ids[-len(before) :] != before:
+            return self.processor.encode_text(text, special)
+        del self.ids[-len(before) :], self.labels[-len(before) :]
+        return self.processor.encode_text("\n" * count + text, special)
+
+    def _note_breaks(self, text: str, learn: bool) -> None:
+        if text and self.processor.backbone.chat.joins_lines:
+            count = 0 if learn else len(text) - len(text.rstrip("\n"))
+            before = self.breaks[0] if count == len(text) else 0
+            self.breaks = (count + before, len(self.ids))
 
     def add_tokens(self, ids: list[int], learn: bool) -> None:
         """Tokens that are learned if `learn`, or if all are.
@@ -210,9 +234,14 @@ class SequenceBuilder:
         self._add_image_tokens(patch_map)
 
     def _add_image_tokens(self, patch_map: PatchMap) -> None:
-        ids = image_ids(self.processor, len(patch_map))
-        self.ids.extend(ids)
-        self.labels.extend([IGNORE] * len(ids))
+        for piece in self.processor.backbone.image_pieces(patch_map):
+            if isinstance(piece, str):
+                ids = self._continued(piece, learn=False)
+            else:
+                ids = [self.processor.image_token_id] * piece
+            self.ids.extend(ids)
+            self.labels.extend([IGNORE] * len(ids))
+            self._note_breaks(piece if isinstance(piece, str) else "", learn=False)
 
     def patch_map_of(self, size: Size) -> PatchMap:
         """The patch map of a crop of this `(width, height)`."""
@@ -292,8 +321,12 @@ def _build(
         before, after = chat.marks("system")
         sequence.add_mark(before + chat.default_system + after)
     names = re.compile("|".join(map(re.escape, sorted(regions, key=len, reverse=True))) or r"(?!)")
-    for message in messages:
+    roles = ["", *(message.role for message in messages)]
+    for message, previous in zip(messages, roles, strict=False):
         before, after = chat.marks(message.role)
+        if chat.system_in_user and "system" in (message.role, previous):
+            before = chat.user[0] + before if message.role == "system" else ""
+            _refuse_far_system(message.role, previous)
         sequence.add_mark(before)
         _add_content(sequence, message, regions, names)
         if message.role == "assistant":
@@ -301,6 +334,13 @@ def _build(
             after = after.removeprefix(chat.stop)
         sequence.add_mark(after)
     return sequence
+
+
+def _refuse_far_system(role: str, previous: str) -> None:
+    """Raise EncodingError where a system message is not followed by the user message that it belongs into."""
+    if (role == "system" and previous) or (previous == "system" and role != "user"):
+        what = f"{role} message behind a {previous} message"
+        raise EncodingError(f"a {what}: this family writes a system message into the first user message")
 
 
 def _add_content(
