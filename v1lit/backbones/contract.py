@@ -77,6 +77,15 @@ class VisionWork(NamedTuple):
     """Image tokens that reach the decoder."""
 
 
+class StateWork(NamedTuple):
+    """What decoder layers cost that carry a state from token to token in place of attention."""
+
+    layers: int = 0
+    """How many there are."""
+    token: int = 0
+    """Multiplications of a token with their states, in all of them."""
+
+
 class Backbone(ABC):
     """One family of vision-language models: subclasses fill in class variables and abstract methods."""
 
@@ -339,6 +348,10 @@ class Backbone(ABC):
         Raises ValueError where a family states no formula: it is then trained without `train/mfu`.
         """
         raise ValueError(f"no formula for the operations of {self.name}: it does not state vision_work")
+
+    def state_work(self, config: PreTrainedConfig) -> StateWork:
+        """What the decoder's layers of linear attention cost, for `train/mfu`; config: the whole model's."""
+        return StateWork()
 
 
 def join_features(features: Tensor | Sequence[Tensor]) -> Tensor:

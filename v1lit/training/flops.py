@@ -29,7 +29,7 @@ class Flops(NamedTuple):
     products: float
     """With weight matrices."""
     attention: float
-    """Between tokens: queries with keys, weights with values."""
+    """Between tokens: queries with keys, weights with values; with the states of linear attention."""
 
     @property
     def total(self) -> float:
@@ -77,8 +77,10 @@ class ModelFlops:
         text, inner, family = model.config.get_text_config(), model.backbone, model.family
         family.vision_work(inner.config, {})  # raises where there is none
         head = model.get_output_embeddings().weight
-        kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
-        linear = {id(m.weight): isinstance(m, nn.Linear) for m in model.modules() if isinstance(m, kinds)}
+        kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+        # A short convolution over tokens has its few weights for every token, as a matrix has.
+        rows = (nn.Linear, nn.Conv1d)
+        linear = {id(m.weight): isinstance(m, rows) for m in model.modules() if isinstance(m, kinds)}
         parts = {part: part_parameters(inner, family, part).values() for part in family.parts}
         matrices = {part: [p for p in found if id(p) in linear] for part, found in parts.items()}
         unused = {id(p) for module in family.unused_modules(inner) for p in module.parameters()}
@@ -90,7 +92,8 @@ class ModelFlops:
         self.head = Weights.of([head])
         heads = text.num_attention_heads
         self.language_width = heads * (getattr(text, "head_dim", None) or text.hidden_size // heads)
-        self.language_layers = text.num_hidden_layers
+        self.states = family.state_work(inner.config)
+        self.language_layers = text.num_hidden_layers - self.states.layers
 
     def parts(self, work: Work) -> dict[str, Flops]:
         """Operations of a batch by part: `vision`, `projector`, `language`, `head`, `pointer`."""
@@ -99,6 +102,8 @@ class ModelFlops:
         into_language = into_projector or self._learns("language")
         # A token sees half of the others on average.
         causal = self.language_layers * work.pairs / 2 * self.language_width
+        # As the recurrence of arXiv 2412.06464, equation 10, has it; kernels that take chunks do more.
+        states = work.tokens * self.states.token * (2 + 4 * into_language)
         return {
             "vision": Flops(
                 self.patch_embedding.flops(work.vision.patches, False)
@@ -108,7 +113,7 @@ class ModelFlops:
             "projector": Flops(self.projector.flops(work.vision.image_tokens, into_projector), 0.0),
             "language": Flops(
                 self.language.flops(work.tokens, into_language),
-                _attention(causal, into_language),
+                _attention(causal, into_language) + states,
             ),
             "head": Flops(self.head.flops(work.positions, into_language), 0.0),
             "pointer": self._pointer(work, into_language),
