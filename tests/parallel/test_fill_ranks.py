@@ -29,7 +29,7 @@ from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel
 
 pytestmark = [needs_fork, pytest.mark.timeout(240)]
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "internvl")
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "llava", "internvl")
 
 
 def on_ranks(count: int, place: Path, work: Callable[..., Any], *arguments: Any) -> list[Any]:

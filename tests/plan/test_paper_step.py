@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from v1lit.backbones.config import BackboneConfig
+from v1lit.backbones.segments import Segments
 from v1lit.plan import timeline
 from v1lit.plan.architecture import model_config, model_on_meta
 from v1lit.plan.batch import BatchShape, ImageShape, PaperBatch
@@ -21,7 +22,7 @@ from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel
 
 pytestmark = pytest.mark.slow
-FAMILIES = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "llava", "internvl")
+FAMILIES = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_5", "llava", "internvl")
 POINTER = PointerConfig(loss_implementation="chunked")
 ALONE = Placement(
     whole=True, buckets=False, shards=1, tensor=1, weight=4, gathered=4, reduced=4, moments=8, accumulate=1
@@ -33,6 +34,8 @@ def backbone(family: str, **options: Any) -> BackboneConfig:
     sizes: dict[str, Any] = {"layers": 6, "vision_layers": 6, "hidden_size": 128, "intermediate_size": 256}
     if family == "qwen3_vl":
         sizes |= {"layers": 8, "vision_layers": 12, "deep_layers": [2, 5, 8]}
+    if family == "qwen3_5":
+        sizes |= {"layers": 7, "attention_layers": [4], "vision_layers": 4}
     return BackboneConfig(name=family, weights="tiny", tiny=sizes, **options)
 
 
@@ -98,6 +101,7 @@ def test_layers_that_are_only_noted_hold_what_they_would_hold(
 ) -> None:
     config = backbone(family, gradient_checkpointing=["language"])
     compute = Compute(torch.float32, torch.bfloat16, gpu=True)
+    Segments((a_shape(config).tokens,) * 2).bounds("cpu")  # kept from now on, so that both steps find them
     noted = on_paper(config, compute)
     monkeypatch.setattr(timeline, "_computing", lambda kind, count: set(range(count)))
     assert noted == on_paper(config, compute)

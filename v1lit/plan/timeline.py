@@ -108,7 +108,8 @@ def _watch_layers(model: PointAndCopyModel, recorder: Recorder) -> None:
 def _kinds(model: PointAndCopyModel, part: str, count: int) -> list[list[int]]:
     """The numbers of layers that do the same.
 
-    In some towers, a few attend to the whole image. Deep features are made behind a few of a tower's layers,
+    In some towers, a few attend to the whole image, and in some decoders some carry a state in place of
+    attention. Deep features are made behind a few of a tower's layers,
     and enter behind the first ones of the decoder; their backward pass is part of that of the layer after.
     """
     config = model.backbone.config
@@ -117,6 +118,9 @@ def _kinds(model: PointAndCopyModel, part: str, count: int) -> list[list[int]]:
     if part == "vision":
         deep = set(getattr(config.vision_config, "deepstack_visual_indexes", None) or ())
         full = set(getattr(config.vision_config, "fullatt_block_indexes", None) or ())
+    if part == "language":
+        types = getattr(config.get_text_config(), "layer_types", None) or ()
+        full = {index for index, name in enumerate(types) if name != "linear_attention"}
     kinds: dict[tuple[bool, ...], list[int]] = defaultdict(list)
     for index in range(count):
         kinds[index in full, index in deep, index - 1 in deep].append(index)
