@@ -22,7 +22,8 @@ def tiny(name: str, **options: Any) -> PreTrainedModel:
 
 
 @pytest.mark.parametrize(
-    ("name", "tokens"), [("qwen2_vl", 1), ("qwen2_5_vl", 1), ("qwen3_vl", 1), ("qwen3_5", 1), ("llava", 36), ("internvl", 4)]
+    ("name", "tokens"),
+    [("qwen2_vl", 1), ("qwen2_5_vl", 1), ("qwen3_vl", 1), ("qwen3_5", 1), ("llava", 36), ("internvl", 4)],
 )
 def test_a_blank_image_is_as_small_as_the_family_allows(name: str, tokens: int) -> None:
     """One image token where sizes are free; one image or tile where they are not."""

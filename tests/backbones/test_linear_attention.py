@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.stock_folders import stock_folder
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.models.qwen3_5 import modeling_qwen3_5 as stock
 
@@ -162,3 +165,13 @@ def test_a_cache_of_fixed_size_generates_the_same() -> None:
     for options in ({"do_sample": False}, {"do_sample": False, "num_beams": 3}):
         static = generate(model, batch, cache_implementation="static", **options)
         assert torch.equal(static, generate(model, batch, **options))
+
+
+@pytest.mark.parametrize("empty", [False, True], ids=["read", "left to be filled"])
+def test_weights_of_multi_token_prediction_are_left_out(empty: bool, tmp_path: Path) -> None:
+    folder = stock_folder(tmp_path, "qwen3_5")
+    weights = load_file(folder / "model.safetensors")
+    weights["mtp.layers.0.self_attn.q_proj.weight"] = torch.zeros(4, 4)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    model = load_backbone(BackboneConfig("qwen3_5", str(folder)), empty=empty)
+    assert not any("mtp" in name for name in model.state_dict())

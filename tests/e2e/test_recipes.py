@@ -24,8 +24,8 @@ from v1lit.cli.run_folder import VARIABLE as RUN_FOLDER
 
 pytestmark = pytest.mark.dependencies
 
-TINY = ("tiny_qwen", "tiny_qwen3_vl", "tiny_llava", "tiny_internvl")
-V1G = ("qwen_v1g", "qwen2_vl_v1g", "qwen3_vl_v1g", "llava_v1g", "internvl_v1g")
+TINY = ("tiny_qwen", "tiny_qwen3_vl", "tiny_qwen3_5", "tiny_llava", "tiny_internvl")
+V1G = ("qwen_v1g", "qwen2_vl_v1g", "qwen3_vl_v1g", "qwen3_5_v1g", "llava_v1g", "internvl_v1g")
 FEW = [
     "--run.report_examples=2",
     "--run.report_batch_size=2",
@@ -163,6 +163,7 @@ def test_the_hub_ids(resolved):
         "Qwen/Qwen2.5-VL-7B-Instruct",
         "Qwen/Qwen2-VL-7B-Instruct",
         "Qwen/Qwen3-VL-8B-Instruct",
+        "Qwen/Qwen3.5-9B",
         "llava-hf/llava-1.5-7b-hf",
         "OpenGVLab/InternVL3-8B-hf",
     ]

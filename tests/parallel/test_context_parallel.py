@@ -101,6 +101,10 @@ def test_the_decoder_keeps_its_part_of_the_tokens(tmp_path: Path) -> None:
 def test_heads_that_do_not_divide_are_refused_by_name() -> None:
     config = build(FAMILY).config.get_text_config()
     refuse_sharing(config, 4)
+    linear = build("qwen3_5").config.get_text_config()
+    refuse_sharing(linear, 1)
+    with pytest.raises(ValueError, match=r"linear attention of qwen3_5_text carry a state.*\s+give 1, and"):
+        refuse_sharing(linear, 2)
     with pytest.raises(ValueError, match=r"num_attention_heads=4 .*8 ranks"):
         refuse_sharing(config, 8)
 

@@ -35,7 +35,7 @@ def backbone(family: str, **options: Any) -> BackboneConfig:
     if family == "qwen3_vl":
         sizes |= {"layers": 8, "vision_layers": 12, "deep_layers": [2, 5, 8]}
     if family == "qwen3_5":
-        sizes |= {"layers": 7, "attention_layers": [4], "vision_layers": 4}
+        sizes |= {"layers": 9, "attention_layers": [1, 4, 6], "vision_layers": 4}
     return BackboneConfig(name=family, weights="tiny", tiny=sizes, **options)
 
 
@@ -104,7 +104,15 @@ def test_layers_that_are_only_noted_hold_what_they_would_hold(
     Segments((a_shape(config).tokens,) * 2).bounds("cpu")  # kept from now on, so that both steps find them
     noted = on_paper(config, compute)
     monkeypatch.setattr(timeline, "_computing", lambda kind, count: set(range(count)))
-    assert noted == on_paper(config, compute)
+    computed = on_paper(config, compute)
+    if family != "qwen3_5":
+        assert noted == computed
+        return
+    # The few weights of a short convolution, which every call casts anew, are not noted.
+    assert [(m.unit, m.phase) for m in noted] == [(m.unit, m.phase) for m in computed]
+    for one, other in zip(noted, computed, strict=True):
+        held = [m.fullest.activations + m.fullest.copies + m.fullest.gradients for m in (one, other)]
+        assert held[0] == pytest.approx(held[1], rel=2e-3)
 
 
 def test_autocast_of_a_gpu_keeps_the_norms_of_a_vision_tower_in_float32() -> None:

@@ -48,8 +48,10 @@ def counted(run: Any) -> float:
     # them for all pairs of channels; it is two products, like that of a matrix.
     count: dict[Any, int] = counter.get_flop_counts()["Global"]
     backward = torch.ops.aten.convolution_backward
-    return sum(count.values()) - count.get(backward, 0) + 2 * count.get(torch.ops.aten.convolution, 0) * (
-        backward in count
+    return (
+        sum(count.values())
+        - count.get(backward, 0)
+        + 2 * count.get(torch.ops.aten.convolution, 0) * (backward in count)
     )
 
 

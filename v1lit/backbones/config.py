@@ -35,8 +35,8 @@ class BackboneConfig:
     """A backbone as a recipe names it; raises OptionError for values that no backbone could take."""
 
     name: str = "qwen2_5_vl"
-    """Registered backbone: `qwen2_5_vl`, `qwen2_vl`, `qwen3_vl`, `llava`, `internvl`, or one of a package of
-    yours."""
+    """Registered backbone: `qwen2_5_vl`, `qwen2_vl`, `qwen3_vl`, `qwen3_5`, `llava`, `internvl`, or one of a
+    package of yours."""
     weights: str = "tiny"
     """`tiny` (small, randomly initialised, no download), a hub id or a local folder."""
     tiny: dict[str, Any] = field(default_factory=dict)
