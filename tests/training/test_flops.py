@@ -13,8 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from v1lit.backbones import linear_attention, list_backbones
-from v1lit.backbones.contract import Backbone, VisionWork
+from v1lit.backbones.contract import Backbone
 from v1lit.backbones.load import freeze
+from v1lit.backbones.work import VisionWork
 from v1lit.data.encode.batch import Batch, flatten
 from v1lit.testing.models import build, inputs, processor, training_examples
 from v1lit.training.flops import ModelFlops, Work, WorkSum
@@ -58,7 +59,7 @@ def counted(run: Any) -> float:
 def recurrence(
     query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor, **options: Any
 ) -> tuple[Tensor, None]:
-    """The gated delta rule token by token, in products that torch counts; kernels of chunks do more of them."""
+    """The gated delta rule token by token, in products that torch counts; kernels of chunks do more."""
     state = torch.zeros(*key.shape[2:], value.shape[-1])
     states = []
     for q, k, v, decay, b in zip(*(x[0] for x in (query, key, value, g, beta)), strict=True):

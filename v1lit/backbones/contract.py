@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from v1lit.backbones.config import VIEWS
 from v1lit.backbones.image_options import (
@@ -22,6 +22,7 @@ from v1lit.backbones.image_options import (
     check_pixel_options,
     check_positive,
 )
+from v1lit.backbones.work import StateWork, VisionWork
 from v1lit.errors import OptionError, explain_unknown, name_allowed
 from v1lit.grounding.patch_map import PatchMap, Views
 from v1lit.grounding.picture import as_seen
@@ -62,28 +63,6 @@ class ChatFormat:
             raise ValueError(explain_unknown("role", role, ("system", "user", "assistant")))
         marks: tuple[str, str] = getattr(self, role)
         return marks
-
-
-class VisionWork(NamedTuple):
-    """What the images of a batch cost, in counts of things; `v1lit.training.flops` makes operations of it."""
-
-    patches: int = 0
-    """Patches cut out of the images."""
-    tokens: int = 0
-    """Rows of the tower's layers: patches and class tokens."""
-    attention: int = 0
-    """Width of the attention times the pairs of tokens that see each other, summed over the layers."""
-    image_tokens: int = 0
-    """Image tokens that reach the decoder."""
-
-
-class StateWork(NamedTuple):
-    """What decoder layers cost that carry a state from token to token in place of attention."""
-
-    layers: int = 0
-    """How many there are."""
-    token: int = 0
-    """Multiplications of a token with their states, in all of them."""
 
 
 class Backbone(ABC):
@@ -361,30 +340,6 @@ def join_features(features: Tensor | Sequence[Tensor]) -> Tensor:
     if isinstance(features, torch.Tensor):
         return features.flatten(0, 1) if features.ndim == 3 else features
     return torch.cat([feature.flatten(0, -2) for feature in features])
-
-
-def square_work(images: int, patches: int, image_tokens: int, layers: int, width: int) -> VisionWork:
-    """Work of a tower with a class token in which every patch of an image (or tile) sees every other.
-
-    Args:
-        images: Images or tiles, all of the size that the tower was made for.
-        patches: Of one image.
-        image_tokens: Of one image.
-        layers: Those whose output is used.
-        width: Of the attention.
-    """
-    rows = patches + 1
-    return VisionWork(
-        images * patches, images * rows, images * layers * rows**2 * width, images * image_tokens
-    )
-
-
-def layers_used(taken: int | Sequence[int], layers: int) -> int:
-    """Layers of a tower up to the last whose output is taken, from `vision_feature_layer` in a config.
-
-    State 0 is the input of the first layer, state n the output of layer n; negative ones count from the end.
-    """
-    return max(state % (layers + 1) for state in ([taken] if isinstance(taken, int) else taken))
 
 
 def blank_pixels(tower: nn.Module, *shape: int) -> Tensor:

@@ -7,9 +7,10 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from v1lit.backbones.contract import Backbone, ChatFormat, VisionWork, blank_pixels
+from v1lit.backbones.contract import Backbone, ChatFormat, blank_pixels
 from v1lit.backbones.image_options import check_positive, plain_size
 from v1lit.backbones.tiny import SIZES, text_sizes, token_id
+from v1lit.backbones.work import VisionWork
 from v1lit.errors import OptionError
 from v1lit.grounding.patch_map import PatchMap, Views
 from v1lit.grounding.region import Size

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from v1lit.backbones.contract import StateWork
 from v1lit.backbones.image_options import check_positive
 from v1lit.backbones.qwen3 import Qwen3Tower
+from v1lit.backbones.work import StateWork
 from v1lit.errors import OptionError
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@
 The modules are subclasses of the stock ones, put in place by changing the class of the existing instances: no
 parameter is renamed, copied or lost, and copies and checkpoints of the model need nothing special.
 
-Source: transformers, modeling_qwen2_vl.py, modeling_qwen2_5_vl.py, modeling_qwen3_vl.py and modeling_qwen3_5.py of
-its models.
+Source: transformers, modeling_qwen2_vl.py, modeling_qwen2_5_vl.py, modeling_qwen3_vl.py and
+modeling_qwen3_5.py of its models.
 """
 
 from __future__ import annotations

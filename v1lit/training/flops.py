@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from v1lit.backbones.contract import VisionWork
 from v1lit.backbones.load import part_parameters
+from v1lit.backbones.work import VisionWork
 from v1lit.data.encode.batch import Batch
 from v1lit.parallel.tensors import whole_shape
 from v1lit.pointer.model import PointAndCopyModel
