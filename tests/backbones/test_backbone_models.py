@@ -120,6 +120,8 @@ def test_tiny_sizes_reach_the_model(family: Family, tie: bool) -> None:
         sizes.update(full_attention_layers=[0], window_size=56)
     if family.backbone.name == "qwen3_vl":
         sizes.update(deep_layers=[0])
+    if family.backbone.name == "qwen3_5":
+        sizes.update(attention_layers=[0, 2], linear_value_heads=2)
     model = load_backbone(
         BackboneConfig(family.backbone.name, tiny=sizes, dtype="bfloat16", attention="eager")
     )
@@ -235,6 +237,8 @@ def checkpoint(folder: Path, **config: Any) -> str:
         ),
         ("qwen2_vl", {"model_type": "qwen2_vl", "auto_map": {"a": "b"}}, "Qwen/Qwen2-VL-7B-Instruct"),
         ("qwen3_vl", {"model_type": "qwen3_vl_moe"}, "a Qwen3-VL with experts.*Qwen/Qwen3-VL-8B-Instruct"),
+        ("qwen3_5", {"model_type": "qwen3_5_moe"}, "a Qwen3.5 with experts.*Qwen/Qwen3.5-9B"),
+        ("qwen3_vl", {"model_type": "qwen3_5_text"}, "alone, without its vision tower.*Qwen/Qwen3.5-9B"),
     ],
 )
 def test_checkpoints_of_another_kind_are_refused(

@@ -49,6 +49,15 @@ PUBLISHED: dict[str, list[dict[str, Any]]] = {
             "image_processor_type": "Qwen2VLImageProcessorFast",
         }
     ],
+    "qwen3_5": [
+        {
+            "size": {"longest_edge": 16777216, "shortest_edge": 65536},
+            "patch_size": 16,
+            "temporal_patch_size": 2,
+            "merge_size": 2,
+            "image_processor_type": "Qwen2VLImageProcessorFast",
+        }
+    ],
     "llava": [
         {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}, "do_center_crop": True},
         {"size": 336, "crop_size": 336, "image_processor_type": "CLIPImageProcessor"},

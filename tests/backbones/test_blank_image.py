@@ -27,6 +27,7 @@ def tiny(name: str, **options: Any) -> PreTrainedModel:
         ("qwen2_vl", 1),
         ("qwen2_5_vl", 1),
         ("qwen3_vl", 1),
+        ("qwen3_5", 1),
         ("llava", 36),
         ("llava_next", 16 + 2 * 16 + 4),
         ("llava_onevision", 9 + 9 + 3),
@@ -43,7 +44,7 @@ def test_a_blank_image_is_as_small_as_the_family_allows(name: str, tokens: int) 
     assert len(backbone.encode_images(model, **blank)) == tokens
 
 
-@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"])
 def test_a_blank_image_fits_patches_of_any_size(name: str) -> None:
     model, backbone = tiny(name, tiny={"patch_size": 7, "temporal_patch_size": 1}), get_backbone(name)
     assert len(backbone.encode_images(model, **backbone.blank_image(model))) == 1

@@ -24,7 +24,10 @@ pytestmark = pytest.mark.dependencies
 
 RECTANGLES = 6
 REACH = 2.6
-CELL = {"qwen2_vl": 28, "qwen2_5_vl": 28, "qwen3_vl": 32, "llava": 14, "internvl": 28, "gemma3": 56}
+CELL = {
+    **{"qwen2_vl": 28, "qwen2_5_vl": 28, "qwen3_vl": 32, "qwen3_5": 32, "llava": 14, "internvl": 28},
+    "gemma3": 56,
+}
 Box = tuple[int, int, int, int]
 
 CASES: list[tuple[str, tuple[int, int], dict[str, Any]]] = [
@@ -35,6 +38,7 @@ CASES: list[tuple[str, tuple[int, int], dict[str, Any]]] = [
     ("qwen3_vl", (640, 480), {}),
     ("qwen3_vl", (210, 170), {}),
     ("qwen3_vl", (333, 900), {"max_side": 768}),
+    ("qwen3_5", (333, 900), {"max_side": 768}),
     ("llava", (640, 480), {}),
     ("llava", (300, 711), {}),
     ("llava", (200, 180), {}),

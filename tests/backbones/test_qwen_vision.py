@@ -15,7 +15,7 @@ from v1lit.backbones.qwen_vision import REPLACEMENTS, LengthGroups, attention_by
 
 pytestmark = pytest.mark.dependencies
 
-FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
+FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"]
 CPU = torch.device("cpu")
 # Rows and columns of patches. Windows are 8x8 patches: whole ones, cut ones, and images below one window.
 SAME = [(12, 12)] * 3

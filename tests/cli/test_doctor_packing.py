@@ -22,7 +22,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
-    "recipe", ["tiny_qwen", "tiny_qwen3_vl", "tiny_llava", "tiny_internvl", "tiny_gemma3"]
+    "recipe", ["tiny_qwen", "tiny_qwen3_vl", "tiny_qwen3_5", "tiny_llava", "tiny_internvl", "tiny_gemma3"]
 )
 def test_tiny_recipes_pass(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--packing", recipe, *FEW]) == 0

@@ -71,7 +71,7 @@ def run_alone(folder: Path, data: Path, family: str) -> Path:
         *(pytest.param(name, "qwen2_5_vl", marks=pytest.mark.soak) for name in ("ddp", "hsdp", "fsdp2_tp")),
         *(
             pytest.param("fsdp2", name, marks=pytest.mark.soak)
-            for name in ("qwen2_vl", "qwen3_vl", "llava", "internvl")
+            for name in ("qwen2_vl", "qwen3_vl", "qwen3_5", "llava", "internvl")
         ),
     ],
 )

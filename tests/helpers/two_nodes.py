@@ -115,6 +115,7 @@ BASES = {
     "qwen2_vl": "tiny_qwen",
     "qwen2_5_vl": "tiny_qwen",
     "qwen3_vl": "tiny_qwen3_vl",
+    "qwen3_5": "tiny_qwen3_5",
     "llava": "tiny_llava",
     "internvl": "tiny_internvl",
     "gemma3": "tiny_gemma3",

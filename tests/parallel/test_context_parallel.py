@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from v1lit.data.encode.batch import flatten
-from v1lit.parallel.context_parallel import refuse_heads, shared_key_heads
+from v1lit.parallel.context_parallel import refuse_sharing, shared_key_heads
 from v1lit.parallel.sharding import CONTEXT
 from v1lit.testing.models import build, inputs, packed_batch, training_batch, training_examples
 
@@ -100,9 +100,13 @@ def test_the_decoder_keeps_its_part_of_the_tokens(tmp_path: Path) -> None:
 
 def test_heads_that_do_not_divide_are_refused_by_name() -> None:
     config = build(FAMILY).config.get_text_config()
-    refuse_heads(config, 4)
+    refuse_sharing(config, 4)
+    linear = build("qwen3_5").config.get_text_config()
+    refuse_sharing(linear, 1)
+    with pytest.raises(ValueError, match=r"linear attention of qwen3_5_text carry a state.*\s+give 1, and"):
+        refuse_sharing(linear, 2)
     with pytest.raises(ValueError, match=r"num_attention_heads=4 .*8 ranks"):
-        refuse_heads(config, 8)
+        refuse_sharing(config, 8)
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 6), st.integers(1, 6))

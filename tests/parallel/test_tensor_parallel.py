@@ -80,6 +80,10 @@ def test_a_family_of_which_transformers_states_no_plan_is_refused_by_the_matrix(
     config.base_model_tp_plan = {**config.base_model_tp_plan, "layers.*.mlp.up_proj": "packed_colwise"}
     with pytest.raises(ValueError, match=r"mlp\.up_proj of qwen2_5_vl_text may be divided"):
         layer_plan(layer, "layers.0", config)
+    model = build("qwen3_5")
+    layer = part_layers(model.backbone, model.family, "language")[0]
+    with pytest.raises(ValueError, match=r"linear_attn\.in_proj_qkv.* of qwen3_5_text may be divided"):
+        layer_plan(layer, "layers.0", model.config.get_text_config())
 
 
 @pytest.mark.parametrize(("ranks", "name"), [(4, "num_key_value_heads=2"), (8, "num_attention_heads=4")])

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from v1lit.backbones import list_backbones
-from v1lit.backbones.contract import Backbone, VisionWork
+from v1lit.backbones import linear_attention, list_backbones
+from v1lit.backbones.contract import Backbone
 from v1lit.backbones.load import freeze
+from v1lit.backbones.work import VisionWork
 from v1lit.data.encode.batch import Batch, flatten
 from v1lit.testing.models import build, inputs, processor, training_examples
 from v1lit.training.flops import ModelFlops, Work, WorkSum
@@ -43,19 +45,45 @@ def counted(run: Any) -> float:
     # As matrix products, which every version of torch counts: not every one knows the CPU's fused kernel.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         run()
-    return counter.get_total_flops()
+    # The gradient of a convolution that has its weights for each channel alone is counted as if it had
+    # them for all pairs of channels; it is two products, like that of a matrix.
+    count: dict[Any, int] = counter.get_flop_counts()["Global"]
+    backward = torch.ops.aten.convolution_backward
+    return (
+        sum(count.values())
+        - count.get(backward, 0)
+        + 2 * count.get(torch.ops.aten.convolution, 0) * (backward in count)
+    )
+
+
+def recurrence(
+    query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor, **options: Any
+) -> tuple[Tensor, None]:
+    """The gated delta rule token by token, in products that torch counts; kernels of chunks do more."""
+    state = torch.zeros(*key.shape[2:], value.shape[-1])
+    states = []
+    for q, k, v, decay, b in zip(*(x[0] for x in (query, key, value, g, beta)), strict=True):
+        state = decay.exp()[:, None, None] * state
+        known = k[:, None] @ state
+        state = state + k[..., None] @ (b[:, None, None] * (v[:, None] - known))
+        states.append(q[:, None] @ state)
+    return torch.cat(states, dim=1).transpose(0, 1)[None], None
 
 
 @pytest.mark.parametrize("frozen", [[], ["vision"], ["vision", "projector", "language"]], ids=str)
 @pytest.mark.parametrize("family", list_backbones())
-def test_a_whole_step_costs_what_torch_counts(family: str, frozen: list[str]) -> None:
+def test_a_whole_step_costs_what_torch_counts(
+    family: str, frozen: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear_attention, "segment_kernel", lambda device: recurrence)
     model, batch = model_of(family), batch_of(family)
     freeze(model.backbone, model.family, frozen)
     flops = ModelFlops(model)
-    parts = flops.parts(work_of(flops, batch))
+    work = work_of(flops, batch)
+    parts, states = flops.parts(work), flops.parts(replace(work, pairs=0))["language"].attention
     seen = counted(lambda: model(**inputs(batch), labels=batch.labels).loss.backward())
     expected = sum(part.products for part in parts.values()) + parts["pointer"].attention
-    expected += parts["vision"].attention + CAUSAL * parts["language"].attention
+    expected += parts["vision"].attention + CAUSAL * (parts["language"].attention - states) + states
     assert seen == pytest.approx(expected, rel=0.04)
 
 
@@ -128,3 +156,14 @@ def test_gradients_of_frozen_weights_are_not_counted() -> None:
     nothing = ModelFlops(model).parts(work)["language"]
     assert nothing.total * 2 == pytest.approx(language.products + language.attention - nothing.attention)
     torch.testing.assert_close(nothing.attention * 3, language.attention)
+
+
+def test_linear_attention_costs_the_same_for_every_token_and_the_square_of_lengths_nothing() -> None:
+    model = build("qwen3_5", tiny={"layers": 4, "attention_layers": [3]})
+    flops, text = ModelFlops(model), model.config.get_text_config()
+    state = text.linear_num_value_heads * text.linear_key_head_dim * text.linear_value_head_dim
+    work = Work(tokens=50, pairs=0, positions=0, examples=2, vision=VisionWork())
+    # Three products of two operations forward, twice as many backward, in three layers.
+    assert flops.parts(work)["language"].attention == 50 * 18 * 3 * state
+    attention = flops.parts(replace(work, pairs=50**2))["language"].attention - 50 * 18 * 3 * state
+    assert attention == 12 * text.hidden_size * 50**2 / 2

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from v1lit.backbones.chat import ChatFormat
 from v1lit.backbones.classes import named_class
@@ -23,6 +23,7 @@ from v1lit.backbones.image_options import (
     check_positive,
 )
 from v1lit.backbones.tiny import full_sizes
+from v1lit.backbones.work import StateWork, VisionWork
 from v1lit.errors import OptionError, explain_unknown, name_allowed
 from v1lit.grounding.patch_map import PatchMap, Views
 from v1lit.grounding.picture import as_seen
@@ -32,28 +33,6 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor, nn
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-
-class VisionWork(NamedTuple):
-    """What the images of a batch cost, in counts of things; `v1lit.training.flops` makes operations of it."""
-
-    patches: int = 0
-    """Patches cut out of the images."""
-    tokens: int = 0
-    """Rows of the tower's layers: patches and class tokens."""
-    attention: int = 0
-    """Width of the attention times the pairs of tokens that see each other, summed over the layers."""
-    image_tokens: int = 0
-    """Image tokens that reach the decoder."""
-    surplus: int = 0
-    """Rows of the projector beyond the image tokens: cut off as padding, less separators, made without it."""
-    tower: int = 0
-    tower_backward: int = 0
-    projector: int = 0
-    projector_backward: int = 0
-    """Operations in either pass, where a family counts them itself: instead of those made of the above."""
-    ahead: int = 0
-    """Squares of the numbers of image tokens that see each other in the decoder, summed."""
 
 
 class Backbone(ABC):
@@ -336,32 +315,9 @@ class Backbone(ABC):
         """
         raise ValueError(f"no formula for the operations of {self.name}: it does not state vision_work")
 
-
-def square_work(
-    images: int, patches: int, image_tokens: int, layers: int, width: int, class_tokens: int = 1
-) -> VisionWork:
-    """Work of a tower in which every patch of an image (or tile) sees every other.
-
-    Args:
-        images: Images or tiles, all of the size that the tower was made for.
-        patches: Of one image.
-        image_tokens: Of one image.
-        layers: Those whose output is used.
-        width: Of the attention.
-        class_tokens: Beside the patches of an image.
-    """
-    rows = patches + class_tokens
-    return VisionWork(
-        images * patches, images * rows, images * layers * rows**2 * width, images * image_tokens
-    )
-
-
-def layers_used(taken: int | Sequence[int], layers: int) -> int:
-    """Layers of a tower up to the last whose output is taken, from `vision_feature_layer` in a config.
-
-    State 0 is the input of the first layer, state n the output of layer n; negative ones count from the end.
-    """
-    return max(state % (layers + 1) for state in ([taken] if isinstance(taken, int) else taken))
+    def state_work(self, config: PreTrainedConfig) -> StateWork:
+        """What the decoder's layers of linear attention cost, for `train/mfu`; config: the whole model's."""
+        return StateWork()
 
 
 def blank_pixels(tower: nn.Module, *shape: int) -> Tensor:

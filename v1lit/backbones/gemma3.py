@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from v1lit.backbones.chat import ChatFormat
-from v1lit.backbones.contract import Backbone, VisionWork, blank_pixels
+from v1lit.backbones.contract import Backbone, blank_pixels
 from v1lit.backbones.image_options import as_size, check_flag, check_positive, plain_size
 from v1lit.backbones.tiny import SIZES, text_sizes, token_id, vision_sizes
+from v1lit.backbones.work import VisionWork
 from v1lit.errors import OptionError
 from v1lit.grounding.patch_map import OVERVIEW, PatchMap, Views
 from v1lit.grounding.region import Size

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from v1lit.backbones.anyres import base_map, best_canvas, tiles_map
-from v1lit.backbones.contract import ChatFormat, VisionWork, blank_pixels, layers_used, square_work
+from v1lit.backbones.chat import ChatFormat
+from v1lit.backbones.contract import blank_pixels
 from v1lit.backbones.image_options import ImageProcessor, as_size, check_positive, plain_size
 from v1lit.backbones.llava import Llava
 from v1lit.backbones.tiny import SIZES, text_sizes, token_id, vision_sizes
+from v1lit.backbones.work import VisionWork, layers_used, square_work
 from v1lit.errors import OptionError
 from v1lit.grounding.patch_map import PatchMap, Views
 from v1lit.grounding.region import Size

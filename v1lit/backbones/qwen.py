@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from v1lit.backbones.chat import ChatFormat
-from v1lit.backbones.contract import Backbone, VisionWork, blank_pixels
+from v1lit.backbones.contract import Backbone, blank_pixels
 from v1lit.backbones.image_options import check_positive, plain_size
 from v1lit.backbones.tiny import SIZES, text_sizes, token_id
+from v1lit.backbones.work import VisionWork
 from v1lit.errors import OptionError
 from v1lit.grounding.patch_map import PatchMap, Views
 from v1lit.grounding.region import Size
@@ -122,8 +123,12 @@ class QwenVL(Backbone):
         text = config.get_text_config()
         section = text.rope_parameters.get("mrope_section")
         head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        if section is not None and 2 * sum(section) != head:
-            raise ValueError(f"mrope_section {section} of config.json must add up to half a head of {head}")
+        rotated = int(head * text.rope_parameters.get("partial_rotary_factor", 1.0))
+        if section is not None and 2 * sum(section) != rotated:
+            part = "" if rotated == head else f"the {rotated} rotated numbers of "
+            raise ValueError(
+                f"mrope_section {section} of config.json must add up to half of {part}a head of {head}"
+            )
 
     def encode_images(self, model: PreTrainedModel, **image_inputs: Tensor) -> Tensor:
         from v1lit.backbones.qwen_vision import encode

@@ -14,7 +14,57 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
-class Qwen3VL(QwenVL):
+class Qwen3Tower(QwenVL):
+    """What Qwen3-VL and Qwen3.5 share: the vision tower but for deep features, and interleaved positions."""
+
+    chat = replace(CHATML, default_system=None)
+    image_defaults: ClassVar[Mapping[str, Any]] = {
+        **QwenVL.image_defaults,
+        "min_pixels": 256 * 256,
+        "max_pixels": 4096 * 4096,
+        "patch_size": 16,
+    }
+    pixel_defaults: ClassVar[Mapping[str, Any]] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    tiny_sizes: ClassVar[Mapping[str, Any]] = {
+        **QwenVL.tiny_sizes,
+        "patch_size": 16,
+        "min_pixels": 64 * 64,
+        "positions": 256,
+    }
+    tiny_rotated: ClassVar[float] = 1.0
+    """Share of a head of the tiny version that positions rotate."""
+
+    def frame_attention(self, vision: Any, rows: int, columns: int) -> int:
+        return int(vision.hidden_size * vision.depth * (rows * columns) ** 2)
+
+    def tiny_text_config(
+        self, tokenizer: PreTrainedTokenizerBase, sizes: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        head = sizes["hidden_size"] // sizes["heads"]
+        half = int(head * self.tiny_rotated) // 2
+        spatial = half // 3  # every third frequency is one of rows, every third of columns
+        return {
+            **text_sizes(tokenizer, sizes, self.chat.stop),
+            "head_dim": head,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 5e6,
+                "mrope_section": [half - 2 * spatial, spatial, spatial],
+                "mrope_interleaved": True,
+            },
+            "bos_token_id": None,
+        }
+
+    def tiny_vision_config(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "hidden_size": sizes["vision_hidden_size"],
+            "intermediate_size": sizes["vision_intermediate_size"],
+            "out_hidden_size": sizes["hidden_size"],
+            "num_position_embeddings": sizes["positions"],
+        }
+
+
+class Qwen3VL(Qwen3Tower):
     """Qwen3-VL: an image token is an embedding, and one more vector for each of the first decoder layers.
 
     Those are made of deeper or shallower layers of the vision tower, and added to the states behind their
@@ -29,21 +79,7 @@ class Qwen3VL(QwenVL):
         **QwenVL.parts,
         "projector": ("model.visual.merger", "model.visual.deepstack_merger_list"),
     }
-    chat = replace(CHATML, default_system=None)
-    image_defaults: ClassVar[Mapping[str, Any]] = {
-        **QwenVL.image_defaults,
-        "min_pixels": 256 * 256,
-        "max_pixels": 4096 * 4096,
-        "patch_size": 16,
-    }
-    pixel_defaults: ClassVar[Mapping[str, Any]] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    tiny_sizes: ClassVar[Mapping[str, Any]] = {
-        **QwenVL.tiny_sizes,
-        "patch_size": 16,
-        "min_pixels": 64 * 64,
-        "positions": 256,
-        "deep_layers": [0, 1],
-    }
+    tiny_sizes: ClassVar[Mapping[str, Any]] = {**Qwen3Tower.tiny_sizes, "deep_layers": [0, 1]}
 
     def deep_layers(self, config: PreTrainedConfig) -> int:
         return len(config.vision_config.deepstack_visual_indexes)
@@ -75,9 +111,6 @@ class Qwen3VL(QwenVL):
             f"use a dense one such as {self.hub_id}"
         )
 
-    def frame_attention(self, vision: Any, rows: int, columns: int) -> int:
-        return int(vision.hidden_size * vision.depth * (rows * columns) ** 2)
-
     def check_sizes(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
         full = super().check_sizes(sizes)
         deep, layers = full["deep_layers"], full["vision_layers"]
@@ -89,28 +122,5 @@ class Qwen3VL(QwenVL):
             raise OptionError("deep_layers", deep, why, "model.backbone.tiny")
         return full
 
-    def tiny_text_config(
-        self, tokenizer: PreTrainedTokenizerBase, sizes: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        head = sizes["hidden_size"] // sizes["heads"]
-        spatial = head // 6  # of half a head, every third frequency is one of rows, every third of columns
-        return {
-            **text_sizes(tokenizer, sizes, self.chat.stop),
-            "head_dim": head,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 5e6,
-                "mrope_section": [head // 2 - 2 * spatial, spatial, spatial],
-                "mrope_interleaved": True,
-            },
-            "bos_token_id": None,
-        }
-
     def tiny_vision_config(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            "hidden_size": sizes["vision_hidden_size"],
-            "intermediate_size": sizes["vision_intermediate_size"],
-            "out_hidden_size": sizes["hidden_size"],
-            "num_position_embeddings": sizes["positions"],
-            "deepstack_visual_indexes": list(sizes["deep_layers"]),
-        }
+        return {**super().tiny_vision_config(sizes), "deepstack_visual_indexes": list(sizes["deep_layers"])}

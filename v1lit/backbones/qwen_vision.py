@@ -8,7 +8,8 @@
 The modules are subclasses of the stock ones, put in place by changing the class of the existing instances: no
 parameter is renamed, copied or lost, and copies and checkpoints of the model need nothing special.
 
-Source: transformers, modeling_qwen2_vl.py, modeling_qwen2_5_vl.py and modeling_qwen3_vl.py of its models.
+Source: transformers, modeling_qwen2_vl.py, modeling_qwen2_5_vl.py, modeling_qwen3_vl.py and
+modeling_qwen3_5.py of its models.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen25
 from transformers.models.qwen2_vl import modeling_qwen2_vl as qwen2
+from transformers.models.qwen3_5 import modeling_qwen3_5 as qwen35
 from transformers.models.qwen3_vl import modeling_qwen3_vl as qwen3
 from transformers.vision_utils import (
     get_vision_cu_seqlens,
@@ -56,6 +58,10 @@ class Qwen25PatchEmbed(FastPatchEmbed, qwen25.Qwen2_5_VisionPatchEmbed):
 
 class Qwen3PatchEmbed(FastPatchEmbed, qwen3.Qwen3VLVisionPatchEmbed):
     """Patch embedding of Qwen3-VL as a matrix product."""
+
+
+class Qwen35PatchEmbed(FastPatchEmbed, qwen35.Qwen3_5VisionPatchEmbed):
+    """Patch embedding of Qwen3.5 as a matrix product."""
 
 
 # ---- attention --------------------------------------------------------------------------------------------
@@ -200,6 +206,12 @@ class Qwen3Attention(FastAttention, qwen3.Qwen3VLVisionAttention):
     rotate = staticmethod(qwen3.apply_rotary_pos_emb_vision)
 
 
+class Qwen35Attention(FastAttention, qwen35.Qwen3_5VisionAttention):
+    """Attention of Qwen3.5's vision tower."""
+
+    rotate = staticmethod(qwen35.apply_rotary_pos_emb_vision)
+
+
 # ---- the whole tower --------------------------------------------------------------------------------------
 
 
@@ -237,8 +249,8 @@ def tower_layout(tower: Any, image_grid_thw: Tensor, device: torch.device) -> di
 REPLACEMENTS: dict[type, type] = {
     cls.__bases__[1]: cls
     for cls in (
-        *(Qwen2PatchEmbed, Qwen25PatchEmbed, Qwen3PatchEmbed),
-        *(Qwen2Attention, Qwen25Attention, Qwen3Attention),
+        *(Qwen2PatchEmbed, Qwen25PatchEmbed, Qwen3PatchEmbed, Qwen35PatchEmbed),
+        *(Qwen2Attention, Qwen25Attention, Qwen3Attention, Qwen35Attention),
     )
 }
 

@@ -25,6 +25,7 @@ BUILTIN: dict[str, str] = {
     "qwen2_vl": "v1lit.backbones.qwen:Qwen2VL",
     "qwen2_5_vl": "v1lit.backbones.qwen:Qwen25VL",
     "qwen3_vl": "v1lit.backbones.qwen3:Qwen3VL",
+    "qwen3_5": "v1lit.backbones.qwen35:Qwen35",
     "llava": "v1lit.backbones.llava:Llava",
     "llava_next": "v1lit.backbones.llava_next:LlavaNext",
     "llava_onevision": "v1lit.backbones.llava_onevision:LlavaOnevision",

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from v1lit.backbones.contract import Backbone, ChatFormat, VisionWork
+from v1lit.backbones.chat import ChatFormat
+from v1lit.backbones.contract import Backbone
 from v1lit.backbones.image_options import as_size, check_positive, plain_size
 from v1lit.backbones.timm_sizes import canvas_grid, drawn_size, kept_grid
 from v1lit.backbones.tiny import SIZES, text_sizes, token_id
+from v1lit.backbones.work import VisionWork
 from v1lit.errors import OptionError, name_allowed, named
 from v1lit.grounding.patch_map import PatchMap, Views
 from v1lit.grounding.region import Size

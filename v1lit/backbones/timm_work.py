@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from v1lit.backbones.contract import VisionWork
 from v1lit.backbones.timm_model import by_cells
 from v1lit.backbones.timm_projectors import ProjectorSpec, make_projector
 from v1lit.backbones.timm_tower import Tower, create_tower, run_tower
+from v1lit.backbones.work import VisionWork
 
 
 class Operations(NamedTuple):

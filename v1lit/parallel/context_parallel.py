@@ -76,8 +76,15 @@ class RowShare:
         return own_tokens.transpose(0, 1).flatten(1, 2)
 
 
-def refuse_heads(config: PreTrainedConfig, ranks: int) -> None:
-    """Raise IndivisibleError where the heads of a text config do not divide over that many ranks."""
+def refuse_sharing(config: PreTrainedConfig, ranks: int) -> None:
+    """Raise IndivisibleError where that many ranks cannot share rows of a model with this text config."""
+    if ranks > 1 and "linear_attention" in (getattr(config, "layer_types", None) or ()):
+        raise IndivisibleError(
+            f"layers of linear attention of {config.model_type} carry a state from token to token, so ranks "
+            "cannot share the tokens of a row\n"
+            "give 1, and against long rows a smaller data.packing.length or model.backbone."
+            "gradient_checkpointing"
+        )
     if (heads := config.num_attention_heads) % ranks:
         raise IndivisibleError(
             f"num_attention_heads={heads} of the language model cannot be divided over {ranks} ranks\n"

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from v1lit.backbones.efficiency import part_layers
-from v1lit.parallel.context_parallel import RowShare, refuse_heads
+from v1lit.parallel.context_parallel import RowShare, refuse_sharing
 from v1lit.parallel.tensor_parallel import split_layers
 from v1lit.parallel.units import Units
 from v1lit.pointer.base import WITH_WEIGHT
@@ -77,7 +77,7 @@ def shard_model(model: PointAndCopyModel, meshes: Meshes, compute: torch.dtype |
         split_layers(model, meshes.tensor)
         model.loss_share = LossShare(*_place(meshes.tensor))
     elif meshes.context is not None:
-        refuse_heads(model.config.get_text_config(), meshes.context.size())
+        refuse_sharing(model.config.get_text_config(), meshes.context.size())
         model.loss_share = LossShare(*_place(meshes.context))
         model.decode = RowShare(*_place(meshes.context)).decode
     language = set(part_layers(model.backbone, model.family, "language"))

@@ -93,7 +93,8 @@ def layer_plan(layer: nn.Module, path: str, config: PreTrainedConfig) -> dict[st
     if missing or not plan:
         raise IndivisibleError(
             f"transformers does not say how {first_of(missing) if missing else path} of {config.model_type} "
-            "may be divided over ranks\ngive 1: this family cannot be trained with tensor parallelism"
+            "may be divided over ranks by columns or rows\n"
+            "give 1: this family cannot be trained with tensor parallelism; fsdp2 and hsdp divide its weights"
         )
     return plan
 

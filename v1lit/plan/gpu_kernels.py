@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import _disable_current_modes
 
+from v1lit.backbones import linear_attention
 from v1lit.backbones.attention_kernels import KERNELS, Kernel, in_two_passes
 from v1lit.backbones.image_blocks import LookAhead
 from v1lit.backbones.segments import Segments
@@ -77,6 +78,33 @@ def _flash_in_segments(
     return in_two_passes(attend, query, key, value, segments, window)
 
 
+class _DeltaRule(torch.autograd.Function):
+    """The gated delta rule, keeping what the kernel of flash-linear-attention keeps of a row.
+
+    Source: flash-linear-attention, fla/ops/gated_delta_rule/chunk.py, `ChunkGatedDeltaRuleFunction.forward`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, decay: Tensor, beta: Tensor) -> Tensor:
+        norms = [x.new_empty(x.shape[:-1], dtype=torch.float32) for x in (query, key)]
+        # Queries and keys once more, normalised; of every chunk the products of its keys, and summed decays.
+        normal = [torch.empty_like(x) for x in (query, key)]
+        chunks = key.new_empty(*beta.shape, linear_attention.CHUNK)
+        ctx.save_for_backward(*normal, *norms, value, torch.empty_like(decay), beta, chunks)
+        ctx.kinds = [(x.shape, x.dtype, x.device) for x in (query, key, value, decay, beta)]
+        return torch.empty_like(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return tuple(torch.empty(shape, dtype=dtype, device=at) for shape, dtype, at in ctx.kinds)
+
+
+def _delta_rule(
+    query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor, **options: Any
+) -> tuple[Tensor, None]:
+    return _DeltaRule.apply(query, key, value, g, beta), None
+
+
 def _norm_in_float32(
     input: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 0
 ) -> Tensor:
@@ -105,6 +133,7 @@ def kernels_of(model: PointAndCopyModel, compute: Compute) -> Iterator[None]:
             if not model.is_causal:
                 flash = Kernel(_flash_in_segments, anywhere=True)
                 stack.enter_context(patch.dict(KERNELS, {model.attention: flash}))
+            stack.enter_context(patch.object(linear_attention, "segment_kernel", lambda device: _delta_rule))
         else:
             stack.enter_context(patch.object(chunked, "_adds_in_place", lambda *args: False))
         if in_place and options.z_top_k is None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from v1lit.errors import OptionError
-from v1lit.parallel.context_parallel import refuse_heads
+from v1lit.parallel.context_parallel import refuse_sharing
 from v1lit.parallel.tensor_parallel import IndivisibleError
 from v1lit.plan.architecture import model_config, model_on_meta, split_layers
 from v1lit.plan.batch import BatchShape, ImageShape
@@ -54,7 +54,7 @@ class Planner:
         try:
             if setting.tensor > 1:
                 split_layers(model, setting.tensor)
-            refuse_heads(model.config.get_text_config(), setting.context)
+            refuse_sharing(model.config.get_text_config(), setting.context)
         except IndivisibleError as error:
             raise OptionError(*setting.inner, str(error), GROUP) from error
         return model

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from v1lit.backbones.contract import VisionWork
+from v1lit.backbones.work import VisionWork
 from v1lit.parallel.context_parallel import shared_key_heads
 from v1lit.plan.batch import BatchShape
 from v1lit.plan.rows import Rows

@@ -109,9 +109,9 @@ def _watch_layers(model: PointAndCopyModel, recorder: Recorder) -> None:
 def _kinds(model: PointAndCopyModel, part: str, layers: list[nn.Module]) -> list[list[int]]:
     """The numbers of layers that do the same.
 
-    In some towers, a few attend to the whole image, and in some decoders, a few to all tokens. Deep features
-    are made behind a few of a tower's layers, and enter behind the first ones of the decoder; their backward
-    pass is part of that of the layer after.
+    In some towers, a few attend to the whole image, in some decoders a few to all tokens, and in some a few
+    carry a state in place of attention. Deep features are made behind a few of a tower's layers, and enter
+    behind the first ones of the decoder; their backward pass is part of that of the layer after.
     """
     config = model.backbone.config
     deep: set[int] = set(range(model.family.deep_layers(config)))
@@ -121,10 +121,12 @@ def _kinds(model: PointAndCopyModel, part: str, layers: list[nn.Module]) -> list
         vision = getattr(config, "vision_config", None)
         deep = set(getattr(vision, "deepstack_visual_indexes", None) or ())
         full = set(getattr(vision, "fullatt_block_indexes", None) or ())
+    types = (getattr(config.get_text_config(), "layer_types", None) or ()) if part == "language" else ()
+    states = {index for index, name in enumerate(types) if name == "linear_attention"}
     kinds: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for index, layer in enumerate(layers):
         shapes = tuple(weight.shape for weight in layer.parameters())  # of a tower in stages they differ
-        kinds[index in full, index in deep, index - 1 in deep, shapes].append(index)
+        kinds[index in full, index in states, index in deep, index - 1 in deep, shapes].append(index)
     return list(kinds.values())
 
 

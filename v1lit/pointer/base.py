@@ -64,6 +64,7 @@ class PointAndCopyBase(PreTrainedModel):
         if backbone is None:
             backbone = named_class(self.family.model_class)._from_config(config.backbone_config)
         self.backbone = self.family.prepare(backbone)
+        self._is_stateful = backbone._is_stateful  # what cannot be undone, assisted generation would undo
         if self.family.packs:
             use_segments(self.backbone.config.get_text_config())
         self.verify_loss = False

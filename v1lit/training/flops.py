@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from v1lit.backbones.contract import VisionWork
 from v1lit.backbones.image_blocks import windows
 from v1lit.backbones.load import part_parameters
+from v1lit.backbones.work import VisionWork
 from v1lit.data.encode.batch import Batch
 from v1lit.parallel.tensors import whole_shape
 from v1lit.pointer.model import PointAndCopyModel
@@ -31,7 +31,7 @@ class Flops(NamedTuple):
     products: float
     """With weight matrices."""
     attention: float
-    """Between tokens: queries with keys, weights with values."""
+    """Between tokens: queries with keys, weights with values; with the states of linear attention."""
 
     @property
     def total(self) -> float:
@@ -81,8 +81,10 @@ class ModelFlops:
         text, inner, family = model.config.get_text_config(), model.backbone, model.family
         family.vision_work(inner.config, {})  # raises where there is none
         head = model.get_output_embeddings().weight
-        kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
-        linear = {id(m.weight): isinstance(m, nn.Linear) for m in model.modules() if isinstance(m, kinds)}
+        kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+        # A short convolution over tokens has its few weights for every token, as a matrix has.
+        rows = (nn.Linear, nn.Conv1d)
+        linear = {id(m.weight): isinstance(m, rows) for m in model.modules() if isinstance(m, kinds)}
         parts = {part: part_parameters(inner, family, part).values() for part in family.parts}
         linear |= {id(weight): True for weight in family.matrices(inner)}
         matrices = {part: [p for p in found if id(p) in linear] for part, found in parts.items()}
@@ -95,6 +97,7 @@ class ModelFlops:
         self.head = Weights.of([head])
         heads = text.num_attention_heads
         self.language_width = heads * (getattr(text, "head_dim", None) or text.hidden_size // heads)
+        self.states = family.state_work(inner.config)
         self.windows = windows(text)
 
     def parts(self, work: Work) -> dict[str, Flops]:
@@ -108,8 +111,11 @@ class ModelFlops:
             projector = vision.projector + into_projector * vision.projector_backward
         # A token sees half of the others on average, and those of its image that are ahead of it.
         layers, near = len(self.windows), sum(window is not None for window in self.windows)
-        pairs = near * work.near + (layers - near) * work.pairs + layers * vision.ahead
+        full = layers - near - self.states.layers
+        pairs = near * work.near + full * work.pairs + layers * vision.ahead
         causal = pairs / 2 * self.language_width
+        # As the recurrence of arXiv 2412.06464, equation 10, has it; kernels that take chunks do more.
+        states = work.tokens * self.states.token * (2 + 4 * into_language)
         return {
             "vision": Flops(
                 self.patch_embedding.flops(vision.patches, False)
@@ -120,7 +126,7 @@ class ModelFlops:
             "projector": Flops(projector, 0.0),
             "language": Flops(
                 self.language.flops(work.tokens, into_language),
-                _attention(causal, into_language),
+                _attention(causal, into_language) + states,
             ),
             "head": Flops(self.head.flops(work.positions, into_language), 0.0),
             "pointer": self._pointer(work, into_language),

@@ -19,6 +19,11 @@ REMARKS = (
     r"`Trainer\.fit` stopped: ",  # the report says how many steps were trained
 )
 """Beginnings of log lines that are left out."""
+OF_GPUS = (
+    # Of linear attention; on a CPU there is nothing else to install.
+    r"`\w+` is falling back to its reference PyTorch implementation",
+)
+"""Beginnings of log lines that are left out where there is no GPU."""
 WARNINGS = (
     # Between Lightning and PyTorch; nothing to be done here or by the person who reads it.
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
@@ -42,12 +47,13 @@ LOGGERS = (
     "lightning.fabric.utilities.rank_zero",
     "lightning.pytorch.utilities.rank_zero",
     "lightning.fabric.utilities.seed",
+    "transformers.integrations.hub_kernels",
 )
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Leave out exactly `REMARKS` and `WARNINGS`; all else is shown."""
+    """Leave out exactly `REMARKS`, `WARNINGS` and, without a GPU, `OF_GPUS`; all else is shown."""
     loggers = [logging.getLogger(name) for name in LOGGERS]
     with warnings.catch_warnings():
         for pattern in WARNINGS:
@@ -76,4 +82,7 @@ def no_weights_bar() -> Iterator[None]:
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:
-    return re.match("|".join(REMARKS), record.getMessage()) is None
+    import torch
+
+    left_out = REMARKS if torch.cuda.is_available() else (*REMARKS, *OF_GPUS)
+    return re.match("|".join(left_out), record.getMessage()) is None

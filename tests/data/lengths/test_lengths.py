@@ -46,6 +46,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "qwen2_5_vl": [{}, {"max_side": 90}, {"min_pixels": 28 * 28, "max_pixels": 100 * 100}],
     "qwen2_vl": [{}, {"max_side": 150}],
     "qwen3_vl": [{}, {"max_side": 150}],
+    "qwen3_5": [{}, {"max_side": 150}],
     "llava": [{}, {"do_pad": True}],
     "internvl": [{}, {"max_patches": 4}, {"crop_to_patches": False}],
     "gemma3": [{}, {"do_pan_and_scan": True, "pan_and_scan_min_crop_size": 20}],
