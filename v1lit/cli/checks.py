@@ -8,6 +8,9 @@ from typing import Any
 
 from lightning.pytorch.accelerators import AcceleratorRegistry
 
+from v1lit.backbones.adapters.config import AdapterConfig
+from v1lit.backbones.adapters.folder import base_config
+from v1lit.backbones.adapters.library import check_libraries
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.load import check_backbone_config, check_weights
 from v1lit.backbones.processor import load_processor
@@ -48,7 +51,9 @@ def check_surroundings(recipe: Recipe, config: Mapping[str, Any]) -> None:
         refuse_arguments_here(config["trainer"])
         if resume not in (None, "last", "auto") and not Path(resume).exists():
             raise OptionError("resume", resume, "there is no such file", "run")
-    backbone = BackboneConfig(**config["model"]["backbone"])
+    with recipe.options():
+        backbone = base_config(BackboneConfig(**config["model"]["backbone"]))
+        check_libraries(AdapterConfig(**config["model"]["adapter"]))
     if backbone.weights != "tiny":
         # No weight is loaded. It costs a second or two and spares the import of a data set for nothing.
         check_weights(backbone)

@@ -16,6 +16,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from v1lit.backbones.adapters.folder import AdapterFolder, adapter_folder, base_config
+from v1lit.backbones.adapters.inject import plain_name
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.empty import on_meta
 from v1lit.backbones.hub import local_folder
@@ -47,14 +49,16 @@ def fill(
         filled: called with every parameter of the backbone that is, at once. Not with the head's, which a
             gate changes when all are.
     """
-    if backbone.weights == "tiny":
+    found, base = adapter_folder(backbone.weights), base_config(backbone)
+    if base.weights == "tiny":
         plain = replace(backbone, gradient_checkpointing=[], compile=[])
-        fill_from_model(
-            model, PointAndCopyModel.build(plain, model.pointer_options, model.config.revisit_options), device
-        )
+        options = model.pointer_options, model.config.revisit_options
+        fill_from_model(model, PointAndCopyModel.build(plain, *options, adapter=model.adapter), device)
     else:
-        fill_from_files(model, local_folder(backbone.weights), device, filled)
+        fill_from_files(model, local_folder(base.weights), device, filled)
         start_pointer(model, device)
+        if model.adapter:
+            fill_adapters(model, found, device)
     move_buffers(model, device)
     check_filled(model)
 
@@ -73,7 +77,7 @@ def fill_from_files(
     config = copy.deepcopy(model.config.backbone_config)
     plain = on_meta(getattr(transformers, model.family.model_class), config)
     names = fit_weights(plain, files, str(folder))
-    held, head = tensors_by_name(model), model.get_output_embeddings()
+    held, head = _by_plain_name(model), model.get_output_embeddings()
     for name, stored in names.renamed.items():
         if (one := held.get(BACKBONE + name)) is not None:
             _fill_named(held, BACKBONE + name, device, partial(files.read, stored))
@@ -116,6 +120,13 @@ def start_pointer(model: PointAndCopyModel, device: Device) -> None:
     model.double_head()
 
 
+def fill_adapters(model: PointAndCopyModel, found: AdapterFolder | None, device: Device) -> None:
+    """Give adapters beside filled weights their first values; of a folder, all that was trained."""
+    held = tensors_by_name(model)
+    for name, value in model.first_values(found).items():
+        _fill_named(held, name, device, value.__getitem__)
+
+
 def move_buffers(model: nn.Module, device: Device) -> None:
     """Put the buffers, which empty models have on the CPU, where the parameters are."""
     for one in model_tensors(model):
@@ -134,6 +145,11 @@ def _read_as(files: WeightFiles, dtype: torch.dtype, stored: str) -> Tensor:
     return files.read(stored).to(dtype)
 
 
+def _by_plain_name(model: nn.Module) -> dict[str, ModelTensor]:
+    """The tensors of a model by the names that they would have without adapters."""
+    return {plain_name(name): one for name, one in tensors_by_name(model).items()}
+
+
 def _fill_named(
     held: dict[str, ModelTensor], name: str, device: Device, read: Callable[[Slices], Tensor]
 ) -> None:
@@ -141,4 +157,5 @@ def _fill_named(
     one = held[name]
     one.fill(torch.device(device), read)
     for filled in one.names:
-        del held[filled]
+        held.pop(filled, None)
+        held.pop(plain_name(filled), None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from v1lit.backbones.adapters.config import AdapterConfig
 from v1lit.backbones.attention import choose_attention
 from v1lit.backbones.config import BackboneConfig, as_options
 from v1lit.data.datamodule import V1DataModule
@@ -25,7 +26,7 @@ from v1lit.pointer.model import PointAndCopyModel
 from v1lit.pointer.output import PointAndCopyOutput
 from v1lit.revisit.config import POINT_AND_COPY, RevisitConfig
 from v1lit.training import deepspeed_strategy  # noqa: F401  # its name becomes known to Lightning
-from v1lit.training.averaging import AveragedModule
+from v1lit.training.adapted import AdaptedModule, refuse_mixed_types
 from v1lit.training.config import OptimizerConfig
 from v1lit.training.freezing import freeze_matching
 from v1lit.training.groups import learning_rates, places
@@ -52,7 +53,7 @@ class NonFiniteLossError(RuntimeError):
     """The loss is NaN or infinite; the message names the examples."""
 
 
-class V1Module(AveragedModule):
+class V1Module(AdaptedModule):
     """Trains a backbone to point.
 
     The weights are made or loaded in `configure_model`, which Lightning calls when a run begins, so making a
@@ -72,6 +73,7 @@ class V1Module(AveragedModule):
         init_seed: of the weights that start at random: the pointer head's, and a tiny backbone's.
         freeze: parameters that do not learn, as patterns (`fnmatch`) of the model's names for them, such as
             `*.layers.0.*`; beside the parts of `backbone.freeze`.
+        adapter: adapters that learn in place of the backbone.
     """
 
     GROUP: ClassVar[str] = "model"
@@ -89,12 +91,14 @@ class V1Module(AveragedModule):
         init_seed: int = 0,
         revisit: RevisitConfig = POINT_AND_COPY,
         freeze: Sequence[str] = (),
+        adapter: AdapterConfig | None = None,
     ) -> None:
         super().__init__()
         self.backbone_config = as_options(BackboneConfig, backbone)
         self.pointer_config = as_options(PointerConfig, pointer)
         self.optimizer_config = as_options(OptimizerConfig, optimizer)
         self.revisit_config = as_options(RevisitConfig, revisit)
+        self.adapter_config = as_options(AdapterConfig, adapter)
         self.on_nonfinite = on_nonfinite
         self.max_nonfinite = max_nonfinite
         self.verify_loss = verify_loss
@@ -110,7 +114,8 @@ class V1Module(AveragedModule):
     def options(self) -> dict[str, Any]:
         """What to make such a module of, as plain data: `V1Module(**options)`."""
         configs = {
-            name: getattr(self, f"{name}_config") for name in ("backbone", "pointer", "optimizer", "revisit")
+            name: getattr(self, f"{name}_config")
+            for name in ("backbone", "pointer", "optimizer", "revisit", "adapter")
         }
         plain = ("on_nonfinite", "max_nonfinite", "verify_loss", "init_seed")
         return (
@@ -127,19 +132,17 @@ class V1Module(AveragedModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.init_seed)
             build = PointAndCopyModel.build if strategy is None else strategy.build
-            model = build(self.backbone_config, self.pointer_config, self.revisit_config)
+            made_of = self.backbone_config, self.pointer_config, self.revisit_config
+            model = build(*made_of, adapter=self.adapter_config)
         if lines := freeze_matching(model, self.frozen_patterns):
             rank_zero_info("\n".join(lines))
+        if model.injected is not None:
+            rank_zero_info("\n".join(model.injected.lines(model.adapter, model)))
         self.model = model.train()  # checkpoints open in eval mode, in which gradient checkpointing is off
         start = self.model.config.pointer_start
         ends = self.model.strategy.ends
         self.train_metrics, self.val_metrics = PointingMetrics(start, ends), PointingMetrics(start, ends)
         self.val_losses = LossMeans(self.pointer_config.z_weight)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
-        """As in torch. Makes the model first: of a run in spawned processes, only the weights come back."""
-        self.configure_model()
-        return super().load_state_dict(state_dict, *args, **options)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **options: Any) -> Any:
@@ -153,17 +156,6 @@ class V1Module(AveragedModule):
         module.configure_model()
         load_parts(Path(checkpoint_path), module, [])
         return module
-
-    def to(self, *args: Any, **kwargs: Any) -> V1Module:
-        """As in torch, but of the tensors only parameters change their type, as in transformers.
-
-        Sums of metrics and frequencies of rotary embeddings are no parameters, and useless in half precision.
-        """
-        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
-        if dtype is not None:
-            for parameter in self.parameters():
-                parameter.data = parameter.data.to(dtype)
-        return self if device is None else super().to(device)
 
     def forward(self, batch: Batch) -> PointAndCopyOutput:
         """Loss and predictions of a batch."""
@@ -184,6 +176,7 @@ class V1Module(AveragedModule):
     def on_fit_start(self) -> None:
         """Choose the kernels for the device and the precision that training runs in, and say which."""
         dtype = compute_dtype(self.trainer, self.model.dtype)
+        refuse_mixed_types(self.model, dtype, self.backbone_config)
         attention = choose_attention(self.backbone_config.attention, self.device, dtype)
         self.model.use_attention(attention.name)
         options = self.pointer_config
@@ -192,6 +185,7 @@ class V1Module(AveragedModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         self.model.verify_loss = self.verify_loss > 0 and self.global_step % self.verify_loss == 0
+        self.seed_dropout(batch_idx)
         out = self(batch)
         assert out.loss is not None
         assert out.losses is not None
@@ -321,6 +315,7 @@ class V1Module(AveragedModule):
         Also lets Lightning count the batches of the epoch as they are laid out now.
         """
         trainer = trainer_of(self)
+        self.refuse_other_base(checkpoint)
         if trainer is None or trainer.state.fn != TrainerFn.FITTING:
             refuse_other_model(checkpoint, self.options, "the checkpoint")
             return
