@@ -119,9 +119,9 @@ class PointAndCopyBase(PreTrainedModel):
         """A model with a fresh pointer head on the backbone's weights; tiny backbones are random.
 
         Parts named in `backbone.freeze` do not learn; with an `adapter`, nothing of the backbone does but
-        what it names. Where `backbone.weights` is an adapter's folder, heads and adapters are those. With `empty`,
-        parameters are on `meta`, to be filled by `v1lit.parallel.fill` once the model is cut. Raises what
-        `load_backbone` raises, and ValueError for an adapter that does not fit.
+        what it names. Where `backbone.weights` is an adapter's folder, heads and adapters are those. With
+        `empty`, parameters are on `meta`, to be filled by `v1lit.parallel.fill` once the model is cut. Raises
+        what `load_backbone` raises, and ValueError for an adapter that does not fit.
         """
         found = adapter_folder(backbone.weights)
         adapter, backbone = continued(found, adapter), base_config(backbone)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from v1lit.backbones.adapters.config import AdapterConfig
 from v1lit.backbones.config import BackboneConfig
@@ -91,10 +90,14 @@ class AdaptedModule(AveragedModule):
             torch.manual_seed(hash(place) % 2**63)
 
 
+def learned_dtype(model: PointAndCopyModel) -> torch.dtype:
+    """The type of what learns beside the backbone: with adapters float32, else that of the backbone."""
+    return next(model.pointer_head.parameters()).dtype
+
+
 def refuse_mixed_types(model: PointAndCopyModel, compute: torch.dtype, backbone: BackboneConfig) -> None:
     """Raise OptionError where what learns is float32, the backbone is not, and no autocast makes them one."""
-    learned: Tensor = next(model.pointer_head.parameters())
-    if model.adapter and learned.dtype != base_dtype(model) and compute != base_dtype(model):
+    if model.adapter and learned_dtype(model) != base_dtype(model) and compute != base_dtype(model):
         why = (
             "what learns beside it is kept in float32, and both must compute in one type\n"
             f"set trainer.precision to {'16' if base_dtype(model) == torch.float16 else 'bf16'}-mixed"

@@ -26,7 +26,7 @@ from v1lit.pointer.model import PointAndCopyModel
 from v1lit.pointer.output import PointAndCopyOutput
 from v1lit.revisit.config import POINT_AND_COPY, RevisitConfig
 from v1lit.training import deepspeed_strategy  # noqa: F401  # its name becomes known to Lightning
-from v1lit.training.adapted import AdaptedModule, refuse_mixed_types
+from v1lit.training.adapted import AdaptedModule, learned_dtype, refuse_mixed_types
 from v1lit.training.config import OptimizerConfig
 from v1lit.training.freezing import freeze_matching
 from v1lit.training.groups import learning_rates, places
@@ -175,7 +175,7 @@ class V1Module(AdaptedModule):
 
     def on_fit_start(self) -> None:
         """Choose the kernels for the device and the precision that training runs in, and say which."""
-        dtype = compute_dtype(self.trainer, self.model.dtype)
+        dtype = compute_dtype(self.trainer, learned_dtype(self.model))
         refuse_mixed_types(self.model, dtype, self.backbone_config)
         attention = choose_attention(self.backbone_config.attention, self.device, dtype)
         self.model.use_attention(attention.name)
