@@ -152,7 +152,7 @@ def test_a_backbone_in_bfloat16_trains_under_autocast_only(train: Any, tmp_path:
     assert "before and after merging differ" in made.check
     merged = PointAndCopyModel.from_pretrained(tmp_path / "merged", dtype="auto")
     assert {own.dtype for own in merged.parameters()} == {torch.bfloat16}
-    with pytest.raises(OptionError, match=r"model\.backbone\.dtype is 'bfloat16'; what learns .* bf16-mixed"):
+    with pytest.raises(OptionError, match=r"model\.backbone\.dtype is 'bfloat16'; what learns"):
         train(2, adapter, backbone=half, optimizer=PLAIN)
 
 

@@ -121,6 +121,8 @@ def _parser() -> Parser:
 
 
 def _setting(options: argparse.Namespace, config: dict[str, Any]) -> Any:
+    from v1lit.backbones.adapters.config import AdapterConfig
+    from v1lit.backbones.adapters.folder import adapter_folder, base_config, continued
     from v1lit.backbones.config import BackboneConfig
     from v1lit.plan.setting import Setting, strategy_of
     from v1lit.pointer.config import PointerConfig
@@ -132,8 +134,10 @@ def _setting(options: argparse.Namespace, config: dict[str, Any]) -> Any:
     gpus = options.gpus_per_node or _devices(trainer["devices"])
     tokens = options.tokens or data["encoding"]["max_tokens"]
     length = data["packing"]["length"]
+    backbone = BackboneConfig(**model["backbone"])
     return Setting(
-        backbone=BackboneConfig(**model["backbone"]),
+        backbone=base_config(backbone),
+        adapter=continued(adapter_folder(backbone.weights), AdapterConfig(**model["adapter"])),
         pointer=PointerConfig(**model["pointer"]),
         revisit=RevisitConfig(**model["revisit"]),
         optimizer=OptimizerConfig(**model["optimizer"]),

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from v1lit.backbones.adapters.config import NONE, AdapterConfig
+from v1lit.backbones.adapters.inject import inject
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.contract import Backbone
 from v1lit.backbones.efficiency import enable_checkpointing, part_layers
@@ -20,6 +22,7 @@ from v1lit.backbones.registry import get_backbone
 from v1lit.backbones.tiny import tiny_tokenizer
 from v1lit.backbones.weight_files import WeightsUnavailable
 from v1lit.parallel.tensor_parallel import COLUMNS, layer_plan, refuse_uneven
+from v1lit.pointer.adapted import refuse_frozen
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.pointer.model_config import PointAndCopyConfig
@@ -78,10 +81,11 @@ def model_on_meta(
     pointer: PointerConfig,
     revisit: RevisitConfig | None = None,
     freeze_names: Sequence[str] = (),
+    adapter: AdapterConfig = NONE,
 ) -> PointAndCopyModel:
     """The whole model on the meta device: parameters have shapes and no memory.
 
-    freeze_names: as `freeze` of `V1Module`.
+    freeze_names: as `freeze` of `V1Module`. With adapters of the kind `qlora`, weights are as without.
     """
     import transformers
     from transformers.initialization import no_init_weights
@@ -99,6 +103,10 @@ def model_on_meta(
         model = PointAndCopyModel(whole, backbone=inner)
     model.tie_weights()
     freeze(model.backbone, family, [part for part in backbone.freeze if part != "pointer"])
+    if adapter:
+        refuse_frozen(backbone, adapter)
+        model.adapter = adapter
+        model.injected = inject(model.backbone, family, adapter, packed=False)
     if "pointer" in backbone.freeze:
         for part in model.own_parts:
             part.requires_grad_(False)

@@ -77,7 +77,7 @@ def inject(model: PreTrainedModel, family: Backbone, adapter: AdapterConfig, pac
 
     Raises OptionError for layers that are not there, and libraries that are not installed.
     """
-    check_libraries(adapter)
+    check_libraries(adapter, packed)
     import torch
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import LoraLayer

@@ -8,10 +8,13 @@ from v1lit.backbones.adapters.config import QLORA, AdapterConfig
 from v1lit.errors import OptionError
 
 
-def check_libraries(adapter: AdapterConfig) -> None:
-    """Raise OptionError, with the line that installs it, for a library that is not there."""
+def check_libraries(adapter: AdapterConfig, packed: bool = True) -> None:
+    """Raise OptionError, with the line that installs it, for a library that is not there.
+
+    packed: whether weights shall be kept in 4 bits, where the kind asks for it.
+    """
     wanted = {"peft": "v1lit[adapters]"} if adapter else {}
-    if adapter.kind == QLORA:
+    if adapter.kind == QLORA and packed:
         wanted["bitsandbytes"] = "v1lit[adapters,adamw8bit]"
     for library, extra in wanted.items():
         if find_spec(library) is None:
