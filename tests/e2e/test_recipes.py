@@ -26,6 +26,7 @@ pytestmark = pytest.mark.dependencies
 
 TINY = ("tiny_qwen", "tiny_qwen3_vl", "tiny_llava", "tiny_internvl")
 V1G = ("qwen_v1g", "qwen2_vl_v1g", "qwen3_vl_v1g", "llava_v1g", "internvl_v1g")
+ADAPTED = ("qwen_lora_v1g", "qwen_qlora_v1g")
 FEW = [
     "--run.report_examples=2",
     "--run.report_batch_size=2",
@@ -89,7 +90,7 @@ def row(name: str, left: int) -> dict:
 
 
 def test_the_recipes_of_the_readme_are_shipped():
-    assert set(shipped_recipes()) == {*TINY, "tiny_qwen_real", *V1G}
+    assert set(shipped_recipes()) == {*TINY, "tiny_qwen_real", *V1G, *ADAPTED}
 
 
 @pytest.mark.parametrize("path", shipped_recipes().values(), ids=str)
@@ -156,6 +157,18 @@ def test_the_published_settings(name, resolved):
     assert trainer["precision"].startswith("bf16")
     assert trainer["gradient_clip_val"] == 0.5
     assert trainer["max_epochs"] == 5
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_adapters_are_trained_on_one_gpu_by_the_published_step(name, resolved):
+    recipe = resolved(name)
+    model, trainer = recipe["model"], recipe["trainer"]
+    published = resolved("qwen_v1g")
+    assert f"qwen_{model['adapter']['kind']}_v1g" == name
+    assert model["backbone"] == {**published["model"]["backbone"], "dtype": "bfloat16"}
+    assert model["pointer"] == published["model"]["pointer"]
+    assert (trainer["devices"], trainer["precision"]) == (1, "bf16-mixed")
+    assert trainer["accumulate_grad_batches"] * recipe["data"]["batch_size"] == 64
 
 
 def test_the_hub_ids(resolved):
@@ -230,6 +243,27 @@ def test_a_v1g_recipe_trains_on_its_familys_tiny_version(name, rows, tmp_path, m
     assert main(["run", name, *ON_ONE_CPU, *SMALL, *source]) == 0, capfd.readouterr().err
     assert shown(recwarn) == []
     assert json.loads((the_run(tmp_path) / "metrics.json").read_text())["train/steps"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ADAPTED)
+def test_a_recipe_with_adapters_trains_on_the_tiny_version(
+    name, rows, tmp_path, monkeypatch, capfd, caplog, recwarn
+):
+    if name == "qwen_qlora_v1g":
+        pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    monkeypatch.chdir(tmp_path)
+    source = [f"--data.source.path={rows}", "--data.source.folder=shards", "--model.backbone.weights=tiny"]
+    step = "--trainer.accumulate_grad_batches=2"
+    assert main(["run", name, *ON_ONE_CPU, *SMALL, *source, step]) == 0, capfd.readouterr().err
+    assert shown(recwarn) == []
+    run = the_run(tmp_path)
+    assert {path.name for path in (run / "model").glob("*.safetensors")} == {
+        "adapter_model.safetensors",
+        "pointer_heads.safetensors",
+    }
+    assert json.loads((run / "metrics.json").read_text())["train/steps"] == 2
+    assert "layers: language *.self_attn.q_proj x 2" in caplog.text
 
 
 @pytest.mark.slow

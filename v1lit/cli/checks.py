@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.accelerators import AcceleratorRegistry
 
 from v1lit.backbones.adapters.config import AdapterConfig
-from v1lit.backbones.adapters.folder import base_config
+from v1lit.backbones.adapters.folder import adapter_folder, base_config, naming_base
 from v1lit.backbones.adapters.library import check_libraries
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.load import check_backbone_config, check_weights
@@ -56,8 +56,9 @@ def check_surroundings(recipe: Recipe, config: Mapping[str, Any]) -> None:
         check_libraries(AdapterConfig(**config["model"]["adapter"]))
     if backbone.weights != "tiny":
         # No weight is loaded. It costs a second or two and spares the import of a data set for nothing.
-        check_weights(backbone)
-        load_processor(backbone)
+        with naming_base(adapter_folder(config["model"]["backbone"]["weights"])):
+            check_weights(backbone)
+            load_processor(backbone)
 
 
 def _check_name(argument: str, value: object, allowed: Iterable[str]) -> None:

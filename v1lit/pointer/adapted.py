@@ -23,6 +23,7 @@ from v1lit.backbones.adapters.folder import (
     AdapterFolder,
     Base,
     describe,
+    naming_base,
 )
 from v1lit.backbones.adapters.inject import NAME, start
 from v1lit.backbones.adapters.layers import whole_modules
@@ -67,7 +68,8 @@ def load_base(
 ) -> PreTrainedModel:
     """The stock model under an adapter: a tiny one is drawn with a seed that can be written down."""
     if backbone.weights != "tiny" or not adapter:
-        return load_backbone(backbone, empty)
+        with naming_base(found):
+            return load_backbone(backbone, empty)
     if found is None:
         torch.manual_seed(torch.initial_seed())
         return load_backbone(backbone, empty)
@@ -93,9 +95,9 @@ def check_base(model: PointAndCopyBase, found: AdapterFolder, base: Base) -> Non
     where = f"{found.path} is an adapter of another backbone than {base.weights}"
     if other:
         told = [f"{key} was {was!r} and is {now!r}" for key, (was, now) in other.items()]
-        raise ValueError(f"{where}: {first_of(told)}\n{_name_the_base(found)}")
+        raise ValueError(f"{where}: {first_of(told)}\n{found.where_it_is_named}")
     if base.fingerprint != found.base.fingerprint:
-        raise ValueError(f"{where}: the config is the same, but not the weights\n{_name_the_base(found)}")
+        raise ValueError(f"{where}: the config is the same, but not the weights\n{found.where_it_is_named}")
 
 
 def check_options(found: AdapterFolder, pointer: PointerConfig, revisit: RevisitConfig) -> None:
@@ -234,10 +236,6 @@ def _refuse_missing(path: Path) -> None:
             "save the adapter again with safetensors, where you trust it"
         )
     raise WeightsUnavailable(f"{path.parent} is an adapter without its {path.name}\ncopy the whole folder")
-
-
-def _name_the_base(found: AdapterFolder) -> str:
-    return f"say where its own lies: base_model_name_or_path in {found.path / ADAPTER}"
 
 
 def _whole(tensor: Any) -> Tensor:

@@ -6,7 +6,8 @@ beside them a file with the pointer heads, one that says what they belong to, an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,11 @@ class AdapterFolder:
     config: dict[str, Any]
     """Of the whole model, as its `config.json` would be."""
 
+    @property
+    def where_it_is_named(self) -> str:
+        """What to do where the backbone is another one, or elsewhere."""
+        return f"say where its backbone lies: base_model_name_or_path in {self.path / ADAPTER}"
+
 
 def adapter_folder(weights: str | Path, base: str | None = None) -> AdapterFolder | None:
     """What lies at a path, if it is an adapter that v1lit wrote; None for everything else.
@@ -93,6 +99,20 @@ def base_config(backbone: BackboneConfig) -> BackboneConfig:
         why = f"{backbone.weights} is an adapter of {own}\nuse --model.backbone.name={own}"
         raise OptionError("name", backbone.name, why, "model.backbone")
     return found.base.config(backbone)
+
+
+@contextmanager
+def naming_base(found: AdapterFolder | None) -> Iterator[None]:
+    """Say of a backbone that is out of reach where an adapter names it."""
+    try:
+        yield
+    except WeightsUnavailable as error:
+        if found is None:
+            raise
+        what = str(error).partition("\n")[0].rstrip(".")
+        raise WeightsUnavailable(
+            f"{what}; the adapter in {found.path} belongs to it\n{found.where_it_is_named}"
+        ) from error
 
 
 def continued(found: AdapterFolder | None, adapter: AdapterConfig) -> AdapterConfig:

@@ -41,6 +41,8 @@ def pack_layers(model: PreTrainedModel, family: Backbone, parts: Iterable[str]) 
             layer.weight.data, requires_grad=False, blocksize=BLOCK, quant_type="nf4", module=made
         )
         made.bias = layer.bias
+        # On some CPUs it would change the scales of a weight in evaluation, for another kernel.
+        made.support_avx512bf16_for_cpu = False
         model.set_submodule(path, made if torch.cuda.is_available() else made.to("cpu"))
 
 
