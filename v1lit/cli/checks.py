@@ -9,7 +9,8 @@ from typing import Any
 from lightning.pytorch.accelerators import AcceleratorRegistry
 
 from v1lit.backbones.adapters.config import AdapterConfig
-from v1lit.backbones.adapters.folder import adapter_folder, base_config, naming_base
+from v1lit.backbones.adapters.folder import naming_base, resolved
+from v1lit.backbones.adapters.layers import check_layers
 from v1lit.backbones.adapters.library import check_libraries
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.load import check_backbone_config, check_weights
@@ -52,13 +53,18 @@ def check_surroundings(recipe: Recipe, config: Mapping[str, Any]) -> None:
         if resume not in (None, "last", "auto") and not Path(resume).exists():
             raise OptionError("resume", resume, "there is no such file", "run")
     with recipe.options():
-        backbone = base_config(BackboneConfig(**config["model"]["backbone"]))
-        check_libraries(AdapterConfig(**config["model"]["adapter"]))
+        model = config["model"]
+        made_of = BackboneConfig(**model["backbone"]), AdapterConfig(**model["adapter"])
+        backbone, adapter, found = resolved(*made_of)
+        check_libraries(adapter)
     if backbone.weights != "tiny":
         # No weight is loaded. It costs a second or two and spares the import of a data set for nothing.
-        with naming_base(adapter_folder(config["model"]["backbone"]["weights"])):
+        with naming_base(found):
             check_weights(backbone)
             load_processor(backbone)
+    if adapter:
+        with recipe.options():
+            check_layers(backbone, adapter)
 
 
 def _check_name(argument: str, value: object, allowed: Iterable[str]) -> None:

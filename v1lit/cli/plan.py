@@ -122,7 +122,7 @@ def _parser() -> Parser:
 
 def _setting(options: argparse.Namespace, config: dict[str, Any]) -> Any:
     from v1lit.backbones.adapters.config import AdapterConfig
-    from v1lit.backbones.adapters.folder import adapter_folder, base_config, continued
+    from v1lit.backbones.adapters.folder import resolved
     from v1lit.backbones.config import BackboneConfig
     from v1lit.plan.setting import Setting, strategy_of
     from v1lit.pointer.config import PointerConfig
@@ -134,10 +134,11 @@ def _setting(options: argparse.Namespace, config: dict[str, Any]) -> Any:
     gpus = options.gpus_per_node or _devices(trainer["devices"])
     tokens = options.tokens or data["encoding"]["max_tokens"]
     length = data["packing"]["length"]
-    backbone = BackboneConfig(**model["backbone"])
+    made_of = BackboneConfig(**model["backbone"]), AdapterConfig(**model["adapter"])
+    backbone, adapter, _ = resolved(*made_of)
     return Setting(
-        backbone=base_config(backbone),
-        adapter=continued(adapter_folder(backbone.weights), AdapterConfig(**model["adapter"])),
+        backbone=backbone,
+        adapter=adapter,
         pointer=PointerConfig(**model["pointer"]),
         revisit=RevisitConfig(**model["revisit"]),
         optimizer=OptimizerConfig(**model["optimizer"]),

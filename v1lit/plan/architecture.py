@@ -14,6 +14,7 @@ from torch import nn
 
 from v1lit.backbones.adapters.config import NONE, AdapterConfig
 from v1lit.backbones.adapters.inject import inject
+from v1lit.backbones.adapters.layers import refuse_frozen
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.contract import Backbone
 from v1lit.backbones.efficiency import enable_checkpointing, part_layers
@@ -22,7 +23,6 @@ from v1lit.backbones.registry import get_backbone
 from v1lit.backbones.tiny import tiny_tokenizer
 from v1lit.backbones.weight_files import WeightsUnavailable
 from v1lit.parallel.tensor_parallel import COLUMNS, layer_plan, refuse_uneven
-from v1lit.pointer.adapted import refuse_frozen
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.pointer.model_config import PointAndCopyConfig

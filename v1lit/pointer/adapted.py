@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -25,7 +25,7 @@ from v1lit.backbones.adapters.folder import (
     describe,
     naming_base,
 )
-from v1lit.backbones.adapters.inject import NAME, start
+from v1lit.backbones.adapters.inject import NAME, Injected, start
 from v1lit.backbones.adapters.layers import whole_modules
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.folder import ADAPTER
@@ -37,9 +37,9 @@ from v1lit.pointer.config import PointerConfig
 from v1lit.revisit.config import RevisitConfig
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from collections.abc import Iterator
 
-    from v1lit.pointer.base import PointAndCopyBase
+    from transformers import PreTrainedModel
 
 BACKBONE = "backbone."
 OF_PEFT = "base_model.model."
@@ -50,7 +50,24 @@ NOT_COMPARED = ("_name_or_path", "transformers_version", "dtype", "torch_dtype",
 """Keys of a config that say nothing about the weights' meaning."""
 
 
-def kept_names(model: PointAndCopyBase) -> list[str]:
+class Adapted(Protocol):
+    """What of a `PointAndCopyBase` counts here."""
+
+    adapter: AdapterConfig
+    base: Base | None
+    injected: Injected | None
+    backbone: PreTrainedModel
+
+    @property
+    def config(self) -> Any: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def pointer_head(self) -> Any: ...
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+
+def kept_names(model: Adapted) -> list[str]:
     """The parameters of a model with adapters that are trained: all that is saved of it."""
     assert model.injected is not None
     own = [name for name, _ in model.named_parameters() if not name.startswith(BACKBONE)]
@@ -78,16 +95,7 @@ def load_base(
         return load_backbone(backbone, empty)
 
 
-def refuse_frozen(backbone: BackboneConfig, adapter: AdapterConfig) -> None:
-    """Raise OptionError for a part that shall be frozen and learn."""
-    for part in backbone.freeze:
-        learns = "parts" if part in adapter.parts else "train" if part in adapter.train else None
-        if learns is not None:
-            why = f"model.adapter.{learns} names {part} too; with adapters all else is frozen anyway"
-            raise OptionError("freeze", list(backbone.freeze), why, "model.backbone")
-
-
-def check_base(model: PointAndCopyBase, found: AdapterFolder, base: Base) -> None:
+def check_base(model: Adapted, found: AdapterFolder, base: Base) -> None:
     """Raise ValueError for another backbone than the adapter was trained on, by its config or its weights."""
     other = differing(
         found.config.get("backbone_config", {}), json.loads(model.backbone.config.to_json_string())
@@ -114,7 +122,7 @@ def check_options(found: AdapterFolder, pointer: PointerConfig, revisit: Revisit
             raise OptionError(name, given[name], why, "model.revisit")
 
 
-def started(model: PointAndCopyBase, seed: int) -> dict[str, Tensor]:
+def started(model: Adapted, seed: int) -> dict[str, Tensor]:
     """The values of fresh adapters, by the model's names."""
     named = start(model.backbone, seed, _whole)
     return {BACKBONE + name: value for name, value in named}
@@ -126,7 +134,7 @@ def put(model: nn.Module, values: Mapping[str, Tensor]) -> None:
         model.get_parameter(name).data.copy_(value)
 
 
-def computing(model: PointAndCopyBase) -> AbstractContextManager[Any]:
+def computing(model: Adapted) -> AbstractContextManager[Any]:
     """Autocast to the backbone's type, where what learns beside it is kept in float32."""
     kind = base_dtype(model)
     if not model.adapter or next(model.pointer_head.parameters()).dtype == kind:
@@ -134,7 +142,7 @@ def computing(model: PointAndCopyBase) -> AbstractContextManager[Any]:
     return torch.autocast(model.device.type, kind)
 
 
-def base_dtype(model: PointAndCopyBase) -> torch.dtype:
+def base_dtype(model: Adapted) -> torch.dtype:
     """The type of the weights of a backbone that are neither trained nor in 4 bits."""
     every = [p for p in model.backbone.parameters() if p.is_floating_point()]
     return next((p for p in every if not p.requires_grad), every[0]).dtype
@@ -143,7 +151,7 @@ def base_dtype(model: PointAndCopyBase) -> torch.dtype:
 # ------------------------------------------------------------------ folders
 
 
-def save_adapter(model: PointAndCopyBase, folder: Path) -> None:
+def save_adapter(model: Adapted, folder: Path) -> None:
     """Write what is trained of a model with adapters, which `read_adapter` reads and peft opens too.
 
     The weights of the backbone may be on `meta`.
@@ -156,7 +164,8 @@ def save_adapter(model: PointAndCopyBase, folder: Path) -> None:
     for file, names in files.items():
         tensors = {key: named[own].detach().to("cpu").contiguous() for key, own in names.items()}
         save_file(tensors, folder / file, metadata={"format": "pt"})
-    settings = model.backbone.peft_config[NAME].to_dict()
+    of_peft: Any = model.backbone.peft_config[NAME]
+    settings = of_peft.to_dict()
     settings |= {
         "base_model_name_or_path": model.base.weights,
         "modules_to_save": whole_modules(model.injected.whole) or None,
@@ -169,7 +178,7 @@ def save_adapter(model: PointAndCopyBase, folder: Path) -> None:
     _write_json(folder / OURS, describe(model.adapter, model.base, content))
 
 
-def read_adapter(model: PointAndCopyBase, found: AdapterFolder) -> dict[str, Tensor]:
+def read_adapter(model: Adapted, found: AdapterFolder) -> dict[str, Tensor]:
     """The values that a folder has for a model with adapters, by the model's names.
 
     Raises WeightsUnavailable for files that are missing, pickled or damaged, and ValueError for tensors that
@@ -212,7 +221,7 @@ def differing(was: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") 
     return dict(sorted(found.items()))
 
 
-def _files(model: PointAndCopyBase) -> dict[str, dict[str, str]]:
+def _files(model: Adapted) -> dict[str, dict[str, str]]:
     """By file, what it calls a weight, and the model's own name for it."""
     from peft import get_peft_model_state_dict
 

@@ -18,10 +18,10 @@ from v1lit.backbones.adapters.folder import (
     AdapterFolder,
     Base,
     adapter_folder,
-    base_config,
-    continued,
+    resolved,
 )
 from v1lit.backbones.adapters.inject import Injected, inject
+from v1lit.backbones.adapters.layers import refuse_frozen
 from v1lit.backbones.attention import set_attention, stock_attention, use_segments
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.contract import Backbone
@@ -40,7 +40,6 @@ from v1lit.pointer.adapted import (
     load_base,
     put,
     read_adapter,
-    refuse_frozen,
     save_adapter,
     started,
 )
@@ -123,8 +122,7 @@ class PointAndCopyBase(PreTrainedModel):
         `empty`, parameters are on `meta`, to be filled by `v1lit.parallel.fill` once the model is cut. Raises
         what `load_backbone` raises, and ValueError for an adapter that does not fit.
         """
-        found = adapter_folder(backbone.weights)
-        adapter, backbone = continued(found, adapter), base_config(backbone)
+        backbone, adapter, found = resolved(backbone, adapter)
         model = cls._on(backbone, pointer, revisit, empty, adapter, found)
         freeze(model.backbone, model.family, [part for part in backbone.freeze if part != "pointer"])
         if "pointer" in backbone.freeze:

@@ -38,7 +38,7 @@ class AdaptedModule(AveragedModule):
             return None
         return {MODEL + name for name in kept_names(self.model)}
 
-    def state_dict(self, *args: Any, **options: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
         """As in torch, but of a model with adapters without its frozen weights."""
         state: dict[str, Any] = super().state_dict(*args, **options)
         kept = self.kept

@@ -127,6 +127,7 @@ class CheckpointSource:
 
     @classmethod
     def open(cls, path: Path, options: ExportOptions) -> CheckpointSource:
+        """A checkpoint, a file or a folder, of which nothing but its options is read yet."""
         content = read_checkpoint(path)
         module = V1Module(**options_of(content))
         backbone = replace(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from v1lit.backbones.adapters.config import QLORA
 from v1lit.backbones.adapters.folder import AdapterFolder, adapter_folder
@@ -65,7 +65,8 @@ def export_merged(path: Path, out: Path, options: ExportOptions | None = None) -
             own.data = own.data.to(kind)
     merge(model.backbone)
     model.adapter, model.injected = replace(model.adapter, kind=None), None
-    model.to(kind if options.dtype is None else getattr(torch, options.dtype))
+    everything: nn.Module = model
+    everything.to(kind if options.dtype is None else getattr(torch, options.dtype))
     published = options.layout == "published"
     plan = plan_files(model, (published_names if published else exported_names)(model), options.shard_bytes)
     out.parent.mkdir(parents=True, exist_ok=True)

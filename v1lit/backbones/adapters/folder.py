@@ -115,6 +115,17 @@ def naming_base(found: AdapterFolder | None) -> Iterator[None]:
         ) from error
 
 
+def resolved(
+    backbone: BackboneConfig, adapter: AdapterConfig
+) -> tuple[BackboneConfig, AdapterConfig, AdapterFolder | None]:
+    """What a recipe's backbone and adapter come to: a backbone, an adapter on it, and the folder to begin from.
+
+    Raises what `base_config` and `continued` raise.
+    """
+    found = adapter_folder(backbone.weights)
+    return base_config(backbone), continued(found, adapter), found
+
+
 def continued(found: AdapterFolder | None, adapter: AdapterConfig) -> AdapterConfig:
     """The adapter of a run: that of a recipe, or of the folder that its backbone's `weights` name.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from v1lit.backbones.adapters.config import DORA, QLORA, AdapterConfig
 from v1lit.backbones.adapters.layers import chosen_layers, counted, whole_parameters
 from v1lit.backbones.adapters.library import check_libraries
-from v1lit.backbones.adapters.quantized import pack_layers
+from v1lit.backbones.adapters.quantized import PackedLayers, numbers_in, pack_layers
 from v1lit.backbones.contract import Backbone
 
 if TYPE_CHECKING:
@@ -42,8 +42,6 @@ class Injected:
 
     def lines(self, adapter: AdapterConfig, model: nn.Module) -> list[str]:
         """For people: which layers were hit, and what of a model learns."""
-        from v1lit.backbones.adapters.quantized import numbers_in
-
         hit = [line for part, paths in self.layers.items() for line in counted(part, paths)]
         own = set(self.adapters)
         named = dict(model.named_parameters())
@@ -80,7 +78,6 @@ def inject(model: PreTrainedModel, family: Backbone, adapter: AdapterConfig, pac
     check_libraries(adapter, packed)
     import torch
     from peft import LoraConfig, inject_adapter_in_model
-    from peft.tuners.lora import LoraLayer
 
     chosen = chosen_layers(model, family, adapter)
     whole = whole_parameters(model, family, adapter)
@@ -103,9 +100,8 @@ def inject(model: PreTrainedModel, family: Backbone, adapter: AdapterConfig, pac
     with torch.random.fork_rng(devices=[]):  # what is drawn here gives way to the values of `start`
         inject_adapter_in_model(config, model, NAME, low_cpu_mem_usage=_on_meta(model))
     del switches.is_loaded_in_4bit
-    for module in model.modules():
-        if isinstance(module, LoraLayer):
-            module.cast_input_dtype_enabled = False  # else autocast would make a copy in float32 first
+    for _, module in _adapted(model):
+        module.cast_input_dtype_enabled = False  # else autocast would make a copy in float32 first
     found = [name for name, _ in model.named_parameters() if ".lora_" in name]
     injected = Injected(chosen, found, list(whole))
     for name in injected.kept:
@@ -126,17 +122,14 @@ def start(model: nn.Module, seed: int, whole: Callable[[Tensor], Tensor]) -> Ite
         whole: makes a whole weight of one that is divided over ranks.
     """
     import torch
-    from peft.tuners.lora import LoraLayer
 
     generator = torch.Generator().manual_seed(seed)
-    for path, module in model.named_modules():
-        if not isinstance(module, LoraLayer):
-            continue
-        first, second = module.lora_A[NAME], module.lora_B[NAME]
-        drawn = torch.empty(first.out_features, first.in_features)
+    for path, module in _adapted(model):
+        first, second = module.lora_A[NAME].weight, module.lora_B[NAME].weight
+        drawn = torch.empty(first.shape)
         torch.nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
         yield f"{path}.lora_A.{NAME}.weight", drawn
-        yield f"{path}.lora_B.{NAME}.weight", torch.zeros(second.out_features, second.in_features)
+        yield f"{path}.lora_B.{NAME}.weight", torch.zeros(second.shape)
         if NAME in module.lora_magnitude_vector:
             weight = whole(module.get_base_layer().weight.detach())
             # In the weight's own type, as it is done in every forward pass.
@@ -148,25 +141,27 @@ def merge(model: nn.Module) -> None:
 
     Weights in 4 bits become those that they stand for, in the type in which they compute.
     """
-    from peft.tuners.lora import LoraLayer
-
-    from v1lit.backbones.adapters.quantized import PackedLayers
-
     packed = PackedLayers.of(model)
-    for path, module in list(model.named_modules()):
-        if isinstance(module, LoraLayer):
-            layer: Any = module.get_base_layer()
-            if module.use_dora[NAME]:
-                module.merge(safe_merge=True)
-            else:
-                layer = packed.plain(layer) if layer in packed else layer
-                weight = layer.weight.data
-                layer.weight.data = (weight.float() + module.get_delta_weight(NAME).float()).to(weight.dtype)
-            model.set_submodule(path, layer)
+    for path, module in list(_adapted(model)):
+        layer = module.get_base_layer()
+        if module.use_dora[NAME]:
+            module.merge(safe_merge=True)
+        else:
+            layer = packed.plain(layer) if layer in packed else layer
+            weight = layer.weight.data
+            layer.weight.data = (weight.float() + module.get_delta_weight(NAME).float()).to(weight.dtype)
+        model.set_submodule(path, layer)
     for path, module in list(model.named_modules()):
         if module in packed:
             model.set_submodule(path, packed.plain(module))
     del model.peft_config
+
+
+def _adapted(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The modules of peft that stand around layers, by their paths."""
+    from peft.tuners.lora import LoraLayer
+
+    return ((path, module) for path, module in model.named_modules() if isinstance(module, LoraLayer))
 
 
 def _on_meta(model: nn.Module) -> bool:

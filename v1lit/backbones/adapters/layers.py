@@ -9,8 +9,12 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from v1lit.backbones.adapters.config import EMBEDDINGS, AdapterConfig
+from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.contract import Backbone
-from v1lit.backbones.load import part_parameters
+from v1lit.backbones.empty import on_meta
+from v1lit.backbones.load import checkpoint_config, part_parameters
+from v1lit.backbones.registry import get_backbone
+from v1lit.backbones.tiny import tiny_tokenizer
 from v1lit.errors import OptionError, first_of
 
 if TYPE_CHECKING:
@@ -44,7 +48,7 @@ def chosen_layers(model: PreTrainedModel, family: Backbone, adapter: AdapterConf
     Raises OptionError for a part without linear layers, and for a pattern that matches none, naming those
     that there are.
     """
-    found = {part: linear_layers(model, family, part) for part in adapter.parts}
+    found: dict[str, list[str]] = {part: linear_layers(model, family, part) for part in adapter.parts}
     for part, paths in found.items():
         if not paths:
             why = f"{family.name} has no linear layers in its {part} part"
@@ -64,6 +68,28 @@ def chosen_layers(model: PreTrainedModel, family: Backbone, adapter: AdapterConf
             why = f"none of them matches a layer of {part}; there are: {first_of(there, SHOWN)}"
             raise OptionError("modules", list(adapter.modules), why, GROUP)
     return chosen
+
+
+def refuse_frozen(backbone: BackboneConfig, adapter: AdapterConfig) -> None:
+    """Raise OptionError for a part that shall be frozen and learn."""
+    for part in backbone.freeze:
+        learns = "parts" if part in adapter.parts else "train" if part in adapter.train else None
+        if learns is not None:
+            why = f"model.adapter.{learns} names {part} too; with adapters all else is frozen anyway"
+            raise OptionError("freeze", list(backbone.freeze), why, "model.backbone")
+
+
+def check_layers(backbone: BackboneConfig, adapter: AdapterConfig) -> None:
+    """Raise OptionError, before any weight is read, for layers that the model does not have."""
+    import transformers
+
+    refuse_frozen(backbone, adapter)
+    family = get_backbone(backbone.name)
+    if backbone.weights == "tiny":
+        config = family.tiny_config(tiny_tokenizer(family.chat.stop), **backbone.tiny)
+    else:
+        config = checkpoint_config(family, backbone.weights)
+    chosen_layers(on_meta(getattr(transformers, family.model_class), config), family, adapter)
 
 
 def counted(part: str, paths: Iterable[str]) -> list[str]:
