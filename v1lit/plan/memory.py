@@ -47,7 +47,7 @@ class Placement:
     """Bytes of the largest weight in 4 bits, for the product that it is needed in."""
 
     def kept(self, size: Size) -> float:
-        """Bytes of so many weights."""
+        """Bytes of weights of this size."""
         plain = size.all - size.learned - size.packed
         frozen = self.weight if self.frozen is None else self.frozen
         return size.learned * self.weight + plain * frozen + size.packed * PACKED

@@ -118,7 +118,7 @@ def naming_base(found: AdapterFolder | None) -> Iterator[None]:
 def resolved(
     backbone: BackboneConfig, adapter: AdapterConfig
 ) -> tuple[BackboneConfig, AdapterConfig, AdapterFolder | None]:
-    """What a recipe's backbone and adapter come to: a backbone, an adapter on it, and the folder to begin from.
+    """What a recipe's backbone and adapter come to: backbone, adapter, and the folder to begin from.
 
     Raises what `base_config` and `continued` raise.
     """
