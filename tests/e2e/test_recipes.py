@@ -27,7 +27,8 @@ from v1lit.plan.architecture import published_sizes
 pytestmark = pytest.mark.dependencies
 
 STAGES = ("tiny_llava_stages", "llava_stages_v1g")
-PLAIN = tuple(name for name in shipped_recipes() if name not in STAGES)
+ADAPTED = ("qwen_lora_v1g", "qwen_qlora_v1g")
+PLAIN = tuple(name for name in shipped_recipes() if name not in (*STAGES, *ADAPTED))
 TINY = tuple(name for name in PLAIN if name.startswith("tiny_") and name != "tiny_qwen_real")
 V1G = tuple(name for name in PLAIN if name.endswith("_v1g"))
 FEW = [
@@ -93,7 +94,7 @@ def row(name: str, left: int) -> dict:
 
 
 def test_the_recipes_of_the_readme_are_shipped():
-    assert set(shipped_recipes()) == {*TINY, "tiny_qwen_real", *V1G, *STAGES}
+    assert set(shipped_recipes()) == {*TINY, "tiny_qwen_real", *V1G, *STAGES, *ADAPTED}
 
 
 @pytest.mark.parametrize("path", shipped_recipes().values(), ids=str)
@@ -160,6 +161,18 @@ def test_the_published_settings(name, resolved):
     assert trainer["precision"].startswith("bf16")
     assert trainer["gradient_clip_val"] == 0.5
     assert trainer["max_epochs"] == 5
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_adapters_are_trained_on_one_gpu_by_the_published_step(name, resolved):
+    recipe = resolved(name)
+    model, trainer = recipe["model"], recipe["trainer"]
+    published = resolved("qwen_v1g")
+    assert f"qwen_{model['adapter']['kind']}_v1g" == name
+    assert model["backbone"] == {**published["model"]["backbone"], "dtype": "bfloat16"}
+    assert model["pointer"] == published["model"]["pointer"]
+    assert (trainer["devices"], trainer["precision"]) == (1, "bf16-mixed")
+    assert trainer["accumulate_grad_batches"] * recipe["data"]["batch_size"] == 64
 
 
 def test_the_stages_of_llava_have_its_rates_and_examples_per_step():
@@ -253,6 +266,26 @@ def test_the_stages_on_v1g_train_on_its_familys_tiny_version(rows, tmp_path, mon
     assert main(["run", "llava_stages_v1g", *ON_ONE_CPU, *SMALL, *source]) == 0, capfd.readouterr().err
     folders = [the_run(tmp_path) / name for name in ("1-projector", "2-whole")]
     assert [json.loads((run / "metrics.json").read_text())["train/steps"] for run in folders] == [2, 2]
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_a_recipe_with_adapters_trains_on_the_tiny_version(
+    name, rows, tmp_path, monkeypatch, capfd, caplog, recwarn
+):
+    if name == "qwen_qlora_v1g":
+        pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    monkeypatch.chdir(tmp_path)
+    source = [f"--data.source.path={rows}", "--data.source.folder=shards", "--model.backbone.weights=tiny"]
+    step = "--trainer.accumulate_grad_batches=2"
+    assert main(["run", name, *ON_ONE_CPU, *SMALL, *source, step]) == 0, capfd.readouterr().err
+    assert shown(recwarn) == []
+    run = the_run(tmp_path)
+    assert {path.name for path in (run / "model").glob("*.safetensors")} == {
+        "adapter_model.safetensors",
+        "pointer_heads.safetensors",
+    }
+    assert json.loads((run / "metrics.json").read_text())["train/steps"] == 2
+    assert "layers: language *.self_attn.q_proj x 2" in caplog.text
 
 
 @pytest.mark.slow

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from torch import Tensor, distributed
 
+from v1lit.backbones.adapters.config import AdapterConfig
+from v1lit.backbones.adapters.quantized import BYTES
 from v1lit.backbones.config import BackboneConfig
 from v1lit.errors import OptionError
 from v1lit.plan import timeline
@@ -78,6 +80,24 @@ def test_a_frozen_part_has_neither_gradients_nor_moments() -> None:
     memory = PLANNER.memory(frozen)
     assert memory.weights == 4 * weights(TINY)
     assert memory.moments < weights(TINY)
+
+
+def test_beside_adapters_weights_have_their_own_type_and_neither_gradients_nor_moments() -> None:
+    half = replace(TINY, backbone=replace(TINY.backbone, dtype="bfloat16"))
+    lora = replace(half, adapter=AdapterConfig("lora", rank=4))
+    sizes = PLANNER.sizes(lora).values()
+    every, learned = sum(size.all for size in sizes), sum(size.learned for size in sizes)
+    memory = PLANNER.memory(lora)
+    assert memory.weights == 2 * (every - learned) + 4 * learned
+    assert (memory.moments, memory.gradients) == (8 * learned, pytest.approx(4 * learned, rel=0.2))
+    assert PLANNER.memory(replace(lora, strategy="fsdp2")).weights == memory.weights / 8
+    packed = replace(lora, adapter=replace(lora.adapter, kind="qlora"))
+    saved = sum(size.packed for size in PLANNER.sizes(packed).values()) * (2 - BYTES)
+    assert saved > 0.5 * memory.weights
+    largest = PLANNER.memory(packed).weights - (memory.weights - saved)
+    assert 0 < largest < 0.1 * memory.weights  # the one that is unpacked
+    with pytest.raises(OptionError, match="weights in 4 bits are not divided over GPUs"):
+        replace(packed, strategy="fsdp2")
 
 
 def test_the_largest_micro_batch_is_the_last_that_fits() -> None:

@@ -9,6 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from v1lit.backbones.adapters.folder import base_config
 from v1lit.backbones.config import VIEWS, BackboneConfig
 from v1lit.backbones.contract import Backbone
 from v1lit.backbones.hub import hub_errors
@@ -188,6 +189,7 @@ def load_processor(
     backbone's embedding table; `revisit` writes the regions of traces.
     Raises ValueError for a user's mistake, WeightsUnavailable if a checkpoint is out of reach.
     """
+    config = base_config(config)
     backbone = check_backbone_config(config)
     if config.weights == "tiny":
         tokenizer = tiny_tokenizer(backbone.chat.stop, backbone.chat.single)

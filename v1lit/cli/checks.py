@@ -8,6 +8,10 @@ from typing import Any
 
 from lightning.pytorch.accelerators import AcceleratorRegistry
 
+from v1lit.backbones.adapters.config import AdapterConfig
+from v1lit.backbones.adapters.folder import naming_base, resolved
+from v1lit.backbones.adapters.layers import check_layers
+from v1lit.backbones.adapters.library import check_libraries
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.load import check_backbone_config, check_weights
 from v1lit.backbones.processor import load_processor
@@ -20,7 +24,7 @@ from v1lit.data.sources.registry import check_source
 from v1lit.errors import OptionError, name_allowed
 from v1lit.pointer.config import PointerConfig
 from v1lit.revisit.config import RevisitConfig
-from v1lit.training.begin_from import check_begin_from
+from v1lit.training.begin_from import check_begin_from, refuse_adapter
 
 
 def check_values(recipe: Recipe, config: Mapping[str, Any]) -> None:
@@ -51,15 +55,23 @@ def check_surroundings(recipe: Recipe, config: Mapping[str, Any]) -> None:
         refuse_arguments_here(config["trainer"])
         if resume not in (None, "last", "auto") and not Path(resume).exists():
             raise OptionError("resume", resume, "there is no such file", "run")
-    model = config["model"]
-    backbone = BackboneConfig(**model["backbone"])
+    with recipe.options():
+        model = config["model"]
+        made_of = BackboneConfig(**model["backbone"]), AdapterConfig(**model["adapter"])
+        backbone, adapter, found = resolved(*made_of)
+        check_libraries(adapter)
     if backbone.weights != "tiny":
         # No weight is loaded. It costs a second or two and spares the import of a data set for nothing.
-        check_weights(backbone)
-        load_processor(backbone)
+        with naming_base(found):
+            check_weights(backbone)
+            load_processor(backbone)
+    if adapter:
+        with recipe.options():
+            check_layers(backbone, adapter)
     if model["begin_from"] is not None:
         pointer, revisit = PointerConfig(**model["pointer"]), RevisitConfig(**model["revisit"])
         with recipe.options():
+            refuse_adapter(model["begin_from"], made_of[0], made_of[1])
             check_begin_from(model["begin_from"], backbone, pointer, revisit)
 
 

@@ -16,11 +16,14 @@ def main(argv: Sequence[str]) -> int:
     if options.shard_gb <= 0:
         raise UserError(f"--shard-gb is {options.shard_gb:g}; it must be more than 0")
     path, out = Path(options.checkpoint), Path(options.out)
+    if options.merge and options.check == "tensors":
+        raise UserError("--check=tensors: a merge makes other tensors\ngive logits, or none")
     if not path.exists():
         raise UserError(f"there is no checkpoint {path}\ngive a file or folder of a run's checkpoints/")
     if stages := stage_folders(path):
         raise UserError(f"{path} holds a run of stages\ngive one of them: {', '.join(map(str, stages))}")
     from v1lit.training.exporting import ExportOptions, export_checkpoint
+    from v1lit.training.merging import export_merged
     from v1lit.training.quiet import quiet
     from v1lit.training.saved_run import FOLDER, saved_weights
 
@@ -28,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
         if (path / FOLDER).is_dir():  # the folder of a run
             path = saved_weights(path)[0].load or path
             print(f"from {path}")
-        made = export_checkpoint(
+        made = (export_merged if options.merge else export_checkpoint)(
             path,
             out,
             ExportOptions(
@@ -65,6 +68,12 @@ def _parser() -> Parser:
         choices=("v1lit", "published"),
         default="v1lit",
         help="published: that of the published v1-7B",
+    )
+    add(
+        "--merge",
+        action="store_true",
+        help="put adapters into the weights of their backbone; CHECKPOINT may be an adapter's folder too. "
+        "Opens the whole model",
     )
     add(
         "--dtype",

@@ -95,12 +95,8 @@ def _parser() -> Parser:
     )
     add("--gpu", default=GPU, help=f"GPU whose published peak is taken, as torch calls it; default {GPU}")
     add("--peak-tflops", type=_positive, help="the peak in TFLOP/s, of a GPU that is not known by name")
-    add(
-        "--mfu",
-        type=_share,
-        default=0.4,
-        help="share of the peak that is reached while computing; default 0.4",
-    )
+    add("--mfu", type=_share, default=0.4,
+        help="share of the peak that is reached while computing; default 0.4")  # fmt: skip
     add("--link", type=_links, default=(450.0, 50.0), metavar="INSIDE,BETWEEN",
         help="GB/s into a GPU inside a node, and from other nodes; default 450,50")  # fmt: skip
     add("--image", type=_image, default=(672, 504), metavar="WxH",
@@ -124,6 +120,8 @@ def _parser() -> Parser:
 
 
 def _setting(options: argparse.Namespace, config: dict[str, Any]) -> Any:
+    from v1lit.backbones.adapters.config import AdapterConfig
+    from v1lit.backbones.adapters.folder import resolved
     from v1lit.backbones.config import BackboneConfig
     from v1lit.plan.setting import Setting, strategy_of
     from v1lit.pointer.config import PointerConfig
@@ -135,8 +133,10 @@ def _setting(options: argparse.Namespace, config: dict[str, Any]) -> Any:
     gpus = options.gpus_per_node or _devices(trainer["devices"])
     tokens = options.tokens or data["encoding"]["max_tokens"]
     length = data["packing"]["length"]
+    made_of = resolved(BackboneConfig(**model["backbone"]), AdapterConfig(**model["adapter"]))
     return Setting(
-        backbone=BackboneConfig(**model["backbone"]),
+        backbone=made_of[0],
+        adapter=made_of[1],
         pointer=PointerConfig(**model["pointer"]),
         revisit=RevisitConfig(**model["revisit"]),
         optimizer=OptimizerConfig(**model["optimizer"]),

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from v1lit.backbones.adapters.folder import adapter_folder
 from v1lit.backbones.folder import check_exported
 from v1lit.backbones.processor import Processor
 from v1lit.data.config import EncodingConfig
@@ -27,6 +28,7 @@ from v1lit.grounding.region import Region
 from v1lit.grounding.trace import Trace, parse_trace
 from v1lit.inference.crops import Answer, generate_with_crops
 from v1lit.paths import expand_path
+from v1lit.pointer.adapted import computing
 from v1lit.pointer.borrow import borrowed
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.revisit.crop import Crop
@@ -120,7 +122,7 @@ class Predictor:
             **generate,
         }
         maps = [example.patch_maps for example in encoded for _ in range(options["num_return_sequences"])]
-        with borrowed(self.model):
+        with borrowed(self.model), computing(self.model):
             if isinstance(self.model.strategy, Crop):
                 new = self._with_crops(encoded, pictures, max_new_tokens, config.max_tokens, options)
             else:
@@ -180,10 +182,12 @@ class Predictor:
 def load(folder: str | Path, dtype: str = "auto", device: str = "cpu", **kwargs: Any) -> Predictor:
     """Open an exported model folder; `dtype` is as in transformers, further options go to `from_pretrained`.
 
-    Raises ValueError for any other folder, saying what it is, and for files that are missing or damaged.
+    That of an adapter is opened with its backbone, from where it lay or, with `base`, lies now. Raises
+    ValueError for any other folder, saying what it is, and for files that are missing or damaged.
     """
     folder = Path(expand_path(folder))
-    check_exported(folder)
+    if adapter_folder(folder) is None:
+        check_exported(folder)
     model = PointAndCopyModel.from_pretrained(folder, dtype=dtype, **kwargs)
     model.to(torch.device(device))
     return Predictor(model, Processor.from_pretrained(folder))

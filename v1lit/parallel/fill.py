@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from v1lit.backbones.adapters.folder import AdapterFolder, adapter_folder, base_config
+from v1lit.backbones.adapters.inject import plain_name
 from v1lit.backbones.classes import named_class
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.empty import on_meta
@@ -55,16 +57,18 @@ def fill(
             gate changes when all are.
         begin_from: folder of an exported model, all of whose weights are taken instead.
     """
+    found, base = adapter_folder(backbone.weights), base_config(backbone)
     if begin_from is not None:
         fill_from_export(model, begin_from, device, filled)
-    elif backbone.weights == "tiny":
+    elif base.weights == "tiny":
         plain = replace(backbone, gradient_checkpointing=[], compile=[])
-        fill_from_model(
-            model, PointAndCopyModel.build(plain, model.pointer_options, model.config.revisit_options), device
-        )
+        options = model.pointer_options, model.config.revisit_options
+        fill_from_model(model, PointAndCopyModel.build(plain, *options, adapter=model.adapter), device)
     else:
-        fill_from_files(model, local_folder(backbone.weights), device, filled)
+        fill_from_files(model, local_folder(base.weights), device, filled)
         start_pointer(model, device)
+        if model.adapter:
+            fill_adapters(model, found, device)
     move_buffers(model, device)
     check_filled(model)
 
@@ -109,7 +113,7 @@ def _fill_from_folder(
     """Fill what of a model is called `prefix` and the name of a weight of `plain`, which is not cut."""
     files = WeightFiles(Path(folder))
     names = fit_weights(plain, files, str(folder))
-    held, head = tensors_by_name(model), model.get_output_embeddings()
+    held, head = _by_plain_name(model), model.get_output_embeddings()
     for name, stored in names.renamed.items():
         if (one := held.get(prefix + name)) is not None:
             _fill_named(held, prefix + name, device, partial(files.read, stored))
@@ -152,6 +156,13 @@ def start_pointer(model: PointAndCopyModel, device: Device) -> None:
     model.double_head()
 
 
+def fill_adapters(model: PointAndCopyModel, found: AdapterFolder | None, device: Device) -> None:
+    """Give adapters beside filled weights their first values; of a folder, all that was trained."""
+    held = tensors_by_name(model)
+    for name, value in model.first_values(found).items():
+        _fill_named(held, name, device, value.__getitem__)
+
+
 def move_buffers(model: nn.Module, device: Device) -> None:
     """Put the buffers, which empty models have on the CPU, where the parameters are."""
     for one in model_tensors(model):
@@ -170,6 +181,11 @@ def _read_as(files: WeightFiles, dtype: torch.dtype, stored: str) -> Tensor:
     return files.read(stored).to(dtype)
 
 
+def _by_plain_name(model: nn.Module) -> dict[str, ModelTensor]:
+    """The tensors of a model by the names that they would have without adapters."""
+    return {plain_name(name): one for name, one in tensors_by_name(model).items()}
+
+
 def _fill_named(
     held: dict[str, ModelTensor], name: str, device: Device, read: Callable[[Slices], Tensor]
 ) -> None:
@@ -177,4 +193,5 @@ def _fill_named(
     one = held[name]
     one.fill(torch.device(device), read)
     for filled in one.names:
-        del held[filled]
+        held.pop(filled, None)
+        held.pop(plain_name(filled), None)

@@ -63,8 +63,12 @@ class ModelTensor:
 
 
 def whole_shape(tensor: Tensor) -> tuple[int, ...]:
-    """Of a tensor, however it is divided: DeepSpeed leaves an empty one in the place of a parameter."""
-    return tuple(getattr(tensor, "ds_shape", tensor.shape))
+    """Of a tensor, however it is divided or packed.
+
+    DeepSpeed leaves an empty one in the place of a parameter, and weights in 4 bits lie two in a byte.
+    """
+    state = getattr(tensor, "quant_state", None)
+    return tuple(getattr(tensor, "ds_shape", tensor.shape) if state is None else state.shape)
 
 
 def model_tensors(model: nn.Module) -> list[ModelTensor]:

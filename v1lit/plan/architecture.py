@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from v1lit.backbones.adapters.config import NONE, AdapterConfig
+from v1lit.backbones.adapters.inject import inject
+from v1lit.backbones.adapters.layers import refuse_frozen
 from v1lit.backbones.classes import named_class
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.contract import Backbone
@@ -77,10 +80,11 @@ def model_on_meta(
     pointer: PointerConfig,
     revisit: RevisitConfig | None = None,
     freeze_names: Sequence[str] = (),
+    adapter: AdapterConfig = NONE,
 ) -> PointAndCopyModel:
     """The whole model on the meta device: parameters have shapes and no memory.
 
-    freeze_names: as `freeze` of `V1Module`.
+    freeze_names: as `freeze` of `V1Module`. With adapters of the kind `qlora`, weights are as without.
     """
     from transformers.initialization import no_init_weights
 
@@ -97,6 +101,10 @@ def model_on_meta(
         model = PointAndCopyModel(whole, backbone=inner)
     model.tie_weights()
     freeze(model.backbone, family, [part for part in backbone.freeze if part != "pointer"])
+    if adapter:
+        refuse_frozen(backbone, adapter)
+        model.adapter = adapter
+        model.injected = inject(model.backbone, family, adapter, packed=False)
     if "pointer" in backbone.freeze:
         for part in model.own_parts:
             part.requires_grad_(False)

@@ -33,6 +33,8 @@ class Compute:
     """Type of the products under autocast; None without."""
     gpu: bool
     """Whether a GPU's kernels are meant: its attention, its loss, its list of autocast."""
+    learned: torch.dtype | None = None
+    """Type of the weights that learn, where that is another."""
 
     @property
     def products(self) -> torch.dtype:

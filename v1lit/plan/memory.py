@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 
+from v1lit.backbones.adapters.quantized import BYTES as PACKED
 from v1lit.plan.moments import Level, Moment
 from v1lit.plan.units import EMBEDDINGS, HEAD, NOTHING, REST, Size
 
@@ -29,7 +30,7 @@ class Placement:
     tensor: int
     """Of these, GPUs that compute the language layers together: each has a part, which the others share."""
     weight: int
-    """Bytes of a weight that is kept."""
+    """Bytes of a weight that is kept, at least where it learns."""
     gathered: int
     """Bytes of a weight while its unit is gathered."""
     reduced: int
@@ -40,6 +41,16 @@ class Placement:
     """Micro-batches of a step."""
     reduce_every: bool = False
     """Whether gradients are summed over GPUs after every micro-batch."""
+    frozen: int | None = None
+    """Bytes of a weight that does not learn, where that is another type."""
+    unpacked: float = 0.0
+    """Bytes of the largest weight in 4 bits, for the product that it is needed in."""
+
+    def kept(self, size: Size) -> float:
+        """Bytes of weights of this size."""
+        plain = size.all - size.learned - size.packed
+        frozen = self.weight if self.frozen is None else self.frozen
+        return size.learned * self.weight + plain * frozen + size.packed * PACKED
 
 
 @dataclass(frozen=True)
@@ -109,7 +120,8 @@ class _Whole:
         self.learned = sum(unit.learned for unit in units.values())
         self.own = sum(self.share(name, unit.learned) for name, unit in units.items())
         """Numbers that learn of this GPU's share."""
-        self.weights = sum(self.share(name, unit.all) for name, unit in units.items()) * placement.weight
+        self.weights = sum(self.share(name, placement.kept(unit)) for name, unit in units.items())
+        self.weights += placement.unpacked
         self.moments = self.own * placement.moments
         self.first = True
         self.made = 0

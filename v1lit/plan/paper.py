@@ -99,13 +99,19 @@ class Paper(LiveBytes):
         with self.fake:
             return torch.empty(tuple(shape), dtype=dtype)
 
-    def take(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
-        """Replace parameters and buffers of a model on the meta device, parameters in `dtype` if given."""
+    def take(
+        self, model: nn.Module, dtype: torch.dtype | None = None, learned: torch.dtype | None = None
+    ) -> None:
+        """Replace parameters and buffers of a model on the meta device.
+
+        Parameters are in `dtype` if given, and those that learn in `learned`.
+        """
         shared: dict[int, nn.Parameter] = {}
         for module in model.modules():
             for name, parameter in module._parameters.items():
                 if parameter is not None and id(parameter) not in shared:
-                    data = self.empty(parameter.shape, dtype or parameter.dtype)
+                    kind = (learned if parameter.requires_grad else None) or dtype or parameter.dtype
+                    data = self.empty(parameter.shape, kind)
                     shared[id(parameter)] = nn.Parameter(data, requires_grad=parameter.requires_grad)
                 if parameter is not None:
                     module._parameters[name] = shared[id(parameter)]

@@ -15,7 +15,7 @@ from v1lit.plan.memory import Memory, fullest
 from v1lit.plan.moments import Level, Moment
 from v1lit.plan.setting import GROUP, Setting, moment_bytes
 from v1lit.plan.timeline import record
-from v1lit.plan.units import Size, part_sizes, unit_sizes
+from v1lit.plan.units import NOTHING, Size, packed_weights, part_sizes, unit_sizes
 from v1lit.pointer.model import PointAndCopyModel
 
 MOST_NODES = 128
@@ -43,7 +43,8 @@ class Planner:
     def model(self, setting: Setting) -> PointAndCopyModel:
         """The model, on the meta device."""
         config = model_config(setting.backbone, setting.config)
-        return model_on_meta(config, setting.backbone, setting.pointer, setting.revisit, setting.freeze)
+        parts = setting.backbone, setting.pointer, setting.revisit, setting.freeze, setting.adapter
+        return model_on_meta(config, *parts)
 
     def part(self, setting: Setting) -> PointAndCopyModel:
         """The model with the part of the language layers that a GPU computes; elsewhere it is whole.
@@ -70,8 +71,7 @@ class Planner:
 
     def size(self, setting: Setting) -> Size:
         """The size of what a GPU gathers in all."""
-        sizes = part_sizes(self.part(setting)).values()
-        return Size(sum(size.all for size in sizes), sum(size.learned for size in sizes))
+        return sum(part_sizes(self.part(setting)).values(), NOTHING)
 
     def memory(self, setting: Setting) -> Memory:
         """What a GPU holds at the fullest moment of a step."""
@@ -116,12 +116,15 @@ class Planner:
 
     def _memory(self, setting: Setting, moments: list[Moment]) -> Memory:
         model = self.part(setting)
-        placement = setting.placement(moment_bytes(model, setting.optimizer, setting.kept))
+        states = moment_bytes(model, setting.optimizer, setting.learned)
+        unpacked = max((weight.numel() for weight in packed_weights(model)), default=0)
+        placement = setting.placement(states, unpacked)
         return fullest(moments, unit_sizes(model), placement)
 
     def _step(self, setting: Setting) -> list[Moment]:
         key = repr((setting.backbone, setting.pointer, setting.config, setting.compute, setting.image))
         key += f" {setting.examples} {setting.tokens} {setting.tensor} {setting.context} {setting.freeze}"
+        key += f" {setting.adapter}"
         if key not in self._steps:
             self._steps[key] = record(self.part(setting), self.shape(setting), setting.compute)
         return self._steps[key]

@@ -132,13 +132,13 @@ def scaled(
 
 def _by_part(setting: Setting, sizes: dict[str, Size]) -> dict[str, dict[str, float]]:
     """Bytes on a GPU of what a part keeps: a share where the model is divided."""
-    kept = setting.kept.itemsize
+    kept, placement = setting.learned.itemsize, setting.placement(0)
     share = kept / setting.shards
     moments = {"adamw": 2.0, "adamw8bit": 2.0 / kept, "muon": 1.0}[setting.optimizer.name]
     moments += setting.optimizer.ema_decay is not None
     return {
         part: {
-            "weights": size.all * share,
+            "weights": placement.kept(size) / setting.shards,
             "gradients": size.learned * share,
             "moments": size.learned * share * moments,
         }

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from v1lit.backbones.adapters.config import NONE, QLORA, AdapterConfig
 from v1lit.backbones.config import BackboneConfig
 from v1lit.errors import OptionError, name_allowed
 from v1lit.grounding.region import Size
@@ -59,6 +60,8 @@ class Setting:
     """A `config.json` in place of that of the weights."""
     freeze: tuple[str, ...] = ()
     """Patterns of parameters that do not learn."""
+    adapter: AdapterConfig = NONE
+    """Adapters that learn in place of the backbone."""
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -77,6 +80,9 @@ class Setting:
         if self.together < 1 or self.gpus % self.together or self.shards % self.together:
             why = f"the {self.gpus} GPUs of a node and the {self.shards} of a model cannot be divided by it"
             raise OptionError(*self.inner, why, GROUP)
+        if self.sharded and self.adapter.kind == QLORA:
+            why = "weights in 4 bits are not divided over GPUs\ntake lora, or trainer.strategy=ddp"
+            raise OptionError("kind", self.adapter.kind, why, "model.adapter")
         if self.strategy == "one" and self.world > 1:
             why = f"{self.world} GPUs need ddp, fsdp2 or hsdp: --trainer.strategy=fsdp2"
             raise OptionError("strategy", self.strategy, why, "trainer")
@@ -110,12 +116,18 @@ class Setting:
 
     @property
     def kept(self) -> torch.dtype:
-        """Type of the weights that are kept, and of their gradients and moments."""
+        """Type of the weights that are kept, at least of those that do not learn."""
         kind, _, how = self.precision.partition("-")
         if how == "true" and kind != "32":
             return TYPES[kind]
         # Published checkpoints are in bfloat16.
         return {"auto": torch.bfloat16}.get(self.backbone.dtype) or getattr(torch, self.backbone.dtype)
+
+    @property
+    def learned(self) -> torch.dtype:
+        """Type of the weights that learn, and of their gradients and moments."""
+        alike = not self.adapter or self.precision in ("bf16-true", "16-true")
+        return self.kept if alike else torch.float32
 
     @property
     def compute(self) -> Compute:
@@ -124,16 +136,22 @@ class Setting:
         mixed = TYPES[kind] if how == "mixed" else None
         if self.sharded:
             return Compute(mixed or self.kept, None, gpu=True)
-        return Compute(self.kept, mixed, gpu=True)
+        return Compute(self.kept, mixed, gpu=True, learned=self.learned)
 
-    def placement(self, moments: float) -> Placement:
-        """How the model is spread; `moments`: bytes of optimizer state for a weight that learns."""
+    def placement(self, moments: float, unpacked: int = 0) -> Placement:
+        """How the model is spread.
+
+        moments: bytes of optimizer state for a weight that learns; unpacked: numbers in the largest matrix
+        that is kept in 4 bits.
+        """
         return Placement(
             whole=not self.sharded,
             buckets=self.strategy == "ddp",
             shards=self.shards,
             tensor=self.tensor,
-            weight=self.kept.itemsize,
+            weight=self.learned.itemsize,
+            frozen=self.kept.itemsize,
+            unpacked=unpacked * self.compute.products.itemsize,
             gathered=self.compute.weights.itemsize,
             reduced=4,
             moments=moments,

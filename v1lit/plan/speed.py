@@ -141,7 +141,7 @@ def sent_by(setting: Setting, size: Size, layers: Layers) -> Sent:
     nodes, gpus, world = setting.nodes, setting.gpus, setting.world
     far = (nodes - 1) / nodes / gpus
     if not setting.sharded:
-        gradients = 2 * size.learned * setting.kept.itemsize
+        gradients = 2 * size.learned * setting.learned.itemsize
         return Sent(gradients * (world - 1) / world, gradients * far)
     place = setting.placement(0)
     reductions = setting.accumulate if setting.reduce_every else 1

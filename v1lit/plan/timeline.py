@@ -29,7 +29,7 @@ from v1lit.pointer.model import PointAndCopyModel
 def record(model: PointAndCopyModel, shape: BatchShape, compute: Compute) -> list[Moment]:
     """Run one micro-batch on paper; `model` is on the meta device, and is of no use afterwards."""
     recorder = Recorder()
-    recorder.take(model, compute.weights)
+    recorder.take(model, compute.weights, compute.learned)
     batch = PaperBatch.of(model, shape)
     _watch(model, recorder, shape.context)
     with ExitStack() as stack:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from torch import nn
+
+from v1lit.backbones.adapters.config import QLORA
+from v1lit.backbones.adapters.layers import linear_layers
 from v1lit.backbones.load import part_parameters
 from v1lit.parallel.units import Units
 from v1lit.pointer.model import PointAndCopyModel
@@ -18,10 +22,12 @@ class Size(NamedTuple):
 
     all: int
     learned: int
+    packed: int = 0
+    """Of all, those that are kept in 4 bits."""
 
     def __add__(self, other: object) -> Size:
-        assert isinstance(other, tuple)
-        return Size(self.all + other[0], self.learned + other[1])
+        assert isinstance(other, Size)
+        return Size(*(one + more for one, more in zip(self, other, strict=True)))
 
 
 NOTHING = Size(0, 0)
@@ -68,10 +74,22 @@ def part_sizes(model: PointAndCopyModel) -> dict[str, Size]:
     return {part: sizes.get(part, NOTHING) for part in PARTS}
 
 
+def packed_weights(model: PointAndCopyModel) -> list[nn.Parameter]:
+    """The weights that a run would keep in 4 bits."""
+    if model.adapter.kind != QLORA:
+        return []
+    paths = [
+        path for part in model.adapter.parts for path in linear_layers(model.backbone, model.family, part)
+    ]
+    weights = [model.backbone.get_parameter(f"{path}.weight") for path in paths]
+    return [weight for weight in weights if not weight.requires_grad]  # adapters are linear layers, too
+
+
 def _sizes(model: PointAndCopyModel, owners: dict[str, str]) -> dict[str, Size]:
     sizes: dict[str, Size] = {}
+    packed = {id(parameter) for parameter in packed_weights(model)}
     for name, parameter in model.named_parameters():
         count = parameter.numel()
-        size = Size(count, count * parameter.requires_grad)
+        size = Size(count, count * parameter.requires_grad, count * (id(parameter) in packed))
         sizes[owners[name]] = sizes.get(owners[name], NOTHING) + size
     return sizes

@@ -13,6 +13,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from v1lit.backbones.adapters.config import NONE, AdapterConfig
+from v1lit.backbones.adapters.folder import (
+    AdapterFolder,
+    Base,
+    adapter_folder,
+    resolved,
+)
+from v1lit.backbones.adapters.inject import Injected, inject
+from v1lit.backbones.adapters.layers import refuse_frozen
 from v1lit.backbones.attention import set_attention, stock_attention, use_segments
 from v1lit.backbones.classes import named_class
 from v1lit.backbones.config import BackboneConfig
@@ -21,9 +30,21 @@ from v1lit.backbones.efficiency import compile_layers, enable_checkpointing
 from v1lit.backbones.folder import check_exported
 from v1lit.backbones.hub import looks_local
 from v1lit.backbones.image_blocks import windows
-from v1lit.backbones.load import freeze, load_backbone, refuse_incomplete
+from v1lit.backbones.load import freeze, refuse_incomplete
 from v1lit.backbones.registry import get_backbone
 from v1lit.paths import expand_path
+from v1lit.pointer.adapted import (
+    base_dtype,
+    base_of,
+    check_base,
+    check_options,
+    kept_names,
+    load_base,
+    put,
+    read_adapter,
+    save_adapter,
+    started,
+)
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.head import PointerHead
 from v1lit.pointer.model_config import PointAndCopyConfig
@@ -73,6 +94,12 @@ class PointAndCopyBase(PreTrainedModel):
         """Whether the weights are divided over ranks, which then do everything together."""
         self.attention = "sdpa"
         """Kernel that attends inside the segments of packed rows; see `v1lit.backbones.attention`."""
+        self.adapter: AdapterConfig = NONE
+        """Options of the adapters beside the backbone's layers."""
+        self.base: Base | None = None
+        """With adapters: the backbone that they belong to."""
+        self.injected: Injected | None = None
+        """With adapters: which parameters of the backbone are trained."""
         self.pointer_options = config.pointer_options
         hidden = config.get_text_config().hidden_size
         self.width = hidden * (1 + self.family.deep_layers(config.backbone_config))
@@ -91,16 +118,66 @@ class PointAndCopyBase(PreTrainedModel):
         pointer: PointerConfig | None = None,
         revisit: RevisitConfig | None = None,
         empty: bool = False,
+        adapter: AdapterConfig = NONE,
     ) -> Model:
         """A model with a fresh pointer head on the backbone's weights; tiny backbones are random.
 
-        Parts named in `backbone.freeze` do not learn. With `empty`, parameters are on `meta`, to be filled by
-        `v1lit.parallel.fill` once the model is cut. Raises what `load_backbone` raises.
+        Parts named in `backbone.freeze` do not learn; with an `adapter`, nothing of the backbone does but
+        what it names. Where `backbone.weights` is an adapter's folder, heads and adapters are those. With
+        `empty`, parameters are on `meta`, to be filled by `v1lit.parallel.fill` once the model is cut. Raises
+        what `load_backbone` raises, and ValueError for an adapter that does not fit.
         """
-        pointer = pointer or PointerConfig()
-        inner = load_backbone(backbone, empty)
+        backbone, adapter, found = resolved(backbone, adapter)
+        model = cls._on(backbone, pointer, revisit, empty, adapter, found)
+        freeze(model.backbone, model.family, [part for part in backbone.freeze if part != "pointer"])
+        if "pointer" in backbone.freeze:
+            for own in model.own_parts:
+                own.requires_grad_(False)
+        enable_checkpointing(model.backbone, model.family, backbone.gradient_checkpointing)
+        compile_layers(model.backbone, model.family, backbone.compile)
+        return model
+
+    @classmethod
+    def from_adapter(cls: type[Model], found: AdapterFolder, dtype: Any = None, alike: bool = True) -> Model:
+        """Open an adapter with its backbone, to ask it or to merge it.
+
+        Args:
+            found: the adapter's folder.
+            dtype: of the backbone; `auto` or None for that in which it was trained.
+            alike: whether what was trained gets that type too; else it stays float32.
+
+        Raises what `build` raises.
+        """
+        kind: Any = str(dtype or "auto").removeprefix("torch.")
+        kind = found.base.dtype if kind == "auto" else kind
+        backbone = found.base.config(BackboneConfig(dtype=kind))
+        pointer, revisit = found.config["pointer"], found.config["revisit"]
+        model = cls._on(
+            backbone, PointerConfig(**pointer), RevisitConfig(**revisit), False, found.adapter, found
+        )
+        kept = base_dtype(model)
+        for name in kept_names(model) if alike else ():
+            parameter = model.get_parameter(name)
+            parameter.data = parameter.data.to(kept)
+        return model.eval()
+
+    @classmethod
+    def _on(
+        cls: type[Model],
+        backbone: BackboneConfig,
+        pointer: PointerConfig | None,
+        revisit: RevisitConfig | None,
+        empty: bool,
+        adapter: AdapterConfig,
+        found: AdapterFolder | None,
+    ) -> Model:
+        """A model on a backbone that is no adapter's folder, with the adapters of the folder `found`."""
+        inner = load_base(backbone, empty, adapter, found)
         config = PointAndCopyConfig(
-            inner.config, backbone.name, pointer=asdict(pointer), revisit=asdict(revisit or RevisitConfig())
+            inner.config,
+            backbone.name,
+            pointer=asdict(pointer or PointerConfig()),
+            revisit=asdict(revisit or RevisitConfig()),
         )
         with torch.random.fork_rng(devices=[]), torch.device("meta") if empty else nullcontext():
             model = cls(config, backbone=inner)
@@ -108,15 +185,29 @@ class PointAndCopyBase(PreTrainedModel):
         if not empty:
             model.init_pointer()
         for part in model.own_parts:
-            part.to(dtype=inner.dtype, device=inner.device)
+            part.to(dtype=torch.float32 if adapter else inner.dtype, device=inner.device)
         model.generation_config = inner.generation_config
-        freeze(inner, model.family, [part for part in backbone.freeze if part != "pointer"])
-        if "pointer" in backbone.freeze:
-            for part in model.own_parts:
-                part.requires_grad_(False)
-        enable_checkpointing(inner, model.family, backbone.gradient_checkpointing)
-        compile_layers(inner, model.family, backbone.compile)
+        if adapter:
+            model._adapt(backbone, adapter, found, empty)
         return model
+
+    def _adapt(
+        self, backbone: BackboneConfig, adapter: AdapterConfig, found: AdapterFolder | None, empty: bool
+    ) -> None:
+        """Put adapters into the backbone, with their values unless the model is empty."""
+        refuse_frozen(backbone, adapter)
+        self.base = base_of(backbone, torch.initial_seed() if found is None else found.base.seed)
+        if found is not None:
+            check_base(self, found, self.base)
+            check_options(found, self.pointer_options, self.config.revisit_options)
+        self.adapter = adapter
+        self.injected = inject(self.backbone, self.family, adapter, packed=not empty)
+        if not empty:
+            put(self, self.first_values(found))
+
+    def first_values(self, found: AdapterFolder | None) -> dict[str, Tensor]:
+        """With adapters: what they begin with, by name; of a folder, all that was trained."""
+        return started(self, torch.initial_seed()) if found is None else read_adapter(self, found)
 
     def use_attention(self, kernel: str) -> None:
         """Attend inside the segments of packed rows with this kernel, chosen by `choose_attention`.
@@ -185,10 +276,14 @@ class PointAndCopyBase(PreTrainedModel):
     def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # stricter
         """Open a folder that `save_pretrained` wrote; options as in transformers.
 
+        An adapter's folder is opened with its backbone, from where it lay or from `base`; of the options it
+        takes `dtype`.
         Raises ValueError for a folder of another kind, for files that are missing or damaged, and for weights
         that are missing, unexpected or of another shape, by name. Pickled weights are never opened.
         """
         folder = expand_path(folder)
+        if (found := adapter_folder(folder, kwargs.pop("base", None))) is not None:
+            return cls.from_adapter(found, *args, **kwargs)
         if Path(folder).exists() or looks_local(str(folder)):
             check_exported(Path(folder, kwargs.get("subfolder") or ""))
         kwargs["use_safetensors"] = True
@@ -199,7 +294,13 @@ class PointAndCopyBase(PreTrainedModel):
         return (model, info) if with_info else model
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Write the model into a folder that `from_pretrained` opens; options as in transformers."""
+        """Write the model into a folder that `from_pretrained` opens; options as in transformers.
+
+        Of a model with adapters, only what was trained.
+        """
+        if self.adapter:
+            save_adapter(self, Path(expand_path(save_directory)))
+            return
         super().save_pretrained(expand_path(save_directory), *args, **kwargs)
 
     @classmethod

@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from v1lit.backbones.adapters.config import NONE, AdapterConfig
+from v1lit.backbones.adapters.folder import adapter_folder
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.folder import check_exported, read_config
 from v1lit.backbones.load import checkpoint_config
@@ -31,6 +33,7 @@ def build_model(
     backbone: BackboneConfig,
     pointer: PointerConfig,
     revisit: RevisitConfig,
+    adapter: AdapterConfig = NONE,
     begin_from: str | None = None,
     strategy: FolderStrategy | None = None,
 ) -> PointAndCopyModel:
@@ -40,6 +43,7 @@ def build_model(
         backbone: its options.
         pointer: its options.
         revisit: its options.
+        adapter: options of adapters, which have weights of the backbone below them.
         begin_from: folder of the exported model.
         strategy: that divides the model over ranks; without one it lies on the CPU.
 
@@ -48,12 +52,23 @@ def build_model(
     """
     if begin_from is not None:
         check_begin_from(begin_from, backbone, pointer, revisit)
+        refuse_adapter(begin_from, backbone, adapter)
     if strategy is not None:
-        return strategy.build(backbone, pointer, revisit, begin_from)
-    model = PointAndCopyModel.build(backbone, pointer, revisit, empty=begin_from is not None)
+        return strategy.build(backbone, pointer, revisit, begin_from, adapter)
+    model = PointAndCopyModel.build(backbone, pointer, revisit, empty=begin_from is not None, adapter=adapter)
     if begin_from is not None:
         fill(model, backbone, "cpu", begin_from=begin_from)
     return model
+
+
+def refuse_adapter(folder: str, backbone: BackboneConfig, adapter: AdapterConfig) -> None:
+    """Raise OptionError for adapters, of which a folder cannot say on what weights they were trained."""
+    if adapter or adapter_folder(backbone.weights) is not None:
+        why = (
+            "adapters are trained beside the weights of model.backbone.weights, which is what they are opened "
+            "with later\ntrain them from there, or without begin_from"
+        )
+        raise OptionError(FIELD, folder, why, GROUP)
 
 
 def check_begin_from(

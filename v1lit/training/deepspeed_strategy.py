@@ -18,6 +18,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from v1lit.backbones.adapters.config import NONE, AdapterConfig
+from v1lit.backbones.adapters.folder import adapter_folder
 from v1lit.backbones.config import BackboneConfig
 from v1lit.errors import OptionError
 from v1lit.parallel import zero3
@@ -110,15 +112,18 @@ class DeepSpeedZero3(FolderStrategy):
         if (precision := trainer.precision) not in ("32-true", "bf16-mixed"):
             why = f"DeepSpeed holds the weights in float32 here\nset 32-true or bf16-mixed, {INSTEAD}"
             raise OptionError("precision", precision, why, "trainer")
-        if (kind := trainer.gradient_clip_algorithm) == "value":
+        if (algorithm := trainer.gradient_clip_algorithm) == "value":
             why = f"DeepSpeed clips gradients by their norm\nleave it out, {INSTEAD}"
-            raise OptionError("gradient_clip_algorithm", str(kind.value), why, "trainer")
+            raise OptionError("gradient_clip_algorithm", str(algorithm.value), why, "trainer")
         if (name := module.optimizer_config.name) != "adamw":
             why = f"DeepSpeed gives the optimizer flat numbers and not matrices\nset adamw, {INSTEAD}"
             raise OptionError("name", name, why, "model.optimizer")
         if (decay := module.optimizer_config.ema_decay) is not None:
             why = f"DeepSpeed drives the optimizer alone, and keeps no average\nleave it out, {INSTEAD}"
             raise OptionError("ema_decay", decay, why, "model.optimizer")
+        if kind := module.adapter_config.kind or adapter_folder(module.backbone_config.weights):
+            why = f"adapters were not tried with DeepSpeed\nset null, {INSTEAD}"
+            raise OptionError("kind", str(kind), why, "model.adapter")
         if parts := module.backbone_config.compile:
             why = f"compiled layers were not tried with DeepSpeed\nleave it out, {INSTEAD}"
             raise OptionError("compile", parts, why, "model.backbone")
@@ -145,6 +150,7 @@ class DeepSpeedZero3(FolderStrategy):
         pointer: PointerConfig,
         revisit: RevisitConfig = POINT_AND_COPY,
         begin_from: str | None = None,
+        adapter: AdapterConfig = NONE,
     ) -> PointAndCopyModel:
         fetch_weights(backbone.weights, self.local_rank)
         options = self._options

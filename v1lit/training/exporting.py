@@ -11,8 +11,9 @@ from typing import Literal
 import torch
 from PIL import Image
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
+from v1lit.backbones.adapters.folder import adapter_folder
 from v1lit.backbones.processor import Processor, load_processor
 from v1lit.data.config import EncodingConfig
 from v1lit.data.encode.batch import collate
@@ -29,7 +30,9 @@ from v1lit.parallel.weight_stream import (
     write_published_config,
     write_weights,
 )
+from v1lit.pointer.adapted import computing, kept_names, read_adapter, save_adapter
 from v1lit.pointer.model import PointAndCopyModel
+from v1lit.training.adapted import BASE
 from v1lit.training.lightning_internals import options_of, weights_of
 from v1lit.training.module import V1Module
 from v1lit.training.quiet import no_weights_bar
@@ -41,6 +44,7 @@ MODEL = "model."
 """Begins the names of a `PointAndCopyModel`'s weights in a checkpoint."""
 SHARD_BYTES = 5 * 10**9
 """Of a file of weights, as many as transformers took for years."""
+NOTHING = "nothing was compared"
 SPARE = 1.25
 """Memory that comparing logits needs, as a multiple of the weights."""
 
@@ -87,7 +91,9 @@ def export_checkpoint(path: Path, out: Path, options: ExportOptions | None = Non
     options = options or ExportOptions()
     if out.exists():
         raise ValueError(f"{out} exists already; name a new folder")
-    source = _Source.open(path, options)
+    source = CheckpointSource.open(path, options)
+    if source.has_adapters:
+        return _export_adapter(source, out, options)
     model, published = source.empty_model(), options.layout == "published"
     names = published_names(model) if published else exported_names(model)
     plan = plan_files(model, names, options.shard_bytes)
@@ -104,16 +110,24 @@ def export_checkpoint(path: Path, out: Path, options: ExportOptions | None = Non
     return Exported(len(plan.names), plan.bytes, len(plan.shards), check)
 
 
-class _Source:
+class CheckpointSource:
     """A checkpoint, as weights of the model that it holds."""
 
     def __init__(
-        self, path: Path, weights: Mapping[str, Tensor], module: V1Module, dtype: torch.dtype | None
+        self,
+        path: Path,
+        weights: Mapping[str, Tensor],
+        module: V1Module,
+        dtype: torch.dtype | None,
+        base: str | None = None,
     ) -> None:
         self.path, self.weights, self.module, self.dtype = path, weights, module, dtype
+        self.fingerprint = base
+        """Of the backbone that its adapters belong to."""
 
     @classmethod
-    def open(cls, path: Path, options: ExportOptions) -> _Source:
+    def open(cls, path: Path, options: ExportOptions) -> CheckpointSource:
+        """A checkpoint, a file or a folder, of which nothing but its options is read yet."""
         content = read_checkpoint(path)
         module = V1Module(**options_of(content))
         backbone = replace(
@@ -121,11 +135,17 @@ class _Source:
         )
         module.backbone_config = replace(backbone, weights=options.backbone or backbone.weights)
         dtype = None if options.dtype is None else getattr(torch, options.dtype)
-        return cls(path, weights_of(content), module, dtype)
+        return cls(path, weights_of(content), module, dtype, content.get(BASE))
 
     def read(self, name: str) -> Tensor:
         """A weight by the model's name."""
         return self.weights[MODEL + name]
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether it holds adapters, and of their backbone nothing else that is not trained."""
+        made_of = self.module
+        return bool(made_of.adapter_config) or adapter_folder(made_of.backbone_config.weights) is not None
 
     def empty_model(self) -> PointAndCopyModel:
         """The model on `meta`, its parameters of the types in which they are written.
@@ -133,26 +153,42 @@ class _Source:
         Raises ValueError unless the checkpoint has exactly its weights.
         """
         made_of = self.module
-        model = PointAndCopyModel.build(
-            made_of.backbone_config, made_of.pointer_config, made_of.revisit_config, empty=True
-        )
-        wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        held = {name.removeprefix(MODEL): like(self.weights, name) for name in self.weights}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(made_of.init_seed)
+            model = PointAndCopyModel.build(
+                made_of.backbone_config,
+                made_of.pointer_config,
+                made_of.revisit_config,
+                empty=True,
+                adapter=made_of.adapter_config,
+            )
+        self.refuse_misfit(model)
+        for name, parameter in model.named_parameters():
+            if MODEL + name in self.weights:
+                parameter.data = parameter.data.to(self.dtype or like(self.weights, MODEL + name).dtype)
+        return model
+
+    def refuse_misfit(self, model: PointAndCopyModel) -> None:
+        """Raise ValueError unless the checkpoint has exactly the weights of a model that are saved."""
+        if model.base is not None and self.fingerprint not in (None, model.base.fingerprint):
+            raise ValueError(
+                f"{self.path} has adapters of another backbone: {model.base.weights} has other weights now\n"
+                "say where its own lies, with --backbone"
+            )
+        kept = kept_names(model) if model.adapter else model.state_dict()
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        wanted = {name: shapes[name] for name in kept}
+        held = {name.removeprefix(MODEL): tuple(like(self.weights, name).shape) for name in self.weights}
         problems = {
             "missing": wanted.keys() - held.keys(),
             "unexpected": held.keys() - wanted.keys(),
-            "of another shape": {
-                name for name in wanted.keys() & held.keys() if tuple(held[name].shape) != wanted[name]
-            },
+            "of another shape": {name for name in wanted.keys() & held.keys() if held[name] != wanted[name]},
         }
         for what, names in problems.items():
             if names:
                 raise ValueError(
                     f"{self.path} does not fit its model; weights {what}: {first_of(sorted(names))}"
                 )
-        for name, parameter in model.named_parameters():
-            parameter.data = parameter.data.to(self.dtype or held[name].dtype)
-        return model
 
     def whole_model(self) -> PointAndCopyModel:
         """The model with its weights."""
@@ -167,13 +203,42 @@ class _Source:
         return load_processor(self.module.backbone_config, model.config.pointer_start, model.strategy)
 
 
+def _export_adapter(source: CheckpointSource, out: Path, options: ExportOptions) -> Exported:
+    """Write what was trained beside the frozen backbone, which is not looked at but for its fingerprint."""
+    if options.layout == "published":
+        why = "the published layout holds whole models, and this is an adapter\nmerge it: --merge"
+        raise ValueError(f"{source.path}: {why}")
+    model = source.empty_model()
+    for name in kept_names(model):
+        module, _, own = name.rpartition(".")
+        parameter = model.get_parameter(name)
+        value = source.read(name).to(parameter.dtype)
+        setattr(model.get_submodule(module), own, nn.Parameter(value, requires_grad=False))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with aside(out) as unfinished:
+        save_adapter(model, unfinished)
+        source.processor(model).save_pretrained(unfinished)
+        check = _compare_adapter(unfinished, source, model) if options.check != "none" else NOTHING
+        size = sum(path.stat().st_size for path in unfinished.glob("*.safetensors"))
+    return Exported(len(kept_names(model)), size, 2, check)
+
+
 # ------------------------------------------------------------------ compared
 
 
-def _check(folder: Path, source: _Source, plan: Plan, options: ExportOptions) -> str:
+def _compare_adapter(folder: Path, source: CheckpointSource, model: PointAndCopyModel) -> str:
+    found = adapter_folder(folder)
+    assert found is not None
+    for name, tensor in read_adapter(model, found).items():
+        if not _same(tensor, source.read(name).to(tensor.dtype)):
+            raise ExportMismatchError(f"{name} was not written as {source.path} holds it")
+    return f"all {len(kept_names(model))} tensors are equal to the checkpoint's, bit for bit"
+
+
+def _check(folder: Path, source: CheckpointSource, plan: Plan, options: ExportOptions) -> str:
     """Compare what was written as the options say; returns what was compared, in words."""
     if options.check == "none":
-        return "nothing was compared"
+        return NOTHING
     free, needed = available_memory(), int(SPARE * plan.bytes)
     if options.check == "logits" or (options.check == "auto" and (free is None or free >= needed)):
         return _compare_logits(folder, source, options.layout)
@@ -183,7 +248,7 @@ def _check(folder: Path, source: _Source, plan: Plan, options: ExportOptions) ->
     return words
 
 
-def _compare_tensors(folder: Path, source: _Source, plan: Plan) -> str:
+def _compare_tensors(folder: Path, source: CheckpointSource, plan: Plan) -> str:
     for file, shard in plan.shards.items():
         with safe_open(folder / file, "pt") as written:
             for name, own in shard.items():
@@ -193,16 +258,12 @@ def _compare_tensors(folder: Path, source: _Source, plan: Plan) -> str:
     return f"all {len(plan.names)} tensors are equal to the checkpoint's, bit for bit"
 
 
-def _compare_logits(folder: Path, source: _Source, layout: Layout) -> str:
+def _compare_logits(folder: Path, source: CheckpointSource, layout: Layout) -> str:
     model = source.whole_model()
-    expected = _logits(model, source)
+    expected = logits(model, source.processor(model))
     del model
-    with no_weights_bar():
-        if layout == "published":
-            opened = PointAndCopyModel.from_published(folder)
-        else:
-            opened = PointAndCopyModel.from_pretrained(folder, dtype="auto")
-    found = _logits(opened, source)
+    opened = open_export(folder, layout)
+    found = logits(opened, source.processor(opened))
     largest, difference = float(expected.abs().max()), float((found - expected).abs().max())
     if not difference <= 1e-4 * max(1.0, largest):
         raise ExportMismatchError(
@@ -212,18 +273,27 @@ def _compare_logits(folder: Path, source: _Source, layout: Layout) -> str:
     return f"logits of {found.shape[1]} tokens differ by {difference:.1g} at most, of {largest:.3g}"
 
 
+def open_export(folder: Path, layout: Layout) -> PointAndCopyModel:
+    """The model of a folder in this layout."""
+    with no_weights_bar():
+        if layout == "published":
+            return PointAndCopyModel.from_published(folder)
+        opened: PointAndCopyModel = PointAndCopyModel.from_pretrained(folder, dtype="auto")
+        return opened
+
+
 @torch.no_grad()
-def _logits(model: PointAndCopyModel, source: _Source) -> Tensor:
+def logits(model: PointAndCopyModel, processor: Processor) -> Tensor:
     """`[1, tokens, vocabulary + pointers]`: what the model says to a picture and a question."""
-    processor = source.processor(model)
     picture = Image.linear_gradient("L").resize((120, 90)).convert("RGB")
     messages = [Message("user", "<image>\nWhere is it bright?")]
     prompt = encode_prompt("the prompt", messages, [picture], processor, EncodingConfig(max_tokens=32768))
     batch = collate([prompt], processor.pad_token_id, side="left")
     inputs = {name: value for name, value in batch.model_inputs.items() if name != "labels"}
-    logits: Tensor = model.eval()(**inputs).logits
+    with computing(model):
+        found: Tensor = model.eval()(**inputs).logits
     # Of places that cannot be pointed at, logits are minus infinity.
-    return logits.float().nan_to_num(neginf=0.0)
+    return found.float().nan_to_num(neginf=0.0)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

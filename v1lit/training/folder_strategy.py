@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from v1lit.backbones.adapters.config import NONE, AdapterConfig
 from v1lit.backbones.config import BackboneConfig
 from v1lit.data.loading.ranks import Ranks
 from v1lit.parallel.folder_writer import FolderWriter
@@ -22,6 +23,7 @@ from v1lit.parallel.weight_stream import shared_names
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.revisit.config import POINT_AND_COPY, RevisitConfig
+from v1lit.training.lightning_internals import weights_of
 from v1lit.training.named_state import parameter_names
 from v1lit.training.saved_state import load_parts, split
 
@@ -50,6 +52,7 @@ class FolderStrategy(ModelParallelStrategy):
         pointer: PointerConfig,
         revisit: RevisitConfig = POINT_AND_COPY,
         begin_from: str | None = None,
+        adapter: AdapterConfig = NONE,
     ) -> PointAndCopyModel:
         """A model that is divided over the ranks; seed torch before, alike on all ranks.
 
@@ -83,7 +86,12 @@ class FolderStrategy(ModelParallelStrategy):
         module = self.lightning_module
         assert module is not None
         names = [parameter_names(_inner(optimizer), module) for optimizer in self.optimizers]
-        self.writer.begin(Path(filepath), *split(checkpoint, names, shared_names(module)))
+        aliases = {
+            name: other
+            for name, other in shared_names(module).items()
+            if other in weights_of(checkpoint)  # those of a frozen backbone may be left out
+        }
+        self.writer.begin(Path(filepath), *split(checkpoint, names, aliases))
 
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None

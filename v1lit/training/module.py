@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from v1lit.backbones.adapters.config import AdapterConfig
 from v1lit.backbones.attention import choose_attention
 from v1lit.backbones.config import BackboneConfig, as_options
 from v1lit.data.datamodule import V1DataModule
@@ -26,7 +27,7 @@ from v1lit.pointer.model import PointAndCopyModel
 from v1lit.pointer.output import PointAndCopyOutput
 from v1lit.revisit.config import POINT_AND_COPY, RevisitConfig
 from v1lit.training import deepspeed_strategy  # noqa: F401  # its name becomes known to Lightning
-from v1lit.training.averaging import AveragedModule
+from v1lit.training.adapted import AdaptedModule, learned_dtype, refuse_mixed_types
 from v1lit.training.begin_from import build_model
 from v1lit.training.config import OptimizerConfig
 from v1lit.training.freezing import freeze_matching
@@ -62,7 +63,7 @@ class NonFiniteLossError(RuntimeError):
     """The loss is NaN or infinite; the message names the examples."""
 
 
-class V1Module(AveragedModule):
+class V1Module(AdaptedModule):
     """Trains a backbone to point.
 
     The weights are made or loaded in `configure_model`, which Lightning calls when a run begins, so making a
@@ -84,6 +85,7 @@ class V1Module(AveragedModule):
             `*.layers.0.*`; beside the parts of `backbone.freeze`.
         begin_from: folder of a model that v1lit exported, whose weights, the pointer head's too, training
             begins from, without its optimizer; config and processor are those of `backbone`.
+        adapter: adapters that learn in place of the backbone.
     """
 
     GROUP: ClassVar[str] = "model"
@@ -103,12 +105,14 @@ class V1Module(AveragedModule):
         revisit: RevisitConfig = POINT_AND_COPY,
         freeze: Sequence[str] = (),
         begin_from: str | None = None,
+        adapter: AdapterConfig | None = None,
     ) -> None:
         super().__init__()
         self.backbone_config = as_options(BackboneConfig, backbone)
         self.pointer_config = as_options(PointerConfig, pointer)
         self.optimizer_config = as_options(OptimizerConfig, optimizer)
         self.revisit_config = as_options(RevisitConfig, revisit)
+        self.adapter_config = as_options(AdapterConfig, adapter)
         self.on_nonfinite = on_nonfinite
         self.max_nonfinite = max_nonfinite
         self.verify_loss = verify_loss
@@ -126,7 +130,7 @@ class V1Module(AveragedModule):
     def options(self) -> dict[str, Any]:
         """What to make such a module of, as plain data: `V1Module(**options)`."""
         plain = ("on_nonfinite", "max_nonfinite", "verify_loss", "init_seed", "begin_from")
-        configs = ("backbone", "pointer", "optimizer", "revisit")
+        configs = ("backbone", "pointer", "optimizer", "revisit", "adapter")
         made = {name: asdict(getattr(self, f"{name}_config")) for name in configs}
         return made | {name: getattr(self, name) for name in plain} | {"freeze": self.frozen_patterns}
 
@@ -141,15 +145,12 @@ class V1Module(AveragedModule):
         configs = self.backbone_config, self.pointer_config, self.revisit_config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.init_seed)
-            model = build_model(*configs, begin_from, sharded_strategy(trainer_of(self)))
+            model = build_model(*configs, self.adapter_config, begin_from, sharded_strategy(trainer_of(self)))
         if lines := freeze_matching(model, self.frozen_patterns):
             rank_zero_info("\n".join(lines))
+        if model.injected is not None:
+            rank_zero_info("\n".join(model.injected.lines(model.adapter, model)))
         self.model = model.train()  # checkpoints open in eval mode, in which gradient checkpointing is off
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
-        """As in torch. Makes the model first: of a run in spawned processes, only the weights come back."""
-        self.make_model()
-        return super().load_state_dict(state_dict, *args, **options)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **options: Any) -> Any:
@@ -163,17 +164,6 @@ class V1Module(AveragedModule):
         module.make_model()
         load_parts(Path(checkpoint_path), module, [])
         return module
-
-    def to(self, *args: Any, **kwargs: Any) -> V1Module:
-        """As in torch, but of the tensors only parameters change their type, as in transformers.
-
-        Sums of metrics and frequencies of rotary embeddings are no parameters, and useless in half precision.
-        """
-        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
-        if dtype is not None:
-            for parameter in self.parameters():
-                parameter.data = parameter.data.to(dtype)
-        return self if device is None else super().to(device)
 
     def forward(self, batch: Batch) -> PointAndCopyOutput:
         """Loss and predictions of a batch."""
@@ -193,7 +183,8 @@ class V1Module(AveragedModule):
 
     def on_fit_start(self) -> None:
         """Choose the kernels for the device and the precision that training runs in, and say which."""
-        dtype = compute_dtype(self.trainer, self.model.dtype)
+        dtype = compute_dtype(self.trainer, learned_dtype(self.model))
+        refuse_mixed_types(self.model, dtype, self.backbone_config)
         attention = choose_attention(self.backbone_config.attention, self.device, dtype, self.model.is_causal)
         self.model.use_attention(attention.name)
         self.train_measures = self._measures("train")
@@ -203,6 +194,7 @@ class V1Module(AveragedModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         self.model.verify_loss = self.verify_loss > 0 and self.global_step % self.verify_loss == 0
+        self.seed_dropout(batch_idx)
         out = self(batch)
         assert out.loss is not None
         assert out.losses is not None
@@ -328,6 +320,7 @@ class V1Module(AveragedModule):
         Also lets Lightning count the batches of the epoch as they are laid out now.
         """
         trainer = trainer_of(self)
+        self.refuse_other_base(checkpoint)
         if trainer is None or trainer.state.fn != TrainerFn.FITTING:
             refuse_other_model(checkpoint, self.options, "the checkpoint")
             return

@@ -16,6 +16,7 @@ REMARKS = (
     r"Loading `train_dataloader` to estimate number of stepping batches",
     r"Restored all states from the checkpoint at ",  # said before, when it began
     r"\s*Detected KeyboardInterrupt, attempting graceful shutdown",  # the command line says that it stopped
+    r"Failed to load CPU gemm_4bit_forward ",  # of bitsandbytes, for a kernel that no run uses
     r"`Trainer\.fit` stopped: ",  # the report says how many steps were trained
 )
 """Beginnings of log lines that are left out."""
@@ -48,6 +49,7 @@ LOGGERS = (
     "lightning.pytorch.utilities.rank_zero",
     "lightning.fabric.utilities.seed",
     "transformers.integrations.hub_kernels",
+    "bitsandbytes.backends.cpu.ops",
 )
 
 

@@ -151,7 +151,8 @@ def load_weights(module: V1Module, checkpoint: Path) -> None:
             "report where there is more memory, or set run.report_examples=0"
         )
     module.make_model()
-    module.to({tensor.dtype for tensor in alike if tensor.is_floating_point()}.pop())
+    if not module.model.adapter:  # beside which the backbone has a type of its own
+        module.to({tensor.dtype for tensor in alike if tensor.is_floating_point()}.pop())
     load_parts(checkpoint, module, [])
 
 

@@ -58,6 +58,7 @@ CHANGES: dict[str, Change] = {
     **_keys("model.backbone", "name tiny", Change.MODEL),
     **_keys("model.pointer", "tie_heads width key_source normalize gate", Change.MODEL),
     **_keys("model.revisit", "name options", Change.MODEL),
+    **_keys("model.adapter", "kind rank alpha rslora parts modules train", Change.MODEL),
     **_keys("model.revisit", "control control_when", Change.MEASURE),
     **_keys("model", "backbone.weights begin_from backbone.freeze freeze", Change.START),
     **_keys("model", "pointer.identity_init init_seed", Change.START),
@@ -74,6 +75,7 @@ CHANGES: dict[str, Change] = {
     **_keys("model.pointer", "loss_implementation loss_chunk", Change.APPLIED),
     **_keys("model.optimizer", "lr betas eps weight_decay schedule warmup final", Change.APPLIED),
     **_keys("model.optimizer", "parts layer_decay ema_decay", Change.STATE),
+    **_keys("model.adapter", "dropout", Change.APPLIED),
     **_keys("model", "on_nonfinite max_nonfinite verify_loss", Change.APPLIED),
     **_keys("data", "batch_size val_batch_size num_workers group_by_length", Change.APPLIED),
     **_keys("data.packing", "length look_ahead max_images max_image_tokens", Change.APPLIED),
@@ -96,6 +98,12 @@ CHANGES: dict[str, Change] = {
 }
 """Every key of a recipe. docs/streaming.md has the same table; tests see that neither lacks a key."""
 
+SETS = {
+    "model.backbone.freeze",
+    "model.freeze",
+    *(f"model.adapter.{name}" for name in ("parts", "modules", "train")),
+}
+"""Lists in which neither order nor repetition counts."""
 WITHOUT: dict[str, Any] = {
     "model.optimizer.parts": {},
     "model.optimizer.layer_decay": 1.0,
@@ -272,7 +280,7 @@ def _flat(recipe: Mapping[str, Any]) -> dict[str, Any]:
             values.update((key, value) for value in _at(recipe, key))
     if values.get("model.backbone.weights") != "tiny":
         values.pop("model.backbone.tiny", None)
-    for key in {"model.backbone.freeze", "model.freeze"} & values.keys():
+    for key in SETS & values.keys():
         values[key] = sorted(set(values[key]))
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 

@@ -11,6 +11,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from v1lit.backbones.adapters.folder import base_config
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.weight_files import read_headers
 from v1lit.cluster.checks import check_facts, ends_within, report, try_all_reduce
@@ -109,6 +110,7 @@ def place_of(trainer: Trainer) -> Place:
 
 def parameters_of(backbone: BackboneConfig) -> int | None:
     """Parameters of a checkpoint in a folder, from its headers; None for a tiny one, or one on the hub."""
+    backbone = base_config(backbone)
     folder = Path(backbone.weights)
     if backbone.weights == "tiny" or not folder.is_dir():
         return None

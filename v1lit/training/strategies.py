@@ -13,6 +13,8 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.strategies import StrategyRegistry
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from v1lit.backbones.adapters.config import NONE, QLORA, AdapterConfig
+from v1lit.backbones.adapters.folder import base_config
 from v1lit.backbones.config import BackboneConfig
 from v1lit.errors import OptionError
 from v1lit.parallel.fetch import fetch_weights
@@ -135,16 +137,27 @@ class Sharded(FolderStrategy):
         pointer: PointerConfig,
         revisit: RevisitConfig = POINT_AND_COPY,
         begin_from: str | None = None,
+        adapter: AdapterConfig = NONE,
     ) -> PointAndCopyModel:
-        fetch_weights(backbone.weights, self.local_rank)
+        fetch_weights(base_config(backbone).weights, self.local_rank)
         with torch.random.fork_rng(devices=[]):
-            model = PointAndCopyModel.build(backbone, pointer, revisit, empty=True)
+            model = PointAndCopyModel.build(backbone, pointer, revisit, empty=True, adapter=adapter)
+        if model.adapter:
+            self._refuse_adapter(model.adapter)
         try:
             shard_model(model, Meshes.of(self.device_mesh), self.compute_dtype)
         except IndivisibleError as error:
             raise OptionError(*self._inner, str(error), GROUP) from error
         fill(model, backbone, self.root_device, begin_from=begin_from)
         return model
+
+    def _refuse_adapter(self, adapter: AdapterConfig) -> None:
+        if adapter.kind == QLORA:
+            why = "weights in 4 bits are not divided over ranks\ntake lora, or trainer.strategy=ddp"
+            raise OptionError("kind", adapter.kind, why, f"model.{adapter.GROUP}")
+        if self._ranks(self.tensor) != 1:
+            why = "ranks cannot share the matrices of layers with adapters\nset 1, or use context"
+            raise OptionError("tensor", self.tensor, why, GROUP)
 
     @contextmanager
     def block_backward_sync(self) -> Generator[None, None, None]:

@@ -1,0 +1,128 @@
+"""Adapters merged into the weights of their backbone: a model like any other, compared with what it was."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from v1lit.backbones.adapters.config import QLORA
+from v1lit.backbones.adapters.folder import AdapterFolder, adapter_folder
+from v1lit.backbones.adapters.inject import merge
+from v1lit.backbones.processor import Processor, load_processor
+from v1lit.files import aside
+from v1lit.parallel.weight_stream import (
+    exported_names,
+    plan_files,
+    published_names,
+    write_config,
+    write_published_config,
+    write_weights,
+)
+from v1lit.pointer.adapted import base_dtype, kept_names, put
+from v1lit.pointer.model import PointAndCopyModel
+from v1lit.training.exporting import (
+    CheckpointSource,
+    Exported,
+    ExportMismatchError,
+    ExportOptions,
+    logits,
+    open_export,
+)
+
+TOLERANCE = {torch.float32: 1e-4}
+"""Of logits, as a share of the largest: rounding of the type that the backbone computes in."""
+IN_HALF_PRECISION = 0.05
+
+
+class Adapted(NamedTuple):
+    """A model with adapters in memory, in float32 what was trained, and its processor."""
+
+    model: PointAndCopyModel
+    processor: Processor
+
+
+def export_merged(path: Path, out: Path, options: ExportOptions | None = None) -> Exported:
+    """Merge the adapters of a checkpoint, or of an adapter's folder, and write the model to a new folder.
+
+    The whole model is in memory. Weights in 4 bits become those that they stand for. The logits of a prompt
+    are compared before the merge and after it, with the model that was written. Raises ValueError for what
+    has no adapters and for a folder that is there already, and ExportMismatchError.
+    """
+    options = options or ExportOptions()
+    if out.exists():
+        raise ValueError(f"{out} exists already; name a new folder")
+    found = adapter_folder(path, options.backbone)
+    model, processor = _of_checkpoint(path, options) if found is None else _of_folder(found)
+    packed, kind = model.adapter.kind == QLORA, base_dtype(model)
+    before = logits(model, processor)
+    for name in kept_names(model):
+        if name in dict(model.named_parameters()) and ".lora_" not in name:
+            own = model.get_parameter(name)
+            own.data = own.data.to(kind)
+    merge(model.backbone)
+    model.adapter, model.injected = replace(model.adapter, kind=None), None
+    everything: nn.Module = model
+    everything.to(kind if options.dtype is None else getattr(torch, options.dtype))
+    published = options.layout == "published"
+    plan = plan_files(model, (published_names if published else exported_names)(model), options.shard_bytes)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with aside(out) as unfinished:
+        unfinished.mkdir()
+        if published:
+            write_published_config(unfinished, model)
+        else:
+            write_config(unfinished, model)
+            processor.save_pretrained(unfinished)
+        write_weights(unfinished, plan, model, model.state_dict().__getitem__)
+        del model
+        check = "nothing was compared"
+        if options.check != "none":
+            after = logits(open_export(unfinished, options.layout), processor)
+            check = _compared(before, after, TOLERANCE.get(kind, IN_HALF_PRECISION))
+    if packed:
+        check += (
+            "\nits weights are those that the 4 bits of the backbone stood for, and not the backbone's own"
+        )
+    return Exported(len(plan.names), plan.bytes, len(plan.shards), check)
+
+
+def _of_folder(found: AdapterFolder) -> Adapted:
+    model = PointAndCopyModel.from_adapter(found, alike=False)
+    return Adapted(model, Processor.from_pretrained(found.path))
+
+
+def _of_checkpoint(path: Path, options: ExportOptions) -> Adapted:
+    source = CheckpointSource.open(path, options)
+    if not source.has_adapters:
+        raise ValueError(f"{path} has no adapters to merge\nexport it without --merge")
+    made_of = source.module
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(made_of.init_seed)
+        model = PointAndCopyModel.build(
+            made_of.backbone_config,
+            made_of.pointer_config,
+            made_of.revisit_config,
+            adapter=made_of.adapter_config,
+        )
+    source.refuse_misfit(model)
+    put(model, {name: source.read(name) for name in kept_names(model)})
+    return Adapted(
+        model.eval(), load_processor(made_of.backbone_config, model.config.pointer_start, model.strategy)
+    )
+
+
+def _compared(before: Tensor, after: Tensor, tolerance: float) -> str:
+    largest, difference = float(before.abs().max()), float((after - before).abs().max())
+    if not difference <= tolerance * max(1.0, largest):
+        raise ExportMismatchError(
+            f"the merged model has other logits than with adapters: they differ by {difference:.3g}, and the "
+            f"largest is {largest:.3g}"
+        )
+    return (
+        f"logits of {after.shape[1]} tokens before and after merging differ by {difference:.1g} at most, of "
+        f"{largest:.3g}"
+    )
