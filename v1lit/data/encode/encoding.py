@@ -152,6 +152,38 @@ def encode_prompt(
     )
 
 
+def next_turn(
+    message: Message,
+    ended: bool,
+    patch_maps: Sequence[PatchMap],
+    processor: Processor,
+    config: EncodingConfig,
+) -> list[int]:
+    """The ids that follow an answer where the user goes on, up to where the next answer begins.
+
+    Args:
+        message: the user's next, with a mark for each of its images.
+        ended: whether the answer has the token that ends it.
+        patch_maps: of the images of the message.
+        processor: of the model.
+        config: of the encoding.
+
+    Raises EncodingError where marks and images are not as many.
+    """
+    if message.content.count(IMAGE_MARKER) != len(patch_maps):
+        raise EncodingError(
+            f"the message has {len(patch_maps)} images, but {message.content.count(IMAGE_MARKER)} "
+            f"{IMAGE_MARKER} marks; where the word is meant, write {escape(IMAGE_MARKER)}"
+        )
+    chat, sequence = processor.backbone.chat, SequenceBuilder(processor, config, patch_maps)
+    if not ended:
+        sequence.add_mark(chat.stop)
+    sequence.add_mark(chat.marks("assistant")[1].removeprefix(chat.stop))
+    _add_messages(sequence, [message], {})
+    sequence.add_mark(chat.marks("assistant")[0])
+    return sequence.ids
+
+
 def image_ids(processor: Processor, tokens: int) -> list[int]:
     """An image of N tokens with the marks around it, as it stands in a sequence."""
     before, after = processor.backbone.chat.image
@@ -291,6 +323,14 @@ def _build(
     if chat.default_system is not None and (not messages or messages[0].role != "system"):
         before, after = chat.marks("system")
         sequence.add_mark(before + chat.default_system + after)
+    _add_messages(sequence, messages, regions)
+    return sequence
+
+
+def _add_messages(
+    sequence: SequenceBuilder, messages: Sequence[Message], regions: Mapping[str, Region]
+) -> None:
+    chat = sequence.processor.backbone.chat
     names = re.compile("|".join(map(re.escape, sorted(regions, key=len, reverse=True))) or r"(?!)")
     for message in messages:
         before, after = chat.marks(message.role)
@@ -300,7 +340,6 @@ def _build(
             sequence.add_mark(chat.stop, learn=True)
             after = after.removeprefix(chat.stop)
         sequence.add_mark(after)
-    return sequence
 
 
 def _add_content(
