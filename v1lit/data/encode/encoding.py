@@ -128,13 +128,28 @@ def encode_prompt(
 
     `name` is for error messages. Raises EncodingError if it is longer than `max_tokens` or lacks an image.
     """
-    marks = sum(message.content.count(IMAGE_MARKER) for message in messages)
-    if marks != len(images):
-        raise EncodingError(
-            f"{name!r} has {len(images)} images, but {marks} {IMAGE_MARKER} marks in its messages; where the "
-            f"word is meant, write {escape(IMAGE_MARKER)}"
-        )
+    refuse_other_marks(name, messages, len(images))
     image_inputs, patch_maps = processor.images(images)
+    ids = prompt_ids(name, messages, patch_maps, processor, config)
+    return Encoded(
+        id=name,
+        input_ids=torch.tensor(ids),
+        labels=torch.full((len(ids),), IGNORE),
+        image_inputs=image_inputs,
+        patch_maps=tuple(patch_maps),
+        regions=(),
+    )
+
+
+def prompt_ids(
+    name: str,
+    messages: Sequence[Message],
+    patch_maps: Sequence[PatchMap],
+    processor: Processor,
+    config: EncodingConfig,
+) -> list[int]:
+    """The ids of a prompt whose images have these patch maps; errors as of `encode_prompt`."""
+    refuse_other_marks(name, messages, len(patch_maps))
     sequence = _build(messages, {}, patch_maps, processor, config)
     sequence.add_mark(processor.backbone.chat.marks("assistant")[0])
     if len(sequence.ids) > config.max_tokens:
@@ -142,46 +157,17 @@ def encode_prompt(
             f"the prompt of {name!r} has {len(sequence.ids)} tokens, more than the {config.max_tokens} of "
             "data.encoding.max_tokens"
         )
-    return Encoded(
-        id=name,
-        input_ids=torch.tensor(sequence.ids),
-        labels=torch.full((len(sequence.ids),), IGNORE),
-        image_inputs=image_inputs,
-        patch_maps=tuple(patch_maps),
-        regions=(),
-    )
-
-
-def next_turn(
-    message: Message,
-    ended: bool,
-    patch_maps: Sequence[PatchMap],
-    processor: Processor,
-    config: EncodingConfig,
-) -> list[int]:
-    """The ids that follow an answer where the user goes on, up to where the next answer begins.
-
-    Args:
-        message: the user's next, with a mark for each of its images.
-        ended: whether the answer has the token that ends it.
-        patch_maps: of the images of the message.
-        processor: of the model.
-        config: of the encoding.
-
-    Raises EncodingError where marks and images are not as many.
-    """
-    if message.content.count(IMAGE_MARKER) != len(patch_maps):
-        raise EncodingError(
-            f"the message has {len(patch_maps)} images, but {message.content.count(IMAGE_MARKER)} "
-            f"{IMAGE_MARKER} marks; where the word is meant, write {escape(IMAGE_MARKER)}"
-        )
-    chat, sequence = processor.backbone.chat, SequenceBuilder(processor, config, patch_maps)
-    if not ended:
-        sequence.add_mark(chat.stop)
-    sequence.add_mark(chat.marks("assistant")[1].removeprefix(chat.stop))
-    _add_messages(sequence, [message], {})
-    sequence.add_mark(chat.marks("assistant")[0])
     return sequence.ids
+
+
+def refuse_other_marks(name: str, messages: Sequence[Message], images: int) -> None:
+    """Raise EncodingError, naming the prompt, where its messages do not mark a place for every image."""
+    marks = sum(message.content.count(IMAGE_MARKER) for message in messages)
+    if marks != images:
+        raise EncodingError(
+            f"{name!r} has {images} images, but {marks} {IMAGE_MARKER} marks in its messages; where the "
+            f"word is meant, write {escape(IMAGE_MARKER)}"
+        )
 
 
 def image_ids(processor: Processor, tokens: int) -> list[int]:
@@ -323,13 +309,14 @@ def _build(
     if chat.default_system is not None and (not messages or messages[0].role != "system"):
         before, after = chat.marks("system")
         sequence.add_mark(before + chat.default_system + after)
-    _add_messages(sequence, messages, regions)
+    add_messages(sequence, messages, regions)
     return sequence
 
 
-def _add_messages(
+def add_messages(
     sequence: SequenceBuilder, messages: Sequence[Message], regions: Mapping[str, Region]
 ) -> None:
+    """Append messages with the marks of their roles; names of these regions in them stand for pointers."""
     chat = sequence.processor.backbone.chat
     names = re.compile("|".join(map(re.escape, sorted(regions, key=len, reverse=True))) or r"(?!)")
     for message in messages:
