@@ -29,7 +29,7 @@ MODES: dict[str, dict[str, Any]] = {
 }
 STRATEGIES: dict[str, tuple[RevisitConfig, PointerConfig]] = {
     "ends": (RevisitConfig("point_and_copy", {"end": "pointer"}), PointerConfig(gate=True)),
-    "suppressed": (RevisitConfig("point_and_copy", {"suppress": "trace"}), PointerConfig(width=8)),
+    "suppressed": (RevisitConfig("point_and_copy", {"suppress": "trace"}), PointerConfig(width=32)),
     "point_only": (RevisitConfig("point_only"), PointerConfig()),
     "multi_patch": (RevisitConfig("multi_patch"), PointerConfig()),
     "noise": (RevisitConfig(control="noise_copy"), PointerConfig(tie_heads=True)),
@@ -46,7 +46,7 @@ def built(strategy: str) -> PointAndCopyModel:
         for name, parameter in model.named_parameters():
             if parameter.ndim >= 2 and "norm" not in name:
                 parameter.mul_(4.0)
-        model.pointer_head.query.weight.mul_(6.0)
+        model.pointer_head.query.weight.mul_(24.0)
     return model.eval()
 
 

@@ -129,7 +129,7 @@ def _answer_rows(options: Namespace) -> int:
 
 
 def _made_with(options: Namespace) -> dict[str, Any]:
-    """Which model answers: its folder, and what its weights are, by their sizes and when they were written."""
+    """Which model answers: its folder, and what its weights are, by sizes and when they were written."""
     weights = sorted(Path(options.model).glob("*.safetensors"))
     return {
         "model": options.model,

@@ -11,13 +11,15 @@ import torch
 from v1lit.backbones.folder import check_exported
 from v1lit.backbones.hub import hub_errors, local_folder, looks_local
 from v1lit.backbones.processor import Processor
+from v1lit.backbones.registry import get_backbone
 from v1lit.errors import OptionError
 from v1lit.inference.predictor import Predictor
 from v1lit.paths import expand_path
 from v1lit.pointer.model import PointAndCopyModel
+from v1lit.pointer.model_config import PointAndCopyConfig
 
-WHOLE = ("pointer_head", "look", "lm_head", "embed_tokens", "visual", "vision_tower", "multi_modal_projector")
-"""Parts that stay as they are when weights are packed: small ones, and those whose numbers are compared."""
+WHOLE = ("pointer_head", "look", "lm_head")
+"""What is not packed, beside the parts `vision` and `projector`: small, or its numbers are compared."""
 DeviceMap = str | dict[str, Any]
 """`auto`, or the device of every part by name: a GPU's number, `cpu` or `disk`."""
 
@@ -53,7 +55,7 @@ def load(
         _need("accelerate", "device_map", device_map)
         placed["device_map"] = device_map
     if bits is not None:
-        placed = {"device_map": {"": str(choose_device(device))}, **placed, **_packed(bits)}
+        placed = {"device_map": {"": str(choose_device(device))}, **placed, **_packed(bits, path)}
     model = PointAndCopyModel.from_pretrained(path, dtype=dtype, **placed, **options)
     if not placed:
         model.to(choose_device(device))
@@ -79,7 +81,7 @@ def _folder(folder: str) -> Path:
         return local_folder(folder)
 
 
-def _packed(bits: int) -> dict[str, Any]:
+def _packed(bits: int, folder: Path) -> dict[str, Any]:
     if bits not in (4, 8):
         raise OptionError("bits", bits, "weights are packed into 8 or 4 bits; leave it out for whole ones")
     _need("bitsandbytes", "bits", bits)
@@ -87,11 +89,12 @@ def _packed(bits: int) -> dict[str, Any]:
     from transformers import BitsAndBytesConfig
 
     packing = {"load_in_8bit": True} if bits == 8 else {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
-    return {
-        "quantization_config": BitsAndBytesConfig(
-            **packing, llm_int8_skip_modules=list(WHOLE), bnb_4bit_compute_dtype=torch.bfloat16
-        )
-    }
+    parts = get_backbone(PointAndCopyConfig.from_pretrained(folder).family).parts
+    images = [f"backbone.{path}" for part in ("vision", "projector") for path in parts[part]]
+    config = BitsAndBytesConfig(
+        **packing, llm_int8_skip_modules=[*WHOLE, *images], bnb_4bit_compute_dtype=torch.bfloat16
+    )
+    return {"quantization_config": config}
 
 
 def _need(package: str, option: str, given: object) -> None:

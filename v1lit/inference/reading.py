@@ -17,8 +17,12 @@ from v1lit.inference.prediction import Prediction
 from v1lit.inference.recording import Record
 from v1lit.revisit.strategy import Strategy
 
+LONGEST_BOX = 400
+"""Characters of a box with the mark before it that are looked for before pointers."""
 _WRITTEN = re.compile(rf"{REGION}\s*\[(.*?)\](?: of image ([0-9]{{1,4}}))?")
 _NUMBER = re.compile(r"[+-]?[0-9.]+")
+_OBJECT_BEFORE = re.compile(rf"{REGION}\s*(?:\[[^\]]*\]\s*)?\Z")
+"""What stands before the pointers of an object."""
 
 
 def read_answer(
@@ -47,7 +51,10 @@ def read_answer(
     steps = [step for step in range(generated) if ids[step] < behind and ids[step] != stop]
     text, runs = _pieces([ids[step] for step in steps], processor)
     trace = parse_trace(text).trace
-    looks = [*_pointed(runs, steps, trace, patch_maps, record), *_written(text, trace, patch_maps, strategy)]
+    looks = [
+        *_pointed(text, runs, steps, trace, patch_maps, record),
+        *_written(text, trace, patch_maps, strategy),
+    ]
     looks.sort(key=lambda look: look.start)
     answers = find_answers(text, unfinished=True)
     return Prediction(
@@ -94,6 +101,7 @@ def _pieces(ids: Sequence[int], processor: Processor) -> tuple[str, list[Run]]:
 
 
 def _pointed(
+    text: str,
     runs: Sequence[Run],
     steps: Sequence[int],
     trace: Trace,
@@ -104,7 +112,8 @@ def _pointed(
     objects = [pair for pair in _objects(trace) if pair[1].tokens]
     for tokens, first, start, stop in runs:
         # An object that no run makes was written in words that look like pointers.
-        place = next((at for at, (_, thing) in enumerate(objects) if thing.tokens == tokens), None)
+        named = _OBJECT_BEFORE.search(text[max(0, start - LONGEST_BOX) : start]) is not None
+        place = next((at for at, (_, thing) in enumerate(objects) if named and thing.tokens == tokens), None)
         call, thing = (None, None) if place is None else objects[place]
         if place is not None:
             del objects[: place + 1]
