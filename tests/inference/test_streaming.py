@@ -12,7 +12,7 @@ from transformers import LogitsProcessor
 from v1lit.backbones.config import BackboneConfig
 from v1lit.errors import OptionError
 from v1lit.inference.predictor import Predictor
-from v1lit.inference.streaming import Part, Told, iterate
+from v1lit.inference.streaming import Part, PartStreamer, iterate
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.revisit.config import RevisitConfig
 from v1lit.testing.models import noise, processor
@@ -50,7 +50,7 @@ def test_a_batch_tells_every_row_and_several_answers() -> None:
 
 def test_half_a_character_waits_for_the_other_half() -> None:
     of, parts = processor("qwen2_5_vl"), list[Part]()
-    told = Told(parts.append, of, points=True)
+    told = PartStreamer(parts.append, of, points=True)
     told.begin([0], [[]])
     ids = of.encode_text("a😀b")
     told.put(torch.tensor([5, 6, 7]))

@@ -197,7 +197,7 @@ def _parser() -> Parser:
         "       v1lit generate MODEL ROWS --out FILE [options]",
         description="Ask a trained model about one or several images, or answer every row of a .jsonl file "
         '({"image": "a.jpg", "question": "..."}) or of shards. Rows are answered in batches of similar '
-        "length; the same command goes on after any interruption, and processes of torchrun share the work.",
+        "length; the same command resumes after any interruption, and processes of torchrun share the work.",
     )
     add: Any = parser.add_argument
     add("model", metavar="MODEL", type=a_path, help="folder of an exported model, or hub id")

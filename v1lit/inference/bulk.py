@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
@@ -37,7 +37,7 @@ class BulkOptions:
     generate: Mapping[str, Any] = field(default_factory=dict)
     """Further options of `Predictor.batch`, as plain data."""
 
-    GROUP = ""
+    GROUP: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         check_least(self, 1, "batch_size", "max_new_tokens")
@@ -85,7 +85,7 @@ def answer_rows(
     """Answer all rows into the file `out`, one JSON object per line, in order.
 
     Each line has the `row`, its `id`, and what `Prediction.to_json` has, or an `error`. Whoever is killed
-    goes on where it was: which rows are answered together depends on the rows and `options` alone, so results
+    resumes where it was: which rows are answered together depends on the rows and `options` alone, so results
     are the same. Rows that cannot be asked are listed, and hold up no others.
 
     Args:

@@ -19,11 +19,11 @@ from v1lit.data.encode.turns import next_turn
 from v1lit.data.example import Message
 from v1lit.data.example.marks import words_of
 from v1lit.grounding.patch_map import PatchMap
-from v1lit.inference.generating import Generated, generate_once, generation_options
+from v1lit.inference.generating import GeneratedRows, generate_once, generation_options
 from v1lit.inference.prediction import Prediction
 from v1lit.inference.prompt import Picture, as_list, as_messages, longest_sequence, open_picture
 from v1lit.inference.reading import read_answer
-from v1lit.inference.streaming import Listener, Told
+from v1lit.inference.streaming import Listener, PartStreamer
 from v1lit.pointer.borrow import borrowed
 from v1lit.pointer.memory import PointerMemory
 from v1lit.pointer.model import PointAndCopyModel
@@ -57,7 +57,7 @@ class _Images:
 
 
 @dataclass
-class _Read:
+class _ReadSoFar:
     """What the model has read: all ids so far but the last."""
 
     cache: Cache
@@ -99,7 +99,7 @@ class Conversation:
         """The answers so far."""
         self._waiting, self._system = list(pictures), system
         self._images = _Images([], [], {}, None)
-        self._read: _Read | None = None
+        self._read: _ReadSoFar | None = None
 
     @property
     def pictures(self) -> list[Picture]:
@@ -129,10 +129,10 @@ class Conversation:
         began = time.perf_counter()
         options = generation_options(self.model, self.processor, generate)
         if options["num_return_sequences"] != 1:
-            raise ValueError("a conversation goes on from one answer: leave num_return_sequences out")
+            raise ValueError("a conversation continues from one answer: leave num_return_sequences out")
         pictures = [*self._waiting, *as_list(images)]
         ids, joining, words = self._turn(question, pictures)
-        told = None if on_part is None else Told(on_part, self.processor, self.model.strategy.points)
+        told = None if on_part is None else PartStreamer(on_part, self.processor, self.model.strategy.points)
         with borrowed(self.model), torch.no_grad():
             together = self._joined(ids, joining)
             known, self._read = self._read, None  # an error may leave half a step in the cache
@@ -181,11 +181,11 @@ class Conversation:
         self,
         ids: list[int],
         images: _Images,
-        known: _Read | None,
+        known: _ReadSoFar | None,
         max_new_tokens: int,
         options: dict[str, Any],
-        told: Told | None,
-    ) -> Generated:
+        told: PartStreamer | None,
+    ) -> GeneratedRows:
         row = torch.tensor([ids], device=self.model.device)
         mask = torch.ones_like(row)
         words = row.masked_fill(row >= self.processor.pointer_start, 0)
@@ -200,14 +200,14 @@ class Conversation:
         return generate_once(self.model, self.processor, row, inputs, patches, max_new_tokens, options, told)
 
     def _prediction(
-        self, done: Generated, prompt: int, images: _Images, words: str, prepare: float
+        self, done: GeneratedRows, prompt: int, images: _Images, words: str, prepare: float
     ) -> Prediction:
         maps = tuple(images.patch_maps)
         made = read_answer(done.ids[0], done.records[0], maps, prompt, self.processor, self.model.strategy)
         seconds = replace(done.seconds, prepare=prepare)
         return replace(made, seconds=seconds, question=words, pictures=tuple(images.given))
 
-    def _keep(self, ids: list[int], done: Generated, images: _Images, prediction: Prediction) -> None:
+    def _keep(self, ids: list[int], done: GeneratedRows, images: _Images, prediction: Prediction) -> None:
         assert prediction.counts is not None
         self.ids += [*ids, *done.ids[0][: prediction.counts.generated]]
         self.answers.append(prediction)
@@ -216,4 +216,4 @@ class Conversation:
         if done.cache is None or done.memory is None or len(done.memory.keys) != 1:
             return
         if done.cache.get_seq_length() == len(self.ids) - 1:
-            self._read = _Read(done.cache, done.memory)
+            self._read = _ReadSoFar(done.cache, done.memory)

@@ -17,7 +17,7 @@ from v1lit.data.encode.encoding import Encoded, image_ids
 from v1lit.grounding.markup import REGION_END
 from v1lit.grounding.patch_map import PatchMap
 from v1lit.inference.recording import Recording
-from v1lit.inference.streaming import Told
+from v1lit.inference.streaming import PartStreamer
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.revisit.crop import Crop
 
@@ -38,6 +38,13 @@ class Answer:
     """Logarithms of the probabilities of `said`; None of beams."""
     crops: int = 0
     done: bool = False
+
+    def note(self, logprobs: Tensor | None, count: int) -> None:
+        """The first `count` of these `[tokens]` are of what was just said."""
+        if self.logprobs is None or logprobs is None:
+            self.logprobs = None
+        else:
+            self.logprobs += logprobs[:count].tolist()
 
 
 class Closed(StoppingCriteria):
@@ -75,7 +82,7 @@ def generate_with_crops(
     answers: Sequence[Answer],
     max_new_tokens: int,
     max_tokens: int,
-    told: Told | None = None,
+    told: PartStreamer | None = None,
     **options: Any,
 ) -> None:
     """Generate behind every prompt; a crop follows where a region with a sound box is closed.
@@ -122,11 +129,7 @@ def generate_with_crops(
         for number, (row, new) in enumerate(zip(rows, ids.tolist(), strict=True)):
             before = len(row.said)
             _add(row, new[: room[number]], closing if may_crop[number] else [], processor)
-            likely = records[number].logprobs
-            if row.logprobs is None or likely is None:
-                row.logprobs = None
-            else:
-                row.logprobs += likely[: len(row.said) - before].tolist()
+            row.note(records[number].logprobs, len(row.said) - before)
             row.done = row.done or len(row.said) >= max_new_tokens
             if not row.done:
                 _show(row, strategy, processor, max_tokens)

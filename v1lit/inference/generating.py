@@ -20,7 +20,7 @@ from v1lit.inference.looks import Seconds
 from v1lit.inference.prompt import Prompt
 from v1lit.inference.recording import Record, Recording
 from v1lit.inference.repetition import WordRepetition
-from v1lit.inference.streaming import Told
+from v1lit.inference.streaming import PartStreamer
 from v1lit.pointer.memory import PointerMemory
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.revisit.crop import Crop
@@ -30,7 +30,7 @@ OURS = ("return_dict_in_generate", "streamer", "watch", "output_scores", "output
 
 
 @dataclass(frozen=True)
-class Generated:
+class GeneratedRows:
     """What was generated behind prompts: one row per prompt, or several where several were asked for."""
 
     ids: list[list[int]]
@@ -76,8 +76,8 @@ def generate_behind(
     max_new_tokens: int,
     max_tokens: int,
     options: Mapping[str, Any],
-    told: Told | None = None,
-) -> Generated:
+    told: PartStreamer | None = None,
+) -> GeneratedRows:
     """Generate behind every prompt, as the model's strategy wants it.
 
     Args:
@@ -106,8 +106,8 @@ def generate_once(
     patches: Sequence[int],
     max_new_tokens: int,
     options: Mapping[str, Any],
-    told: Told | None = None,
-) -> Generated:
+    told: PartStreamer | None = None,
+) -> GeneratedRows:
     """Generate behind `input_ids` `[rows, tokens]`, padded on the left, which have these image tokens."""
     copies = options["num_return_sequences"]
     if told is not None:
@@ -129,7 +129,7 @@ def generate_once(
     records = recording.finish(new, each, getattr(out, "beam_indices", None))
     first = recording.first or recording.ended
     seconds = Seconds(0.0, first - recording.began, recording.ended - first)
-    return Generated(new.tolist(), records, seconds, getattr(out, CACHE, None), recording.memory)
+    return GeneratedRows(new.tolist(), records, seconds, getattr(out, CACHE, None), recording.memory)
 
 
 def _with_crops(
@@ -139,9 +139,9 @@ def _with_crops(
     max_new_tokens: int,
     max_tokens: int,
     options: Mapping[str, Any],
-    told: Told | None,
-) -> Generated:
-    """The same where answers stop for crops and go on: all their prefills count as decoding."""
+    told: PartStreamer | None,
+) -> GeneratedRows:
+    """The same where answers stop for crops and are resumed: all their prefills count as decoding."""
     options = dict(options)
     copies = options.pop("num_return_sequences")
     if copies > 1 and (options.get("num_beams") or 1) > 1:
@@ -157,7 +157,7 @@ def _with_crops(
     generate_with_crops(model, processor, answers, max_new_tokens, max_tokens, told, **options)
     seconds = Seconds(0.0, 0.0, time.perf_counter() - began)
     records = [_record_of(answer) for answer in answers]
-    return Generated([answer.said for answer in answers], records, seconds)
+    return GeneratedRows([answer.said for answer in answers], records, seconds)
 
 
 def _record_of(answer: Answer) -> Record | None:

@@ -25,7 +25,7 @@ from v1lit.inference.looks import Look
 
 
 @dataclass(frozen=True)
-class Shown:
+class PageContent:
     """What is on the page."""
 
     question: str
@@ -70,6 +70,7 @@ h2:first-child {{ margin-top: 0; }}
 p {{ margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; }}
 figure {{ margin: 0 0 1em; }}
 figcaption, td, th {{ color: var(--faint); font-size: .85em; text-align: start; padding: .1em .6em .1em 0; }}
+table {{ display: block; overflow-x: auto; }}
 svg {{ display: block; width: 100%; height: auto; max-height: 80vh; }}
 svg rect {{ vector-effect: non-scaling-stroke; }}
 .patch {{ fill: #fff; fill-opacity: 0; stroke: #fff; stroke-opacity: .35; cursor: pointer; outline: none; }}
@@ -80,7 +81,8 @@ svg rect {{ vector-effect: non-scaling-stroke; }}
 .dim .lit .box, .dim .lit.box, .dim .lit .tag {{ opacity: 1; }}
 .patch.lit {{ fill-opacity: .45; stroke-opacity: 1; stroke-width: 2; }}
 .look {{ border-radius: 4px; border-bottom: 2px solid var(--c); cursor: pointer; }}
-.pointer {{ font-size: .75em; font-variant-numeric: tabular-nums; color: var(--faint); padding: 0 .2em; }}
+.pointer {{ display: inline-block; line-height: 1.4; font-size: .75em;
+  font-variant-numeric: tabular-nums; color: var(--faint); padding: 0 .2em; }}
 .look.lit, .pointer.lit {{ background: var(--c); color: #fff; }}
 .look:focus-visible, .patch:focus-visible {{ outline: 3px solid var(--ink); outline-offset: 1px; }}
 """
@@ -117,7 +119,7 @@ document.addEventListener("keydown", (event) => {
 """
 
 
-def render_page(shown: Shown, side: int) -> str:
+def render_page(shown: PageContent, side: int) -> str:
     """The page; images of a longer side than `side` pixels are shrunk."""
     policy = (
         "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
@@ -150,7 +152,7 @@ def _color(number: int) -> str:
     return f"c{(number - 1) % len(PALETTE)}"
 
 
-def _figure(shown: Shown, index: int, side: int) -> str:
+def _figure(shown: PageContent, index: int, side: int) -> str:
     """An image, with the patches that were pointed at and the outlines of all looks."""
     picture, patch_map = shown.pictures[index], shown.patch_maps[index]
     width, height = patch_map.image_size
@@ -168,7 +170,7 @@ def _figure(shown: Shown, index: int, side: int) -> str:
     )
 
 
-def _patches(shown: Shown, index: int) -> Iterator[str]:
+def _patches(shown: PageContent, index: int) -> Iterator[str]:
     span, patch_map = token_ranges(shown.patch_maps)[index], shown.patch_maps[index]
     for token, looks in shown.looks_of.items():
         if token in span and patch_map.spatial[token - span.start]:
@@ -180,12 +182,12 @@ def _patches(shown: Shown, index: int) -> Iterator[str]:
             )
 
 
-def _outlines(shown: Shown, index: int) -> Iterator[str]:
+def _outlines(shown: PageContent, index: int) -> Iterator[str]:
     size = max(shown.patch_maps[index].image_size) / 28
     for look in shown.looks:
         for region in (region for region in look.regions if region.image == index):
-            boxes = region.boxes()
-            boxes = [region.box] if boxes is None else boxes.tolist()
+            found = region.boxes()
+            boxes = [region.box] if found is None else found.tolist()
             x, y = region.box[:2]
             yield (
                 f'<g class="{_color(look.number)}" data-look="{look.number}">'
@@ -204,7 +206,7 @@ def _spaced(numbers: Sequence[int]) -> str:
     return " ".join(map(str, numbers))
 
 
-def _words(shown: Shown) -> Iterator[str]:
+def _words(shown: PageContent) -> Iterator[str]:
     """The trace, with its looks and the names of their objects linked to the image."""
     ends = [0, *(end for look in shown.looks for end in (look.start, look.stop)), len(shown.text)]
     for number, (start, stop) in enumerate(pairwise(ends)):
@@ -214,7 +216,7 @@ def _words(shown: Shown) -> Iterator[str]:
             yield from _names(shown, shown.text[start:stop])
 
 
-def _names(shown: Shown, text: str) -> Iterator[str]:
+def _names(shown: PageContent, text: str) -> Iterator[str]:
     at = 0
     for match in re.finditer(OBJECT_NAME, text):
         if match[0] in shown.named:
@@ -223,7 +225,7 @@ def _names(shown: Shown, text: str) -> Iterator[str]:
     yield escape(text[at:])
 
 
-def _look(shown: Shown, look: Look, text: str) -> str:
+def _look(shown: PageContent, look: Look, text: str) -> str:
     if not look.tokens:
         return _link(look.number, escape(text))
     chips = []
@@ -243,7 +245,7 @@ def _link(number: int, inside: str) -> str:
     )
 
 
-def _table(shown: Shown) -> str:
+def _table(shown: PageContent) -> str:
     if not shown.looks:
         return ""
     head = "".join(f"<th>{name}</th>" for name in ("", "object", "looked for", "patches", "sure", "entropy"))

@@ -15,7 +15,7 @@ from v1lit.grounding.patch_map import PatchMap, token_regions
 from v1lit.grounding.region import Region
 from v1lit.grounding.trace import Detect, Trace
 from v1lit.inference.looks import Counts, Look, Seconds
-from v1lit.inference.page import Shown, render_page
+from v1lit.inference.page import PageContent, render_page
 from v1lit.inference.prompt import Picture, open_picture
 
 DIGITS = 6
@@ -96,7 +96,7 @@ class Prediction:
             side: longest side of an image on it, in pixels; larger ones are shrunk.
         """
         pictures = [open_picture(picture) for picture in self.pictures]
-        shown = Shown(self.question, self.text, self.answer, self.looks, self.patch_maps, pictures)
+        shown = PageContent(self.question, self.text, self.answer, self.looks, self.patch_maps, pictures)
         return render_page(shown, side)
 
 

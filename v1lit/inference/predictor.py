@@ -11,11 +11,11 @@ from v1lit.errors import OptionError
 from v1lit.inference import best
 from v1lit.inference.best import ChooseBy
 from v1lit.inference.conversation import Conversation
-from v1lit.inference.generating import Generated, generate_behind, generation_options
+from v1lit.inference.generating import GeneratedRows, generate_behind, generation_options
 from v1lit.inference.prediction import Prediction
 from v1lit.inference.prompt import Picture, Prompt, Question, as_list, longest_sequence, make_prompt
 from v1lit.inference.reading import read_answer
-from v1lit.inference.streaming import Listener, Part, Told, iterate
+from v1lit.inference.streaming import Listener, Part, PartStreamer, iterate
 from v1lit.pointer.borrow import borrowed
 from v1lit.pointer.model import PointAndCopyModel
 
@@ -163,15 +163,15 @@ class Predictor:
             told.finish(made)
         return made
 
-    def _told(self, on_part: Listener | None, best_of: int, options: dict[str, Any]) -> Told | None:
+    def _told(self, on_part: Listener | None, best_of: int, options: dict[str, Any]) -> PartStreamer | None:
         if on_part is None:
             return None
         if best_of > 1 or (options.get("num_beams") or 1) > 1:
             why = "beams and best_of choose an answer when all are written: there are no parts to tell"
             raise OptionError("on_part", on_part, why)
-        return Told(on_part, self.processor, self.model.strategy.points)
+        return PartStreamer(on_part, self.processor, self.model.strategy.points)
 
-    def _read(self, done: Generated, row: int, prompt: Prompt, distributions: bool) -> Prediction:
+    def _read(self, done: GeneratedRows, row: int, prompt: Prompt, distributions: bool) -> Prediction:
         record, tokens = done.records[row], len(prompt.encoded.input_ids)
         maps = prompt.encoded.patch_maps
         made = read_answer(done.ids[row], record, maps, tokens, self.processor, self.model.strategy)

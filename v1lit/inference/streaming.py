@@ -45,7 +45,7 @@ Listener = Callable[[Part], object]
 """Is told of parts as they come; an error in it ends the generation."""
 
 
-class Told(BaseStreamer):
+class PartStreamer(BaseStreamer):
     """Has a listener told of every token of every row, as transformers hands them out.
 
     Args:

@@ -132,9 +132,10 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
     def _point(self, decoded: Any, memory: PointerMemory, logits_to_keep: int) -> PointAndCopyOutput:
         """Joint logits of the last `logits_to_keep` positions, 0 for all, from what the decoder returned."""
         states = decoded.last_hidden_state[:, -logits_to_keep:]
+        queries = self.pointer_head.project_queries(states).to(memory.keys.device)  # of a device map
         logits = joint_logits(
             self.get_output_embeddings()(states),
-            self.pointer_head.scores(self.pointer_head.project_queries(states), memory.keys, memory.mask),
+            self.pointer_head.scores(queries, memory.keys, memory.mask),
             self.pointer_head.gate_values(states),
             self.config.pointer_start,
         )
@@ -207,8 +208,8 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
     def _keys(self, states: Tensor, values: Tensor, layout: TokenLayout) -> Tensor:
         """`[choices, width]`: keys of the choices of all sequences in order."""
         if self.pointer_options.key_source == "hidden":
-            values = states.flatten(0, 1).index_select(0, layout.images)
-        keys = self.pointer_head.project_keys(values[:, : states.shape[-1]])
+            values = states.flatten(0, 1).to(layout.images.device).index_select(0, layout.images)
+        keys = self.pointer_head.project_keys(values[:, : states.shape[-1]]).to(layout.images.device)
         return layout.with_ends(keys, self.pointer_head.end_key)
 
     def _widened(self, embeds: Tensor) -> Tensor:
@@ -217,10 +218,10 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
         return F.pad(embeds, (0, missing)) if missing else embeds
 
     def _encode(self, image_inputs: dict[str, Tensor], like: Tensor) -> Tensor:
-        """`[image_tokens, width]`: input embeddings of the image tokens, in the type of `like`."""
+        """`[image_tokens, width]`: input embeddings of the image tokens, in type and device of `like`."""
         pixels = image_inputs.get(self.family.image_inputs[0])
         if pixels is not None and pixels.shape[0]:
-            return self.family.encode_images(self.backbone, **image_inputs).to(like.dtype)
+            return self.family.encode_images(self.backbone, **image_inputs).to(like)
         if not (self.is_sharded or (self.training and torch.is_grad_enabled())):
             return like.new_zeros(0, self.width)
         # Nothing of a blank image: every rank needs a gradient, here zero, of every parameter, and sharded
@@ -307,8 +308,9 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
 
         Raises ValueError where `input_ids` `[batch, tokens]` have more or fewer places for them.
         """
-        layout, weight = self._layout(input_ids), self.get_input_embeddings().weight
-        return layout.pad(layout.check(self._encode(image_inputs, weight)))
+        layout = self._layout(input_ids)
+        like = torch.empty(0, dtype=self.get_input_embeddings().weight.dtype, device=input_ids.device)
+        return layout.pad(layout.check(self._encode(image_inputs, like)))
 
     @torch.no_grad()
     def generate(
@@ -360,7 +362,6 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *args: Any, watch: Watch | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """As in transformers; tells the `watch` which ids there are."""
         if watch is not None:
             watch.reads(input_ids)
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)

@@ -41,7 +41,7 @@ class PointAndCopyOutput(ModelOutput):
 
 
 class Watch(Protocol):
-    """Is told of every step of a generation: what went on is known without computing it twice."""
+    """Is told of every step of a generation: what it found is known without computing it twice."""
 
     def reads(self, ids: Tensor) -> None:
         """The model is about to read the last of the ids so far, `[rows, tokens]`; first the whole prompt."""

@@ -1,4 +1,4 @@
-"""What follows an answer in a conversation that goes on."""
+"""What follows an answer in a conversation that continues."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def next_turn(
     processor: Processor,
     config: EncodingConfig,
 ) -> list[int]:
-    """The ids that follow an answer where the user goes on, up to where the next answer begins.
+    """The ids that follow an answer where the user continues, up to where the next answer begins.
 
     Args:
         message: the user's next, with a mark for each of its images.
