@@ -21,6 +21,7 @@ settings.load_profile("v1lit")
 sys.path.insert(0, str(Path(__file__).parent))
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 MAY_BE_SKIPPED = (
+    "accelerate is not installed",
     "bitsandbytes is not installed",
     "click is not installed",
     "deepspeed is not installed",

@@ -19,7 +19,7 @@ LIMITS = {
     "v1lit.cli": (65, 13, 170),
     "v1lit.data": (22, 10, 95),
     "v1lit.grounding": (7, 4, 9),
-    "v1lit.inference": (20, 8, 45),
+    "v1lit.inference": (20, 10, 45),
     "v1lit.pointer": (22, 9, 50),
     "v1lit.parallel": (14, 6, 30),
     "v1lit.cluster": (12, 5, 20),

@@ -168,7 +168,8 @@ def run_command(words: Sequence[str]) -> None:
     elif program == "v1lit" and rest[0] == "data":
         call([*words, *QUICK[rest[1]]])
     elif program == "v1lit" and (
-        rest[0] in ("list", "plan", "report", "export") or rest in (["doctor"], ["doctor", "--self-test"])
+        rest[0] in ("list", "plan", "report", "export", "generate")
+        or rest in (["doctor"], ["doctor", "--self-test"])
     ):
         call(words)
     elif words[:3] == ["v1lit", "sweep", "report"] and not Path(words[3]).exists():

@@ -16,6 +16,7 @@ COMMANDS = {
     "export": ("v1lit.cli.export", "a model folder from any checkpoint, without a GPU"),
     "assemble": ("v1lit.cli.assemble", "a checkpoint of a vision tower and a language model"),
     "report": ("v1lit.cli.report", "export, report and pictures of a run again, without training"),
+    "generate": ("v1lit.cli.generate", "ask a trained model about an image, or about many"),
     "launch": ("v1lit.cli.launch", "job files for clusters, or several nodes on this machine"),
     "data": ("v1lit.cli.data", "import, draw and look at data"),
     "doctor": ("v1lit.cli.doctor", "versions, devices, which `lightning` comes first, missing extras"),

@@ -31,7 +31,7 @@ from v1lit.pointer.joint_loss import (
 from v1lit.pointer.layout import Targets, TokenLayout
 from v1lit.pointer.memory import PointerMemory, copy_values, embed_with_copies
 from v1lit.pointer.model_config import PointAndCopyConfig
-from v1lit.pointer.output import PointAndCopyOutput
+from v1lit.pointer.output import PointAndCopyOutput, Watch
 from v1lit.pointer.region_loss import add_regions, region_losses, split_normalizer
 from v1lit.pointer.weighting import loss_options, position_weights, weight_sums
 from v1lit.revisit.controls import control
@@ -144,9 +144,10 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
     def _point(self, decoded: Any, memory: PointerMemory, logits_to_keep: int) -> PointAndCopyOutput:
         """Joint logits of the last `logits_to_keep` positions, 0 for all, from what the decoder returned."""
         states = decoded.last_hidden_state[:, -logits_to_keep:]
+        queries = self.pointer_head.project_queries(states).to(memory.keys.device)  # of a device map
         logits = joint_logits(
             self.get_output_embeddings()(states),
-            self.pointer_head.scores(self.pointer_head.project_queries(states), memory.keys, memory.mask),
+            self.pointer_head.scores(queries, memory.keys, memory.mask),
             self.pointer_head.gate_values(states),
             self.config.pointer_start,
         )
@@ -220,8 +221,8 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
     def _keys(self, states: Tensor, values: Tensor, layout: TokenLayout) -> Tensor:
         """`[choices, width]`: keys of the choices of all sequences in order."""
         if self.pointer_options.key_source == "hidden":
-            values = states.flatten(0, 1).index_select(0, layout.images)
-        keys = self.pointer_head.project_keys(values[:, : states.shape[-1]])
+            values = states.flatten(0, 1).to(layout.images.device).index_select(0, layout.images)
+        keys = self.pointer_head.project_keys(values[:, : states.shape[-1]]).to(layout.images.device)
         return layout.with_ends(keys, self.pointer_head.end_key)
 
     def _widened(self, embeds: Tensor) -> Tensor:
@@ -230,10 +231,10 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
         return F.pad(embeds, (0, missing)) if missing else embeds
 
     def _encode(self, image_inputs: dict[str, Tensor], like: Tensor) -> Tensor:
-        """`[image_tokens, width]`: input embeddings of the image tokens, in the type of `like`."""
+        """`[image_tokens, width]`: input embeddings of the image tokens, in type and device of `like`."""
         pixels = image_inputs.get(self.family.image_inputs[0])
         if pixels is not None and pixels.shape[0]:
-            return self.family.encode_images(self.backbone, **image_inputs).to(like.dtype)
+            return self.family.encode_images(self.backbone, **image_inputs).to(like)
         if not (self.is_sharded or (self.training and torch.is_grad_enabled())):
             return like.new_zeros(0, self.width)
         # Nothing of a blank image: every rank needs a gradient, here zero, of every parameter, and sharded
@@ -315,6 +316,16 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
         return Segments(tuple(lengths), self.attention)
 
     @torch.no_grad()
+    def embed_images(self, input_ids: Tensor, **image_inputs: Tensor) -> Tensor:
+        """`[batch, pointers, width]`: input embeddings of the image tokens of every row, for `image_embeds`.
+
+        Raises ValueError where `input_ids` `[batch, tokens]` have more or fewer places for them.
+        """
+        layout = self._layout(input_ids)
+        like = torch.empty(0, dtype=self.get_input_embeddings().weight.dtype, device=input_ids.device)
+        return layout.pad(layout.check(self._encode(image_inputs, like)))
+
+    @torch.no_grad()
     def generate(
         self,
         input_ids: Tensor,
@@ -326,8 +337,8 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
 
         Images are encoded once, here, into one row of embeddings per sequence, so that expanding rows into
         beams keeps every row with its own images. The image placeholder itself is never generated. Strategies
-        that look for words in what was generated need `encode_text`, the processor's. Raises what `forward`
-        raises.
+        that look for words in what was generated need `encode_text`, the processor's. A `watch` is told of
+        every step. Raises what `forward` raises.
         """
         image_inputs = {name: kwargs.pop(name) for name in self.family.image_inputs if name in kwargs}
         if self.is_sharded:
@@ -337,7 +348,6 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
             )
         if "segment_lengths" in kwargs:
             raise ValueError("generate takes one example per row, padded on the left, not segments of a row")
-        layout = self._layout(input_ids)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         for name in CACHE_NAMES:
@@ -356,16 +366,25 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
         if steering:
             kwargs["logits_processor"] = [*(kwargs.get("logits_processor") or []), *steering]
         if kwargs.get("image_embeds") is None:
-            weight = self.get_input_embeddings().weight
-            kwargs["image_embeds"] = layout.pad(layout.check(self._encode(image_inputs, weight)))
+            kwargs["image_embeds"] = self.embed_images(input_ids, **image_inputs)
         if kwargs.get("position_ids") is None:
             text_ids = self._without_pointers(input_ids)
             kwargs["position_ids"] = self._positions(text_ids, attention_mask, None, image_inputs)
         return super().generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, *args: Any, watch: Watch | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        if watch is not None:
+            watch.reads(input_ids)
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        return inputs
+
     def _update_model_kwargs_for_generation(
         self, outputs: ModelOutput, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
+        if model_kwargs.get("watch") is not None:
+            model_kwargs["watch"].finds(outputs)
         model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
         if model_kwargs.get("use_cache", True):
             assert isinstance(outputs, PointAndCopyOutput)

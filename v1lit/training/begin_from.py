@@ -65,8 +65,8 @@ def refuse_adapter(folder: str, backbone: BackboneConfig, adapter: AdapterConfig
     """Raise OptionError for adapters, of which a folder cannot say on what weights they were trained."""
     if adapter or adapter_folder(backbone.weights) is not None:
         why = (
-            "adapters are trained beside the weights of model.backbone.weights, which is what they are opened "
-            "with later\ntrain them from there, or without begin_from"
+            "adapters are trained beside model.backbone.weights, with which they are opened later\n"
+            "train them from there, or without begin_from"
         )
         raise OptionError(FIELD, folder, why, GROUP)
 

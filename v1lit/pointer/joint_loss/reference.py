@@ -36,9 +36,10 @@ def joint_logits(vocabulary: Tensor, pointers: Tensor, gate: Tensor | None, poin
     Absent pointers hold the lowest float, before and after.
     Source: jun297/v1, v1/modeling_v1.py, lines 367-378.
     """
-    text = vocabulary[..., :pointer_start].to(pointers.dtype)
+    text = vocabulary[..., :pointer_start].to(pointers)
     if gate is None:
         return torch.cat([text, pointers], dim=-1)
+    gate = gate.to(pointers.device)
     lowest = torch.finfo(pointers.dtype).min
     gated = (gate * pointers).masked_fill(pointers <= lowest, lowest)
     return torch.cat([(1 - gate) * text, gated], dim=-1)
