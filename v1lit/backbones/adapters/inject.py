@@ -87,7 +87,7 @@ def inject(model: PreTrainedModel, family: Backbone, adapter: AdapterConfig, pac
         pack_layers(model, family, adapter.parts)
     config = LoraConfig(
         r=adapter.rank,
-        lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # peft takes any number
+        lora_alpha=adapter.alpha,  # peft takes any number
         lora_dropout=adapter.dropout,
         use_rslora=adapter.rslora,
         use_dora=adapter.kind == DORA,
