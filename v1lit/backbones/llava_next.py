@@ -34,7 +34,7 @@ class LlavaNext(Llava):
     model_type = "llava_next"
     model_class = "LlavaNextForConditionalGeneration"
     hub_id = "llava-hf/llava-v1.6-mistral-7b-hf"
-    image_inputs = ("pixel_values", "image_sizes")
+    image_inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "image_sizes")
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
         **Llava.parts,
         "projector": ("model.multi_modal_projector", "model.image_newline"),
