@@ -39,7 +39,7 @@ def test_all_passed(made: Callable[..., None], capfd: pytest.CaptureFixture[str]
     made(SOUND, SOUND)
     assert main(["doctor", "--self-test", "--device=cpu"]) == 0
     shown, err = capfd.readouterr()
-    assert "llava       cache    ok     logits with and without cache: 2.3e-07" in shown
+    assert "llava           cache    ok     logits with and without cache: 2.3e-07" in shown
     assert "versions: " in shown
     assert shown.splitlines()[-1].startswith("2 of 2 checks passed in ")
     assert "warning" not in shown
@@ -52,7 +52,7 @@ def test_a_failed_check_is_one_line_and_exit_code_1(
     made(BROKEN, SOUND)
     assert main(["doctor", "--self-test", "--device", "cpu"]) == 1
     shown, err = capfd.readouterr()
-    assert "llava       beams    FAILED TypeError: no such argument\nllava       cache    ok" in shown
+    assert "llava           beams    FAILED TypeError: no such argument\nllava           cache    ok" in shown
     assert "1 of 2 checks passed" in shown
     assert "Traceback" not in shown + err
 
