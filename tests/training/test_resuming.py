@@ -57,6 +57,7 @@ OTHER = {
     "model.init_seed": 5,
     "model.optimizer.name": "muon",
     "model.freeze": ["*.layers.0.*"],
+    "model.begin_from": "runs/first/model",
     "model.optimizer.parts": {"vision": {"lr": 1e-5}},
     "model.optimizer.layer_decay": 0.9,
     "model.optimizer.ema_decay": 0.99,
