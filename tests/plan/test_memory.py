@@ -93,7 +93,7 @@ def test_beside_adapters_weights_have_their_own_type_and_neither_gradients_nor_m
     assert PLANNER.memory(replace(lora, strategy="fsdp2")).weights == memory.weights / 8
     packed = replace(lora, adapter=replace(lora.adapter, kind="qlora"))
     saved = sum(size.packed for size in PLANNER.sizes(packed).values()) * (2 - BYTES)
-    assert saved > 0.5 * memory.weights
+    assert saved > 0.4 * memory.weights
     largest = PLANNER.memory(packed).weights - (memory.weights - saved)
     assert 0 < largest < 0.1 * memory.weights  # the one that is unpacked
     with pytest.raises(OptionError, match="weights in 4 bits are not divided over GPUs"):
