@@ -122,7 +122,7 @@ def test_functions_that_read_and_write_expand_their_paths(home: Path) -> None:
 
 def test_models_and_pictures_are_found_in_the_home(home: Path) -> None:
     from v1lit.backbones.processor import Processor
-    from v1lit.inference.predictor import open_picture
+    from v1lit.inference.prompt import open_picture
 
     for opened in (v1lit.load, Processor.from_pretrained, open_picture):
         with pytest.raises(ValueError, match=str(home / "x")):

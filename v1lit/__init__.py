@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from v1lit.grounding.patch_map import PatchMap as PatchMap
     from v1lit.grounding.region import Region as Region
     from v1lit.grounding.trace import Trace as Trace
+    from v1lit.inference.conversation import Conversation as Conversation
+    from v1lit.inference.loading import load as load
+    from v1lit.inference.prediction import Prediction as Prediction
     from v1lit.inference.predictor import Predictor as Predictor
-    from v1lit.inference.predictor import load as load
     from v1lit.pointer.config import PointerConfig as PointerConfig
     from v1lit.pointer.model import PointAndCopyModel as PointAndCopyModel
     from v1lit.training.config import OptimizerConfig as OptimizerConfig
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "BackboneConfig": "v1lit.backbones.config",
+    "Conversation": "v1lit.inference.conversation",
     "EncodingConfig": "v1lit.data.config",
     "Example": "v1lit.data.example",
     "Message": "v1lit.data.example",
@@ -39,6 +42,7 @@ _MODULES = {
     "PatchMap": "v1lit.grounding.patch_map",
     "PointAndCopyModel": "v1lit.pointer.model",
     "PointerConfig": "v1lit.pointer.config",
+    "Prediction": "v1lit.inference.prediction",
     "Predictor": "v1lit.inference.predictor",
     "Region": "v1lit.grounding.region",
     "SourceConfig": "v1lit.data.config",
@@ -47,7 +51,7 @@ _MODULES = {
     "V1Module": "v1lit.training.module",
     "get_backbone": "v1lit.backbones.registry",
     "list_backbones": "v1lit.backbones.registry",
-    "load": "v1lit.inference.predictor",
+    "load": "v1lit.inference.loading",
     "register_backbone": "v1lit.backbones.registry",
 }
 

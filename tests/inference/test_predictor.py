@@ -21,7 +21,10 @@ from v1lit.data.images import ImageError, read_header
 from v1lit.grounding.patch_map import PatchMap
 from v1lit.grounding.region import Region
 from v1lit.grounding.trace import parse_trace
-from v1lit.inference.predictor import Prediction, Predictor, _as_messages, pointer_runs
+from v1lit.inference.prediction import Prediction
+from v1lit.inference.predictor import Predictor
+from v1lit.inference.prompt import as_messages
+from v1lit.inference.reading import pointer_runs, read_answer
 from v1lit.pointer.model import PointAndCopyModel
 
 pytestmark = pytest.mark.dependencies
@@ -37,6 +40,10 @@ def predictor() -> Predictor:
                 parameter.mul_(4.0)
         model.pointer_head.query.weight.mul_(8.0)
     return Predictor(model, load_processor(BackboneConfig("qwen2_5_vl")))
+
+
+def read(predictor: Predictor, ids: list[int], maps: tuple[PatchMap, ...] = ()) -> Prediction:
+    return read_answer(ids, None, maps, 0, predictor.processor, predictor.model.strategy)
 
 
 def picture(color: str = "red") -> Image.Image:
@@ -83,7 +90,7 @@ def test_marks_say_where_images_stand(predictor: Predictor) -> None:
 )
 def test_a_question_is_somebodys_words(predictor: Predictor, question: str) -> None:
     """Shown by the prompt that it makes: the image before it, and every word in it."""
-    (message,) = _as_messages(question, 1)
+    (message,) = as_messages(question, 1)
     prompt = encode_prompt("q", [message], [picture()], predictor.processor, EncodingConfig())
     text = predictor.processor.decode(prompt.input_ids)
     assert question.removeprefix("<image>\n") in text
@@ -93,12 +100,12 @@ def test_a_question_is_somebodys_words(predictor: Predictor, question: str) -> N
 
 def test_the_last_answer_counts(predictor: Predictor) -> None:
     text = "<think> Put it into <answer>a</answer>. </think><answer>b</answer>"
-    assert predictor._read(predictor.processor.encode_text(text), ()).answer == "b"
+    assert read(predictor, predictor.processor.encode_text(text)).answer == "b"
 
 
 def test_pointers_become_regions(predictor: Predictor) -> None:
     ids = [*predictor.processor.encode_text("a"), 3 + predictor.processor.pointer_start]
-    prediction = predictor._read(ids, (PatchMap.grid((100, 100), 2, 2),))
+    prediction = read(predictor, ids, (PatchMap.grid((100, 100), 2, 2),))
     assert prediction.pointers == ((3,),)
     assert prediction.regions == [Region.from_box((50, 50, 100, 100))]
     assert prediction.text.endswith("<|copy_3|>")
@@ -107,7 +114,7 @@ def test_pointers_become_regions(predictor: Predictor) -> None:
 def test_the_answer_is_taken_from_its_tags(predictor: Predictor) -> None:
     text = '<think> Look. detect(query="it", objects=["<obj1>"]) </think><answer> left </answer>'
     ids = [*predictor.processor.encode_text(text), predictor.processor.stop_token_id, 5]
-    prediction = predictor._read(ids, ())
+    prediction = read(predictor, ids)
     assert prediction.answer == "left"
     assert prediction.trace == parse_trace(text).trace
     assert isinstance(prediction, Prediction)
@@ -133,7 +140,7 @@ def test_a_processor_that_counts_pointers_from_elsewhere_is_refused(predictor: P
 
 
 def test_the_text_of_a_prediction_shows_no_arrays(predictor: Predictor) -> None:
-    assert "array" not in repr(predictor._read([5], (PatchMap.grid((100, 100), 2, 2),)))
+    assert "array" not in repr(read(predictor, [5], (PatchMap.grid((100, 100), 2, 2),)))
 
 
 def test_mistakes_are_named(predictor: Predictor, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from v1lit.data.lengths.length import measure
 from v1lit.errors import OptionError
 from v1lit.grounding.region import Region
 from v1lit.inference.predictor import Predictor
+from v1lit.inference.reading import read_answer
 from v1lit.labels import IGNORE
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.revisit.config import RevisitConfig
@@ -252,9 +253,8 @@ def test_a_prediction_points_at_nothing_and_its_text_is_what_the_model_said() ->
     images = [noise((112, 84))]
     prompt = predictor.batch([(images, "Where?")], max_new_tokens=1)
     assert prompt[0].pointers == ()
-    read = predictor._read(
-        [*script(of)[:-1], of.pointer_start, of.pointer_start + 1, *of.encode_text(" So")], ()
-    )
+    ids = [*script(of)[:-1], of.pointer_start, of.pointer_start + 1, *of.encode_text(" So")]
+    read = read_answer(ids, None, (), 0, of, predictor.model.strategy)
     assert read.text.endswith('</region>"]) So')
     assert read.pointers == ()
 

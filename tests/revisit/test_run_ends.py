@@ -17,6 +17,7 @@ from v1lit.backbones.processor import load_processor
 from v1lit.data.encode.batch import Batch, collate
 from v1lit.errors import OptionError
 from v1lit.inference.predictor import Predictor
+from v1lit.inference.reading import read_answer
 from v1lit.labels import END
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel
@@ -252,7 +253,8 @@ def test_a_prediction_has_no_end_in_it() -> None:
     maps = (reader.processor.patch_map((112, 56)),)
     words = reader.processor.encode_text("</region>", special=False)
     end = start + len(maps[0])
-    prediction = reader._read([start + 1, start + 2, end, *words, start + 4, end], maps)
+    ids = [start + 1, start + 2, end, *words, start + 4, end]
+    prediction = read_answer(ids, None, maps, 0, reader.processor, reader.model.strategy)
     assert prediction.text == "<|copy_1|><|copy_2|></region><|copy_4|>"
     assert prediction.pointers == ((1, 2), (4,))
 

@@ -17,7 +17,7 @@ from v1lit.data.example import Example
 from v1lit.data.loading.dataset import ShardDataset
 from v1lit.grounding.patch_map import PatchMap, region_tokens
 from v1lit.grounding.trace import parse_trace
-from v1lit.inference.predictor import Prediction
+from v1lit.inference.prediction import Prediction
 from v1lit.training.config import RunConfig
 from v1lit.training.report import HeldOutAnswer, draw_pictures, groups_of, overlap, score
 from v1lit.training.results import print_report, write_json

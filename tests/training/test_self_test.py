@@ -14,11 +14,12 @@ from transformers import Cache
 
 from v1lit.backbones.registry import BUILTIN
 from v1lit.data.synthetic import synthesize
+from v1lit.inference.loading import choose_device
 from v1lit.pointer import model as pointer_model
 from v1lit.pointer.joint_loss import LossMismatchError
 from v1lit.training import self_test as module
 from v1lit.training.captured_output import CapturedOutput
-from v1lit.training.self_test import SCENES, Family, SelfTestError, choose_device, self_test
+from v1lit.training.self_test import SCENES, Family, SelfTestError, self_test
 
 pytestmark = [pytest.mark.dependencies, pytest.mark.dependencies]
 CPU = torch.device("cpu")

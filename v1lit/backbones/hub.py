@@ -10,10 +10,19 @@ from pathlib import Path
 from v1lit.backbones.weight_files import WeightsUnavailable
 from v1lit.errors import one_line
 
+ELSEWHERE = (
+    "Name a local folder with --model.backbone.weights=/path/to/folder, or take the recipe "
+    "tiny_qwen, which needs no download."
+)
+"""What to do where a recipe's weights are out of reach."""
+
 
 @contextmanager
-def hub_errors(weights: str) -> Iterator[None]:
-    """Turn the many errors of a checkpoint that is out of reach into WeightsUnavailable of two lines."""
+def hub_errors(weights: str, instead: str = ELSEWHERE) -> Iterator[None]:
+    """Turn the many errors of a checkpoint that is out of reach into WeightsUnavailable of two lines.
+
+    The second says what to do `instead`.
+    """
     from huggingface_hub import errors
     from safetensors import SafetensorError
 
@@ -31,9 +40,7 @@ def hub_errors(weights: str) -> Iterator[None]:
         ) from error
     except (OSError, transport, errors.HfHubHTTPError, errors.HFValidationError) as error:
         raise WeightsUnavailable(
-            f"cannot get the weights {weights}: {_reason(weights, error)}.\n"
-            "Name a local folder with --model.backbone.weights=/path/to/folder, or take the recipe "
-            "tiny_qwen, which needs no download."
+            f"cannot get the weights {weights}: {_reason(weights, error)}.\n{instead}"
         ) from error
 
 

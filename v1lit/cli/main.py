@@ -15,6 +15,7 @@ COMMANDS = {
     "run": ("v1lit.cli.run", "train as a recipe says; `lightning run` is the same"),
     "export": ("v1lit.cli.export", "a model folder from any checkpoint, without a GPU"),
     "report": ("v1lit.cli.report", "export, report and pictures of a run again, without training"),
+    "generate": ("v1lit.cli.generate", "ask a trained model about an image, or about many"),
     "launch": ("v1lit.cli.launch", "job files for clusters, or several nodes on this machine"),
     "data": ("v1lit.cli.data", "import, draw and look at data"),
     "doctor": ("v1lit.cli.doctor", "versions, devices, which `lightning` comes first, missing extras"),

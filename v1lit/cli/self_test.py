@@ -20,7 +20,8 @@ def run_self_test(device: str, debug: bool = False) -> int:
     captured = CapturedOutput()
     try:
         with captured.capture():
-            from v1lit.training.self_test import choose_device, self_test  # with torch and Lightning
+            from v1lit.inference.loading import choose_device
+            from v1lit.training.self_test import self_test  # with torch and Lightning
     except Exception as error:  # where a library's change shows first
         if debug:
             traceback.print_exception(error)

@@ -17,7 +17,7 @@ from v1lit.grounding import raster
 from v1lit.grounding.markup import CALL, POINTER
 from v1lit.grounding.patch_map import PatchMap
 from v1lit.grounding.picture import as_seen, by
-from v1lit.grounding.region import Box, Region, Size
+from v1lit.grounding.region import Region, Size
 
 Color = str
 """A colour as `#rrggbb` or by a name that Pillow knows."""
@@ -40,21 +40,32 @@ def draw_regions(
     regions: Sequence[Region],
     labels: Sequence[str] | None = None,
     colors: Sequence[Color] | None = None,
+    side: int | None = None,
 ) -> Image.Image:
     """A copy of `image` with every region outlined, each in a colour of its own, and tagged with its label.
 
-    Colours are used in turn. Raises ValueError if there are labels, but not one for every region.
+    Colours are used in turn. With `side` the copy's longer side has that many pixels. Raises ValueError if
+    there are labels, but not one for every region.
     """
     if labels is not None and len(labels) != len(regions):
         raise ValueError(f"there are {len(regions)} regions, but {len(labels)} labels")
-    picture = as_seen(image).copy()
+    seen = as_seen(image)
+    size = seen.size
+    picture = seen.copy() if side is None else seen.resize(shown_size(size, side), Image.Resampling.LANCZOS)
     colors = colors or PALETTE
     for number, region in enumerate(regions):
         color = colors[number % len(colors)]
-        picture = _outline(picture, _mask(region, picture.size, picture.size), color)
+        picture = _outline(picture, _mask(region, size, picture.size), color)
     for number, label in enumerate(labels or ()):
-        _tag(picture, regions[number].box, label, colors[number % len(colors)])
+        x, y = np.array(regions[number].box[:2]) * picture.size / size
+        _tag(picture, (x, y), label, colors[number % len(colors)])
     return picture
+
+
+def shown_size(size: Size, side: int) -> Size:
+    """The size with its longer side of that many pixels."""
+    scale = side / max(size)
+    return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
 
 
 def draw_tokens(
@@ -106,9 +117,7 @@ def panel(
     truths = [truth] if isinstance(truth, Region) else list(truth)
     pointed = sorted(set(tokens)) if patch_map is not None else []
     seen = as_seen(image) if patch_map is None else _seen_by(patch_map, image)
-    scale = side / max(seen.size)
-    width, height = (max(round(length * scale), 1) for length in seen.size)
-    shown = seen.resize((width, height), Image.Resampling.LANCZOS)
+    shown = seen.resize(shown_size(seen.size, side), Image.Resampling.LANCZOS)
     if patch_map is not None:
         shown = draw_tokens(shown, patch_map, pointed)
     for region in truths:
@@ -171,9 +180,9 @@ def _border(mask: raster.Mask, reach: int) -> raster.Mask:
     return ((grown > 0) & (shrunk == 0))[reach:-reach, reach:-reach]
 
 
-def _tag(picture: Image.Image, box: Box, label: str, color: Color) -> None:
-    """A label on a coloured ground, on top of the box's upper left corner where there is room."""
-    x, y = box[:2]
+def _tag(picture: Image.Image, corner: tuple[float, float], label: str, color: Color) -> None:
+    """A label on a coloured ground, on top of the upper left corner of a box where there is room."""
+    x, y = corner
     font = ImageFont.load_default(13)
     label = _clean(label)
     width, height = round(font.getlength(label)) + 8, 18

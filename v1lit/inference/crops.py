@@ -16,6 +16,8 @@ from v1lit.data.encode.batch import collate
 from v1lit.data.encode.encoding import Encoded, image_ids
 from v1lit.grounding.markup import REGION_END
 from v1lit.grounding.patch_map import PatchMap
+from v1lit.inference.recording import Recording
+from v1lit.inference.streaming import Told
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.revisit.crop import Crop
 
@@ -32,6 +34,8 @@ class Answer:
     """One per picture."""
     said: list[int] = field(default_factory=list)
     """The ids that were generated, without crops."""
+    logprobs: list[float] | None = field(default_factory=list)
+    """Logarithms of the probabilities of `said`; None of beams."""
     crops: int = 0
     done: bool = False
 
@@ -71,6 +75,7 @@ def generate_with_crops(
     answers: Sequence[Answer],
     max_new_tokens: int,
     max_tokens: int,
+    told: Told | None = None,
     **options: Any,
 ) -> None:
     """Generate behind every prompt; a crop follows where a region with a sound box is closed.
@@ -84,17 +89,22 @@ def generate_with_crops(
         answers: to fill.
         max_new_tokens: generated tokens of an answer at most.
         max_tokens: of an answer with its prompt and crops at most.
+        told: is told of every token.
         **options: of `generate`.
     """
     closing = processor.encode_text(REGION_END, special=False)
     own_criteria = options.pop("stopping_criteria", None) or []
     strategy = model.strategy
     assert isinstance(strategy, Crop)
-    while rows := [answer for answer in answers if not answer.done]:
+    while indices := [index for index, answer in enumerate(answers) if not answer.done]:
+        rows = [answers[index] for index in indices]
+        if told is not None:
+            told.begin(indices, [row.said for row in rows])
         room = [max_new_tokens - len(row.said) for row in rows]
         may_crop = [row.crops < strategy.max_crops for row in rows]
         batch = collate([row.shown for row in rows], processor.pad_token_id, side="left").to(model.device)
         prompt = batch.input_ids.shape[1]
+        recording = Recording(model.config.pointer_start)
         out = model.generate(
             batch.input_ids,
             attention_mask=batch.attention_mask,
@@ -102,10 +112,21 @@ def generate_with_crops(
             encode_text=processor.encode_text,
             max_new_tokens=max(room),
             stopping_criteria=[*own_criteria, Closed(closing, prompt, room, may_crop)],
+            watch=recording,
+            streamer=told,
+            return_dict_in_generate=True,
             **options,
         )
-        for row, new, left, may in zip(rows, out[:, prompt:].tolist(), room, may_crop, strict=True):
-            _add(row, new[:left], closing if may else [], processor)
+        ids = out.sequences[:, prompt:]
+        records = recording.finish(ids, [0] * len(rows), getattr(out, "beam_indices", None))
+        for number, (row, new) in enumerate(zip(rows, ids.tolist(), strict=True)):
+            before = len(row.said)
+            _add(row, new[: room[number]], closing if may_crop[number] else [], processor)
+            likely = records[number].logprobs
+            if row.logprobs is None or likely is None:
+                row.logprobs = None
+            else:
+                row.logprobs += likely[: len(row.said) - before].tolist()
             row.done = row.done or len(row.said) >= max_new_tokens
             if not row.done:
                 _show(row, strategy, processor, max_tokens)

@@ -2,58 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
-import torch
-from PIL import Image
-
-from v1lit.backbones.folder import check_exported
 from v1lit.backbones.processor import Processor
-from v1lit.data.config import EncodingConfig
-from v1lit.data.encode.batch import collate
-from v1lit.data.encode.encoding import Encoded, encode_prompt
-from v1lit.data.example import Message
-from v1lit.data.example.marks import IMAGE_MARKER, escape
-from v1lit.data.images import EncodedImage, decode_image
-from v1lit.grounding.markup import find_answers
-from v1lit.grounding.patch_map import PatchMap, token_regions
-from v1lit.grounding.picture import as_seen
-from v1lit.grounding.region import Region
-from v1lit.grounding.trace import Trace, parse_trace
-from v1lit.inference.crops import Answer, generate_with_crops
-from v1lit.paths import expand_path
+from v1lit.errors import OptionError
+from v1lit.inference import best
+from v1lit.inference.best import ChooseBy
+from v1lit.inference.conversation import Conversation
+from v1lit.inference.generating import Generated, generate_behind, generation_options
+from v1lit.inference.prediction import Prediction
+from v1lit.inference.prompt import Picture, Prompt, Question, as_list, longest_sequence, make_prompt
+from v1lit.inference.reading import read_answer
+from v1lit.inference.streaming import Listener, Part, Told, iterate
 from v1lit.pointer.borrow import borrowed
 from v1lit.pointer.model import PointAndCopyModel
-from v1lit.revisit.crop import Crop
-
-_MARKS = re.compile(rf"\A(?:{IMAGE_MARKER}\s*)+")
-Picture = Image.Image | EncodedImage | bytes | str | Path
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a model said about its images."""
-
-    text: str
-    """The trace as generated; pointers are written `<|copy_7|>`."""
-    answer: str | None
-    """What stands between the last `<answer>` and its `</answer>`."""
-    trace: Trace
-    """The text with its `detect(...)` calls taken apart."""
-    pointers: tuple[tuple[int, ...], ...]
-    """Image tokens that were pointed at: one tuple for every run of consecutive pointers."""
-    patch_maps: tuple[PatchMap, ...] = field(repr=False)
-    """One per image."""
-
-    @property
-    def regions(self) -> list[Region]:
-        """What the pointers cover, in pixels of the original images: one region per run and image."""
-        return [region for run in self.pointers for region in token_regions(self.patch_maps, run)]
 
 
 class Predictor:
@@ -84,17 +48,25 @@ class Predictor:
         self.processor = processor
 
     def __call__(
-        self, images: Picture | Sequence[Picture], question: str, max_new_tokens: int = 512, **generate: Any
+        self,
+        images: Picture | Sequence[Picture],
+        question: Question,
+        max_new_tokens: int = 512,
+        **options: Any,
     ) -> Prediction:
-        """Ask one question about one or several images; see `batch`. Further options go to `generate`."""
-        if not isinstance(images, list | tuple):
-            images = [images]  # type: ignore[list-item]
-        return self.batch([(list(images), question)], max_new_tokens=max_new_tokens, **generate)[0]
+        """Ask one question about one or several images, or none; options are those of `batch`."""
+        asked = [(as_list(images), question)]
+        return self.batch(asked, max_new_tokens=max_new_tokens, **options)[0]
 
     def batch(
         self,
-        questions: Sequence[tuple[Sequence[Picture], str | Sequence[Message]]],
+        questions: Sequence[tuple[Sequence[Picture], Question]],
         max_new_tokens: int = 512,
+        *,
+        best_of: int = 1,
+        choose_by: ChooseBy = "likelihood",
+        on_part: Listener | None = None,
+        distributions: bool = False,
         **generate: Any,
     ) -> list[Prediction]:
         """Ask several questions at once, each with its own images.
@@ -102,128 +74,108 @@ class Predictor:
         A question given as text is somebody's words, and images stand before it; it may begin with one
         `<image>` per image, and elsewhere `<image>` is a word. Where images stand elsewhere, give a
         conversation: messages that end with the user's turn, in which every `<image>` marks a place.
-        Raises ValueError for images that cannot be read and prompts longer than the model's.
+
+        Args:
+            questions: with the pictures of each.
+            max_new_tokens: of an answer.
+            best_of: sample that many answers to every question, and return the best one.
+            choose_by: which one is; see `v1lit.inference.best.best_of`.
+            on_part: is told of the answers while they are written, token by token; not of beams.
+            distributions: keep where every token would have pointed, `4 x image tokens` bytes for each.
+            **generate: options of transformers' `generate`: `do_sample`, `temperature`, `num_beams`, ... A
+                `repetition_penalty` is one of words: pointers, images and the end of an answer are spared.
+
+        Raises ValueError for images that cannot be read, prompts longer than the model's, and options that
+        exclude each other.
         """
-        text_config = self.model.config.get_text_config()
-        config = EncodingConfig(max_tokens=int(getattr(text_config, "max_position_embeddings", 32768)))
-        encoded, pictures = [], []
-        for index, (images, question) in enumerate(questions):
-            opened = [open_picture(image) for image in images]
-            pictures.append(opened)
-            messages = _as_messages(question, len(opened))
-            encoded.append(encode_prompt(f"question {index}", messages, opened, self.processor, config))
-        options = {
-            "do_sample": False,
-            "num_return_sequences": 1,
-            "eos_token_id": self.processor.stop_token_id,
-            "pad_token_id": self.processor.pad_token_id,
-            **generate,
-        }
-        maps = [example.patch_maps for example in encoded for _ in range(options["num_return_sequences"])]
-        with borrowed(self.model):
-            if isinstance(self.model.strategy, Crop):
-                new = self._with_crops(encoded, pictures, max_new_tokens, config.max_tokens, options)
-            else:
-                batch = collate(encoded, self.processor.pad_token_id, side="left").to(self.model.device)
-                out = self.model.generate(
-                    batch.input_ids,
-                    attention_mask=batch.attention_mask,
-                    **batch.image_inputs,
-                    encode_text=self.processor.encode_text,
-                    max_new_tokens=max_new_tokens,
-                    **options,
-                )
-                new = out[:, batch.input_ids.shape[1] :].tolist()
-        return [self._read(ids, patch_maps) for ids, patch_maps in zip(new, maps, strict=True)]
-
-    def _with_crops(
-        self,
-        prompts: Sequence[Encoded],
-        pictures: Sequence[Sequence[Image.Image]],
-        max_new_tokens: int,
-        max_tokens: int,
-        options: dict[str, Any],
-    ) -> list[list[int]]:
-        """The ids that are generated behind every prompt, several times where several are asked for."""
-        copies = options.pop("num_return_sequences")
-        if copies > 1 and options.get("num_beams", 1) > 1:
-            raise ValueError(
-                "several sequences of one beam search cannot be cropped and resumed: ask for one, or sample"
-            )
-        answers = [
-            Answer(prompt, own, prompt.patch_maps)
-            for prompt, own in zip(prompts, pictures, strict=True)
-            for _ in range(copies)
+        longest = longest_sequence(self.model)
+        prompts = [
+            make_prompt(f"question {index}", pictures, question, self.processor, longest)
+            for index, (pictures, question) in enumerate(questions)
         ]
-        generate_with_crops(self.model, self.processor, answers, max_new_tokens, max_tokens, **options)
-        return [answer.said for answer in answers]
-
-    def _read(self, ids: list[int], patch_maps: tuple[PatchMap, ...]) -> Prediction:
-        stop = self.processor.stop_token_id
-        if stop in ids:
-            ids = ids[: ids.index(stop)]
-        start, points = self.processor.pointer_start, self.model.strategy.points
-        # Without pointing they were put in, not generated; the one behind the last patch's ends a run.
-        behind = start + sum(map(len, patch_maps)) if points else start
-        ids = [token for token in ids if token < behind]
-        text = self.processor.decode(ids)
-        answers = find_answers(text, unfinished=True)
-        return Prediction(
-            text=text,
-            answer=answers[-1].strip() if answers else None,
-            trace=parse_trace(text).trace,
-            pointers=pointer_runs(ids, start),
-            patch_maps=patch_maps,
+        return self.answer(
+            prompts,
+            max_new_tokens,
+            best_of=best_of,
+            choose_by=choose_by,
+            on_part=on_part,
+            distributions=distributions,
+            **generate,
         )
 
+    def stream(
+        self,
+        images: Picture | Sequence[Picture],
+        question: Question,
+        max_new_tokens: int = 512,
+        **options: Any,
+    ) -> Iterator[Part]:
+        """Ask one question, and get the answer in parts while it is written; the last has the `prediction`.
 
-def load(folder: str | Path, dtype: str = "auto", device: str = "cpu", **kwargs: Any) -> Predictor:
-    """Open an exported model folder; `dtype` is as in transformers, further options go to `from_pretrained`.
+        Options are those of `batch`. Leaving the loop early ends the generation.
+        """
 
-    Raises ValueError for any other folder, saying what it is, and for files that are missing or damaged.
-    """
-    folder = Path(expand_path(folder))
-    check_exported(folder)
-    model = PointAndCopyModel.from_pretrained(folder, dtype=dtype, **kwargs)
-    model.to(torch.device(device))
-    return Predictor(model, Processor.from_pretrained(folder))
+        def work(listener: Listener) -> None:
+            self(images, question, max_new_tokens, on_part=listener, **options)
 
+        return iterate(work)
 
-def _as_messages(question: str | Sequence[Message], images: int) -> Sequence[Message]:
-    """A question given as text is somebody's words, but for the marks that it begins with."""
-    if not isinstance(question, str):
-        return question
-    words = _MARKS.sub("", question)
-    marks = question[: len(question) - len(words)] or f"{IMAGE_MARKER}\n" * images
-    return [Message("user", marks + escape(words))]
+    def conversation(
+        self, images: Picture | Sequence[Picture] = (), system: str | None = None
+    ) -> Conversation:
+        """A conversation about these images, which are encoded once, however often is asked.
 
+        Args:
+            images: stand before the first question.
+            system: what the model is told before; the family's own words when not given.
+        """
+        return Conversation(self.model, self.processor, as_list(images), system)
 
-def pointer_runs(ids: Sequence[int], pointer_start: int) -> tuple[tuple[int, ...], ...]:
-    """Runs of consecutive pointers in a sequence of ids, as indices of image tokens."""
-    runs = groupby(ids, key=lambda token: token >= pointer_start)
-    return tuple(tuple(token - pointer_start for token in run) for is_pointer, run in runs if is_pointer)
+    def answer(
+        self,
+        prompts: Sequence[Prompt],
+        max_new_tokens: int,
+        *,
+        best_of: int = 1,
+        choose_by: ChooseBy = "likelihood",
+        on_part: Listener | None = None,
+        distributions: bool = False,
+        **generate: Any,
+    ) -> list[Prediction]:
+        """The predictions of prompts that are made already; options and errors as of `batch`."""
+        options = generation_options(self.model, self.processor, best.sampled(best_of, generate))
+        told = self._told(on_part, best_of, options)
+        longest = longest_sequence(self.model)
+        with borrowed(self.model):
+            done = generate_behind(
+                self.model, self.processor, prompts, max_new_tokens, longest, options, told
+            )
+        copies = options["num_return_sequences"]
+        asked = [prompt for prompt in prompts for _ in range(copies)]
+        seconds = replace(done.seconds, prepare=sum(prompt.seconds for prompt in prompts))
+        made = [
+            replace(self._read(done, row, prompt, distributions), seconds=seconds)
+            for row, prompt in enumerate(asked)
+        ]
+        if best_of > 1:
+            made = [best.best_of(made[at : at + best_of], choose_by) for at in range(0, len(made), best_of)]
+        if told is not None:
+            told.finish(made)
+        return made
 
+    def _told(self, on_part: Listener | None, best_of: int, options: dict[str, Any]) -> Told | None:
+        if on_part is None:
+            return None
+        if best_of > 1 or (options.get("num_beams") or 1) > 1:
+            why = "beams and best_of choose an answer when all are written: there are no parts to tell"
+            raise OptionError("on_part", on_part, why)
+        return Told(on_part, self.processor, self.model.strategy.points)
 
-def open_picture(picture: Picture) -> Image.Image:
-    """The pixels that a person sees, RGB, whichever way a picture is given: see `as_seen`.
-
-    Raises ValueError for what is no picture, for a missing file and for an image that cannot be used.
-    """
-    if isinstance(picture, Image.Image):
-        return as_seen(picture)
-    if isinstance(picture, bytes | EncodedImage):
-        return decode_image(picture)
-    if not isinstance(picture, str | Path):
-        raise ValueError(
-            f"a picture is a Pillow image, the bytes of an image file or its path, not {_kind(picture)}"
-        )
-    path = Path(expand_path(picture))
-    if not path.is_file():
-        raise ValueError(f"there is no image file {path}")
-    return decode_image(path.read_bytes())
-
-
-def _kind(thing: object) -> str:
-    kind = type(thing).__name__
-    turned = kind in ("ndarray", "Tensor")
-    return f"a {kind}; Image.fromarray makes an image of uint8 [height, width, 3]" if turned else f"a {kind}"
+    def _read(self, done: Generated, row: int, prompt: Prompt, distributions: bool) -> Prediction:
+        record, tokens = done.records[row], len(prompt.encoded.input_ids)
+        maps = prompt.encoded.patch_maps
+        made = read_answer(done.ids[row], record, maps, tokens, self.processor, self.model.strategy)
+        kept = None
+        if distributions and record is not None and made.counts is not None and self.model.strategy.points:
+            kept = record.distributions[: made.counts.generated].numpy()
+        return replace(made, question=prompt.words, pictures=prompt.given, distributions=kept)

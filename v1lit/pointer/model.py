@@ -30,7 +30,7 @@ from v1lit.pointer.joint_loss import (
 from v1lit.pointer.layout import Targets, TokenLayout
 from v1lit.pointer.memory import PointerMemory, copy_values, embed_with_copies
 from v1lit.pointer.model_config import PointAndCopyConfig
-from v1lit.pointer.output import PointAndCopyOutput
+from v1lit.pointer.output import PointAndCopyOutput, Watch
 from v1lit.pointer.region_loss import add_regions, region_losses, split_normalizer
 from v1lit.pointer.weighting import loss_options, position_weights, weight_sums
 from v1lit.revisit.controls import control
@@ -302,6 +302,15 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
         return Segments(tuple(lengths), self.attention)
 
     @torch.no_grad()
+    def embed_images(self, input_ids: Tensor, **image_inputs: Tensor) -> Tensor:
+        """`[batch, pointers, width]`: input embeddings of the image tokens of every row, for `image_embeds`.
+
+        Raises ValueError where `input_ids` `[batch, tokens]` have more or fewer places for them.
+        """
+        layout, weight = self._layout(input_ids), self.get_input_embeddings().weight
+        return layout.pad(layout.check(self._encode(image_inputs, weight)))
+
+    @torch.no_grad()
     def generate(
         self,
         input_ids: Tensor,
@@ -313,8 +322,8 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
 
         Images are encoded once, here, into one row of embeddings per sequence, so that expanding rows into
         beams keeps every row with its own images. The image placeholder itself is never generated. Strategies
-        that look for words in what was generated need `encode_text`, the processor's. Raises what `forward`
-        raises.
+        that look for words in what was generated need `encode_text`, the processor's. A `watch` is told of
+        every step. Raises what `forward` raises.
         """
         image_inputs = {name: kwargs.pop(name) for name in self.family.image_inputs if name in kwargs}
         if self.is_sharded:
@@ -324,7 +333,6 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
             )
         if "segment_lengths" in kwargs:
             raise ValueError("generate takes one example per row, padded on the left, not segments of a row")
-        layout = self._layout(input_ids)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         for name in CACHE_NAMES:
@@ -343,16 +351,26 @@ class PointAndCopyModel(PointAndCopyBase, GenerationMixin):
         if steering:
             kwargs["logits_processor"] = [*(kwargs.get("logits_processor") or []), *steering]
         if kwargs.get("image_embeds") is None:
-            weight = self.get_input_embeddings().weight
-            kwargs["image_embeds"] = layout.pad(layout.check(self._encode(image_inputs, weight)))
+            kwargs["image_embeds"] = self.embed_images(input_ids, **image_inputs)
         if kwargs.get("position_ids") is None:
             text_ids = self._without_pointers(input_ids)
             kwargs["position_ids"] = self._positions(text_ids, attention_mask, None, image_inputs)
         return super().generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, *args: Any, watch: Watch | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """As in transformers; tells the `watch` which ids there are."""
+        if watch is not None:
+            watch.reads(input_ids)
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        return inputs
+
     def _update_model_kwargs_for_generation(
         self, outputs: ModelOutput, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
+        if model_kwargs.get("watch") is not None:
+            model_kwargs["watch"].finds(outputs)
         model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
         if model_kwargs.get("use_cache", True):
             assert isinstance(outputs, PointAndCopyOutput)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 from transformers.cache_utils import Cache
@@ -37,3 +38,13 @@ class PointAndCopyOutput(ModelOutput):
         """The cache, where the `generate` of an earlier transformers looks for it."""
     pointer_memory: PointerMemory | None = None
     """What pointers of later tokens are scored against and copied from."""
+
+
+class Watch(Protocol):
+    """Is told of every step of a generation: what went on is known without computing it twice."""
+
+    def reads(self, ids: Tensor) -> None:
+        """The model is about to read the last of the ids so far, `[rows, tokens]`; first the whole prompt."""
+
+    def finds(self, output: PointAndCopyOutput) -> None:
+        """The model has read it: joint logits, cache and pointer memory, before anything steers."""

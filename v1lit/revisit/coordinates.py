@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -43,3 +44,12 @@ class Coordinates(Strategy):
             for value, side in zip(box, size * 2, strict=True)
         )
         return f"[{', '.join(map(str, numbers))}]"
+
+    def pixels(self, numbers: Sequence[float], size: Size) -> Box:
+        """The box that `text` writes with these four numbers, in pixels of an image of this size."""
+        if self.format == "bins":
+            numbers = [*numbers[:2], *(number + 1 for number in numbers[2:])]  # to the end of their bins
+        parts = {"shares": 1, "bins": self.bins, "pixels": 0}[self.format]
+        pixels = (n * side / parts if parts else n for n, side in zip(numbers, size * 2, strict=True))
+        x1, y1, x2, y2 = pixels
+        return x1, y1, x2, y2

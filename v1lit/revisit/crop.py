@@ -72,20 +72,11 @@ class Crop(Coordinates):
         if match is None or not 0 <= image < len(maps):
             return None
         size = maps[image].image_size
-        box = self._pixels([float(number) for number in match.groups()[:4]], size)
+        box = self.pixels([float(number) for number in match.groups()[:4]], size)
         if not (box[0] <= box[2] <= size[0] and box[1] <= box[3] <= size[1]):
             return None
         whole = widened(box, maps[image])
         return Cut(image, whole, self._size(whole, patch_map_of))
-
-    def _pixels(self, numbers: Sequence[float], size: Size) -> Box:
-        """The box that `text` writes so, in pixels."""
-        if self.format == "bins":
-            numbers = [*numbers[:2], *(number + 1 for number in numbers[2:])]  # to the end of their bins
-        parts = {"shares": 1, "bins": self.bins, "pixels": 0}[self.format]
-        pixels = (n * side / parts if parts else n for n, side in zip(numbers, size * 2, strict=True))
-        x1, y1, x2, y2 = pixels
-        return x1, y1, x2, y2
 
     def _size(self, box: tuple[int, int, int, int], patch_map_of: PatchMapOf) -> Size:
         """Of the crop, enlarged and, where it has too many tokens, made smaller."""

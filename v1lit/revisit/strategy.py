@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from v1lit.grounding.patch_map import PatchMap
-from v1lit.grounding.region import Region, Size
+from v1lit.grounding.region import Box, Region, Size
 
 if TYPE_CHECKING:
     from transformers import LogitsProcessor
@@ -119,6 +119,11 @@ class Strategy(ABC):
             learn: whether what a model is to generate is learned.
         """
         return words
+
+    def pixels(self, numbers: Sequence[float], size: Size) -> Box:
+        """The box of four numbers, as it writes them, in pixels of an image of this `(width, height)`."""
+        x1, y1, x2, y2 = (number * side for number, side in zip(numbers, size * 2, strict=True))
+        return x1, y1, x2, y2
 
     def learned(self, hidden: int) -> LookModule | None:
         """A fresh module of what it learns itself, for embeddings of that width; None for nothing."""

@@ -18,7 +18,8 @@ from v1lit.data.images import decode_image
 from v1lit.grounding.draw import panel
 from v1lit.grounding.markup import REGION_NAME
 from v1lit.grounding.patch_map import region_tokens, token_ranges
-from v1lit.inference.predictor import Prediction, Predictor
+from v1lit.inference.prediction import Prediction
+from v1lit.inference.predictor import Predictor
 from v1lit.training.config import RunConfig
 
 MOST_GROUPS = 64

@@ -33,7 +33,8 @@ from v1lit.data.example import Example
 from v1lit.data.images import decode_image
 from v1lit.data.loading.dataset import ShardDataset
 from v1lit.data.synthetic import synthesize
-from v1lit.inference.predictor import Predictor, load
+from v1lit.inference.loading import load
+from v1lit.inference.predictor import Predictor
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.training.captured_output import CapturedOutput
 from v1lit.training.config import OptimizerConfig
@@ -74,17 +75,6 @@ class Check:
 
 class SelfTestError(AssertionError):
     """The two ways do not agree; the message says in what."""
-
-
-def choose_device(wanted: str) -> torch.device:
-    """The device of that name, for `auto` the fastest there is. Raises ValueError where there is none."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    usable = [name for name, is_there in available.items() if is_there]
-    if wanted == "auto":
-        return torch.device(usable[0])
-    if wanted not in usable:
-        raise ValueError(f"PyTorch finds no {wanted} device on this machine; found: {', '.join(usable)}")
-    return torch.device(wanted)
 
 
 def self_test(

@@ -15,7 +15,7 @@ from v1lit.backbones.segments import Segments
 from v1lit.data.encode.batch import Batch, LabelCounts, collate, flatten
 from v1lit.data.encode.encoding import Encoded
 from v1lit.grounding.patch_map import PatchMap
-from v1lit.inference.predictor import pointer_runs
+from v1lit.inference.reading import pointer_runs
 from v1lit.labels import IGNORE, first_pointers
 from v1lit.pointer.layout import Targets, TokenLayout
 from v1lit.training.logged import POINTING

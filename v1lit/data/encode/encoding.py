@@ -128,13 +128,28 @@ def encode_prompt(
 
     `name` is for error messages. Raises EncodingError if it is longer than `max_tokens` or lacks an image.
     """
-    marks = sum(message.content.count(IMAGE_MARKER) for message in messages)
-    if marks != len(images):
-        raise EncodingError(
-            f"{name!r} has {len(images)} images, but {marks} {IMAGE_MARKER} marks in its messages; where the "
-            f"word is meant, write {escape(IMAGE_MARKER)}"
-        )
+    refuse_other_marks(name, messages, len(images))
     image_inputs, patch_maps = processor.images(images)
+    ids = prompt_ids(name, messages, patch_maps, processor, config)
+    return Encoded(
+        id=name,
+        input_ids=torch.tensor(ids),
+        labels=torch.full((len(ids),), IGNORE),
+        image_inputs=image_inputs,
+        patch_maps=tuple(patch_maps),
+        regions=(),
+    )
+
+
+def prompt_ids(
+    name: str,
+    messages: Sequence[Message],
+    patch_maps: Sequence[PatchMap],
+    processor: Processor,
+    config: EncodingConfig,
+) -> list[int]:
+    """The ids of a prompt whose images have these patch maps; errors as of `encode_prompt`."""
+    refuse_other_marks(name, messages, len(patch_maps))
     sequence = _build(messages, {}, patch_maps, processor, config)
     sequence.add_mark(processor.backbone.chat.marks("assistant")[0])
     if len(sequence.ids) > config.max_tokens:
@@ -142,14 +157,17 @@ def encode_prompt(
             f"the prompt of {name!r} has {len(sequence.ids)} tokens, more than the {config.max_tokens} of "
             "data.encoding.max_tokens"
         )
-    return Encoded(
-        id=name,
-        input_ids=torch.tensor(sequence.ids),
-        labels=torch.full((len(sequence.ids),), IGNORE),
-        image_inputs=image_inputs,
-        patch_maps=tuple(patch_maps),
-        regions=(),
-    )
+    return sequence.ids
+
+
+def refuse_other_marks(name: str, messages: Sequence[Message], images: int) -> None:
+    """Raise EncodingError, naming the prompt, where its messages do not mark a place for every image."""
+    marks = sum(message.content.count(IMAGE_MARKER) for message in messages)
+    if marks != images:
+        raise EncodingError(
+            f"{name!r} has {images} images, but {marks} {IMAGE_MARKER} marks in its messages; where the "
+            f"word is meant, write {escape(IMAGE_MARKER)}"
+        )
 
 
 def image_ids(processor: Processor, tokens: int) -> list[int]:
@@ -291,6 +309,15 @@ def _build(
     if chat.default_system is not None and (not messages or messages[0].role != "system"):
         before, after = chat.marks("system")
         sequence.add_mark(before + chat.default_system + after)
+    add_messages(sequence, messages, regions)
+    return sequence
+
+
+def add_messages(
+    sequence: SequenceBuilder, messages: Sequence[Message], regions: Mapping[str, Region]
+) -> None:
+    """Append messages with the marks of their roles; names of these regions in them stand for pointers."""
+    chat = sequence.processor.backbone.chat
     names = re.compile("|".join(map(re.escape, sorted(regions, key=len, reverse=True))) or r"(?!)")
     for message in messages:
         before, after = chat.marks(message.role)
@@ -300,7 +327,6 @@ def _build(
             sequence.add_mark(chat.stop, learn=True)
             after = after.removeprefix(chat.stop)
         sequence.add_mark(after)
-    return sequence
 
 
 def _add_content(

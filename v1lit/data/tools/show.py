@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image
 
 from v1lit.data.example import Example
@@ -176,28 +175,14 @@ def with_regions(
     side: int = IMAGE_SIDE,
 ) -> Image.Image:
     """The image with its longer side of that many pixels, and with the regions that lie in it."""
-    factor = side / max(image.size)
-    size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
-    scale = size[0] / image.width, size[1] / image.height
     mine = {name: region for name, region in regions.items() if region.image == index}
     return draw_regions(
-        image.resize(size),
-        [_scaled(region, scale, size) for region in mine.values()],
+        image,
+        list(mine.values()),
         labels=["".join(filter(str.isdigit, name)) or name for name in mine],
         colors=[colors[name] for name in mine],
+        side=side,
     )
-
-
-def _scaled(region: Region, scale: tuple[float, float], size: tuple[int, int]) -> Region:
-    if region.kind == "mask":
-        return Region.from_mask(
-            np.asarray(Image.fromarray(region.data).resize(size, Image.Resampling.NEAREST))
-        )
-    if region.kind == "polygon":
-        return Region.from_polygon((np.array(region.data) * scale).tolist())
-    boxes = region.boxes()
-    assert boxes is not None
-    return Region.from_boxes((boxes * (*scale, *scale)).tolist())
 
 
 def color_names(text: str, colors: Mapping[str, str]) -> list[TextRun]:
