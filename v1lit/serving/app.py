@@ -44,7 +44,9 @@ class RefusalError(Exception):
     def response(self) -> JSONResponse:
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
-        headers = {"retry-after": "1"} if self.status in (429, 503) else None
+        headers = {"retry-after": "1"} if self.status in (429, 503) else {}
+        if self.status == 413:
+            headers["connection"] = "close"  # or all the rest of the body would be received
         return JSONResponse({"error": error}, status_code=self.status, headers=headers)
 
 
