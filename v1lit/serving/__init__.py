@@ -1,0 +1,1 @@
+"""Answer many people at once: a running batch, and a server before it."""
