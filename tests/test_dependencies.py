@@ -22,7 +22,7 @@ else:
 
 ROOT = Path(__file__).resolve().parents[1]
 
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "fla": "flash-linear-attention"}
 """Distribution of modules that are not called like it."""
 BROUGHT = {
     "triton": "torch",  # on the platforms that have it
@@ -31,7 +31,6 @@ BROUGHT = {
 RIVALS = {"megatron", "streaming", "liger-kernel"}
 """What `tools/bench` measures v1lit against, where it is installed."""
 NOT_IMPORTED = {
-    "torchvision": "transformers' image processors compute with it",
     "tensorboard": "behind Lightning's logger, the second default one of a run",
 }
 """Declared although no file imports it, with the reason."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from v1lit.inference.predictor import Predictor as Predictor
     from v1lit.pointer.config import PointerConfig as PointerConfig
     from v1lit.pointer.model import PointAndCopyModel as PointAndCopyModel
+    from v1lit.steering.options import Steering as Steering
     from v1lit.training.config import OptimizerConfig as OptimizerConfig
     from v1lit.training.module import V1Module as V1Module
 
@@ -46,6 +47,7 @@ _MODULES = {
     "Predictor": "v1lit.inference.predictor",
     "Region": "v1lit.grounding.region",
     "SourceConfig": "v1lit.data.config",
+    "Steering": "v1lit.steering.options",
     "Trace": "v1lit.grounding.trace",
     "V1DataModule": "v1lit.data.datamodule",
     "V1Module": "v1lit.training.module",

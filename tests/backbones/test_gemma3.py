@@ -19,7 +19,8 @@ from v1lit.backbones.processor import Processor, load_processor
 from v1lit.backbones.registry import get_backbone
 from v1lit.data.config import EncodingConfig
 from v1lit.data.encode.batch import collate, flatten
-from v1lit.data.encode.encoding import Encoded, EncodingError, encode_prompt
+from v1lit.data.encode.encoding import Encoded, EncodingError
+from v1lit.data.encode.prompt import encode_prompt
 from v1lit.data.example import Message
 from v1lit.grounding.patch_map import OVERVIEW
 from v1lit.labels import IGNORE

@@ -8,6 +8,7 @@ changed to make it quick is written down here, and nothing else is.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib
 import io
@@ -16,7 +17,9 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 import traceback
+import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,6 +199,8 @@ def run_command(words: Sequence[str]) -> None:
         rules = re.findall(r"^([\w -]+):(?!=)", Path("Makefile").read_text(encoding="utf-8"), re.MULTILINE)
         targets = {target for rule in rules for target in rule.split()}
         assert set(rest) <= targets, f"the Makefile has no {rest}"
+    elif words[:2] == ["v1lit", "serve"]:
+        serve(words)
     elif words[:2] == ["ray", "start"]:
         assert "--head" in rest or "--address" in rest  # for a cluster that is not here
     elif words == ["pip", "install", "."]:
@@ -217,6 +222,18 @@ def install() -> None:
     )
     sys.path.insert(0, str(where))
     importlib.invalidate_caches()
+
+
+def serve(words: Sequence[str]) -> None:
+    """Start a server that lasts as long as the page, and wait until it takes requests."""
+    server = subprocess.Popen([sys.executable, "-m", "v1lit.cli.main", *words[1:]])
+    atexit.register(server.terminate)
+    port = words[words.index("--port") + 1]
+    while server.poll() is None:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/ready"):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"exit code {server.returncode} of {shlex.join(words)}")
 
 
 def added_to_run(arguments: Sequence[str]) -> tuple[str, ...]:

@@ -10,9 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import openai
-import uvicorn
-from v1lit.serving.app import make_app
 from v1lit.serving.engine import Engine, EngineLimits
 from v1lit.serving.limits import ServerLimits
 from v1lit.testing.models import noise, prefers_pointing, processor
@@ -24,12 +21,14 @@ NAME = "tiny"
 class Served:
     """A server in a thread of this process."""
 
-    def __init__(self, server: uvicorn.Server, engine: Engine, key: str | None) -> None:
+    def __init__(self, server: Any, engine: Engine, key: str | None) -> None:
         self.server, self.engine, self.key = server, engine, key
         self.port = server.servers[0].sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
 
-    def client(self, **options: Any) -> openai.OpenAI:
+    def client(self, **options: Any) -> Any:
+        import openai
+
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.key or "none", max_retries=0, **options)
 
 
@@ -37,6 +36,10 @@ class Served:
 def serving(
     limits: ServerLimits | None = None, engine_limits: EngineLimits | None = None, key: str | None = None
 ) -> Iterator[Served]:
+    import uvicorn
+
+    from v1lit.serving.app import make_app
+
     engine = Engine(prefers_pointing(FAMILY), processor(FAMILY), engine_limits)
     app = make_app(engine, NAME, limits, key, closing_seconds=5)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))

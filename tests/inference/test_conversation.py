@@ -11,7 +11,7 @@ from helpers.asked import predictor
 from v1lit.backbones import list_backbones
 from v1lit.backbones.config import BackboneConfig
 from v1lit.data.config import EncodingConfig
-from v1lit.data.encode.encoding import encode_prompt
+from v1lit.data.encode.prompt import encode_prompt
 from v1lit.data.encode.turns import next_turn
 from v1lit.data.example import Message
 from v1lit.inference.conversation import Conversation

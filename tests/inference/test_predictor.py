@@ -15,7 +15,7 @@ import v1lit
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.processor import load_processor
 from v1lit.data.config import EncodingConfig
-from v1lit.data.encode.encoding import encode_prompt
+from v1lit.data.encode.prompt import encode_prompt
 from v1lit.data.example import Message
 from v1lit.data.images import ImageError, read_header
 from v1lit.grounding.patch_map import PatchMap

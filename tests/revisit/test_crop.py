@@ -17,7 +17,8 @@ from v1lit.backbones.processor import Processor, load_processor
 from v1lit.backbones.registry import list_backbones
 from v1lit.data.config import EncodingConfig
 from v1lit.data.encode.batch import collate
-from v1lit.data.encode.encoding import Encoded, encode, encode_prompt, image_ids
+from v1lit.data.encode.encoding import Encoded, encode, image_ids
+from v1lit.data.encode.prompt import encode_prompt
 from v1lit.data.example import Example, Message
 from v1lit.data.images import decode_image, read_header
 from v1lit.data.lengths.length import measure

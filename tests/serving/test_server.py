@@ -11,11 +11,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-
-openai = pytest.importorskip("openai", reason="openai is not installed")
-pytest.importorskip("starlette", reason="starlette is not installed")
-pytest.importorskip("uvicorn", reason="uvicorn is not installed")
-
 from helpers.served import FAMILY, NAME, Served, picture, question, serving
 
 from v1lit.inference.predictor import Predictor
@@ -23,6 +18,9 @@ from v1lit.serving.engine import EngineLimits
 from v1lit.serving.limits import ServerLimits
 from v1lit.testing.models import noise, prefers_pointing, processor
 
+openai = pytest.importorskip("openai", reason="openai is not installed")
+pytest.importorskip("starlette", reason="starlette is not installed")
+pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 pytestmark = pytest.mark.slow
 
 

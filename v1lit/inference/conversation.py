@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache
 from v1lit.backbones.cache_name import CACHE
 from v1lit.backbones.processor import Processor
 from v1lit.data.config import EncodingConfig
-from v1lit.data.encode.encoding import encode_prompt
+from v1lit.data.encode.prompt import encode_prompt
 from v1lit.data.encode.turns import next_turn
 from v1lit.data.example import Message
 from v1lit.data.example.marks import words_of

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
+
+from transformers import LogitsProcessor
 
 from v1lit.backbones.processor import Processor
 from v1lit.errors import OptionError
@@ -19,6 +22,7 @@ from v1lit.inference.streaming import Listener, Part, PartStreamer, iterate
 from v1lit.pointer.adapted import computing
 from v1lit.pointer.borrow import borrowed
 from v1lit.pointer.model import PointAndCopyModel
+from v1lit.steering import Steering, Vocabulary
 
 
 class Predictor:
@@ -68,6 +72,7 @@ class Predictor:
         choose_by: ChooseBy = "likelihood",
         on_part: Listener | None = None,
         distributions: bool = False,
+        steer: Steering | None = None,
         **generate: Any,
     ) -> list[Prediction]:
         """Ask several questions at once, each with its own images.
@@ -83,6 +88,7 @@ class Predictor:
             choose_by: which one is; see `v1lit.inference.best.best_of`.
             on_part: is told of the answers while they are written, token by token; not of beams.
             distributions: keep where every token would have pointed, `4 x image tokens` bytes for each.
+            steer: where and when the model may look.
             **generate: options of transformers' `generate`: `do_sample`, `temperature`, `num_beams`, ... A
                 `repetition_penalty` is one of words: pointers, images and the end of an answer are spared.
 
@@ -101,6 +107,7 @@ class Predictor:
             choose_by=choose_by,
             on_part=on_part,
             distributions=distributions,
+            steer=steer,
             **generate,
         )
 
@@ -141,10 +148,13 @@ class Predictor:
         choose_by: ChooseBy = "likelihood",
         on_part: Listener | None = None,
         distributions: bool = False,
+        steer: Steering | None = None,
         **generate: Any,
     ) -> list[Prediction]:
         """The predictions of prompts that are made already; options and errors as of `batch`."""
         options = generation_options(self.model, self.processor, best.sampled(best_of, generate))
+        if steer is not None:
+            options["logits_processor"] = [*options.get("logits_processor", []), *self._rules(steer, prompts)]
         told = self._told(on_part, best_of, options)
         longest = longest_sequence(self.model)
         with borrowed(self.model), computing(self.model):
@@ -163,6 +173,16 @@ class Predictor:
         if told is not None:
             told.finish(made)
         return made
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """What every token writes; a grammar needs it."""
+        return Vocabulary.of(self.processor)
+
+    def _rules(self, steer: Steering, prompts: Sequence[Prompt]) -> list[LogitsProcessor]:
+        maps = [prompt.encoded.patch_maps for prompt in prompts]
+        longest = max(len(prompt.encoded.input_ids) for prompt in prompts)
+        return steer.rules(self.processor, maps, longest, self.vocabulary if steer.uses_grammar else None)
 
     def _told(self, on_part: Listener | None, best_of: int, options: dict[str, Any]) -> PartStreamer | None:
         if on_part is None:

@@ -12,7 +12,8 @@ from PIL import Image
 
 from v1lit.backbones.processor import Processor
 from v1lit.data.config import EncodingConfig
-from v1lit.data.encode.encoding import Encoded, encode_prompt
+from v1lit.data.encode.encoding import Encoded
+from v1lit.data.encode.prompt import encode_prompt
 from v1lit.data.example import Message
 from v1lit.data.example.marks import IMAGE_MARKER, escape, words_of
 from v1lit.data.images import EncodedImage, decode_image

@@ -13,7 +13,7 @@ import numpy as np
 
 from v1lit.backbones.processor import Processor
 from v1lit.data.config import EncodingConfig, MixtureConfig, StreamConfig
-from v1lit.data.encode.encoding import prompt_ids
+from v1lit.data.encode.prompt import prompt_ids
 from v1lit.data.example import Example, ExampleRef, Message
 from v1lit.data.example.example import load_json
 from v1lit.data.example.marks import IMAGE_MARKER

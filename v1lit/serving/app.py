@@ -22,7 +22,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from v1lit.data.config import EncodingConfig
-from v1lit.data.encode.encoding import Encoded, EncodingError, encode_prompt
+from v1lit.data.encode.encoding import Encoded, EncodingError
+from v1lit.data.encode.prompt import encode_prompt
 from v1lit.serving.answering import AnswerError, Answering
 from v1lit.serving.asking import Ask, AskError, read_ask
 from v1lit.serving.engine import Engine, EngineFullError

@@ -8,7 +8,7 @@ from v1lit.steering.rule import Pointed, PointerRule
 
 
 class MaxLooks(PointerRule):
-    """A budget of looks: after so many runs of pointers no further one begins.
+    """A budget of looks: after that many runs of pointers no further one begins.
 
     Args:
         looks: runs of pointers of a row at most; 0 for none.
@@ -28,7 +28,7 @@ class MaxLooks(PointerRule):
 
 
 class MaxPointers(PointerRule):
-    """A limit on the pointers of an object: so many of a run at most.
+    """A limit on the pointers of an object: that many of a run at most.
 
     Args:
         pointers: of a run at most, 1 or more.

@@ -90,8 +90,9 @@ def allowed_tokens(
 
 
 def _tables(patch_maps: Sequence[Sequence[PatchMap]]) -> tuple[Tensor, Tensor]:
-    """`[prompts, pointers, 4]` and `[prompts, pointers]`: the box of every image token, and on which sheet it
-    lies: which image, and which of its views.
+    """Box `[prompts, pointers, 4]` of every image token, and on which sheet `[prompts, pointers]` it lies.
+
+    A sheet is one of the views of one image.
     """
     rows = [
         (

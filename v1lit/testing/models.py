@@ -14,7 +14,8 @@ from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.processor import Processor, load_processor
 from v1lit.data.config import EncodingConfig
 from v1lit.data.encode.batch import Batch, collate, flatten
-from v1lit.data.encode.encoding import Encoded, encode_prompt
+from v1lit.data.encode.encoding import Encoded
+from v1lit.data.encode.prompt import encode_prompt
 from v1lit.data.example import Message
 from v1lit.grounding.region import Size
 from v1lit.pointer.config import PointerConfig

@@ -17,7 +17,7 @@ from v1lit.backbones.adapters.folder import adapter_folder
 from v1lit.backbones.processor import Processor, load_processor
 from v1lit.data.config import EncodingConfig
 from v1lit.data.encode.batch import collate
-from v1lit.data.encode.encoding import encode_prompt
+from v1lit.data.encode.prompt import encode_prompt
 from v1lit.data.example import Message
 from v1lit.errors import first_of
 from v1lit.files import aside

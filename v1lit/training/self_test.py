@@ -27,7 +27,8 @@ from v1lit.backbones.processor import Processor
 from v1lit.data.config import EncodingConfig, SourceConfig, StreamConfig
 from v1lit.data.datamodule import V1DataModule
 from v1lit.data.encode.batch import Batch, collate, flatten
-from v1lit.data.encode.encoding import Encoded, encode, encode_prompt
+from v1lit.data.encode.encoding import Encoded, encode
+from v1lit.data.encode.prompt import encode_prompt
 from v1lit.data.example import Example
 from v1lit.data.images import decode_image
 from v1lit.data.loading.dataset import ShardDataset

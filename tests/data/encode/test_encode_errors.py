@@ -15,8 +15,9 @@ from v1lit.backbones.processor import Processor, load_processor
 from v1lit.data.config import EncodingConfig
 from v1lit.data.encode import encoding
 from v1lit.data.encode.batch import collate
-from v1lit.data.encode.encoding import EncodingError, encode, encode_prompt
+from v1lit.data.encode.encoding import EncodingError, encode
 from v1lit.data.encode.mapping import ExampleMap
+from v1lit.data.encode.prompt import encode_prompt
 from v1lit.data.example import Example, Message
 
 

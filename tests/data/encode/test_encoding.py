@@ -18,7 +18,8 @@ from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.processor import Processor, load_processor
 from v1lit.data.config import EncodingConfig
 from v1lit.data.encode.batch import collate
-from v1lit.data.encode.encoding import EncodingError, encode, encode_prompt
+from v1lit.data.encode.encoding import EncodingError, encode
+from v1lit.data.encode.prompt import encode_prompt
 from v1lit.data.example import Example, Message
 from v1lit.data.images import EncodedImage, ImageError, read_header
 from v1lit.data.loading.dataset import ShardDataset

@@ -16,7 +16,8 @@ from v1lit.backbones import list_backbones
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.processor import Processor, load_processor
 from v1lit.data.config import EncodingConfig
-from v1lit.data.encode.encoding import encode_prompt, tokenize
+from v1lit.data.encode.encoding import tokenize
+from v1lit.data.encode.prompt import encode_prompt
 from v1lit.data.example import Example, ExampleError, Message
 from v1lit.data.example.marks import IMAGE_MARKER, escape, unescape, words_of
 from v1lit.data.images import EncodedImage

@@ -9,12 +9,11 @@ from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from v1lit.data.config import EncodingConfig
 from v1lit.data.example import Example, Message
-from v1lit.data.example.marks import IMAGE_MARKER, escape, unescape
+from v1lit.data.example.marks import IMAGE_MARKER, unescape
 from v1lit.data.images import decode_image
 from v1lit.grounding.patch_map import PatchMap
 from v1lit.grounding.region import Region, Size
@@ -107,7 +106,7 @@ def tokenize(
     Raises EncodingError, naming the example, if an image does not fit `max_tokens` or nothing is left to
     learn.
     """
-    sequence = _build(example.messages, example.regions, patch_maps, processor, config)
+    sequence = build(example.messages, example.regions, patch_maps, processor, config)
     sequence.kept = _fitting_length(example.id, sequence, config.max_tokens)
     if sequence.labels[: sequence.kept].count(IGNORE) == sequence.kept:
         raise EncodingError(
@@ -115,59 +114,6 @@ def tokenize(
             f"{config.max_tokens}; raise data.encoding.max_tokens or make its images smaller"
         )
     return sequence
-
-
-def encode_prompt(
-    name: str,
-    messages: Sequence[Message],
-    images: Sequence[Image.Image],
-    processor: Processor,
-    config: EncodingConfig,
-) -> Encoded:
-    """A conversation that ends with the user's turn, up to where the answer begins, for generation.
-
-    `name` is for error messages. Raises EncodingError if it is longer than `max_tokens` or lacks an image.
-    """
-    refuse_other_marks(name, messages, len(images))
-    image_inputs, patch_maps = processor.images(images)
-    ids = prompt_ids(name, messages, patch_maps, processor, config)
-    return Encoded(
-        id=name,
-        input_ids=torch.tensor(ids),
-        labels=torch.full((len(ids),), IGNORE),
-        image_inputs=image_inputs,
-        patch_maps=tuple(patch_maps),
-        regions=(),
-    )
-
-
-def prompt_ids(
-    name: str,
-    messages: Sequence[Message],
-    patch_maps: Sequence[PatchMap],
-    processor: Processor,
-    config: EncodingConfig,
-) -> list[int]:
-    """The ids of a prompt whose images have these patch maps; errors as of `encode_prompt`."""
-    refuse_other_marks(name, messages, len(patch_maps))
-    sequence = _build(messages, {}, patch_maps, processor, config)
-    sequence.add_mark(processor.backbone.chat.marks("assistant")[0])
-    if len(sequence.ids) > config.max_tokens:
-        raise EncodingError(
-            f"the prompt of {name!r} has {len(sequence.ids)} tokens, more than the {config.max_tokens} of "
-            "data.encoding.max_tokens"
-        )
-    return sequence.ids
-
-
-def refuse_other_marks(name: str, messages: Sequence[Message], images: int) -> None:
-    """Raise EncodingError, naming the prompt, where its messages do not mark a place for every image."""
-    marks = sum(message.content.count(IMAGE_MARKER) for message in messages)
-    if marks != images:
-        raise EncodingError(
-            f"{name!r} has {images} images, but {marks} {IMAGE_MARKER} marks in its messages; where the "
-            f"word is meant, write {escape(IMAGE_MARKER)}"
-        )
 
 
 def image_ids(processor: Processor, patch_map: PatchMap) -> list[int]:
@@ -325,7 +271,7 @@ class SequenceBuilder:
         self.whole.append((start, len(self.ids)))
 
 
-def _build(
+def build(
     messages: Sequence[Message],
     regions: Mapping[str, Region],
     patch_maps: Sequence[PatchMap],

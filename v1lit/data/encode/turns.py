@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from v1lit.backbones.processor import Processor
 from v1lit.data.config import EncodingConfig
-from v1lit.data.encode.encoding import SequenceBuilder, add_messages, refuse_other_marks
+from v1lit.data.encode.encoding import SequenceBuilder, add_messages
+from v1lit.data.encode.prompt import refuse_other_marks
 from v1lit.data.example import Message
 from v1lit.grounding.patch_map import PatchMap
 
