@@ -52,7 +52,7 @@ class Ask:
     model: str
     messages: tuple[Message, ...]
     images: tuple[str, ...]
-    """Where each `<image>` of the messages is to be had: a data URL, or an address."""
+    """Where each `<image>` of the messages is: a data URL, or an address."""
     max_tokens: int
     sampling: Sampling
     steering: Steering
@@ -123,7 +123,7 @@ def _messages(given: Any, limits: ServerLimits) -> tuple[tuple[Message, ...], tu
     if not isinstance(given, list) or not given:
         raise AskError("messages", "it is a list of messages that ends with one of the user's")
     images: list[str] = []
-    messages = []
+    messages: list[Message] = []
     for number, message in enumerate(given):
         at = f"messages[{number}]"
         if not isinstance(message, dict):

@@ -47,7 +47,8 @@ def keep_rows(cache: Cache, rows: Sequence[int], tokens: int) -> None:
 
 def cache_length(cache: Cache) -> int:
     """Tokens of the rows of a cache, padding included."""
-    lengths = (layer.get_seq_length() for layer in cache.layers if _attended(layer))
+    layers: list[Any] = [layer for layer in cache.layers if _attended(layer)]
+    lengths = (layer.get_seq_length() for layer in layers)
     return max(lengths, default=0)
 
 

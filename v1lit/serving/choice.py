@@ -23,11 +23,11 @@ class Sampling:
     """How a token is drawn; the defaults take the most likely one."""
 
     temperature: float = 0.0
-    """0 for the most likely token."""
+    """Of the softmax; 0 takes the most likely token."""
     top_p: float = 1.0
     """Only the most likely tokens that together have this probability."""
     top_k: int | None = None
-    """Only so many of the most likely tokens."""
+    """Only that many of the most likely tokens."""
     seed: int | None = None
     """Of this request's own random numbers, so that others beside it change nothing."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from v1lit.backbones.adapters.config import DORA, QLORA, AdapterConfig
 from v1lit.backbones.adapters.layers import chosen_layers, counted, whole_parameters
@@ -87,7 +87,7 @@ def inject(model: PreTrainedModel, family: Backbone, adapter: AdapterConfig, pac
         pack_layers(model, family, adapter.parts)
     config = LoraConfig(
         r=adapter.rank,
-        lora_alpha=adapter.alpha,  # peft takes any number
+        lora_alpha=cast(Any, adapter.alpha),  # peft takes any number
         lora_dropout=adapter.dropout,
         use_rslora=adapter.rslora,
         use_dora=adapter.kind == DORA,

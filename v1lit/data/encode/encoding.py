@@ -278,6 +278,7 @@ def build(
     processor: Processor,
     config: EncodingConfig,
 ) -> SequenceBuilder:
+    """The sequence of a conversation, whole, whose images have these patch maps."""
     sequence = SequenceBuilder(processor, config, patch_maps)
     chat = processor.backbone.chat
     sequence.add_mark(chat.start)
