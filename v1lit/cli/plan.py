@@ -13,6 +13,7 @@ from typing import Any
 from rich.table import Table
 
 from v1lit.cli.errors import Parser, UserError, a_path
+from v1lit.cli.plan_scale import assumed, show_scale
 from v1lit.cli.recipe import compose
 from v1lit.cli.stage_recipes import each_stage
 from v1lit.console import Console, screen
@@ -59,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
         if options.json:
             print(json.dumps(scale, indent=1))
         else:
-            _show_scale(scale, setting, cluster, screen())
+            show_scale(scale, setting, cluster, screen())
             screen().print(_lengths(lengths_told(setting, rows, why)))
         return 0
     if options.json:
@@ -264,7 +265,7 @@ def _show(report: dict[str, Any], console: Console) -> None:
         console.print(line)
     console.print(_speed(speed, world))
     console.print(_lengths(report["lengths"]))
-    console.print(_assumed(report["assumed"]))
+    console.print(assumed(report["assumed"]))
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -357,31 +358,3 @@ def _lengths(lengths: dict[str, Any]) -> str:
         f"{lengths['tokens_of_a_micro_batch']:,.0f}{fill}, and an epoch {lengths['examples_of_an_epoch']:,} "
         f"examples in {about}{lengths['steps_of_an_epoch']:,} steps; memory is that of the longest"
     )
-
-
-def _assumed(assumed: dict[str, Any]) -> str:
-    image = "no image" if assumed["image"] is None else "one image of {}x{} pixels".format(*assumed["image"])
-    return (
-        f"assumed: examples of {assumed['tokens_of_an_example']:,} tokens with {image} (--tokens, --image); "
-        f"{assumed['mfu']:.0%} of {assumed['peak_tflops']:,.0f} TFLOP/s (--mfu, --gpu); "
-        f"{assumed['link_inside'] / GB:,.0f} GB/s into a GPU inside a node and "
-        f"{assumed['link_between'] / GB:,.0f} from others (--link), all of it behind "
-        "computing where that takes longer"
-    )
-
-
-def _show_scale(rows: list[dict[str, Any]], setting: Any, cluster: Any, console: Console) -> None:
-    """Print the table of many numbers of GPUs as Markdown, which docs can take."""
-    from v1lit.plan.report import assumptions
-
-    names = ("GPUs", "nodes", "GB of a GPU", "examples a step", "computing, s", "sending, s", "tokens/s",
-             "MFU", "of one node", "hours of 10^9 tokens")  # fmt: skip
-    print(f"| {' | '.join(names)} |\n|{' --: |' * len(names)}")
-    for row in rows:
-        print(
-            f"| {row['gpus']:,} | {row['nodes']} | {row['memory'] / GB:.1f} | {row['examples_per_step']:,} "
-            f"| {row['computing']:.2f} | {row['sending']:.2f} | {row['tokens_per_second']:,.0f} "
-            f"| {row['mfu']:.0%} | {row['efficiency']:.0%} | {row['hours_of_a_billion_tokens']:.2f} |"
-        )
-    console.print()
-    console.print(_assumed(assumptions(setting, cluster)))
