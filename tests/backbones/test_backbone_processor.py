@@ -264,3 +264,15 @@ def test_published_image_processors_are_read(tmp_path: Path, name: str, content:
     processor = checkpoint_image_processor(backbone, str(tmp_path))
     assert processor.options == backbone.image_processor().options
     assert checkpoint_image_processor(backbone, str(tmp_path), max_side=99).max_side == 99
+
+
+def test_threads_do_not_change_how_each_other_reads_marks() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    of = PROCESSORS["qwen2_5_vl"]
+    mark = of.backbone.chat.stop
+    expected = [of.encode_text(mark, special=bool(n % 2)) for n in range(2)]
+    assert expected[0] != expected[1]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda n: of.encode_text(mark, special=bool(n % 2)), range(2000)))
+    assert found == expected * 1000

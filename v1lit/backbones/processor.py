@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from v1lit.backbones.adapters.folder import base_config
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 ANCHOR = "\n"
+_TOKENIZING = Lock()
+"""Whether marks are plain text is state of a tokenizer: two threads would change it under each other."""
 
 
 class Processor:
@@ -213,7 +216,9 @@ def load_processor(
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = True) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=not special)["input_ids"])
+    with _TOKENIZING:
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=not special)["input_ids"]
+    return list(ids)
 
 
 def _anchor(tokenizer: PreTrainedTokenizerBase) -> list[int]:
