@@ -61,7 +61,7 @@ def test_the_layers_of_a_part_are_its_own_and_without_the_head(family: str) -> N
     model = build(family)
     inner, head = model.backbone, model.get_output_embeddings()
     found = {part: linear_layers(inner, model.family, part) for part in model.family.parts}
-    assert all(found.values())
+    assert {part for part in found if not found[part]} <= ({"projector"} if family == "gemma3" else set())
     every = [path for paths in found.values() for path in paths]
     assert len(every) == len(set(every))
     assert all(inner.get_submodule(path) is not head for path in every)

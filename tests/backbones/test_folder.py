@@ -125,7 +125,7 @@ KINDS: dict[str, tuple[Change, str]] = {
         in_text_config(
             rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 1]}
         ),
-        r"mrope_section \[1, 1, 1\] of config\.json must add up to half a head of 16",
+        r"mrope_section \[1, 1, 1\] of config\.json must add up to half of a head of 16",
     ),
     "other vocabulary": (
         in_text_config(vocab_size=1300),

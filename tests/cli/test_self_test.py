@@ -23,7 +23,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Checks as they shall come out, in place of real ones."""
 
     def made(*checks: Check, noise: str = "") -> None:
-        def self_test(device: Any, captured: Any) -> Iterator[Check]:
+        def self_test(device: Any, captured: Any, families: Any) -> Iterator[Check]:
             for check in checks:
                 with captured.capture():
                     os.write(2, noise.encode())

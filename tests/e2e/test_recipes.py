@@ -265,7 +265,8 @@ def test_the_stages_on_v1g_train_on_its_familys_tiny_version(rows, tmp_path, mon
     source = [f"--data.source.path={rows}", "--data.source.folder=shards", "--model.backbone.weights=tiny"]
     assert main(["run", "llava_stages_v1g", *ON_ONE_CPU, *SMALL, *source]) == 0, capfd.readouterr().err
     folders = [the_run(tmp_path) / name for name in ("1-projector", "2-whole")]
-    assert [json.loads((run / "metrics.json").read_text())["train/steps"] for run in folders] == [2, 2]
+    steps = [json.loads((run / "metrics.json").read_text())["train/steps"] for run in folders]
+    assert steps == [1, 1]  # one epoch of a few rows each
 
 
 @pytest.mark.parametrize("name", ADAPTED)

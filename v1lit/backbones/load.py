@@ -276,6 +276,9 @@ def _refuse_other_family(backbone: Backbone, content: Mapping[str, Any], weights
     model_type = content.get("model_type")
     if not content:
         raise WeightsUnavailable(f"{weights} has no config.json")
+    for part in ("text_config", "vision_config"):
+        if not isinstance(content.get(part) or {}, Mapping):
+            raise ValueError(f"{weights}: config.json cannot be read: {part} is {content[part]!r}")
     if (explained := explain_original_llava(content, weights)) is not None:
         raise ValueError(explained)
     foreign = backbone.model_class not in (content.get("architectures") or [backbone.model_class])

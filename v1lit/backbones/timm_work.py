@@ -40,7 +40,8 @@ def images_work(config: Any, image_inputs: Mapping[str, Tensor]) -> VisionWork:
         sizes = [(pixels.shape[2], pixels.shape[3])] * len(pixels)
     work = [operations(config.tower_spec, spec, facts.norm, size) for size in sizes]
     tokens = [image_tokens(config, size) for size in sizes]
-    return VisionWork(0, 0, 0, sum(tokens), *map(sum, zip(*work, strict=True)))
+    total = Operations(*map(sum, zip(*work, strict=True)))
+    return VisionWork(image_tokens=sum(tokens), **total._asdict())
 
 
 def image_tokens(config: Any, size: tuple[int, int]) -> int:

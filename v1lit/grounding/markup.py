@@ -19,7 +19,9 @@ OBJECT_START, REGION_START = "<obj", "<|region_"
 """How the names of objects and of regions begin."""
 OBJECT_NAME = re.compile(rf"{OBJECT_START}\w*>")
 REGION_NAME = re.compile(rf"{re.escape(REGION_START)}\w+\|>")
-POINTER = re.compile(r"<\|copy_[0-9]{1,9}\|>")
+POINTER_BEGIN = "<|copy_"
+"""How a pointer begins as text."""
+POINTER = re.compile(rf"{re.escape(POINTER_BEGIN)}[0-9]{{1,9}}\|>")
 POINTER_LIMIT = 10**9
 """Indices of pointers are below this."""
 _ANSWER = re.compile(rf"{ANSWER}(.*?){ANSWER_END}", re.DOTALL)
@@ -38,7 +40,7 @@ def region_name(suffix: int | str) -> str:
 
 def pointer_text(token: int) -> str:
     """`<|copy_7|>`: the pointer to image token 7, as text."""
-    return f"<|copy_{token}|>"
+    return f"{POINTER_BEGIN}{token}|>"
 
 
 def answer_text(answer: str) -> str:

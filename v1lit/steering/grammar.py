@@ -14,15 +14,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from v1lit.grounding.markup import CALL, OBJECT_START, REGION, REGION_END
+from v1lit.grounding.markup import CALL, OBJECT_START, POINTER_BEGIN, REGION, REGION_END
 
-POINTER_MARK = "<|copy_"
-"""How a pointer looks as text: only a pointer itself may."""
 QUERY_OPEN, QUERY_END = 'query="', ", objects=["
 DIGITS = 4
 """Of a number, before and behind its point, and of an object's name at most."""
-_TEXT_MARKS = (CALL, REGION, REGION_END, POINTER_MARK)
-_QUERY_MARKS = (CALL, POINTER_MARK)
+_TEXT_MARKS = (CALL, REGION, REGION_END, POINTER_BEGIN)
+_QUERY_MARKS = (CALL, POINTER_BEGIN)
 
 
 class State(NamedTuple):
@@ -89,7 +87,7 @@ def _text(state: State, char: str, needs: Needs) -> State | None:
         return _mark(QUERY_OPEN, "query")
     if seen.endswith(REGION):
         return State("region")
-    return None if seen.endswith((REGION_END, POINTER_MARK)) else State(seen=_begun(seen, _TEXT_MARKS))
+    return None if seen.endswith((REGION_END, POINTER_BEGIN)) else State(seen=_begun(seen, _TEXT_MARKS))
 
 
 def _one_of_mark(state: State, char: str, needs: Needs) -> State | None:
@@ -103,7 +101,7 @@ def _query(state: State, char: str, needs: Needs) -> State | None:
     if needs.close and not escaped:
         return _mark(QUERY_END, "list") if char == '"' else None
     if escaped:
-        return State("query", _begun(char, (POINTER_MARK,)))  # an escaped call is none
+        return State("query", _begun(char, (POINTER_BEGIN,)))  # an escaped call is none
     if char == '"':
         return _mark(QUERY_END, "list")
     if char == "\\":

@@ -93,7 +93,7 @@ def _zeros(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
 def _cut_kernel(module: nn.Conv2d) -> None:
     """Leave of a kernel what lies between its padding and one stride further; of most kernels that is all."""
     weight = module.weight.detach().clone()
-    paddings: Any = module.padding
+    paddings: Any = (0, 0) if module.padding == "valid" else module.padding
     for axis, (padding, stride) in enumerate(zip(paddings, module.stride, strict=True), 2):
         places = torch.arange(weight.shape[axis])
         inside = (places >= padding) & (places < padding + stride)

@@ -107,7 +107,7 @@ def test_counts_loss_metrics_and_prediction_agree_where_a_run_of_pointers_begins
         metrics = PointingMetrics(START)
         metrics.update(ids, ids)
         runs = pointer_runs(ids.tolist(), START)
-        counted = int(metrics.counts[POINTING.index("region_iou")])
+        counted = int(metrics.counts[0, POINTING.index("region_iou")])
         assert counted == int(first_pointers(ids, START).sum()) == len(runs)
 
 

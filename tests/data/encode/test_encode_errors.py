@@ -44,7 +44,7 @@ def test_a_mistake_that_is_not_about_an_image_is_not_told_as_one(
 ) -> None:
     """The processor refuses an image whose size is fine: its own words are kept."""
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise ValueError("the processor's own words")
 
     monkeypatch.setattr(Processor, "images", refuse)
@@ -56,7 +56,7 @@ def test_a_mistake_that_is_not_about_an_image_is_not_told_as_one(
 def test_an_image_that_the_backbone_refuses_is_named(
     processor: Processor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise ValueError("too thin")
 
     monkeypatch.setattr(Processor, "images", refuse)

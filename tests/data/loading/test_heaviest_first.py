@@ -53,7 +53,8 @@ def test_no_order_of_the_batches_is_better(first: list[int], other: list[int]) -
 def batch(tokens: int, image_tokens: int) -> Batch:
     zeros = torch.zeros(1, tokens, dtype=torch.long)
     counts = LabelCounts(0, 0, 0)
-    return Batch(("a",), zeros, zeros, zeros, {}, (tokens,), 1, image_tokens, tokens, counts)
+    shape = {"images": 1, "image_tokens": image_tokens, "real_tokens": tokens, "counts": counts}
+    return Batch(("a",), zeros, zeros, zeros, {}, (tokens,), **shape)
 
 
 def test_the_batches_of_a_step_come_by_work_and_say_which_one_of_the_plan_they_are() -> None:

@@ -45,11 +45,11 @@ def fingerprint(backbone: BackboneConfig, seed: int) -> str:
 
 
 def _of_files(backbone: BackboneConfig) -> str:
-    import transformers
+    from v1lit.backbones.classes import named_class
 
     family = get_backbone(backbone.name)
     files = WeightFiles(local_folder(backbone.weights))
-    model_class = getattr(transformers, family.model_class)
+    model_class = named_class(family.model_class)
     model = on_meta(model_class, checkpoint_config(family, backbone.weights))
     names = fit_weights(model, files, backbone.weights)
     stored = dict(names.renamed)

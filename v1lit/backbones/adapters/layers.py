@@ -81,7 +81,7 @@ def refuse_frozen(backbone: BackboneConfig, adapter: AdapterConfig) -> None:
 
 def check_layers(backbone: BackboneConfig, adapter: AdapterConfig) -> None:
     """Raise OptionError, before any weight is read, for layers that the model does not have."""
-    import transformers
+    from v1lit.backbones.classes import named_class
 
     refuse_frozen(backbone, adapter)
     family = get_backbone(backbone.name)
@@ -89,7 +89,7 @@ def check_layers(backbone: BackboneConfig, adapter: AdapterConfig) -> None:
         config = family.tiny_config(tiny_tokenizer(family.chat.stop), **backbone.tiny)
     else:
         config = checkpoint_config(family, backbone.weights)
-    chosen_layers(on_meta(getattr(transformers, family.model_class), config), family, adapter)
+    chosen_layers(on_meta(named_class(family.model_class), config), family, adapter)
 
 
 def counted(part: str, paths: Iterable[str]) -> list[str]:
