@@ -65,7 +65,8 @@ def test_going_on_from_a_cache_needs_the_memory(name: str) -> None:
 @pytest.mark.parametrize("family", list_backbones())
 def test_the_decoder_fills_the_cache_it_is_given_and_nothing_warns(family: str) -> None:
     # A decoder swallows a cache under another version's name without a word, and then sees no past.
-    model, batch, cache = build(family), prompts(family, (1,)), DynamicCache()
+    model, batch = build(family), prompts(family, (1,))
+    cache = DynamicCache(config=model.config.get_text_config())
     batch_inputs = inputs(batch)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -78,7 +79,8 @@ def test_the_decoder_fills_the_cache_it_is_given_and_nothing_warns(family: str) 
 @pytest.mark.parametrize("family", list_backbones())
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])
 def test_a_second_turn_goes_on_from_the_first_ones_cache(family: str, name: str) -> None:
-    model, batch, cache = prefers_pointing(family), prompts(family, (1,)), DynamicCache()
+    model, batch = prefers_pointing(family), prompts(family, (1,))
+    cache = DynamicCache(config=model.config.get_text_config())
     start = batch.input_ids.shape[1]
     with torch.no_grad():
         memory = model(**inputs(batch)).pointer_memory

@@ -50,6 +50,8 @@ USED = {
 }
 """Private name -> of what, and what breaks when it is gone."""
 OTHERS = {
+    "_model_mapping": "transformers: whether it knows a causal language model of a config",
+    "_BatchNorm": "torch: the class of all batch norms",
     "_C": "torch", "_dynamo": "torch", "_nn": "torch", "_parse_to": "torch",
     "_record_memory_history": "torch, documented", "_dump_snapshot": "torch, documented",
     "_gradient_checkpointing_func": "transformers", "_attn_implementation": "transformers",

@@ -33,9 +33,9 @@ def build_model(
     backbone: BackboneConfig,
     pointer: PointerConfig,
     revisit: RevisitConfig,
-    adapter: AdapterConfig = NONE,
     begin_from: str | None = None,
     strategy: FolderStrategy | None = None,
+    adapter: AdapterConfig = NONE,
 ) -> PointAndCopyModel:
     """A model with the weights of `backbone`, or all of those of an exported model; seed torch before.
 
@@ -43,9 +43,9 @@ def build_model(
         backbone: its options.
         pointer: its options.
         revisit: its options.
-        adapter: options of adapters, which have weights of the backbone below them.
         begin_from: folder of the exported model.
         strategy: that divides the model over ranks; without one it lies on the CPU.
+        adapter: options of adapters, which have weights of the backbone below them.
 
     Raises as `load_backbone` and `check_begin_from`, and ValueError for weights of the export that are
     missing, unexpected or of another shape, by name.

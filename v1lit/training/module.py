@@ -145,7 +145,7 @@ class V1Module(AdaptedModule):
         configs = self.backbone_config, self.pointer_config, self.revisit_config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.init_seed)
-            model = build_model(*configs, self.adapter_config, begin_from, sharded_strategy(trainer_of(self)))
+            model = build_model(*configs, begin_from, sharded_strategy(trainer_of(self)), self.adapter_config)
         if lines := freeze_matching(model, self.frozen_patterns):
             rank_zero_info("\n".join(lines))
         if model.injected is not None:
