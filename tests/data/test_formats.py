@@ -359,7 +359,9 @@ def test_what_a_checkpoint_holds(shards: Path, tmp_path: Path) -> None:
     ]
     assert {name: sorted(values) for name, values in checkpoint["v1lit"].items()} == {
         "model": [
+            "adapter",
             "backbone",
+            "begin_from",
             "freeze",
             "init_seed",
             "max_nonfinite",

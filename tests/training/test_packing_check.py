@@ -35,7 +35,7 @@ def test_attention_across_examples_is_noticed(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("v1lit.pointer.model.packed_decoder_arguments", unpacked)
     positions = torch.arange(10_000)
     monkeypatch.setattr(
-        "v1lit.pointer.model.packed_positions",
+        "v1lit.pointer.inputs.packed_positions",
         lambda family, inner, ids, segments, **images: positions[None, : ids.shape[1]],
     )
     check = check_packing(model, training_examples("llava", (1, 0, 2)), 0)

@@ -129,7 +129,7 @@ def test_packed_examples_that_see_each_other_are_noticed(
     llava: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if the decoder knew nothing of segments: one long causal row."""
-    places = "v1lit.pointer.model.packed_decoder_arguments", "v1lit.pointer.model.packed_positions"
+    places = "v1lit.pointer.model.packed_decoder_arguments", "v1lit.pointer.inputs.packed_positions"
     monkeypatch.setattr(places[0], lambda *_: {"attention_mask": None, "use_cache": False})
     monkeypatch.setattr(places[1], lambda family, inner, ids, *_, **__: torch.arange(ids.shape[1])[None])
     with pytest.raises(SelfTestError, match=r"packed differs from alone by .* leaks from other examples"):

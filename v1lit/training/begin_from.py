@@ -104,7 +104,7 @@ def _first(other: Mapping[str, tuple[Any, Any]], most: int = 3) -> list[tuple[st
 def _backbone_config(backbone: BackboneConfig) -> Any:
     family = get_backbone(backbone.name)
     if backbone.weights == "tiny":
-        return family.tiny_config(tiny_tokenizer(family.chat.stop), **backbone.tiny)
+        return family.tiny_config(tiny_tokenizer(family.chat.stop, family.chat.single), **backbone.tiny)
     return checkpoint_config(family, backbone.weights)
 
 

@@ -86,7 +86,7 @@ def check_layers(backbone: BackboneConfig, adapter: AdapterConfig) -> None:
     refuse_frozen(backbone, adapter)
     family = get_backbone(backbone.name)
     if backbone.weights == "tiny":
-        config = family.tiny_config(tiny_tokenizer(family.chat.stop), **backbone.tiny)
+        config = family.tiny_config(tiny_tokenizer(family.chat.stop, family.chat.single), **backbone.tiny)
     else:
         config = checkpoint_config(family, backbone.weights)
     chosen_layers(on_meta(named_class(family.model_class), config), family, adapter)
