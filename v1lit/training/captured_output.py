@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from v1lit.training.quiet import LOGGERS, is_wanted
+
 
 class CapturedOutput:
     """Collects over several `with captured.capture():`; nothing reaches the screen meanwhile."""
@@ -45,7 +47,7 @@ class CapturedOutput:
 
         def noting(*arguments: Any, **options: Any) -> logging.LogRecord:
             record = make(*arguments, **options)
-            if record.levelno >= logging.WARNING:
+            if record.levelno >= logging.WARNING and (record.name not in LOGGERS or is_wanted(record)):
                 self.warnings[f"{record.name}: {record.getMessage()}"] += 1
             return record
 

@@ -61,12 +61,12 @@ def quiet() -> Iterator[None]:
         for pattern in WARNINGS:
             warnings.filterwarnings("ignore", message=pattern)
         for logger in loggers:
-            logger.addFilter(_is_wanted)
+            logger.addFilter(is_wanted)
         try:
             yield
         finally:
             for logger in loggers:
-                logger.removeFilter(_is_wanted)
+                logger.removeFilter(is_wanted)
 
 
 @contextmanager
@@ -83,7 +83,8 @@ def no_weights_bar() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _is_wanted(record: logging.LogRecord) -> bool:
+def is_wanted(record: logging.LogRecord) -> bool:
+    """Whether a record says something to the person who reads the screen."""
     import torch
 
     left_out = REMARKS if torch.cuda.is_available() else (*REMARKS, *OF_GPUS)

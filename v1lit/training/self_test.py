@@ -86,7 +86,7 @@ def self_test(device: torch.device, captured: CapturedOutput, families: Sequence
         for name in families:
             family = Family(name, scenes, device)
             for check in FAMILY_CHECKS:
-                with captured.capture(), quiet():
+                with captured.capture():
                     result = run_check(name, check, getattr(family, check))
                 yield result
 
