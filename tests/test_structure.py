@@ -13,23 +13,23 @@ PACKAGE = ROOT / "v1lit"
 
 LIMITS = {
     # package: rooms, floors, arrows
-    "v1lit": (24, 10, 130),  # all packages may use the single files of the two lowest floors
-    "v1lit.revisit": (15, 5, 30),
+    "v1lit": (22, 9, 108),  # all packages may use the single files of the two lowest floors
+    "v1lit.revisit": (15, 4, 20),
     "v1lit.backbones": (51, 11, 159),
-    "v1lit.cli": (65, 13, 170),
-    "v1lit.data": (22, 10, 95),
+    "v1lit.cli": (55, 12, 139),
+    "v1lit.data": (19, 10, 81),
     "v1lit.grounding": (7, 4, 9),
-    "v1lit.inference": (20, 10, 45),
-    "v1lit.pointer": (22, 9, 50),
-    "v1lit.parallel": (14, 6, 30),
-    "v1lit.cluster": (12, 5, 20),
-    "v1lit.launch": (10, 5, 20),
-    "v1lit.plan": (15, 7, 32),
-    "v1lit.steering": (9, 5, 14),
-    "v1lit.serving": (13, 6, 28),
-    "v1lit.sweep": (26, 10, 58),
+    "v1lit.inference": (17, 10, 36),
+    "v1lit.pointer": (15, 6, 27),
+    "v1lit.parallel": (14, 4, 12),
+    "v1lit.cluster": (11, 4, 11),
+    "v1lit.launch": (5, 2, 2),
+    "v1lit.plan": (13, 6, 26),
+    "v1lit.steering": (7, 3, 8),
+    "v1lit.serving": (11, 5, 17),
+    "v1lit.sweep": (25, 9, 47),
     "v1lit.testing": (7, 3, 9),
-    "v1lit.training": (50, 10, 130),
+    "v1lit.training": (42, 8, 99),
 }
 """How many rooms a package may have, on how many floors, and how many arrows may lead from room to room."""
 LONGEST_FILE = 384
@@ -37,7 +37,7 @@ LONGEST_FUNCTION = 60
 CODE_LINES = 60_000
 """Of `v1lit/` without `v1lit/testing/`, which authors of backbones use and no run does. What adds an ability
 may raise it; what only rearranges may not."""
-ALL_LINES = 61_500
+ALL_LINES = 60_900
 
 MODULES = tool.read_modules(PACKAGE)
 GRAPH = tool.import_graph(MODULES)
