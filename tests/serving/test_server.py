@@ -213,7 +213,7 @@ def test_who_hangs_up_frees_the_row(served: Served) -> None:
     next(iter(stream))
     stream.close()
     with pytest.raises(openai.APITimeoutError):
-        served.client(timeout=1.0).chat.completions.create(**{**ask, "n": 8})
+        served.client(timeout=0.3).chat.completions.create(**{**ask, "n": 8})
     until(lambda: not served.engine.running and not served.engine.waiting)
     assert served.engine.counts.ended["cancelled"] > before
 
