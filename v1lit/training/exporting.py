@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -94,9 +94,33 @@ def export_checkpoint(path: Path, out: Path, options: ExportOptions | None = Non
     source = CheckpointSource.open(path, options)
     if source.has_adapters:
         return _export_adapter(source, out, options)
-    model, published = source.empty_model(), options.layout == "published"
-    names = published_names(model) if published else exported_names(model)
-    plan = plan_files(model, names, options.shard_bytes)
+    model = source.empty_model()
+    with writing(out, model, source.processor, source.read, options) as (folder, plan):
+        check = _check(folder, source, plan, options)
+    return Exported(len(plan.names), plan.bytes, len(plan.shards), check)
+
+
+@contextmanager
+def writing(
+    out: Path,
+    model: PointAndCopyModel,
+    processor: Callable[[PointAndCopyModel], Processor],
+    read: Callable[[str], Tensor],
+    options: ExportOptions,
+) -> Iterator[tuple[Path, Plan]]:
+    """Write a model aside, hand its folder on to be compared, and give it its name when that went well.
+
+    What is handed on is the folder and which weights are in which file; the model is let go before.
+
+    Args:
+        out: the new folder.
+        model: whose config is written; its weights may be on `meta`.
+        processor: makes that of the model, where the layout has one.
+        read: gives a weight by the model's name.
+        options: layout and size of the files.
+    """
+    published = options.layout == "published"
+    plan = plan_files(model, (published_names if published else exported_names)(model), options.shard_bytes)
     out.parent.mkdir(parents=True, exist_ok=True)
     with aside(out) as unfinished:
         unfinished.mkdir()
@@ -104,10 +128,10 @@ def export_checkpoint(path: Path, out: Path, options: ExportOptions | None = Non
             write_published_config(unfinished, model)
         else:
             write_config(unfinished, model)
-            source.processor(model).save_pretrained(unfinished)
-        write_weights(unfinished, plan, model, source.read)
-        check = _check(unfinished, source, plan, options)
-    return Exported(len(plan.names), plan.bytes, len(plan.shards), check)
+            processor(model).save_pretrained(unfinished)
+        write_weights(unfinished, plan, model, read)
+        del model, read
+        yield unfinished, plan
 
 
 class CheckpointSource:
@@ -152,6 +176,17 @@ class CheckpointSource:
 
         Raises ValueError unless the checkpoint has exactly its weights.
         """
+        model = self.build(empty=True)
+        for name, parameter in model.named_parameters():
+            if MODEL + name in self.weights:
+                parameter.data = parameter.data.to(self.dtype or like(self.weights, MODEL + name).dtype)
+        return model
+
+    def build(self, empty: bool) -> PointAndCopyModel:
+        """The model as its run began, its parameters on `meta` if `empty`.
+
+        Raises ValueError unless the checkpoint has exactly the weights of it that are saved.
+        """
         made_of = self.module
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(made_of.init_seed)
@@ -159,16 +194,13 @@ class CheckpointSource:
                 made_of.backbone_config,
                 made_of.pointer_config,
                 made_of.revisit_config,
-                empty=True,
+                empty=empty,
                 adapter=made_of.adapter_config,
             )
-        self.refuse_misfit(model)
-        for name, parameter in model.named_parameters():
-            if MODEL + name in self.weights:
-                parameter.data = parameter.data.to(self.dtype or like(self.weights, MODEL + name).dtype)
+        self._refuse_misfit(model)
         return model
 
-    def refuse_misfit(self, model: PointAndCopyModel) -> None:
+    def _refuse_misfit(self, model: PointAndCopyModel) -> None:
         """Raise ValueError unless the checkpoint has exactly the weights of a model that are saved."""
         if model.base is not None and self.fingerprint not in (None, model.base.fingerprint):
             raise ValueError(

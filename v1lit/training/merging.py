@@ -12,25 +12,18 @@ from torch import Tensor, nn
 from v1lit.backbones.adapters.config import QLORA
 from v1lit.backbones.adapters.folder import AdapterFolder, adapter_folder
 from v1lit.backbones.adapters.inject import merge
-from v1lit.backbones.processor import Processor, load_processor
-from v1lit.files import aside
-from v1lit.parallel.weight_stream import (
-    exported_names,
-    plan_files,
-    published_names,
-    write_config,
-    write_published_config,
-    write_weights,
-)
+from v1lit.backbones.processor import Processor
 from v1lit.pointer.adapted import base_dtype, kept_names, put
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.training.exporting import (
+    NOTHING,
     CheckpointSource,
     Exported,
     ExportMismatchError,
     ExportOptions,
     logits,
     open_export,
+    writing,
 )
 
 TOLERANCE = {torch.float32: 1e-4}
@@ -67,21 +60,11 @@ def export_merged(path: Path, out: Path, options: ExportOptions | None = None) -
     model.adapter, model.injected = replace(model.adapter, kind=None), None
     everything: nn.Module = model
     everything.to(kind if options.dtype is None else getattr(torch, options.dtype))
-    published = options.layout == "published"
-    plan = plan_files(model, (published_names if published else exported_names)(model), options.shard_bytes)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with aside(out) as unfinished:
-        unfinished.mkdir()
-        if published:
-            write_published_config(unfinished, model)
-        else:
-            write_config(unfinished, model)
-            processor.save_pretrained(unfinished)
-        write_weights(unfinished, plan, model, model.state_dict().__getitem__)
-        del model
-        check = "nothing was compared"
+    read, check = model.state_dict().__getitem__, NOTHING
+    with writing(out, model, lambda model: processor, read, options) as (folder, plan):
+        del model, everything, read  # two of them might not fit
         if options.check != "none":
-            after = logits(open_export(unfinished, options.layout), processor)
+            after = logits(open_export(folder, options.layout), processor)
             check = _compared(before, after, TOLERANCE.get(kind, IN_HALF_PRECISION))
     if packed:
         check += (
@@ -99,20 +82,9 @@ def _of_checkpoint(path: Path, options: ExportOptions) -> Adapted:
     source = CheckpointSource.open(path, options)
     if not source.has_adapters:
         raise ValueError(f"{path} has no adapters to merge\nexport it without --merge")
-    made_of = source.module
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(made_of.init_seed)
-        model = PointAndCopyModel.build(
-            made_of.backbone_config,
-            made_of.pointer_config,
-            made_of.revisit_config,
-            adapter=made_of.adapter_config,
-        )
-    source.refuse_misfit(model)
+    model = source.build(empty=False)
     put(model, {name: source.read(name) for name in kept_names(model)})
-    return Adapted(
-        model.eval(), load_processor(made_of.backbone_config, model.config.pointer_start, model.strategy)
-    )
+    return Adapted(model.eval(), source.processor(model))
 
 
 def _compared(before: Tensor, after: Tensor, tolerance: float) -> str:
