@@ -38,6 +38,7 @@ def _on_rank(
         timeout=timedelta(seconds=30),
     )  # fmt: skip
     try:
+        dist.barrier()  # a rank that is done and gone before others have met all of them breaks their meeting
         return function(rank, *arguments)
     finally:
         dist.destroy_process_group()
