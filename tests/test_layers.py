@@ -51,6 +51,7 @@ MAY_IMPORT = {
 """Package -> packages, or single modules, that it may import. Stated in docs/architecture.md as well."""
 GROUND = {
     "console": (),
+    "plugins": (),
     "errors": (),
     "files": (),
     "labels": (),

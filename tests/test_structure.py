@@ -13,10 +13,10 @@ PACKAGE = ROOT / "v1lit"
 
 LIMITS = {
     # package: rooms, floors, arrows
-    "v1lit": (22, 9, 108),  # all packages may use the single files of the two lowest floors
+    "v1lit": (23, 9, 110),  # all packages may use the single files of the two lowest floors
     "v1lit.revisit": (15, 4, 20),
     "v1lit.backbones": (51, 11, 159),
-    "v1lit.cli": (55, 12, 139),
+    "v1lit.cli": (56, 12, 142),
     "v1lit.data": (19, 10, 81),
     "v1lit.grounding": (7, 4, 9),
     "v1lit.inference": (17, 10, 36),
@@ -34,10 +34,10 @@ LIMITS = {
 """How many rooms a package may have, on how many floors, and how many arrows may lead from room to room."""
 LONGEST_FILE = 384
 LONGEST_FUNCTION = 60
-CODE_LINES = 60_000
+CODE_LINES = 70_000
 """Of `v1lit/` without `v1lit/testing/`, which authors of backbones use and no run does. What adds an ability
 may raise it; what only rearranges may not."""
-ALL_LINES = 60_900
+ALL_LINES = 72_000
 
 MODULES = tool.read_modules(PACKAGE)
 GRAPH = tool.import_graph(MODULES)

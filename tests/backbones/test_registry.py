@@ -8,6 +8,7 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
+from v1lit import plugins
 from v1lit.backbones import get_backbone, list_backbones, register_backbone, registry
 from v1lit.backbones.contract import Backbone
 from v1lit.backbones.qwen import Qwen25VL
@@ -21,7 +22,7 @@ def _clean_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 def claim(monkeypatch: pytest.MonkeyPatch, *points: tuple[str, str]) -> None:
     """Pretend that installed packages declare these entry points."""
     declared = [EntryPoint(name, value, registry.ENTRY_POINT_GROUP) for name, value in points]
-    monkeypatch.setattr(registry, "entry_points", lambda group: declared)
+    monkeypatch.setattr(plugins, "_declared", lambda group, path: declared)
 
 
 def python(code: str) -> None:

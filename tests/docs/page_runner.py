@@ -1,4 +1,4 @@
-"""Runs every snippet and command of one Markdown page, in order: `python page_runner.py PAGE`.
+"""Runs every snippet and command of one Markdown page, in order, in a process of its own.
 
 In the current directory, which is like a checkout with the files that a reader brings along. Python blocks
 share one namespace; one that begins with the name of a file is written there instead. A line that ends in
@@ -18,7 +18,6 @@ import shlex
 import subprocess
 import sys
 import time
-import traceback
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -258,11 +257,3 @@ def call(words: Sequence[str]) -> None:
     sys.argv = list(words)
     code = lightning.main() if words[0] == "lightning" else v1lit.main()
     assert code == 0, f"exit code {code} of {shlex.join(words)}"
-
-
-if __name__ == "__main__":
-    try:
-        run_page(Path(sys.argv[1]))
-    except BaseException:
-        traceback.print_exc()
-        sys.exit(1)

@@ -5,11 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from helpers.warm import call_warm
 from page_runner import LANGUAGES, SUBSTITUTED, blocks, commands
 from PIL import Image, ImageDraw
 
@@ -77,15 +75,7 @@ def row(id: str, left: int) -> dict[str, object]:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_SNIPPETS, ids=name)
 def test_every_snippet_and_command_of_a_page_runs(page: Path, checkout: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, page_runner.__file__, str(page)],
-        cwd=checkout,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    done = call_warm(page_runner.run_page, [page], checkout, timeout=600)
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
     if page.name == "recipes.md":
         check_logged_names(page.read_text(encoding="utf-8"), checkout / "runs" / "first")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from v1lit import plugins
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.processor import load_processor
 from v1lit.data.config import EncodingConfig
@@ -18,7 +19,6 @@ from v1lit.data.lengths.fingerprint import fingerprint
 from v1lit.errors import OptionError
 from v1lit.grounding.region import Region
 from v1lit.labels import IGNORE
-from v1lit.revisit import registry
 from v1lit.revisit.config import RevisitConfig
 from v1lit.revisit.coordinates import Coordinates
 from v1lit.revisit.point_and_copy import PointAndCopy
@@ -159,7 +159,9 @@ class Point:
 
 
 def test_a_strategy_of_another_package_is_found_by_its_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "entry_points", lambda group: [Point()] if group == "v1lit.revisit" else [])
+    monkeypatch.setattr(
+        plugins, "_declared", lambda group, path: [Point()] if group == "v1lit.revisit" else []
+    )
     assert "middle" in list_strategies()
     assert written(RevisitConfig("middle"))[0] == "A <obj1><|copy_3|> B"
     monkeypatch.setattr(Point, "name", "point_and_copy")

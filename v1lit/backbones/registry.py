@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from typing import TypeVar
 
 from v1lit.backbones.contract import Backbone
 from v1lit.errors import explain_unknown
+from v1lit.plugins import plugins
 
 ENTRY_POINT_GROUP = "v1lit.backbones"
 BUILTIN: dict[str, str] = {
@@ -61,7 +61,7 @@ def register_backbone(name: str) -> Callable[[C], C]:
 
 def list_backbones() -> list[str]:
     """Names of all known backbones, sorted."""
-    return sorted({*BUILTIN, *_registered, *_entry_points()})
+    return sorted({*BUILTIN, *_registered, *plugins(ENTRY_POINT_GROUP)})
 
 
 def missing_extra(name: str) -> str | None:
@@ -80,10 +80,10 @@ def get_backbone(name: str) -> Backbone:
 
 
 def _resolve(name: str) -> type:
-    plugins = _entry_points()
+    claims = plugins(ENTRY_POINT_GROUP)
     owners = [BUILTIN[name]] if name in BUILTIN else []
     owners += [_address(_registered[name])] if name in _registered else []
-    owners += [point.value for point in plugins.get(name, [])]
+    owners += [point.value for point in claims.get(name, [])]
     if len(set(owners)) > 1:
         several = ", ".join(dict.fromkeys(owners))
         raise ValueError(f"backbone name {name!r} is claimed several times: {several}")
@@ -93,23 +93,14 @@ def _resolve(name: str) -> type:
         module, _, attribute = BUILTIN[name].partition(":")
         loaded: type = getattr(import_module(module), attribute)
         return loaded
-    if name in plugins:
-        point = plugins[name][0]
+    if name in claims:
+        point = claims[name][0]
         try:
             plugin: type = point.load()
         except (ImportError, AttributeError) as error:
             raise ValueError(f"backbone {name!r} cannot be loaded from {point.value}: {error}") from error
         return plugin
     raise ValueError(explain_unknown("backbone", name, list_backbones()))
-
-
-def _entry_points() -> dict[str, list[EntryPoint]]:
-    points: dict[str, list[EntryPoint]] = {}
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        # The same distribution can be found twice on one path (editable install beside its metadata).
-        if point.value not in [other.value for other in points.get(point.name, [])]:
-            points.setdefault(point.name, []).append(point)
-    return points
 
 
 def _check_base_class(name: str, cls: object) -> None:

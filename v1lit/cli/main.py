@@ -9,6 +9,7 @@ from importlib import import_module
 
 from v1lit import __version__
 from v1lit.cli.errors import UserError, guard
+from v1lit.cli.importing import importing, is_script
 from v1lit.errors import did_you_mean
 
 COMMANDS = {
@@ -29,6 +30,8 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `v1lit` with `argv`, default the process's own; returns the exit code."""
+    if argv is None:
+        is_script()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: v1lit COMMAND ...\n")
@@ -51,7 +54,9 @@ def dispatch(prog: str, commands: dict[str, str], arguments: Sequence[str]) -> i
         if name not in commands:
             hint = did_you_mean(name, commands)
             raise UserError(f"{prog} has no command {name!r}{hint}\nallowed: {', '.join(commands)}")
-        code: int = import_module(commands[name]).main(rest)
+        with importing():
+            module = import_module(commands[name])
+        code: int = module.main(rest)
         return code
 
     return guard(command, debug="--debug" in rest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from v1lit.cli.errors import UserError
+from v1lit.cli.importing import importing
 from v1lit.cli.recipe import compose, compose_all, shipped_recipes, stages_of
 from v1lit.processes import end_with_launcher
 
@@ -52,16 +53,20 @@ def main(argv: Sequence[str]) -> int:
         from v1lit.cli.stages import run_stage
 
         return run_stage(recipe, name, changes, argv)
-    from v1lit.cli.recipe_cli import RecipeCLI  # torch and Lightning: once the files are known to be there
+    with importing():
+        # With torch and Lightning: once the files are known to be there.
+        from v1lit.cli.recipe_cli import RecipeCLI
 
-    return RecipeCLI(recipe).train(argv)
+        run = RecipeCLI(recipe)
+    return run.train(argv)
 
 
 def _show(name: str, changes: Sequence[str], everything: bool) -> int:
     """Print a recipe, everything of it, a document for each of its stages; or what every key means."""
-    from v1lit.cli.key_reference import key_reference
-    from v1lit.cli.recipe_cli import RecipeCLI
-    from v1lit.cli.stage_recipes import as_shown, named
+    with importing():
+        from v1lit.cli.key_reference import key_reference
+        from v1lit.cli.recipe_cli import RecipeCLI
+        from v1lit.cli.stage_recipes import as_shown, named
 
     for recipe in compose_all(name, changes):
         if not everything:

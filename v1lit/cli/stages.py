@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from v1lit.cli.errors import UserError
+from v1lit.cli.importing import importing
 from v1lit.cli.recipe import Recipe, compose_all, read_changes
 from v1lit.cli.stage_entries import BEGIN_FROM, FOLLOWED, STAGE
 from v1lit.cli.stage_marks import (
@@ -160,8 +161,9 @@ def run_stage(recipe: Recipe, given: str, changes: Sequence[str], argv: Sequence
         changes: that were typed.
         argv: all that followed `v1lit run`.
     """
-    from v1lit.cli.recipe_cli import RecipeCLI
-    from v1lit.cli.run_folder import is_first
+    with importing():
+        from v1lit.cli.recipe_cli import RecipeCLI
+        from v1lit.cli.run_folder import is_first
 
     stage = stage_in(recipe)
     with named(stage):

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from v1lit.cli.errors import UserError
 from v1lit.cli.recipe import COMMAND_LINE, Recipe, compose, stages_of
 from v1lit.cli.recipe_cli import RecipeCLI
@@ -41,7 +43,7 @@ class Checked:
 
 
 class Checker:
-    """Checks trials one by one as `lightning run` would, without training.
+    """Checks trials as `lightning run` would, without training; of a setting the trial of its first seed.
 
     Args:
         sweep: whose trials they are.
@@ -58,6 +60,7 @@ class Checker:
         self.reckon, self.elsewhere = reckon, elsewhere
         self.by_steps = sweep.budget.kind in ("tokens", "flops")
         self._drawn: dict[str, dict[tuple[int, int], int]] = {}
+        self._parsed: dict[str, RecipeCLI] = {}
         self._known: dict[str, tuple[TrialCost, StepCost | None, str]] = {}
 
     def all(self, trials: Sequence[Trial]) -> list[Checked]:
@@ -84,9 +87,9 @@ class Checker:
         if logger is not None:
             trial = trial.changed({"trainer.logger": logger})
             recipe = self._compose(trial)
-        cli = RecipeCLI(recipe, parse_only=self.elsewhere)
+        cli = self._parse(trial, recipe)
         config: dict[str, Any] = cli.config.as_dict()
-        self._refuse_alike(trial, config)
+        self._refuse_alike(trial, config, recipe)
         on = (uses_gpu(config), devices_of(config) or 1)
         if self.sweep.budget.kind == "seconds":
             _refuse_schedule(self.sweep.budget, config["model"]["optimizer"])
@@ -109,9 +112,20 @@ class Checker:
         seconds = None if self.elsewhere else cost.seconds(flops)
         return Checked(trial, *on, cost.disk(), step.tokens * steps, flops, seconds)
 
-    def _refuse_alike(self, trial: Trial, config: dict[str, Any]) -> None:
+    def _parse(self, trial: Trial, recipe: Recipe) -> RecipeCLI:
+        """The recipe of these settings with its first seed."""
+        key = repr(trial.settings)
+        if key not in self._parsed:
+            self._parsed[key] = RecipeCLI(recipe, parse_only=self.elsewhere)
+        return self._parsed[key]
+
+    def _refuse_alike(self, trial: Trial, config: dict[str, Any], recipe: Recipe) -> None:
         """Raise OptionError where a seed changes neither the first weights nor the order of the data."""
-        follows = config["model"]["init_seed"], config["data"]["seed"]
+        own = OmegaConf.create(recipe.config)
+        follows = tuple(
+            OmegaConf.select(own, f"{group}.{key}", default=config[group][key])
+            for group, key in (("model", "init_seed"), ("data", "seed"))
+        )
         others = self._drawn.setdefault(repr(trial.settings), {})
         if follows in others:
             why = (

@@ -9,10 +9,10 @@ A package of its own adds one by an entry point, found without importing anythin
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING
 
 from v1lit.errors import OptionError, name_allowed
+from v1lit.plugins import plugins
 from v1lit.revisit.config import RevisitConfig
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ BUILTIN: dict[str, str] = {
 
 def list_strategies() -> list[str]:
     """Names of all known strategies, sorted."""
-    return sorted({*BUILTIN, *_plugins()})
+    return sorted({*BUILTIN, *plugins(ENTRY_POINT_GROUP)})
 
 
 def make_strategy(config: RevisitConfig | None = None) -> Strategy:
@@ -54,17 +54,17 @@ def make_strategy(config: RevisitConfig | None = None) -> Strategy:
 def _resolve(name: str) -> type[Strategy]:
     from v1lit.revisit.strategy import Strategy
 
-    plugins = _plugins()
-    values = [point.value for point in plugins.get(name, [])]
+    claims = plugins(ENTRY_POINT_GROUP)
+    values = [point.value for point in claims.get(name, [])]
     if len({*values, *([BUILTIN[name]] if name in BUILTIN else [])}) > 1:
         why = f"several packages claim that name: {', '.join(values)}"
         raise OptionError("name", name, why, RevisitConfig.GROUP)
     if name in BUILTIN:
         module, _, attribute = BUILTIN[name].partition(":")
         cls = getattr(import_module(module), attribute)
-    elif name in plugins:
+    elif name in claims:
         try:
-            cls = plugins[name][0].load()
+            cls = claims[name][0].load()
         except (ImportError, AttributeError) as error:
             why = f"it cannot be loaded from {values[0]}: {error}"
             raise OptionError("name", name, why, RevisitConfig.GROUP) from error
@@ -74,12 +74,3 @@ def _resolve(name: str) -> type[Strategy]:
         why = f"{cls!r} is not a subclass of v1lit.revisit.strategy.Strategy"
         raise OptionError("name", name, why, RevisitConfig.GROUP)
     return cls
-
-
-def _plugins() -> dict[str, list[EntryPoint]]:
-    points: dict[str, list[EntryPoint]] = {}
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        # The same distribution can be found twice on one path (editable install beside its metadata).
-        if point.value not in [other.value for other in points.get(point.name, [])]:
-            points.setdefault(point.name, []).append(point)
-    return points
