@@ -56,7 +56,7 @@ SHORT_RUN = (
 """Added to commands that train, behind all other options."""
 
 LONG_SWEEPS = ("recipes/sweeps/strategies.yaml", "recipes/sweeps/towers.yaml")
-"""Of which only the dry run is tried."""
+"""Of which tests/sweep/test_shipped_sweeps.py tries the dry run."""
 
 FEW_SCENES = ("--data.source.options.examples=8", "--data.source.options.val_examples=4")
 """Added as well where the recipe draws its data."""
@@ -183,8 +183,10 @@ def run_command(words: Sequence[str]) -> None:
         from v1lit.cli.assemble import make_parser as assemble_parser
 
         check_tower_name(assemble_parser().read(words[2:]).tower)
-    elif program == "v1lit" and rest[0] == "sweep":
-        call([*words, *(["--dry-run"] if "--executor" in words or rest[1] in LONG_SWEEPS else [])])
+    elif words[:2] == ["v1lit", "sweep"] and rest[1] in LONG_SWEEPS:
+        assert Path(rest[1]).is_file()
+    elif words[:2] == ["v1lit", "sweep"]:
+        call([*words, *(["--dry-run"] if "--executor" in words else [])])
     elif words[:3] == ["v1lit", "doctor", "--packing"]:
         call([*words, *FEW_SCENES])
     elif words[:3] == ["v1lit", "launch", "local"]:

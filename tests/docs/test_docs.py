@@ -79,6 +79,9 @@ def test_every_snippet_and_command_of_a_page_runs(page: Path, checkout: Path) ->
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
     if page.name == "recipes.md":
         check_logged_names(page.read_text(encoding="utf-8"), checkout / "runs" / "first")
+    if page.name == "sweeps.md":
+        assert "4 of 4 done" in done.stdout
+        check_smoke_sweep(checkout / "sweeps" / "smoke")
 
 
 def check_logged_names(page: str, run: Path) -> None:
@@ -90,6 +93,19 @@ def check_logged_names(page: str, run: Path) -> None:
     fits = {key: [one for one in written if re.fullmatch(key.replace("*", ".*"), one)] for key in named}
     assert not [key for key, found in fits.items() if not found], "named, but never written"
     assert not written - {one for found in fits.values() for one in found}, "written, but not named"
+
+
+def check_smoke_sweep(folder: Path) -> None:
+    """Every trial of the sweep that the page runs has trained with its settings and measured what is asked."""
+    described = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+    for trial in described["trials"]:
+        own = folder / "trials" / trial["name"]
+        measured = json.loads((own / "metrics.json").read_text(encoding="utf-8"))
+        assert set(described["metrics"]) <= measured.keys()
+        recipe = (own / "recipe.yaml").read_text(encoding="utf-8")
+        resolved = yaml.safe_load(re.sub(r"^#.*\n", "", recipe, flags=re.MULTILINE))
+        assert resolved["seed_everything"] == trial["seed"]
+        assert resolved["model"]["revisit"]["name"] == trial["settings"]["model.revisit.name"]
 
 
 # ---------------------------------------------------------------- nothing slips through

@@ -1,4 +1,7 @@
-"""Two nodes of two ranks: a cut cable ends both, fewer ranks resume, and all is as on one rank."""
+"""Two nodes: a cut cable ends both, fewer ranks resume, and all is as on one rank.
+
+In `make soak` with two ranks each, which are also begun again as one each, and with every strategy and family.
+"""
 
 from __future__ import annotations
 
@@ -65,24 +68,33 @@ def run_alone(folder: Path, data: Path, family: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("strategy", "family"),
+    ("strategy", "family", "procs"),
     [
-        ("fsdp2", "qwen2_5_vl"),
-        *(pytest.param(name, "qwen2_5_vl", marks=pytest.mark.soak) for name in ("ddp", "hsdp", "fsdp2_tp")),
+        ("fsdp2", "qwen2_5_vl", 1),
         *(
-            pytest.param("fsdp2", name, marks=pytest.mark.soak)
+            pytest.param(strategy, "qwen2_5_vl", 2, marks=pytest.mark.soak)
+            for strategy in ("fsdp2", "ddp", "hsdp", "fsdp2_tp")
+        ),
+        *(
+            pytest.param("fsdp2", name, 2, marks=pytest.mark.soak)
             for name in ("qwen2_vl", "qwen3_vl", "qwen3_5", "llava", "internvl")
         ),
     ],
 )
-def test_a_cut_cable_ends_both_nodes_and_4_2_and_1_ranks_go_the_way_of_one(
-    strategy: str, family: str, alone: Callable[[str], Path], joined: Cable, data: Path, tmp_path: Path
+def test_a_cut_cable_ends_both_nodes_and_fewer_ranks_go_the_way_of_one(
+    strategy: str,
+    family: str,
+    procs: int,
+    alone: Callable[[str], Path],
+    joined: Cable,
+    data: Path,
+    tmp_path: Path,
 ) -> None:
     folder = write_run(tmp_path / "it", data, strategy, 3, family)
-    readers = 2 if strategy == "fsdp2_tp" else 4
+    readers = 2 if strategy == "fsdp2_tp" else 2 * procs
 
-    first, second = start_nodes(folder, joined, 2, *steps(4, readers))
-    while len(list(folder.glob("here-*"))) < 4:
+    first, second = start_nodes(folder, joined, procs, *steps(4, readers))
+    while len(list(folder.glob("here-*"))) < 2 * procs:
         assert (first.poll(), second.poll()) == (None, None), output(folder)
         time.sleep(0.05)
     if joined.names:
@@ -99,20 +111,22 @@ def test_a_cut_cable_ends_both_nodes_and_4_2_and_1_ranks_go_the_way_of_one(
     joined.mend()
     if joined.names:
         told, other = output(folder)
-        assert "error: no sign of life from ranks 2-3 (" in told
+        lost = "rank 1" if procs == 1 else "ranks 2-3"
+        assert f"error: no sign of life from {lost} (" in told
         assert re.search(r"error: rank 0 \(.*\) is lost, or the way to it: nothing has answered at", other)
         assert "error: node 1, " in other
         assert "the ranks have ended, and nothing has answered at" in other
     (start,) = attempts(folder / "runs/it")
     assert start.failed
 
-    for procs, until in ((2, 4), (1, 6)):
-        on = 2 * procs if strategy != "fsdp2_tp" else 2
-        nodes = start_nodes(folder, joined, procs, *steps(until, on), PATIENT)
+    again = ((2, 4), (1, 6)) if procs == 2 else ()
+    for fewer, until in again:
+        on = 2 * fewer if strategy != "fsdp2_tp" else 2
+        nodes = start_nodes(folder, joined, fewer, *steps(until, on), PATIENT)
         assert [node.wait(timeout=280) for node in nodes] == [0, 0], output(folder)
     done = run_here(folder, *steps(8, 1), "--run.resume=auto", "--run.name=it")
     assert done.returncode == 0, done.stderr
-    assert [one.step for one in attempts(folder / "runs/it")] == [0, 2, 4]
+    assert [one.step for one in attempts(folder / "runs/it")] == [0, 2, 4][: 1 + len(again)]
 
     expected, found = steps_of(alone(family)), steps_of(folder)
     assert found.keys() == expected.keys() == set(range(8))

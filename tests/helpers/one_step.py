@@ -24,6 +24,8 @@ from v1lit.testing.models import build, inputs, packed_batch
 
 FAMILIES = tuple(name for name in BUILTIN if name != "qwen3_5")
 """Whose decoders ranks can share: those of linear attention carry a state from token to token."""
+SHARDED_TOO = ("qwen2_5_vl", "gemma3")
+"""Families whose step is also cut into shards while ranks share it: one with plain attention, one with windows."""
 IMAGES = ((1, 2), (0,))
 """Images of the examples that either reader of data has."""
 OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -45,6 +47,11 @@ on_two_ranks = pytest.mark.parametrize(
     ids=["sharded", "tensor", "context"],
 )
 """Ways in which two ranks share a step: its weights, its layers, its positions."""
+
+
+def layout_of(family: str) -> tuple[int, int, int]:
+    """Copies, shards and ranks that share a step of a family."""
+    return (1, 2 if family in SHARDED_TOO else 1, 2)
 
 
 def weight_sum(family: str, images: tuple[int, ...], pointer: PointerConfig) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from helpers.forked import needs_fork
 from helpers.gloo_ranks import on_ranks
-from helpers.one_step import FAMILIES, OPTIONS, divided, steps
+from helpers.one_step import FAMILIES, OPTIONS, divided, layout_of, steps
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed.tensor.debug import CommDebugMode
@@ -28,10 +29,9 @@ LAYOUTS = {(1, 2, 2): 4, (2, 1, 2): 4, (1, 1, 2): 2}
 @needs_fork
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_step_on_2_x_2_ranks_is_that_of_one_process(family: str, tmp_path: Path) -> None:
-    on_ranks(
-        4, tmp_path, steps, family, (1, 2, 2), TENSOR, list(OPTIONS)[:: 1 if family == "qwen2_5_vl" else 2]
-    )
+def test_a_step_on_ranks_is_that_of_one_process(family: str, tmp_path: Path) -> None:
+    layout, options = layout_of(family), list(OPTIONS)[:: 1 if family == "qwen2_5_vl" else 2]
+    on_ranks(math.prod(layout), tmp_path, steps, family, layout, TENSOR, options)
 
 
 @needs_fork

@@ -24,6 +24,8 @@ from v1lit.pointer.model import PointAndCopyModel
 
 pytestmark = pytest.mark.slow
 FAMILIES = tuple(BUILTIN)
+KINDS_OF_LAYERS = ("qwen2_5_vl", "qwen3_vl", "qwen3_5", "llava", "timm_lm", "gemma3")
+"""Families whose layers differ in more than sizes."""
 POINTER = PointerConfig(loss_implementation="chunked")
 ALONE = Placement(
     whole=True, buckets=False, shards=1, tensor=1, weight=4, gathered=4, reduced=4, moments=8, accumulate=1
@@ -84,8 +86,8 @@ HARDEST = (torch.bfloat16, {"gradient_checkpointing": ["language", "vision"]})
     ("family", "autocast", "options"),
     [
         *[(family, *HARDEST) for family in FAMILIES],
-        *[(family, None, {}) for family in ("qwen2_5_vl", "qwen3_vl", "internvl", "llava")],
-        *[(family, None, {"freeze": ["vision"]}) for family in ("qwen2_5_vl", "qwen2_vl", "llava")],
+        *[(family, None, {}) for family in ("qwen2_5_vl", "llava")],
+        ("qwen2_vl", None, {"freeze": ["vision"]}),
     ],
 )
 def test_a_step_on_paper_holds_what_a_real_step_holds(
@@ -98,7 +100,7 @@ def test_a_step_on_paper_holds_what_a_real_step_holds(
     assert planned == pytest.approx(measured(config, autocast), rel=1e-3)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", KINDS_OF_LAYERS)
 def test_layers_that_are_only_noted_hold_what_they_would_hold(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

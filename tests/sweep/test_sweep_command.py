@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from helpers.fake_slurm import fake_slurm
-from helpers.launched_runs import ROOT, environment
+from helpers.launched_runs import environment
 from helpers.sweeps import TINY, until
 
 from v1lit.cli.main import main
@@ -140,26 +139,6 @@ def test_a_killed_sweep_of_real_runs_resumes_them_and_a_changed_file_is_refused(
     assert main(["sweep", "it.yaml"]) == 2
     said = capsys.readouterr().err
     assert "sweeps/it holds a sweep that differs: budget.steps was 30 and is 31, trial hidden-seed0." in said
-
-
-@pytest.mark.slow
-def test_the_smoke_sweep_comes_to_its_end(tmp_path: Path) -> None:
-    for folder in ("configs", "recipes"):
-        shutil.copytree(ROOT / folder, tmp_path / folder)
-    driver = sweep("recipes/sweeps/smoke.yaml")
-    said, _ = driver.communicate(timeout=280)
-    assert driver.returncode == 0, said
-    assert "4 of 4 done" in said
-    described = json.loads(Path("sweeps/smoke/sweep.json").read_text())
-    for trial in described["trials"]:
-        folder = Path("sweeps/smoke/trials") / trial["name"]
-        measured = json.loads((folder / "metrics.json").read_text())
-        assert set(described["metrics"]) <= measured.keys()
-        resolved = yaml.safe_load(
-            re.sub(r"^#.*\n", "", (folder / "recipe.yaml").read_text(), flags=re.MULTILINE)
-        )
-        assert resolved["seed_everything"] == trial["seed"]
-        assert resolved["model"]["revisit"]["name"] == trial["settings"]["model.revisit.name"]
 
 
 @pytest.mark.slow
