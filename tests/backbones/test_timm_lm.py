@@ -19,6 +19,7 @@ from v1lit.backbones.load import load_backbone
 from v1lit.backbones.processor import load_processor
 from v1lit.backbones.registry import get_backbone
 from v1lit.backbones.timm_lm import TimmLM
+from v1lit.backbones.timm_tower import tower_facts
 from v1lit.data.encode.batch import collate
 from v1lit.parallel.units import Units
 from v1lit.pointer.model import PointAndCopyModel
@@ -224,6 +225,14 @@ def test_recomputed_towers_have_the_same_gradients_and_are_divided_by_their_bloc
     units = Units.of(PointAndCopyModel.build(tiny(**TOWERS[tower])))
     owned = sum(owner.startswith("backbone.vision_tower") for owner in units.owners.values())
     assert owned > sum(name.startswith("backbone.vision_tower") for name in units.owners) / 2
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_who_only_answers_may_ask_first_what_a_tower_is(mode: Any) -> None:
+    facts = tower_facts(model_of("vit").config.tower_spec)
+    tower_facts.cache_clear()
+    with mode():
+        assert tower_facts(load_backbone(tiny(**TOWERS["vit"])).config.tower_spec) == facts
 
 
 def test_what_no_feature_depends_on_does_not_learn() -> None:

@@ -96,7 +96,7 @@ def check_logged_names(page: str, run: Path) -> None:
 
 
 def check_smoke_sweep(folder: Path) -> None:
-    """Every trial of the sweep that the page runs has trained with its settings and measured what is asked."""
+    """Every trial of the page's sweep has trained with its settings and measured what is asked."""
     described = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
     for trial in described["trials"]:
         own = folder / "trials" / trial["name"]

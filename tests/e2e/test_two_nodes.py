@@ -1,6 +1,6 @@
 """Two nodes: a cut cable ends both, fewer ranks resume, and all is as on one rank.
 
-In `make soak` with two ranks each, which are also begun again as one each, and with every strategy and family.
+In `make soak` with two ranks each, also begun again as one each, and with every strategy and family.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ grid that it makes of an image, which of its weights features depend on, and how
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -146,7 +147,8 @@ def tower_facts(tower: Tower) -> TowerFacts:
     """What a tower is. Raises OptionError for one whose features make no even grid."""
     from timm.data import resolve_model_data_config
 
-    made: Any = _on_meta(tower)
+    with _learning():
+        made: Any = _on_meta(tower)
     data = resolve_model_data_config(made)
     stated = getattr(getattr(made, "patch_embed", None), "img_size", None)
     height, width = stated or data["input_size"][1:]
@@ -164,9 +166,10 @@ def tower_facts(tower: Tower) -> TowerFacts:
     (patch,) = sizes
     if naflex:
         height, width = 2 * patch, 2 * patch
-    features, norm = _features(made, tower, (height, width))
+    with _learning():
+        features, norm = _features(made, tower, (height, width))
+        features.sum().backward()
     rounding = _rounding(made, tower, norm, (height, width), patch, features.shape[-2:])
-    features.sum().backward()
     return TowerFacts(
         channels=features.shape[1],
         patch_size=patch,
@@ -199,6 +202,15 @@ def unused_modules(made: nn.Module, unused: frozenset[str]) -> list[nn.Module]:
         if names and unused.issuperset(names):
             found.append(module)
     return found
+
+
+@contextmanager
+def _learning() -> Iterator[None]:
+    """With gradients: whoever asks first for a tower's facts may be about to answer, without any."""
+    import torch
+
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 def _on_meta(tower: Tower) -> nn.Module:
