@@ -32,7 +32,9 @@ class Controls:
             info = "Only the likeliest tokens that have this probability together"
             self._add("top_p", gr.Slider, 0.05, 1, 1, step=0.05, label="Top p", info=info)
             info = "On words; pointers are spared"
-            self._add("repetition_penalty", gr.Slider, 1, 2, 1, step=0.05, label="Repetition penalty", info=info)
+            self._add(
+                "repetition_penalty", gr.Slider, 1, 2, 1, step=0.05, label="Repetition penalty", info=info
+            )
             self._add("seed", gr.Number, 0, precision=0, minimum=0, label="Seed of samples")
         with gr.Accordion("Steering", open=False):
             self._add_steering()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -12,8 +12,8 @@ from v1lit.demo.asking import Ask, answer, check_ask
 from v1lit.demo.controls import Controls
 from v1lit.demo.examples import Sample
 from v1lit.demo.limits import Deadline, DemoLimits
-from v1lit.demo.panel import Panel, Updates, shown_picture
-from v1lit.demo.picture_input import PictureInput
+from v1lit.demo.panel import QUIETLY, Panel, Updates, shown_picture
+from v1lit.demo.picture_input import picture_input
 from v1lit.errors import one_line
 from v1lit.inference.predictor import Predictor
 
@@ -43,22 +43,34 @@ class Page:
         self.blocks.queue(max_size=limits.waiting, default_concurrency_limit=1, api_open=False)
 
     def _inputs(self) -> None:
-        self.picture = PictureInput(
-            label="Picture: upload, drop or paste", sources=["upload", "clipboard"],
-            format="png", height=280, elem_id="picture", buttons=[],
-        )  # fmt: skip
-        self.picture.max_pixels = self.limits.pixels
+        self.picture = picture_input(
+            self.limits.pixels,
+            label="Picture: upload, drop or paste",
+            sources=["upload", "clipboard"],
+            format="png",
+            height=280,
+            elem_id="picture",
+            buttons=[],
+        )
         self.question = gr.Textbox(
-            label="Question", placeholder="Where is the red triangle?", lines=2, elem_id="question",
-            max_length=self.limits.characters, submit_btn=False,
-        )  # fmt: skip
+            label="Question",
+            placeholder="Where is the red triangle?",
+            elem_id="question",
+            max_length=self.limits.characters,
+            submit_btn=False,
+        )
         with gr.Row():
             self.ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=100)
             self.stop = gr.Button("Stop", elem_id="stop", min_width=100, interactive=False)
         self.examples = gr.Dataset(
-            components=[gr.Image(visible=False, format="png")], samples=[[one.picture] for one in self.samples],
-            type="index", layout="gallery", label="Examples", elem_id="examples", visible=bool(self.samples),
-        )  # fmt: skip
+            components=[gr.Image(visible=False, format="png")],
+            samples=[[one.picture] for one in self.samples],
+            type="index",
+            layout="gallery",
+            label="Examples",
+            elem_id="examples",
+            visible=bool(self.samples),
+        )
         self.controls = Controls(self.limits)
 
     def _panels(self, predictors: Mapping[str, Predictor]) -> None:
@@ -69,29 +81,41 @@ class Page:
                     self.panels.append(Panel(name, number, predictor))
 
     def _connect(self) -> None:
-        private: dict[str, Any] = {"api_visibility": "private"}
         inputs = {self.picture, self.question, *self.controls.components}
-        outputs = [self.ask, self.stop, *(part for panel in self.panels for part in panel.components)]
-        asked = gr.on(
-            [self.ask.click, self.question.submit], self.run, inputs, outputs, show_progress="hidden",
-            concurrency_limit=1, **private,
-        )  # fmt: skip
-        asked.then(self.rest, None, [self.ask, self.stop], queue=False, show_progress="hidden", **private)
-        self.stop.click(self.halt, queue=False, show_progress="hidden", **private)
-        self.examples.click(
-            self.choose, self.examples, [self.picture, self.question], queue=False, show_progress="hidden", **private
-        )
+        buttons = [self.ask, self.stop]
+        outputs = [part for panel in self.panels for part in panel.components]
+        triggers = [self.ask.click, self.question.submit]
+        asked = gr.on(triggers, self.begin, None, [*buttons, *outputs], queue=False, **QUIETLY)
+        told = asked.then(self.run, inputs, outputs, concurrency_limit=1, **QUIETLY)
+        told.failure(self.reset, None, outputs, queue=False, **QUIETLY)
+        told.then(self.rest, None, buttons, queue=False, **QUIETLY)
+        self.stop.click(self.halt, queue=False, **QUIETLY)
+        chosen = [self.picture, self.question]
+        self.examples.click(self.choose, self.examples, chosen, queue=False, **QUIETLY)
         # A picture that cannot be used is told at once, and not only when something is asked about it.
-        self.picture.upload(lambda picture: None, self.picture, show_progress="hidden", **private)
+        self.picture.upload(lambda picture: None, self.picture, **QUIETLY)
+
+    def begin(self) -> Updates:
+        """A question waits for its turn."""
+        buttons = {self.ask: gr.update(interactive=False), self.stop: gr.update(interactive=True)}
+        return {**buttons, **self._each(Panel.waiting)}
+
+    def reset(self) -> Updates:
+        """Nothing came of a question."""
+        return self._each(Panel.empty)
+
+    def rest(self) -> Updates:
+        """Nothing is being answered any more."""
+        return {self.ask: gr.update(interactive=True), self.stop: gr.update(interactive=False)}
+
+    def _each(self, update: Callable[[Panel], Updates]) -> dict[Any, Any]:
+        return {part: value for panel in self.panels for part, value in update(panel).items()}
 
     def run(self, values: Mapping[Any, Any], request: gr.Request) -> Iterator[Updates]:
         """Ask every model in turn, and show what each says while it says it."""
         try:
             ask = self._read(values)
             self.running[request.session_hash] = deadline = Deadline(self.limits.seconds)
-            yield {self.ask: gr.update(interactive=False), self.stop: gr.update(interactive=True)} | {
-                part: update for panel in self.panels for part, update in panel.waiting().items()
-            }
             for panel in self.panels:
                 yield from self._answer(panel, ask, deadline)
         except ValueError as error:
@@ -116,10 +140,6 @@ class Page:
         check_ask(ask, self.limits)
         return ask
 
-    def rest(self) -> Updates:
-        """Nothing is being answered any more."""
-        return {self.ask: gr.update(interactive=True), self.stop: gr.update(interactive=False)}
-
     def halt(self, request: gr.Request) -> None:
         """End the answer of whoever asks for it, at its next token."""
         if (deadline := self.running.get(request.session_hash)) is not None:
@@ -131,4 +151,4 @@ class Page:
 
 
 def _cut(counts: Any, ask: Ask) -> str | None:
-    return "cut off there: tokens at most" if counts.generated >= ask.max_new_tokens else None
+    return "cut off: tokens at most" if counts.generated >= ask.max_new_tokens else None

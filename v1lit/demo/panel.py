@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -20,7 +19,9 @@ from v1lit.inference.prompt import open_picture
 
 SIDE = 768
 """Longer side of images on the page, in pixels at most."""
-HINT = '<p class="hint">What {name} says, and where it looks, comes here.</p>'
+HINT, WAITING = "What {} says, and where it looks, comes here.", "{} has not begun yet …"
+QUIETLY: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+"""Of an event: gradio draws nothing over what it changes, and offers it to no program."""
 Updates = Mapping[Any, Any]
 """Components and what becomes of them."""
 
@@ -37,10 +38,13 @@ class Panel:
     def __init__(self, name: str, number: int, predictor: Predictor) -> None:
         self.name, self.number, self.predictor = name, number, predictor
         linking = f"{LINKING}\nlinkUp(element);"
-        hint = HINT.format(name=escape(name))
-        gr.Markdown(f"## {name}", elem_classes="model")
+        gr.HTML(f"<h2>{escape(name)}</h2>")
         self.answer = gr.HTML(
-            hint, js_on_load=linking, css_template=ANSWER_STYLE, apply_default_css=False, elem_id=f"answer-{number}"
+            f'<p class="hint">{escape(HINT.format(name))}</p>',
+            js_on_load=linking,
+            css_template=ANSWER_STYLE,
+            apply_default_css=False,
+            elem_id=f"answer-{number}",
         )
         with gr.Row():
             kinds = {"json": "JSON", "html": "HTML page", "png": "Picture"}
@@ -51,24 +55,31 @@ class Panel:
                 for kind, label in kinds.items()
             }
         with gr.Accordion("Where every token would have pointed", open=True, visible=False) as self.heat:
-            self.slider = gr.Slider(1, 2, 1, step=1, label="Token", elem_id=f"step-{number}", interactive=True)
+            self.slider = gr.Slider(
+                1, 2, 1, step=1, label="Token", elem_id=f"step-{number}", interactive=True
+            )
             self.map = gr.HTML(css_template=HEAT_STYLE, apply_default_css=False, elem_id=f"heat-{number}")
         self.steps = gr.State(None, time_to_live=3600)
-        self.slider.change(
-            _render, [self.steps, self.slider], self.map, queue=False, show_progress="hidden", api_visibility="private",
-            trigger_mode="always_last",
-        )  # fmt: skip
+        inputs = [self.steps, self.slider]
+        self.slider.change(_render, inputs, self.map, queue=False, trigger_mode="always_last", **QUIETLY)
 
     @property
     def components(self) -> list[Any]:
         """All that an answer changes."""
         return [self.answer, *self.downloads.values(), self.heat, self.slider, self.map, self.steps]
 
+    def empty(self) -> Updates:
+        """Before anything is asked."""
+        return self._hint(HINT)
+
     def waiting(self) -> Updates:
         """Before an answer."""
+        return self._hint(WAITING)
+
+    def _hint(self, text: str) -> Updates:
         off = {button: gr.update(value=None, interactive=False) for button in self.downloads.values()}
-        text = f'<p class="hint">{escape(self.name)} reads the picture and the question …</p>'
-        return {self.answer: text, self.heat: gr.update(visible=False), self.steps: None, **off}
+        hint = f'<p class="hint">{escape(text.format(self.name))}</p>'
+        return {self.answer: hint, self.heat: gr.update(visible=False), self.steps: None, **off}
 
     def unfinished(self, prediction: Prediction, picture: str) -> Updates:
         """An answer as far as it is written; `picture` is that of its image as a `data_url`."""
@@ -127,7 +138,8 @@ def _told(prediction: Prediction, ended: str | None) -> str:
     assert counts is not None
     assert seconds is not None
     took = seconds.prepare + seconds.prefill + seconds.decode
-    told = f"{counts.generated} tokens behind a prompt of {counts.prompt}, {counts.image} of the image; {took:.1f} s"
+    prompt = f"a prompt of {counts.prompt}, {counts.image} of the image"
+    told = f"{counts.generated} tokens behind {prompt}; {took:.1f} s"
     return told if ended is None else f"{told}; {ended}"
 
 

@@ -62,7 +62,7 @@ h2:first-child {{ margin-top: 0; }}
 p {{ margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; }}
 figure {{ margin: 0 0 1em; }}
 figcaption, td, th {{ color: var(--faint); font-size: .85em; text-align: start; padding: .1em .6em .1em 0; }}
-table {{ display: block; overflow-x: auto; }}
+table {{ display: block; overflow-x: auto; width: 0; min-width: 100%; }}
 svg {{ display: block; width: 100%; height: auto; max-height: 80vh; }}
 svg rect {{ vector-effect: non-scaling-stroke; }}
 .patch {{ fill: #fff; fill-opacity: 0; stroke: #fff; stroke-opacity: .35; cursor: pointer; outline: none; }}
