@@ -27,6 +27,7 @@ LIMITS = {
     "v1lit.plan": (13, 6, 26),
     "v1lit.steering": (7, 3, 8),
     "v1lit.serving": (11, 5, 17),
+    "v1lit.demo": (11, 5, 20),
     "v1lit.sweep": (25, 9, 47),
     "v1lit.testing": (7, 3, 9),
     "v1lit.training": (42, 8, 99),

@@ -181,7 +181,6 @@ def test_it_is_watched_while_it_is_written_and_stopped(visit: Visit, gate: threa
 
 
 def test_sampling_and_steering(visit: Visit) -> None:
-    visit.set("max-new-tokens", "16")
     visit.set("inside", "0, 0, 20, 20")
     visit.ask()
     assert "the red box" in visit.text("#answer-1 table")
@@ -195,6 +194,7 @@ def test_sampling_and_steering(visit: Visit) -> None:
         return visit.text("#answer-1 h2:has-text('Trace') + p")
 
     visit.set("temperature", "1.5")
+    visit.set("max-new-tokens", "12")
     assert drawn_by("1") == drawn_by("1") != drawn_by("2")
     visit.set("temperature", "0")
 
@@ -344,6 +344,9 @@ def test_the_screenshot_of_the_docs(browser: Any, visit: Visit, tmp_path: Path) 
 
     def take(one: Visit) -> None:
         choose(one)
+        one.set("max-new-tokens", "64")
+        one.page.get_by_text("Sampling", exact=True).click()
+        one.page.get_by_text("Steering", exact=True).click()
         one.ask()
         one.page.locator("#answer-1 td .look").last.hover()
         small(Image.open(io.BytesIO(one.page.screenshot()))).save(out, optimize=True)

@@ -41,9 +41,8 @@ def showing(
     """Serve the page in a thread of this process, its files in `folder`."""
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False"}
     os.environ["GRADIO_TEMP_DIR"] = folder
-    import uvicorn
-
     from v1lit.demo.app import make_app
+    from v1lit.demo.server import page_server
 
     shown = Shown("")
     look_up = socket.getaddrinfo
@@ -57,8 +56,7 @@ def showing(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket, "getaddrinfo", only_here)
         app = make_app(predictors, limits, samples, ["127.0.0.1"])
-        config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
+        server = page_server(app, "127.0.0.1", 0)
         thread = threading.Thread(target=server.run)
         thread.start()
         try:

@@ -40,21 +40,16 @@ def main(argv: Sequence[str]) -> int:
     hosts = allowed_hosts(options.host, options.allow_host)
     with tempfile.TemporaryDirectory(prefix="v1lit-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # what is uploaded and made is gone at the end
-        import uvicorn
-
         from v1lit.demo.app import make_app
+        from v1lit.demo.server import page_server
 
         app = make_app(predictors, limits, samples, hosts)
         open_to = "" if options.host in LOOPBACK else ", to everyone who reaches that address"
-        print(f"{' and '.join(predictors)} at http://{options.host}:{options.port}{open_to}; Ctrl-C ends it")
-        uvicorn.run(
-            app,
-            host=options.host,
-            port=options.port,
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=2,
+        print(
+            f"{' and '.join(predictors)} at http://{options.host}:{options.port}{open_to}; Ctrl-C ends it",
+            flush=True,
         )
+        page_server(app, options.host, options.port).run()
     return 0
 
 

@@ -87,8 +87,8 @@ class Page:
         triggers = [self.ask.click, self.question.submit]
         asked = gr.on(triggers, self.begin, None, [*buttons, *outputs], queue=False, **QUIETLY)
         told = asked.then(self.run, inputs, outputs, concurrency_limit=1, **QUIETLY)
-        told.failure(self.reset, None, outputs, queue=False, **QUIETLY)
-        told.then(self.rest, None, buttons, queue=False, **QUIETLY)
+        told.failure(self.reset, None, [*buttons, *outputs], queue=False, **QUIETLY)
+        told.success(self.rest, None, buttons, queue=False, **QUIETLY)
         self.stop.click(self.halt, queue=False, **QUIETLY)
         chosen = [self.picture, self.question]
         self.examples.click(self.choose, self.examples, chosen, queue=False, **QUIETLY)
@@ -102,7 +102,7 @@ class Page:
 
     def reset(self) -> Updates:
         """Nothing came of a question."""
-        return self._each(Panel.empty)
+        return {**self.rest(), **self._each(Panel.empty)}
 
     def rest(self) -> Updates:
         """Nothing is being answered any more."""
