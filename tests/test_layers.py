@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "steering": ("revisit", "backbones", "grounding"),
     "inference": ("steering", "revisit", "pointer", "data", "backbones", "grounding"),
     "serving": ("inference", "steering", "revisit", "pointer", "data", "backbones", "grounding"),
-    "demo": ("serving.limits", "inference", "steering", "data", "grounding"),
+    "demo": ("serving", "inference", "steering", "data", "grounding"),
     # The report at the end of a run generates.
     "cluster": ("data",),
     "training": ("revisit", "cluster", "inference", "parallel", "pointer", "data", "backbones", "grounding"),

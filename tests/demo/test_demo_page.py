@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from helpers.asked import predictor
-from helpers.browsed import PHONE, Shown, Visit, browsing, showing, small
+from helpers.browsed import PHONE, Shown, Visit, browsing, showing
 from PIL import Image
 
 from v1lit.demo.examples import drawn
@@ -349,7 +349,7 @@ def test_the_screenshot_of_the_docs(browser: Any, visit: Visit, tmp_path: Path) 
         one.page.get_by_text("Steering", exact=True).click()
         one.ask()
         one.page.locator("#answer-1 td .look").last.hover()
-        small(Image.open(io.BytesIO(one.page.screenshot()))).save(out, optimize=True)
+        Image.open(io.BytesIO(one.page.screenshot())).convert("RGB").save(out, optimize=True)
 
     if os.environ.get(MODEL):
         import v1lit

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from v1lit.demo.limits import DemoLimits
 from v1lit.inference.predictor import Predictor
@@ -163,8 +162,3 @@ class Visit:
     def close(self) -> None:
         """The visitor leaves."""
         self.context.close()
-
-
-def small(picture: Image.Image) -> Image.Image:
-    """A picture with few colours, so that its file is small."""
-    return picture.convert("P", palette=Image.Palette.ADAPTIVE, colors=128)

@@ -94,11 +94,11 @@ def read_boxes(name: str, text: str) -> list[tuple[float, ...]]:
 
     Raises ValueError with `name` and the line that is no box.
     """
-    boxes = []
+    boxes: list[tuple[float, ...]] = []
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
             try:
-                box = tuple(map(float, _SEPARATOR.split(line.strip(" \t,;[]()"))))
+                box: tuple[float, ...] = tuple(map(float, _SEPARATOR.split(line.strip(" \t,;[]()"))))
             except ValueError:
                 box = ()
             if len(box) != 4:

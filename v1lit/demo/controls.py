@@ -71,12 +71,15 @@ class Controls:
         """What is asked, with the value of every control. Raises ValueError for one that cannot be."""
         given = {name: values[control] for name, control in self._of.items()}
         inside = read_boxes(INSIDE, given["inside"])
+        rules: dict[str, Any] = {
+            **{name: given[name] or None for name in ("max_looks", "max_pointers", "look_every")},
+            **{name: given[name] for name in ("points", "connected", "distinct", "once", "grammar")},
+        }
         steer = Steering(
             inside=inside or None,
             outside=read_boxes(OUTSIDE, given["outside"]),
             queries=[line.strip() for line in given["queries"].splitlines() if line.strip()],
-            **{name: given[name] or None for name in ("max_looks", "max_pointers", "look_every")},
-            **{name: given[name] for name in ("points", "connected", "distinct", "once", "grammar")},
+            **rules,
         )
         return Ask(
             picture,

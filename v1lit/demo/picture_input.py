@@ -15,7 +15,7 @@ from v1lit.errors import one_line
 
 
 def picture_input(max_pixels: int, **options: Any) -> gr.Image:
-    """Gradio's image, opened as all images of v1lit are, and only with so many pixels.
+    """Gradio's image, opened as all images of v1lit are, and with a limit on its pixels.
 
     Gradio opens a picture before any function is called, and what it cannot open ends in a bare "Error". A
     subclass would say so better, but at its definition gradio writes a file beside its source.

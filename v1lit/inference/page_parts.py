@@ -183,6 +183,7 @@ def _outlines(shown: PageContent, index: int) -> Iterator[str]:
 
 
 def place(box: Sequence[float]) -> str:
+    """The attributes that put a rect of an svg where a box is, `(x1, y1, x2, y2)` in pixels."""
     x1, y1, x2, y2 = box
     return f'x="{x1:g}" y="{y1:g}" width="{x2 - x1:g}" height="{y2 - y1:g}"'
 
