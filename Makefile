@@ -12,11 +12,12 @@ RESOLVE_oldest := --resolution lowest-direct
 RESOLVE_locked := --constraint requirements.lock
 RESOLVE_newest := --upgrade
 
-.PHONY: help quickstart install check fix lock bench bench-gpu docs verified clean
+.PHONY: help quickstart demo install check fix lock bench bench-gpu docs verified clean
 .PHONY: test test-fast test-oldest test-locked test-newest coverage soak
 
 help:
 	@echo "make quickstart   install, then watch a tiny model learn to point (minutes on a laptop, no download of data)"
+	@echo "make demo         the same, then a page in the browser to ask it on; trained once"
 	@echo "make install      v1lit and the tools to work on it, in $(VENV)"
 	@echo "make check        ruff and mypy"
 	@echo "make fix          let ruff mend what it can"
@@ -36,6 +37,13 @@ help:
 
 quickstart: $(VENV)/.base
 	PATH="$(abspath $(BIN)):$$PATH" lightning run recipes/tiny_qwen.yaml
+
+# Trained once; the page is at http://127.0.0.1:7860 until Ctrl-C.
+demo: $(VENV)/.demo runs/demo/model/config.json
+	$(BIN)/v1lit demo runs/demo/model
+
+runs/demo/model/config.json: | $(VENV)/.demo
+	PATH="$(abspath $(BIN)):$$PATH" lightning run recipes/tiny_qwen.yaml --run.name=demo --run.resume=auto
 
 install: $(VENV)/.dev
 
@@ -75,7 +83,7 @@ test-oldest test-locked test-newest: test-%: $(VENV)/.dev
 
 lock: $(VENV)/.dev
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --upgrade --no-annotate --no-header \
-		$(foreach extra,dev docs wandb s3 gs az,--extra $(extra)) --group build pyproject.toml \
+		$(foreach extra,dev demo docs wandb s3 gs az,--extra $(extra)) --group build pyproject.toml \
 		--output-file requirements.lock.part
 	{ echo '# Exact versions for Python 3.10 to 3.13 on Linux and macOS, written by `make lock` from pyproject.toml.'; \
 	  echo '# To use them: pip install --constraint requirements.lock v1lit'; \
@@ -118,6 +126,10 @@ $(VENV)/.base: pyproject.toml requirements.lock | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml requirements.lock | $(BIN)/python
 	$(call install,[dev])
+	@touch $(VENV)/.base
+
+$(VENV)/.demo: pyproject.toml requirements.lock | $(BIN)/python
+	$(call install,[demo])
 	@touch $(VENV)/.base
 
 $(VENV)/.docs: pyproject.toml requirements.lock | $(BIN)/python

@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "steering": ("revisit", "backbones", "grounding"),
     "inference": ("steering", "revisit", "pointer", "data", "backbones", "grounding"),
     "serving": ("inference", "steering", "revisit", "pointer", "data", "backbones", "grounding"),
+    "demo": ("serving", "inference", "steering", "data", "grounding"),
     # The report at the end of a run generates.
     "cluster": ("data",),
     "training": ("revisit", "cluster", "inference", "parallel", "pointer", "data", "backbones", "grounding"),
@@ -34,6 +35,7 @@ MAY_IMPORT = {
         "launch",
         "training",
         "cluster",
+        "demo",
         "serving",
         "inference",
         "steering",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import importlib
+import importlib.util
 import io
 import os
 import re
@@ -201,7 +201,13 @@ def run_command(words: Sequence[str]) -> None:
         targets = {target for rule in rules for target in rule.split()}
         assert set(rest) <= targets, f"the Makefile has no {rest}"
     elif words[:2] == ["v1lit", "serve"]:
-        serve(words)
+        serve(words, "/ready")
+    elif words[:2] == ["v1lit", "demo"]:
+        from v1lit.cli.demo import make_parser as demo_parser
+
+        demo_parser().read(words[2:])
+        if importlib.util.find_spec("gradio"):
+            serve(words, "/")
     elif words[:2] == ["ray", "start"]:
         assert "--head" in rest or "--address" in rest  # for a cluster that is not here
     elif words == ["pip", "install", "."]:
@@ -225,13 +231,13 @@ def install() -> None:
     importlib.invalidate_caches()
 
 
-def serve(words: Sequence[str]) -> None:
-    """Start a server that lasts as long as the page, and wait until it takes requests."""
+def serve(words: Sequence[str], path: str) -> None:
+    """Start a server that lasts as long as the page, and wait until it answers at `path`."""
     server = subprocess.Popen([sys.executable, "-m", "v1lit.cli.main", *words[1:]])
     atexit.register(server.terminate)
     port = words[words.index("--port") + 1]
     while server.poll() is None:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/ready"):
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}{path}"):
             return
         time.sleep(0.1)
     raise AssertionError(f"exit code {server.returncode} of {shlex.join(words)}")

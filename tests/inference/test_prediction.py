@@ -16,7 +16,7 @@ from PIL import Image, ImageChops
 
 from v1lit.grounding.patch_map import PatchMap
 from v1lit.grounding.region import Region
-from v1lit.inference import page as page_module
+from v1lit.inference import page_parts
 from v1lit.inference.prediction import Prediction
 from v1lit.inference.reading import read_answer
 from v1lit.revisit.coordinates import Coordinates
@@ -190,4 +190,4 @@ def test_large_images_are_shrunk_and_none_are_needed() -> None:
     assert len(base64.b64decode(data[1])) < 2500
     assert "<svg" not in replace(big, pictures=()).to_html()
     assert "Looks" not in read("Nothing to see.", ()).to_html()
-    assert page_module.escape("<") == "&lt;"
+    assert page_parts.escape("<") == "&lt;"

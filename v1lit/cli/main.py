@@ -19,6 +19,7 @@ COMMANDS = {
     "report": ("v1lit.cli.report", "export, report and pictures of a run again, without training"),
     "generate": ("v1lit.cli.generate", "ask a trained model about an image, or about many"),
     "serve": ("v1lit.cli.serve", "a server that OpenAI's clients can ask"),
+    "demo": ("v1lit.cli.demo", "a page to ask a trained model on, in a browser"),
     "launch": ("v1lit.cli.launch", "job files for clusters, or several nodes on this machine"),
     "data": ("v1lit.cli.data", "import, draw and look at data"),
     "doctor": ("v1lit.cli.doctor", "versions, devices, which `lightning` comes first, missing extras"),

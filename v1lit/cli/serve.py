@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     predictor.model.eval()
     engine = Engine(predictor.model, predictor.processor, engine_limits)
     name = options.name or Path(options.model).resolve().name
-    hosts = [*LOOPBACK, *options.allow_host] if options.host in LOOPBACK else options.allow_host or ["*"]
+    hosts = allowed_hosts(options.host, options.allow_host)
     app = make_app(engine, name, limits, key, hosts, options.closing_seconds)
     print(f"serving {name} at http://{options.host}:{options.port}/v1, {'with' if key else 'without'} a key")
     uvicorn.run(
@@ -55,6 +55,11 @@ def main(argv: Sequence[str]) -> int:
         h11_max_incomplete_event_size=64 * 1024,
     )
     return 0
+
+
+def allowed_hosts(host: str, further: Sequence[str]) -> list[str]:
+    """Names under which a server that listens at `host` may be addressed; `*` stands for any."""
+    return [*LOOPBACK, *further] if host in LOOPBACK else [*further] or ["*"]
 
 
 def _key(options: Namespace) -> str | None:

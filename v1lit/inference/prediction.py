@@ -15,7 +15,8 @@ from v1lit.grounding.patch_map import PatchMap, token_regions
 from v1lit.grounding.region import Region
 from v1lit.grounding.trace import Detect, Trace
 from v1lit.inference.looks import Counts, Look, Seconds
-from v1lit.inference.page import PageContent, render_page
+from v1lit.inference.page import render_page
+from v1lit.inference.page_parts import PageContent, data_url
 from v1lit.inference.prompt import Picture, open_picture
 
 DIGITS = 6
@@ -46,6 +47,8 @@ class Prediction:
     """The last thing that was asked, as a reader sees it."""
     pictures: tuple[Picture, ...] = field(default=(), compare=False, repr=False)
     """The images as they were given."""
+    ids: tuple[int, ...] = field(default=(), compare=False, repr=False)
+    """`[generated]`: of the tokens that were generated, the one that ends an answer included."""
     distributions: npt.NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
     """`[generated, image_tokens]`: where every token would have pointed, if asked for; rows sum to 1."""
 
@@ -95,9 +98,10 @@ class Prediction:
         Args:
             side: longest side of an image on it, in pixels; larger ones are shrunk.
         """
-        pictures = [open_picture(picture) for picture in self.pictures]
-        shown = PageContent(self.question, self.text, self.answer, self.looks, self.patch_maps, pictures)
-        return render_page(shown, side)
+        pictures = [data_url(open_picture(picture), side) for picture in self.pictures]
+        return render_page(
+            PageContent(self.question, self.text, self.answer, self.looks, self.patch_maps, pictures)
+        )
 
 
 def _part(part: str | Detect) -> dict[str, Any]:

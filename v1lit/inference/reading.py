@@ -66,6 +66,7 @@ def read_answer(
         looks=tuple(replace(look, number=number) for number, look in enumerate(looks, start=1)),
         score=mean_logprob(ids[:generated], record, behind),
         counts=Counts(prompt=prompt_tokens, image=image_tokens, generated=generated),
+        ids=tuple(ids[:generated]),
     )
 
 

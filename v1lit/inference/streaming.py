@@ -34,6 +34,8 @@ class Part:
     """Image tokens that were pointed at so far: one tuple for every run of pointers."""
     prediction: Prediction | None = None
     """All about it, once it is whole: of the last part of a row."""
+    ids: tuple[int, ...] = ()
+    """Of `text`, with the token that ends an answer; `read_answer` makes a prediction of them."""
 
     @cached_property
     def trace(self) -> Trace:
@@ -102,7 +104,7 @@ class PartStreamer(BaseStreamer):
         before = self._texts.get(row, "")
         new = text.removeprefix(before)
         self._texts[row] = text
-        self.listener(Part(row, text, new, runs, whole))
+        self.listener(Part(row, text, new, runs, whole, tuple(self._ids[row])))
 
 
 class _LeftError(Exception):
