@@ -25,7 +25,7 @@ from v1lit.testing.models import build, inputs, packed_batch
 FAMILIES = tuple(name for name in BUILTIN if name != "qwen3_5")
 """Whose decoders ranks can share: those of linear attention carry a state from token to token."""
 SHARDED_TOO = ("qwen2_5_vl", "gemma3")
-"""Families whose step is also cut into shards while ranks share it: with plain attention, and with windows."""
+"""Families whose step is cut into shards too while ranks share it: with plain attention, and with windows."""
 IMAGES = ((1, 2), (0,))
 """Images of the examples that either reader of data has."""
 OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
