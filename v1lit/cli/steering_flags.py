@@ -1,4 +1,4 @@
-"""Flags of a command that asks a model: where and when it may look, and the regions that a question is about."""
+"""Flags of a command that asks a model: where and when it may look, and what regions a question is about."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ _MARKS = re.compile(rf"\A(?:{IMAGE_MARKER}\s*)+")
 Picture = Image.Image | EncodedImage | bytes | str | Path
 """A picture as it may be given: a Pillow image, the bytes of an image file, or its path."""
 Regions = Sequence[Region | Sequence[float]] | Mapping[str, Region | Sequence[float]]
-"""What `<|region_1|>`, `<|region_2|>`, ... stand for, in this order, or what each name does: regions, or boxes
+"""What `<|region_1|>`, `<|region_2|>` and so on stand for, or what each name does: regions, or boxes
 `(x1, y1, x2, y2)` of the first image, in pixels of the original image."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -169,7 +168,7 @@ class ShardRows:
 
 
 def row_of(example: Example, coordinates: bool = False) -> Row:
-    """What an example asks first, with the images that are shown and the regions that are named up to there."""
+    """What an example asks first, with the images and regions up to there."""
     messages = asked_first(example)
     shown = sum(message.content.count(IMAGE_MARKER) for message in messages)
     several = sum(message.role == "assistant" for message in example.messages) > 1

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from v1lit.data.encode.given_regions import RegionError
 from v1lit.data.example import Message
 from v1lit.data.example.marks import IMAGE_MARKER, escape
-from v1lit.data.encode.given_regions import RegionError
 from v1lit.errors import OptionError, did_you_mean
 from v1lit.grounding.region import Region
 from v1lit.inference.prompt import AboutRegions
