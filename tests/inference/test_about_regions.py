@@ -34,7 +34,7 @@ from v1lit.revisit.config import RevisitConfig
 from v1lit.testing.models import inputs, noise, processor, with_pointers
 
 WORDS = "What is <|region_1|>, and is it <|region_2|>?"
-PICTURES = [noise((112, 84)), noise((84, 112), 1)]
+PICTURES = [noise((112, 84)), noise((84, 140), 1)]
 PLACES = [Region.from_box((20, 10, 70, 60)), Region.from_box((10, 30, 60, 90), 1)]
 FAMILIES = ["qwen2_5_vl", "qwen3_vl", "internvl", "gemma3"]
 """Plain, with features of deeper layers, with tiles, and with images that see all of themselves."""
@@ -285,5 +285,5 @@ def test_what_rounding_took_out_of_an_image_is_moved_onto_its_edge(asked: Predic
 @pytest.mark.parametrize("name", ["text_only", "crop"])
 def test_a_strategy_that_shows_no_regions_says_so(name: str) -> None:
     model = PointAndCopyModel.build(BackboneConfig("qwen2_5_vl"), revisit=RevisitConfig(name))
-    with pytest.raises(RegionError, match="the strategy (TextOnly writes nothing|Crop encodes crops)"):
+    with pytest.raises(RegionError, match=r"the strategy (TextOnly writes nothing|Crop encodes crops)"):
         Predictor(model, processor("qwen2_5_vl"))(PICTURES[0], "<|region_1|>?", 2, regions=PLACES[:1])

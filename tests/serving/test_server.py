@@ -148,8 +148,8 @@ def test_a_question_points_at_regions(served: Served) -> None:
     ],
 )
 def test_a_place_that_is_none_is_refused(served: Served, more: dict[str, Any], field: str, said: str) -> None:
+    messages = question("What is <|region_1|>?", picture())
     with pytest.raises(openai.BadRequestError) as caught:
-        messages = question("What is <|region_1|>?", picture())
         served.client().chat.completions.create(model=NAME, messages=messages, extra_body=more)
     assert caught.value.param == field
     assert said in str(caught.value)

@@ -31,7 +31,7 @@ from v1lit.grounding.markup import POINTER, POINTER_BEGIN
 from v1lit.inference.prediction import Prediction
 
 SIDE, GAP, COLUMNS, LINES, WIDTH = 168, 12, 3, 8, 47
-"""Of a scene and between things, in pixels; cells side by side; lines of text of an answer, and their letters."""
+"""Of a scene and between things, in pixels; cells of a row; lines of an answer, and their letters."""
 INK, FAINT, GIVEN = "#212529", "#868e96", "#212529"
 _RUN = re.compile(rf"(?:{POINTER.pattern})+")
 _NUMBER = re.compile(rf"{re.escape(POINTER_BEGIN)}(\d+)")
