@@ -194,7 +194,7 @@ def test_a_conversation_points_at_any_image_so_far(asked: Predictor) -> None:
     start = asked.processor.pointer_start
     seen = [token - start for token in ids[len(before) :] if token >= start]
     assert seen == [len(last.patch_maps[0]) + token for token in last.patch_maps[1].tokens(PLACES[1])]
-    images, _ = asked.processor.images(PICTURES)
+    images: dict[str, Any] = asked.processor.images(PICTURES)[0]
     out = asked.model.generate(
         torch.tensor([ids]), **images, max_new_tokens=4, do_sample=False, pad_token_id=0,
         eos_token_id=asked.processor.stop_token_id,

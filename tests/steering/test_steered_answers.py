@@ -72,10 +72,11 @@ GIVEN = prompt(FAMILY, 1, seed=3)
 @pytest.fixture(scope="module")
 def stranger() -> GPT2LMHeadModel:
     """A stock model that knows nothing of pointers: behind its words it has an id for every image token."""
-    tokens, size = START + sum(map(len, GIVEN.patch_maps)), {"n_embd": 16, "n_layer": 1, "n_head": 2}
-    ends = {"bos_token_id": None, "eos_token_id": STOP, "tie_word_embeddings": False}
+    size: dict[str, Any] = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 256}
+    ends: dict[str, Any] = {"bos_token_id": None, "eos_token_id": STOP, "tie_word_embeddings": False}
+    tokens = START + sum(map(len, GIVEN.patch_maps))
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=tokens, n_positions=256, **size, **ends))
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=tokens, **size, **ends))
     model.transformer.wte.weight.data *= 50
     model.lm_head.weight.data[START:] *= 60  # it likes to point, here and there
     return model.eval()

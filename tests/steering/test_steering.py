@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from helpers.steered import FAMILY, PROCESSOR, RULES, START, STOP, VOCABULARY, Said, prompts, runs
@@ -133,7 +135,7 @@ def test_it_holds_where_a_model_samples_or_searches(name: str, search: dict[str,
     rules = steering.rules(PROCESSOR, [example.patch_maps for example in given], length, VOCABULARY)
     torch.manual_seed(0)
     stop = {"eos_token_id": STOP, "pad_token_id": PROCESSOR.pad_token_id}
-    options = {"logits_processor": rules, "max_new_tokens": 40, **stop, **search}
+    options: dict[str, Any] = {"logits_processor": rules, "max_new_tokens": 40, **stop, **search}
     out = model.generate(**inputs(batch), **options)[:, length:]
     for said, prompt in zip(out.tolist(), given, strict=True):
         if prompt.patch_maps:
