@@ -32,6 +32,8 @@ from v1lit.inference.rows import open_rows
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.revisit.config import RevisitConfig
 from v1lit.testing.models import inputs, noise, processor, with_pointers
+from v1lit.training.config import RunConfig
+from v1lit.training.report import answer_held_out
 
 WORDS = "What is <|region_1|>, and is it <|region_2|>?"
 PICTURES = [noise((112, 84)), noise((84, 140), 1)]
@@ -213,6 +215,16 @@ def test_rows_of_shards_ask_about_their_regions(asked: Predictor, tmp_path: Path
         prompt = asked.prompt(list(row.pictures), row.question).encoded
         trained = encode(example(), asked.processor, EncodingConfig(coordinates=coordinates)).input_ids
         assert prompt.input_ids.tolist() == trained[: len(prompt.input_ids)].tolist()
+
+
+def test_held_out_rows_are_asked_as_they_are_trained(asked: Predictor) -> None:
+    for coordinates in (False, True):
+        left_out: list[str] = []
+        run = RunConfig(report_max_new_tokens=2)
+        (answer,) = answer_held_out(asked, [example()], run, left_out.append, coordinates)
+        about = AboutRegions(WORDS, PLACES, coordinates)
+        assert answer.prediction == asked([png(picture) for picture in PICTURES], about, 2)
+        assert left_out == []
 
 
 def test_a_conversation_that_is_given_names_regions_in_any_turn(asked: Predictor) -> None:

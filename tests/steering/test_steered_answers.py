@@ -96,7 +96,7 @@ def say(model: GPT2LMHeadModel, *rules: LogitsProcessor, **search: Any) -> list[
 SAMPLED = {"do_sample": True, "temperature": 2.0}
 
 
-@pytest.mark.parametrize("search", [SAMPLED, {"num_beams": 3}, {}], ids=["sampled", "beams", "greedy"])
+@pytest.mark.parametrize("search", [SAMPLED, {"num_beams": 3}], ids=["sampled", "beams"])
 @pytest.mark.parametrize("name", ALONE)
 def test_a_rule_works_alone_in_generate_of_a_stock_model(
     stranger: GPT2LMHeadModel, name: str, search: dict[str, Any]
@@ -132,14 +132,14 @@ LOOKING += ["once"]
 
 @pytest.mark.parametrize(
     "how",
-    [{"best_of": 3, "temperature": 3.0}, {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 3}],
-    ids=["best", "beams", "several"],
+    [{"best_of": 2, "temperature": 3.0}, {"num_beams": 2, "num_return_sequences": 2}],
+    ids=["best", "beams"],
 )
 @pytest.mark.parametrize("name", LOOKING)
 def test_of_several_answers_each_keeps_to_it(asked: Predictor, name: str, how: dict[str, Any]) -> None:
     torch.manual_seed(0)
     questions = [([PICTURE], "Where is it?"), ([noise((56, 84), 3)], "And here, where is it?")]
-    made = asked.batch(questions, 16, steer=RULES[name][0], **how)
+    made = asked.batch(questions, 12, steer=RULES[name][0], **how)
     copies = len(made) // len(questions)
     for number, prediction in enumerate(made):
         pictures, question = questions[number // copies]
