@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers.asked import read_rows, save_model, write_rows
+from helpers.steered import last_call, near
 from PIL import Image
 
 from v1lit.cli.main import main
 from v1lit.grounding.region import Region
+from v1lit.grounding.trace import parse_trace
 from v1lit.testing.models import processor
 
 pytestmark = pytest.mark.dependencies
@@ -108,9 +111,14 @@ def test_every_rule_has_a_flag(model: str, here: Path, capfd: pytest.CaptureFixt
     assert runs("--no-pointing") == runs("--max-looks", "0") == []
     assert len(runs("--max-looks", "1")) == 1
     assert max(map(len, runs("--max-pointers", "2"))) <= 2
-    assert all(len(set(run)) == len(run) for run in runs("--distinct", "--connected"))
+    assert all(len(set(run)) == len(run) for run in runs("--distinct"))
+    boxes = torch.tensor(patch_map.boxes)
+    for run in runs("--connected"):
+        assert all(any(near(boxes, run[at], one) for one in run[:at]) for at in range(1, len(run)))
     once = patches("--once")
     assert len(set(once)) == len(once)
+    formed = said_with(model, capfd, "--grammar", "--sample", "--temperature", "3")["text"]
+    assert all(problem.start >= last_call(formed) for problem in parse_trace(formed).problems)
     assert "<region>" in said_with(model, capfd, "--look-every", "2", "--max-new-tokens", "90")["text"]
     asked = said_with(model, capfd, "--query", "the cat", "--query", "a dog", "--grammar")
     assert asked["text"].startswith('detect(query="the cat", objects=["')
