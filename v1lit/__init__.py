@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from v1lit.inference.loading import load as load
     from v1lit.inference.prediction import Prediction as Prediction
     from v1lit.inference.predictor import Predictor as Predictor
+    from v1lit.inference.prompt import AboutRegions as AboutRegions
     from v1lit.pointer.config import PointerConfig as PointerConfig
     from v1lit.pointer.model import PointAndCopyModel as PointAndCopyModel
     from v1lit.steering.options import Steering as Steering
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from v1lit.training.module import V1Module as V1Module
 
 _MODULES = {
+    "AboutRegions": "v1lit.inference.prompt",
     "BackboneConfig": "v1lit.backbones.config",
     "Conversation": "v1lit.inference.conversation",
     "EncodingConfig": "v1lit.data.config",

@@ -9,12 +9,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from helpers.asked import read_rows, save_model, write_rows
+from helpers.steered import last_call, near
 from PIL import Image
 
 from v1lit.cli.main import main
+from v1lit.grounding.region import Region
+from v1lit.grounding.trace import parse_trace
+from v1lit.testing.models import processor
 
 pytestmark = pytest.mark.dependencies
 
@@ -82,9 +88,90 @@ def test_rows_are_answered_once_and_what_failed_is_named(
     assert [line["id"] for line in read_rows(here / "out.jsonl")] == ["1", "lost"]
 
 
+def said_with(model: str, capfd: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
+    assert main(["generate", model, "a.png", "Where is it?", "--json", "--max-new-tokens", "30", *flags]) == 0
+    said: dict[str, Any] = json.loads(capfd.readouterr().out)
+    return said
+
+
+def test_every_rule_has_a_flag(model: str, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_rows(here, [])
+    box, other = "0,0,40,30", "1:60,40,112,84"
+
+    def runs(*flags: str) -> list[list[int]]:
+        return [look["tokens"] for look in said_with(model, capfd, *flags)["looks"]]
+
+    def patches(*flags: str) -> list[int]:
+        return [token for run in runs(*flags) for token in run]
+
+    patch_map = processor("qwen2_5_vl").patch_map((112, 84))
+    seen, unseen = (set(patch_map.tokens(Region.from_box(b))) for b in [(0, 0, 40, 30), (60, 40, 112, 84)])
+    assert set(patches("--inside", box, "--inside", "0,0,1,1")) <= seen
+    assert not set(patches("--outside", other)) & unseen
+    assert runs("--no-pointing") == runs("--max-looks", "0") == []
+    assert len(runs("--max-looks", "1")) == 1
+    assert max(map(len, runs("--max-pointers", "2"))) <= 2
+    assert all(len(set(run)) == len(run) for run in runs("--distinct"))
+    boxes = torch.tensor(patch_map.boxes)
+    for run in runs("--connected"):
+        assert all(any(near(boxes, run[at], one) for one in run[:at]) for at in range(1, len(run)))
+    once = patches("--once")
+    assert len(set(once)) == len(once)
+    formed = said_with(model, capfd, "--grammar", "--sample", "--temperature", "3")["text"]
+    assert all(problem.start >= last_call(formed) for problem in parse_trace(formed).problems)
+    assert "<region>" in said_with(model, capfd, "--look-every", "2", "--max-new-tokens", "90")["text"]
+    asked = said_with(model, capfd, "--query", "the cat", "--query", "a dog", "--grammar")
+    assert asked["text"].startswith('detect(query="the cat", objects=["')
+    free = said_with(model, capfd)
+    assert len(free["looks"][0]["tokens"]) > 2, "without flags there would be more"
+    assert len(set(patches())) < len(patches())
+
+
+def test_a_question_is_about_regions(model: str, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"image": "a.png", "question": "What is <|region_1|>?", "regions": [[0, 0, 30, 30]]},
+        {"image": "a.png", "question": "What is <|region_1|>?", "regions": [[0, 0, 300, 30]]},
+        {"image": "a.png", "question": "What is <|region_1|>?"},
+    ]
+    write_rows(here, rows)
+    asked = (model, "a.png", "What is <|region_1|>?", "--json", "--max-new-tokens", "4")
+    told = []
+    for flags in ((), ("--region", "0,0,30,30"), ("--region", "0,0,30,30", "--region-coordinates")):
+        assert main(["generate", *asked, *flags]) == 0
+        told.append(json.loads(capfd.readouterr().out))
+    words, copied, written = (one["counts"]["prompt"] for one in told)
+    assert words != copied < written
+    flags = ("--out", "out.jsonl", "--no-progress", "--batch-size", "3", "--max-looks", "3")
+    assert ask(model, "rows.jsonl", *flags) == 1
+    assert "row 1 (2): <|region_1|>: it reaches from [0.0, 0.0, 300.0, 30.0]" in capfd.readouterr().err
+    line, _, plain = read_rows(here / "out.jsonl")
+    assert (line["counts"]["prompt"], plain["counts"]["prompt"]) == (copied, words)
+    assert ask(model, "rows.jsonl", *flags[:-1], "2") == 2, "with another rule it is another file"
+    assert "max_looks" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ["a.png", "Where?", "--inside", "0,0,9"],
+            "--inside: '0,0,9' is no box X1,Y1,X2,Y2 of pixels: a box",
+        ),
+        (
+            ["a.png", "Where?", "--outside", "0:0,0,9,9"],
+            "is no box X1,Y1,X2,Y2 of pixels: images are counted",
+        ),
+        (["a.png", "Where?", "--inside", "500,0,600,9"], "no image token sees something of inside"),
+        (["a.png", "Where?", "--max-looks", "-1"], "--max-looks -1: give 0 or more"),
+        (
+            ["a.png", "Where?", "--query", "it", "--no-pointing"],
+            "--query 'it': it asks for looks that --no-p",
+        ),
+        (["a.png", "Where?", "--look-every", "3", "--max-looks", "0"], "--look-every 3: it asks for looks"),
+        (["a.png", "Where?", "--region", "0,0,9,9"], "<|region_1|>: it is given, but never named"),
+        (["a.png", "<|region_1|>?", "--region", "0,0,9,900"], "<|region_1|>: it reaches from"),
+        (["a.png", "<|region_1|>?", "--region", "2:0,0,9,9"], "<|region_1|>: it lies in image 1, counted"),
+        (["rows.jsonl", "--out", "o.jsonl", "--region", "0,0,9,9"], "--region is for one question"),
         (["rows.jsonl"], "an image and a question, or rows and --out FILE"),
         (["rows.jsonl", "--out", "o.jsonl", "--json"], "--json is for one question"),
         (["a.png", "Where?", "--out", "o.jsonl"], "--out is for rows"),

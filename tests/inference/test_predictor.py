@@ -23,7 +23,7 @@ from v1lit.grounding.region import Region
 from v1lit.grounding.trace import parse_trace
 from v1lit.inference.prediction import Prediction
 from v1lit.inference.predictor import Predictor
-from v1lit.inference.prompt import as_messages
+from v1lit.inference.prompt import AboutRegions
 from v1lit.inference.reading import pointer_runs, read_answer
 from v1lit.pointer.model import PointAndCopyModel
 
@@ -90,7 +90,7 @@ def test_marks_say_where_images_stand(predictor: Predictor) -> None:
 )
 def test_a_question_is_somebodys_words(predictor: Predictor, question: str) -> None:
     """Shown by the prompt that it makes: the image before it, and every word in it."""
-    (message,) = as_messages(question, 1)
+    (message,) = AboutRegions(question).messages(1)
     prompt = encode_prompt("q", [message], [picture()], predictor.processor, EncodingConfig())
     text = predictor.processor.decode(prompt.input_ids)
     assert question.removeprefix("<image>\n") in text

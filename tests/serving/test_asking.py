@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from v1lit.data.example import Message
+from v1lit.grounding.region import Region
 from v1lit.serving.asking import AskError, read_ask
 from v1lit.serving.choice import Sampling
 from v1lit.serving.limits import ServerLimits
@@ -49,8 +50,20 @@ def test_a_conversation_with_images_and_options() -> None:
     )
     assert ask.images == (PNG, PNG)
     assert ask.sampling == Sampling(temperature=0.5, seed=3)
-    assert ask.steering == Steering(inside=[[0, 0, 9, 9.5]], max_looks=2, queries=["it"])
+    assert ask.steering == Steering(inside=[Region.from_box((0, 0, 9, 9.5))], max_looks=2, queries=["it"])
     assert (ask.max_tokens, ask.stop, ask.choices, ask.stream, ask.usage) == (7, ("\n",), 2, True, True)
+
+
+def test_regions_are_named_in_the_words_and_words_are_words_without_them() -> None:
+    words = [user({"type": "text", "text": "What is <|region_1|>, <image>?"})]
+    ask = read_ask(body(messages=words, regions=[{"box": [0, 0, 9, 9], "image": 1}]), LIMITS)
+    assert ask.messages == (Message("user", r"What is <|region_1|>, <\image>?"),)
+    assert ask.regions == {"<|region_1|>": Region.from_box((0, 0, 9, 9), 1)}
+    assert not ask.coordinates
+    named = {"regions": {"<|region_a|>": [1, 2, 3, 4]}, "region_coordinates": True}
+    ask = read_ask(body(messages=[user({"type": "text", "text": "<|region_a|>"})], **named), LIMITS)
+    assert (list(ask.regions), ask.coordinates) == (["<|region_a|>"], True)
+    assert read_ask(body(messages=words), LIMITS).messages[0].content == r"What is <\|region_1|>, <\image>?"
 
 
 def test_by_default_the_most_likely_tokens_are_taken() -> None:
@@ -91,7 +104,13 @@ def test_by_default_the_most_likely_tokens_are_taken() -> None:
         (body(tools=[{"type": "function"}]), "tools: this server does not offer it"),
         (body(logprobs=True), "logprobs: this server does not offer it"),
         (body(temprature=1), "temprature: there is no such field; did you mean 'temperature'?"),
-        (body(steer={"inside": [[0, 0, 1]]}), "steer.inside: it is a list of boxes"),
+        (body(steer={"inside": [[0, 0, 1]]}), "steer.inside: a box is four numbers"),
+        (body(steer={"inside": [0, 0, 1, 1]}), "steer.inside: it is a list of boxes"),
+        (body(regions=[0, 0, 1, 1]), "regions: it is a list of boxes"),
+        (body(regions=[[0, 0, 1, 1], [2, 2, 1, 1]]), "regions[1]: a box is x1, y1, x2, y2 with x1 < x2"),
+        (body(regions={"it": [0, 0, 1, 1]}), "regions: it: names of regions are like <|region_1|>"),
+        (body(regions=[{"circle": [1]}]), "regions[0]: a region is [x1, y1, x2, y2] or an object"),
+        (body(region_coordinates=3), "region_coordinates: it is true or false"),
         (body(steer={"max_looks": -1}), "steer.max_looks: -1; give 0 or more"),
         (body(steer={"budget": 1}), "steer.budget: there is no such option"),
         (body(steer={"points": 1}), "steer.points: it is true or false"),
@@ -119,6 +138,7 @@ FIELDS = [
     "stop",
     "stream",
     "steer",
+    "regions",
     "seed",
     "tools",
 ]

@@ -14,6 +14,7 @@ import pytest
 from helpers.served import FAMILY, NAME, Served, picture, question, serving
 
 from v1lit.inference.predictor import Predictor
+from v1lit.inference.prompt import AboutRegions
 from v1lit.serving.engine import EngineLimits
 from v1lit.serving.limits import ServerLimits
 from v1lit.testing.models import noise, prefers_pointing, processor
@@ -117,6 +118,41 @@ def test_it_is_steered(served: Served) -> None:
     assert looks(points=False) == []
     assert {token for look in looks(inside=[[0, 0, 20, 20]]) for token in look["tokens"]} == {0}
     assert any(look["query"] == "the red box" for look in looks(queries=["the red box"]))
+
+
+def test_a_question_points_at_regions(served: Served) -> None:
+    words, place = "What is <|region_1|>?", [0, 0, 40, 40]
+    messages = question(words, picture())
+    predictor = Predictor(prefers_pointing(FAMILY), processor(FAMILY))
+    for coordinates in (False, True):
+        more = {"regions": [place], "region_coordinates": coordinates}
+        asked = served.client().chat.completions.create(
+            model=NAME, messages=messages, max_tokens=9, extra_body=more
+        )
+        about = AboutRegions(words, [tuple(place)], coordinates)
+        prediction = predictor(noise((84, 56)), about, max_new_tokens=9)
+        assert asked.choices[0].message.content == prediction.text
+        assert asked.usage.prompt_tokens == prediction.counts.prompt
+
+
+@pytest.mark.parametrize(
+    ("more", "field", "said"),
+    [
+        ({"regions": [[0, 0, 400, 40]]}, "regions", "<|region_1|>: it reaches from [0.0, 0.0, 400.0, 40.0]"),
+        ({"regions": [[0, 0, 9, 9]] * 2}, "regions", "<|region_2|>: it is given, but never named"),
+        (
+            {"steer": {"inside": [[900, 0, 901, 9]]}},
+            "steer",
+            "steer: no image token sees something of inside",
+        ),
+    ],
+)
+def test_a_place_that_is_none_is_refused(served: Served, more: dict[str, Any], field: str, said: str) -> None:
+    messages = question("What is <|region_1|>?", picture())
+    with pytest.raises(openai.BadRequestError) as caught:
+        served.client().chat.completions.create(model=NAME, messages=messages, extra_body=more)
+    assert caught.value.param == field
+    assert said in str(caught.value)
 
 
 def test_a_conversation_goes_on(served: Served) -> None:

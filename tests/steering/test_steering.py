@@ -2,159 +2,19 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from itertools import groupby
+from typing import Any
 
 import pytest
 import torch
+from helpers.steered import FAMILY, PROCESSOR, RULES, START, STOP, VOCABULARY, Said, prompts, runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from v1lit.data.encode.batch import collate
 from v1lit.data.encode.encoding import Encoded
-from v1lit.grounding.markup import CALL, CALL_END
-from v1lit.grounding.patch_map import region_tokens
-from v1lit.grounding.region import Region
-from v1lit.grounding.trace import parse_trace
-from v1lit.steering import Steering, Vocabulary
-from v1lit.testing.models import inputs, mixed, prefers_pointing, processor
-
-FAMILY = "qwen2_5_vl"
-PROCESSOR = processor(FAMILY)
-VOCABULARY = Vocabulary.of(PROCESSOR)
-START, STOP = PROCESSOR.pointer_start, PROCESSOR.stop_token_id
-HERE, THERE = (0, 0, 40, 40), (30, 30, 60, 90)
-Said = list[int]
-Check = Callable[[Said, Encoded], None]
-
-
-def runs(said: Said, start: int = START) -> list[list[int]]:
-    """The runs of pointers of what was said, as image tokens."""
-    return [
-        [token - start for token in some]
-        for points, some in groupby(said, key=start.__le__)
-        if points
-    ]  # fmt: skip
-
-
-def pointed(said: Said) -> list[int]:
-    """All image tokens that were pointed at."""
-    return [patch for run in runs(said) for patch in run]
-
-
-def text_of(said: Said) -> str:
-    return PROCESSOR.decode(said[: said.index(STOP)] if STOP in said else said)
-
-
-def last_call(text: str) -> int:
-    """Where the last call begins, -1 for none."""
-    return max((found.start() for found in re.finditer(rf"(?<!\\){re.escape(CALL)}", text)), default=-1)
-
-
-def only_inside(said: Said, prompt: Encoded) -> None:
-    assert set(pointed(said)) <= set(region_tokens(prompt.patch_maps, Region.from_box(HERE)))
-
-
-def never_outside(said: Said, prompt: Encoded) -> None:
-    assert not set(pointed(said)) & set(region_tokens(prompt.patch_maps, Region.from_box(THERE)))
-
-
-def no_pointers(said: Said, prompt: Encoded) -> None:
-    assert runs(said) == []
-
-
-def two_looks(said: Said, prompt: Encoded) -> None:
-    assert len(runs(said)) <= 2
-
-
-def three_pointers(said: Said, prompt: Encoded) -> None:
-    assert all(len(run) <= 3 for run in runs(said))
-
-
-def near(boxes: Tensor, one: int, other: int) -> bool:
-    """Whether two patches of one image share an edge or a corner."""
-    a, b = boxes[one], boxes[other]
-    return bool(((a[:2] <= b[2:] + 1e-6) & (b[:2] <= a[2:] + 1e-6)).all())
-
-
-def hang_together(said: Said, prompt: Encoded) -> None:
-    boxes = torch.cat([torch.tensor(patch_map.boxes) for patch_map in prompt.patch_maps])
-    image = [n for n, patch_map in enumerate(prompt.patch_maps) for _ in range(len(patch_map))]
-    for run in runs(said):
-        for at, patch in enumerate(run[1:], 1):
-            assert any(near(boxes, patch, one) and image[patch] == image[one] for one in run[:at])
-
-
-def each_once_in_a_run(said: Said, prompt: Encoded) -> None:
-    assert all(len(set(run)) == len(run) for run in runs(said))
-
-
-def each_once(said: Said, prompt: Encoded) -> None:
-    everything = pointed(said)
-    assert len(set(everything)) == len(everything)
-
-
-def well_formed(said: Said, prompt: Encoded) -> None:
-    """All of it where it came to its end; else all but what breaks off."""
-    text = text_of(said)
-    problems = parse_trace(text).problems
-    last = last_call(text)  # may break off
-    assert all(STOP not in said and problem.start >= last for problem in problems), text
-    assert text.count("<region>") - text.count("</region>") in (0, int(STOP not in said))
-
-
-def looks_often(said: Said, prompt: Encoded) -> None:
-    """What is further than 12 tokens from the last pointer belongs to a call that has not ended."""
-    well_formed(said, prompt)
-    said = said[: said.index(STOP)] if STOP in said else said
-    texts = [list(some) for points, some in groupby(said, key=START.__le__) if not points]
-    for tokens in texts:
-        if len(tokens) > 12:
-            text, early = PROCESSOR.decode(tokens), len(PROCESSOR.decode(tokens[:12]))
-            begun = last_call(text)
-            if begun >= 0:
-                assert begun <= early, text
-                assert parse_trace(text[begun:]).problems, text
-            elif CALL_END in text:  # of the call that the last pointer stands in
-                assert any(CALL.startswith(text[at:]) for at in range(early + 1)), text
-
-
-QUERIES = ("the red circle", 'a "b" \\ detect(c')
-
-
-def asks(said: Said, prompt: Encoded) -> None:
-    """The first two calls follow each other, ask for these, and point at something before they end."""
-    well_formed(said, prompt)
-    parsed = parse_trace(text_of(said))
-    for query, part in zip(QUERIES, parsed.trace.parts, strict=False):
-        if isinstance(part, str):
-            assert CALL.startswith(part[: len(CALL)]), part
-            return
-        assert part.query == query
-        if parsed.problems:
-            return
-        assert any(thing.tokens for thing in part.objects)
-
-
-RULES: dict[str, tuple[Steering, Check]] = {
-    "inside": (Steering(inside=[HERE]), only_inside),
-    "outside": (Steering(outside=[THERE]), never_outside),
-    "no pointing": (Steering(points=False), no_pointers),
-    "budget": (Steering(max_looks=2), two_looks),
-    "pointers of an object": (Steering(max_pointers=3), three_pointers),
-    "connected": (Steering(connected=True), hang_together),
-    "distinct": (Steering(distinct=True), each_once_in_a_run),
-    "once": (Steering(once=True), each_once),
-    "grammar": (Steering(grammar=True), well_formed),
-    "look every": (Steering(look_every=12), looks_often),
-    "queries": (Steering(queries=QUERIES), asks),
-}
-
-
-def prompts(images: tuple[int, ...] = (1, 2)) -> list[Encoded]:
-    return mixed(FAMILY, images)
+from v1lit.steering import Steering
+from v1lit.testing.models import inputs, prefers_pointing
 
 
 def walk(
@@ -166,17 +26,52 @@ def walk(
     counts = torch.tensor([sum(map(len, example.patch_maps)) for example in given])
     ids, length = batch.input_ids, batch.input_ids.shape[1]
     rules = steering.rules(PROCESSOR, [example.patch_maps for example in given], length, VOCABULARY)
-    classes = START + int(counts.max())
     for _ in range(steps):
-        scores = torch.randn(len(ids), classes, generator=generator) * dull
-        scores[:, START:] += pointing
-        scores[:, PROCESSOR.image_token_id] = -torch.inf
-        scores[torch.arange(classes) >= START + counts[:, None]] = torch.finfo(scores.dtype).min
+        scores = scores_of(len(ids), counts, generator, pointing, dull)
         for rule in rules:
             scores = rule(ids, scores)
         assert (scores > torch.finfo(scores.dtype).min).any(1).all(), "nothing is left"
         ids = torch.cat([ids, torch.multinomial(scores.softmax(1), 1, generator=generator)], dim=1)
     return ids[:, length:].tolist()
+
+
+def scores_of(rows: int, counts: Tensor, generator: torch.Generator, pointing: float, dull: float) -> Tensor:
+    """`[rows, classes]`: random logits. `pointing` is added to pointers, `dull` times noise to all."""
+    classes = START + int(counts.max())
+    scores = torch.randn(rows, classes, generator=generator) * dull
+    scores[:, START:] += pointing
+    scores[:, PROCESSOR.image_token_id] = -torch.inf
+    scores[torch.arange(classes) >= START + counts[:, None]] = torch.finfo(scores.dtype).min
+    return scores
+
+
+def search(
+    steering: Steering, given: list[Encoded], steps: int, seed: int, pointing: float, dull: float
+) -> list[list[Said]]:
+    """All beams, three of every prompt, at the end of a search over random logits."""
+    beams, generator = 3, torch.Generator().manual_seed(seed)
+    batch = collate(given, PROCESSOR.pad_token_id, side="left")
+    counts = torch.tensor([sum(map(len, example.patch_maps)) for example in given])
+    length = batch.input_ids.shape[1]
+    ids = batch.input_ids.repeat_interleave(beams, dim=0)
+    likely = torch.tensor([0.0, *[-torch.inf] * (beams - 1)]).repeat(len(given))
+    rules = steering.rules(PROCESSOR, [example.patch_maps for example in given], length, VOCABULARY)
+    for _ in range(steps):
+        scores = scores_of(len(ids), counts.repeat_interleave(beams), generator, pointing, dull)
+        scores = scores.log_softmax(1)
+        for rule in rules:
+            scores = rule(ids, scores)
+        scores = (scores + likely[:, None]).view(len(given), -1)
+        likely, best = scores.topk(beams, dim=1)
+        rows = best // (scores.shape[1] // beams) + torch.arange(len(given))[:, None] * beams
+        ids = torch.cat([ids[rows.flatten()], best.view(-1, 1) % (scores.shape[1] // beams)], dim=1)
+        likely = likely.flatten()
+    alive = (likely > torch.finfo(likely.dtype).min).view(len(given), beams)
+    said = ids[:, length:].view(len(given), beams, -1).tolist()
+    return [
+        [one for one, lives in zip(row, living, strict=True) if lives]
+        for row, living in zip(said, alive.tolist(), strict=True)
+    ]
 
 
 ANY_LOGITS = {
@@ -195,6 +90,20 @@ def test_it_holds_for_any_logits(name: str, steps: int, seed: int, pointing: flo
     given = prompts()
     for said, prompt in zip(walk(steering, given, steps, seed, pointing, dull), given, strict=True):
         check(said, prompt)
+
+
+@pytest.mark.parametrize("name", RULES)
+@settings(max_examples=3)
+@given(**ANY_LOGITS)
+def test_it_holds_for_all_beams_of_a_search(
+    name: str, steps: int, seed: int, pointing: float, dull: float
+) -> None:
+    steering, check = RULES[name]
+    given = prompts()
+    for beams, prompt in zip(search(steering, given, steps, seed, pointing, dull), given, strict=True):
+        assert beams, "nothing is left"
+        for said in beams:
+            check(said, prompt)
 
 
 @settings(max_examples=15)
@@ -226,7 +135,7 @@ def test_it_holds_where_a_model_samples_or_searches(name: str, search: dict[str,
     rules = steering.rules(PROCESSOR, [example.patch_maps for example in given], length, VOCABULARY)
     torch.manual_seed(0)
     stop = {"eos_token_id": STOP, "pad_token_id": PROCESSOR.pad_token_id}
-    options = {"logits_processor": rules, "max_new_tokens": 40, **stop, **search}
+    options: dict[str, Any] = {"logits_processor": rules, "max_new_tokens": 40, **stop, **search}
     out = model.generate(**inputs(batch), **options)[:, length:]
     for said, prompt in zip(out.tolist(), given, strict=True):
         if prompt.patch_maps:

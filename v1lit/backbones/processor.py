@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
+from copy import copy
 from itertools import groupby
 from pathlib import Path
 from threading import Lock
@@ -89,6 +90,14 @@ class Processor:
             )
         self._anchor = _anchor(tokenizer)
         check_marks(tokenizer, self.backbone.chat, self.encode_text)
+
+    def writing(self, revisit: Strategy) -> Processor:
+        """One that writes regions in this way, itself where it does: a saved one has that of `__init__`."""
+        if revisit == self.revisit:
+            return self
+        other = copy(self)
+        other.revisit = revisit
+        return other
 
     @property
     def image_options(self) -> dict[str, Any]:

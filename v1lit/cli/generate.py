@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from v1lit.cli.errors import Parser, UserError, a_path
+from v1lit.cli.steering_flags import add_flags, steering
 from v1lit.errors import FAILURE, first_of
 from v1lit.files import aside, write_atomically
 
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
     from v1lit.inference.bulk import BulkReport
     from v1lit.inference.prediction import Prediction
     from v1lit.inference.predictor import Predictor
+    from v1lit.steering.options import Steering
 
-SINGLE = ("draw", "html", "json", "stream")
+SINGLE = ("draw", "html", "json", "stream", "region")
 BULK = ("out", "retry_failed")
 """Options of one question, and of many."""
 MOST_FAILED = 20
@@ -31,13 +33,14 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().read(argv)
     bulk = len(options.what) == 1
     _check(options, bulk)
+    steer = steering(options)
     from v1lit.training.quiet import no_weights_bar, quiet
 
     with quiet(), no_weights_bar():
         if bulk:
-            return _answer_rows(options)
+            return _answer_rows(options, steer)
         *images, question = options.what
-        return _answer(options, [a_path(image) for image in images], question)
+        return _answer(options, [a_path(image) for image in images], question, steer)
 
 
 def _check(options: Namespace, bulk: bool) -> None:
@@ -65,9 +68,12 @@ def _format_of(path: str) -> str:
     return known[suffix]
 
 
-def _answer(options: Namespace, images: Sequence[str], question: str) -> int:
+def _answer(options: Namespace, images: Sequence[str], words: str, steer: Steering | None) -> int:
+    from v1lit.inference.prompt import AboutRegions
+
     predictor = _load(options)
-    generate = {"max_new_tokens": options.max_new_tokens, **_generation(options)}
+    question = AboutRegions(words, options.region or (), options.region_coordinates)
+    generate = {"max_new_tokens": options.max_new_tokens, "steer": steer, **_generation(options)}
     _seed(options)
     if options.stream:
         prediction = None
@@ -109,12 +115,13 @@ def _draw(prediction: Prediction, path: Path) -> None:
             prediction.draw(image).save(unfinished, _format_of(str(path)))
 
 
-def _answer_rows(options: Namespace) -> int:
+def _answer_rows(options: Namespace, steer: Steering | None) -> int:
     from v1lit.inference.bulk import BulkOptions, Share, answer_rows
     from v1lit.inference.rows import open_rows
 
-    rows, share = open_rows(a_path(options.what[0])), Share.from_environment()
-    how = BulkOptions(options.batch_size, options.max_new_tokens, options.seed, _generation(options))
+    rows = open_rows(a_path(options.what[0]), options.region_coordinates)
+    share = Share.from_environment()
+    how = BulkOptions(options.batch_size, options.max_new_tokens, options.seed, _generation(options), steer)
     report = answer_rows(
         _load(options),
         rows,
@@ -136,6 +143,7 @@ def _made_with(options: Namespace) -> dict[str, Any]:
         "weights": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in weights],
         "dtype": options.dtype,
         "bits": options.bits,
+        **({"region_coordinates": True} if options.region_coordinates else {}),
     }
 
 
@@ -219,6 +227,7 @@ def _parser() -> Parser:
     add("--choose-by", choices=("likelihood", "agreement"), help="which of them that is")
     add("--repetition-penalty", type=float, help="on words; pointers and images are spared")
     add("--seed", type=int, default=0, help="of samples")
+    add_flags(parser)
     add("--dtype", default="auto", help="of the weights, such as bfloat16; as they are stored at first")
     add("--device", default="auto", help="cuda, mps or cpu; the fastest there is at first")
     add("--bits", type=int, choices=(8, 4), help="pack the decoder's weights (bitsandbytes)")

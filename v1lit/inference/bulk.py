@@ -10,13 +10,13 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from v1lit.data.config import EncodingConfig
 from v1lit.errors import check_least, one_line
 from v1lit.inference.answers_file import AnswersFile
 from v1lit.inference.predictor import Predictor
 from v1lit.inference.prompt import Prompt, longest_sequence, make_prompt
 from v1lit.inference.rows import Row, Rows, length_of
 from v1lit.processes import progress_bar
+from v1lit.steering import Steering
 
 WINDOW = 64
 """Batches of rows that are sorted by length together, so that those of a batch need little padding."""
@@ -36,6 +36,8 @@ class BulkOptions:
     """Of samples: a batch draws the same in every run, whoever answers it."""
     generate: Mapping[str, Any] = field(default_factory=dict)
     """Further options of `Predictor.batch`, as plain data."""
+    steer: Steering | None = None
+    """Where and when the model may look."""
 
     GROUP: ClassVar[str] = ""
 
@@ -135,6 +137,7 @@ def _plain(options: BulkOptions) -> dict[str, Any]:
         "max_new_tokens": options.max_new_tokens,
         "seed": options.seed,
         **options.generate,
+        **({} if options.steer is None else {"steer": options.steer.to_json()}),
     }
 
 
@@ -145,13 +148,13 @@ class _Batch(NamedTuple):
 
 def _batches(predictor: Predictor, rows: Rows, size: int, share: Share, done: set[int]) -> Iterator[_Batch]:
     """This process's batches: every n-th of those that windows of rows, each sorted by length, make."""
-    config = EncodingConfig(max_tokens=longest_sequence(predictor.model))
+    longest = longest_sequence(predictor.model)
     number = 0
     for start in range(0, len(rows), size * WINDOW):
         window = range(start, min(start + size * WINDOW, len(rows)))
         lengths = dict.fromkeys(window, 0)
         if not done.issuperset(window):  # else it does not matter which rows are whose
-            lengths = {row: _length(predictor, rows, row, config) for row in window}
+            lengths = {row: _length(predictor, rows, row, longest) for row in window}
         order = sorted(window, key=lengths.__getitem__)
         for at in range(0, len(order), size):
             if number % share.of == share.rank:
@@ -170,10 +173,10 @@ def _rows_of(share: Share, rows: int, size: int) -> int:
     return sum(sizes[share.rank :: share.of])
 
 
-def _length(predictor: Predictor, rows: Rows, index: int, config: EncodingConfig) -> int:
+def _length(predictor: Predictor, rows: Rows, index: int, longest: int) -> int:
     """Tokens of a row's prompt; 0 of one that cannot be asked, which is told when its turn comes."""
     try:
-        return length_of(rows.read(index), predictor.processor, config)
+        return length_of(rows.read(index), predictor.processor, longest)
     except (ValueError, OSError):
         return 0
 
@@ -196,7 +199,7 @@ def _ask(predictor: Predictor, rows: Rows, batch: _Batch, options: BulkOptions) 
         prompts = [prompt for _, _, prompt in asked]
         with torch.random.fork_rng():
             torch.manual_seed(options.seed * 1_000_003 + batch.number)
-            made = predictor.answer(prompts, options.max_new_tokens, **options.generate)
+            made = predictor.answer(prompts, options.max_new_tokens, steer=options.steer, **options.generate)
         for (index, row, _), prediction in zip(asked, made, strict=True):
             told = {name: value for name, value in prediction.to_json().items() if name not in UNTOLD}
             lines.append({"row": index, "id": row.id, **told, "expected": row.expected})

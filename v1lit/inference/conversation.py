@@ -13,7 +13,6 @@ from transformers.cache_utils import Cache
 
 from v1lit.backbones.cache_name import CACHE
 from v1lit.backbones.processor import Processor
-from v1lit.data.config import EncodingConfig
 from v1lit.data.encode.prompt import encode_prompt
 from v1lit.data.encode.turns import next_turn
 from v1lit.data.example import Message
@@ -21,7 +20,15 @@ from v1lit.data.example.marks import words_of
 from v1lit.grounding.patch_map import PatchMap
 from v1lit.inference.generating import GeneratedRows, generate_once, generation_options
 from v1lit.inference.prediction import Prediction
-from v1lit.inference.prompt import Picture, as_list, as_messages, longest_sequence, open_picture
+from v1lit.inference.prompt import (
+    AboutRegions,
+    Picture,
+    Regions,
+    as_list,
+    longest_sequence,
+    open_picture,
+    with_regions,
+)
 from v1lit.inference.reading import read_answer
 from v1lit.inference.streaming import Listener, PartStreamer
 from v1lit.pointer.adapted import computing
@@ -29,6 +36,7 @@ from v1lit.pointer.borrow import borrowed
 from v1lit.pointer.memory import PointerMemory
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.revisit.crop import Crop
+from v1lit.steering import Steering
 
 
 @dataclass
@@ -93,7 +101,7 @@ class Conversation:
                 "the strategy crop shows parts of images within its answers, which a conversation does not "
                 "keep; give Predictor.batch all the messages each time"
             )
-        self.model, self.processor = model, processor
+        self.model, self.processor = model, processor.writing(model.strategy)
         self.ids: list[int] = []
         """All of the conversation so far."""
         self.answers: list[Prediction] = []
@@ -109,10 +117,12 @@ class Conversation:
 
     def ask(
         self,
-        question: str,
+        question: str | AboutRegions,
         images: Picture | Sequence[Picture] = (),
         max_new_tokens: int = 512,
         *,
+        regions: Regions = (),
+        steer: Steering | None = None,
         on_part: Listener | None = None,
         **generate: Any,
     ) -> Prediction:
@@ -122,6 +132,8 @@ class Conversation:
             question: somebody's words; see `Predictor.batch`.
             images: that join with this question.
             max_new_tokens: of the answer.
+            regions: that the question names, in any image so far; see `AboutRegions`.
+            steer: where and when the model may look in this answer.
             on_part: is told of the answer while it is written.
             **generate: as of `Predictor.batch`, but for several answers at once.
 
@@ -132,7 +144,12 @@ class Conversation:
         if options["num_return_sequences"] != 1:
             raise ValueError("a conversation continues from one answer: leave num_return_sequences out")
         pictures = [*self._waiting, *as_list(images)]
-        ids, joining, words = self._turn(question, pictures)
+        about = AboutRegions.of(with_regions(question, regions))
+        ids, joining, words = self._turn(about, pictures)
+        if steer is not None:
+            maps = [[*self._images.patch_maps, *joining.patch_maps]]
+            rules = steer.rules(self.processor, maps, len(self.ids) + len(ids))
+            options["logits_processor"] = [*options.get("logits_processor", []), *rules]
         told = None if on_part is None else PartStreamer(on_part, self.processor, self.model.strategy.points)
         with borrowed(self.model), computing(self.model), torch.no_grad():
             together = self._joined(ids, joining)
@@ -147,17 +164,18 @@ class Conversation:
             told.finish([prediction])
         return prediction
 
-    def _turn(self, question: str, pictures: Sequence[Picture]) -> tuple[list[int], _Images, str]:
+    def _turn(self, about: AboutRegions, pictures: Sequence[Picture]) -> tuple[list[int], _Images, str]:
         """Ids of what is asked, behind those so far, its images, not encoded yet, and its words."""
         opened = [open_picture(picture) for picture in pictures]
-        message = as_messages(question, len(opened))[-1]
-        config = EncodingConfig(max_tokens=longest_sequence(self.model))
+        message = about.messages(len(opened))[-1]
+        config = about.encoding(longest_sequence(self.model))
         if self.ids:
             inputs, maps = self.processor.images(opened)
-            ids = next_turn(message, self._ended, maps, self.processor, config)
+            before = self._images.patch_maps
+            ids = next_turn(message, self._ended, maps, self.processor, config, before, about.named)
         else:
-            before = [] if self._system is None else [Message("system", self._system)]
-            encoded = encode_prompt("question", [*before, message], opened, self.processor, config)
+            turns = [message] if self._system is None else [Message("system", self._system), message]
+            encoded = encode_prompt("question", turns, opened, self.processor, config, about.named)
             inputs, maps, ids = encoded.image_inputs, list(encoded.patch_maps), encoded.input_ids.tolist()
         if len(self.ids) + len(ids) > config.max_tokens:
             raise ValueError(

@@ -16,7 +16,16 @@ from v1lit.inference.best import ChooseBy
 from v1lit.inference.conversation import Conversation
 from v1lit.inference.generating import GeneratedRows, generate_behind, generation_options
 from v1lit.inference.prediction import Prediction
-from v1lit.inference.prompt import Picture, Prompt, Question, as_list, longest_sequence, make_prompt
+from v1lit.inference.prompt import (
+    Picture,
+    Prompt,
+    Question,
+    Regions,
+    as_list,
+    longest_sequence,
+    make_prompt,
+    with_regions,
+)
 from v1lit.inference.reading import read_answer
 from v1lit.inference.streaming import Listener, Part, PartStreamer, iterate
 from v1lit.pointer.adapted import computing
@@ -50,18 +59,34 @@ class Predictor:
                 f"{processor.image_token_id} to the processor; take both from one folder"
             )
         self.model = model
-        self.processor = processor
+        self.processor = processor.writing(model.strategy)
 
     def __call__(
         self,
         images: Picture | Sequence[Picture],
         question: Question,
         max_new_tokens: int = 512,
+        *,
+        regions: Regions = (),
         **options: Any,
     ) -> Prediction:
-        """Ask one question about one or several images, or none; options are those of `batch`."""
-        asked = [(as_list(images), question)]
+        """Ask one question about one or several images, or none; options are those of `batch`.
+
+        With `regions`, `<|region_1|>` in the question stands for the first of them, as in `AboutRegions`.
+        """
+        asked = [(as_list(images), with_regions(question, regions))]
         return self.batch(asked, max_new_tokens=max_new_tokens, **options)[0]
+
+    def prompt(
+        self,
+        images: Picture | Sequence[Picture],
+        question: Question,
+        regions: Regions = (),
+        name: str = "the question",
+    ) -> Prompt:
+        """What the model reads of a question, for `answer`; `name` is for messages. Raises as `batch`."""
+        question, longest = with_regions(question, regions), longest_sequence(self.model)
+        return make_prompt(name, as_list(images), question, self.processor, longest)
 
     def batch(
         self,
@@ -79,7 +104,8 @@ class Predictor:
 
         A question given as text is somebody's words, and images stand before it; it may begin with one
         `<image>` per image, and elsewhere `<image>` is a word. Where images stand elsewhere, give a
-        conversation: messages that end with the user's turn, in which every `<image>` marks a place.
+        conversation: messages that end with the user's turn, in which every `<image>` marks a place. A
+        question that points at something is `AboutRegions`.
 
         Args:
             questions: with the pictures of each.
@@ -92,12 +118,11 @@ class Predictor:
             **generate: options of transformers' `generate`: `do_sample`, `temperature`, `num_beams`, ... A
                 `repetition_penalty` is one of words: pointers, images and the end of an answer are spared.
 
-        Raises ValueError for images that cannot be read, prompts longer than the model's, and options that
-        exclude each other.
+        Raises ValueError for images that cannot be read, prompts longer than the model's, regions that cannot
+        be written, and options that exclude each other.
         """
-        longest = longest_sequence(self.model)
         prompts = [
-            make_prompt(f"question {index}", pictures, question, self.processor, longest)
+            self.prompt(list(pictures), question, name=f"question {index}")
             for index, (pictures, question) in enumerate(questions)
         ]
         return self.answer(
@@ -120,7 +145,7 @@ class Predictor:
     ) -> Iterator[Part]:
         """Ask one question, and get the answer in parts while it is written; the last has the `prediction`.
 
-        Options are those of `batch`. Leaving the loop early ends the generation.
+        Options are those of a call. Leaving the loop early ends the generation.
         """
 
         def work(listener: Listener) -> None:

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from v1lit.backbones.processor import Processor
-from v1lit.data.config import EncodingConfig, MixtureConfig, StreamConfig
+from v1lit.data.config import MixtureConfig, StreamConfig
 from v1lit.data.encode.prompt import prompt_ids
 from v1lit.data.example import Example, ExampleRef, Message
-from v1lit.data.example.example import load_json
+from v1lit.data.example.example import load_json, read_region
 from v1lit.data.example.marks import IMAGE_MARKER
 from v1lit.data.images import EncodedImage, read_header
 from v1lit.data.loading.sequence import open_sequence
 from v1lit.errors import first_of
 from v1lit.files import sha256_of
-from v1lit.inference.prompt import Picture, Question, as_messages
+from v1lit.grounding.markup import region_name
+from v1lit.grounding.region import Region
+from v1lit.inference.prompt import AboutRegions, Picture, Question, about_first, asked_first
 from v1lit.paths import expand_path, is_url
 
 LINES = (".jsonl", ".ndjson")
@@ -52,27 +52,30 @@ class Rows(Protocol):
         """One row. Raises ValueError, which says what is wrong with it."""
 
 
-def open_rows(location: str) -> Rows:
-    """The rows of a file of lines, or of shards. Raises ValueError where there are none."""
+def open_rows(location: str, coordinates: bool = False) -> Rows:
+    """The rows of a file of lines, or of shards. Raises ValueError where there are none.
+
+    With `coordinates` the boxes of regions in questions are written, as of `AboutRegions`.
+    """
     location = expand_path(location)
     if location.endswith(LINES) and not is_url(location):
-        return LineRows(Path(location))
-    return ShardRows(location)
+        return LineRows(Path(location), coordinates)
+    return ShardRows(location, coordinates)
 
 
 class LineRows:
     """A file with one JSON object per line.
 
     `{"image": "a.jpg", "question": "Where is it?"}`; with several images `images`, a list; in place of
-    `question` a conversation, `messages`, that ends with the user's turn; an `id`, else the number of the
-    line; an `answer` that is expected. Other keys are passed over. Paths are relative to the file. Empty
-    lines are no rows.
+    `question` a conversation, `messages`, that ends with the user's turn; `regions`, as in an example or as a
+    list, that `<|region_1|>` and so on in it stand for; an `id`, else the number of the line; an `answer`
+    that is expected. Other keys are passed over. Paths are relative to the file. Empty lines are no rows.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, coordinates: bool = False) -> None:
         if not path.is_file():
             raise ValueError(f"there is no file {path}")
-        self.path, self.content = path, sha256_of(path)
+        self.path, self.content, self.coordinates = path, sha256_of(path), coordinates
         starts, numbers, at = [], [], 0
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
@@ -93,12 +96,12 @@ class LineRows:
         try:
             with self.path.open("rb") as file:
                 file.seek(int(self._starts[index]))
-                return _row(load_json(file.readline()), str(number), self.path.parent)
+                return _row(load_json(file.readline()), str(number), self.path.parent, self.coordinates)
         except ValueError as error:
             raise ValueError(f"{self.path}, line {number}: {error}") from error
 
 
-def _row(value: Any, number: str, folder: Path) -> Row:
+def _row(value: Any, number: str, folder: Path, coordinates: bool) -> Row:
     if not isinstance(value, dict):
         raise ValueError(f"a row is a JSON object, not {type(value).__name__}")
     if ("question" in value) == ("messages" in value):
@@ -112,12 +115,20 @@ def _row(value: Any, number: str, folder: Path) -> Row:
     return Row(
         id=str(value.get("id", number)),
         pictures=tuple(folder / expand_path(name) for name in names),
-        question=_question(value),
+        question=AboutRegions(_question(value), _regions(value.get("regions", [])), coordinates),
         expected=expected if isinstance(expected, str) else None,
     )
 
 
-def _question(value: dict[str, Any]) -> Question:
+def _regions(given: Any) -> dict[str, Region]:
+    if isinstance(given, list):
+        given = {region_name(number): one for number, one in enumerate(given, start=1)}
+    if not isinstance(given, dict):
+        raise ValueError(f"regions are a list or an object, not {type(given).__name__}")
+    return {name: read_region(name, one) for name, one in given.items()}
+
+
+def _question(value: dict[str, Any]) -> str | list[Message]:
     if "question" in value:
         if not isinstance(value["question"], str):
             raise ValueError(f"the question is text, not {type(value['question']).__name__}")
@@ -138,11 +149,11 @@ def _question(value: dict[str, Any]) -> Question:
 class ShardRows:
     """The examples of shards, in the order in which they were written: what is asked first in each."""
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, coordinates: bool = False) -> None:
         opened = open_sequence([MixtureConfig(location)], StreamConfig(), shuffle=False, count=True)
         if opened.lost:
             raise opened.lost[0]
-        self._opened = opened
+        self._opened, self.coordinates = opened, coordinates
         content = "\n".join(catalog.content for catalog in opened.catalogs)
         self.content = hashlib.sha256(content.encode()).hexdigest()
 
@@ -153,22 +164,24 @@ class ShardRows:
         """One row. Raises ShardError."""
         refs = self._opened.sequence.find(0, np.array([index]))
         ref = ExampleRef(index, int(refs.sources[0]), int(refs.shards[0]), int(refs.indices[0]))
-        return row_of(self._opened.examples.read(ref))
+        return row_of(self._opened.examples.read(ref), self.coordinates)
 
 
-def row_of(example: Example) -> Row:
-    """What an example asks first, with the images that are shown up to there."""
-    question = list(takewhile(lambda message: message.role != "assistant", example.messages))
-    shown = sum(message.content.count(IMAGE_MARKER) for message in question)
+def row_of(example: Example, coordinates: bool = False) -> Row:
+    """What an example asks first, with the images and regions up to there."""
+    messages = asked_first(example)
+    shown = sum(message.content.count(IMAGE_MARKER) for message in messages)
     several = sum(message.role == "assistant" for message in example.messages) > 1
+    question = about_first(example, coordinates)
     return Row(example.id, example.images[:shown], question, None if several else example.answer)
 
 
-def length_of(row: Row, processor: Processor, config: EncodingConfig) -> int:
+def length_of(row: Row, processor: Processor, max_tokens: int) -> int:
     """Tokens of the prompt that a row makes; its images are not decoded. Raises ValueError as that does."""
     maps = [processor.patch_map(_header(picture).size) for picture in row.pictures]
-    messages: Sequence[Message] = as_messages(row.question, len(maps))
-    return len(prompt_ids(row.id, messages, maps, processor, config))
+    about = AboutRegions.of(row.question)
+    messages, encoding = about.messages(len(maps)), about.encoding(max_tokens)
+    return len(prompt_ids(row.id, messages, maps, processor, encoding, about.named))
 
 
 def _header(picture: Picture) -> EncodedImage:

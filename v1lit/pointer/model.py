@@ -229,7 +229,7 @@ class PointAndCopyModel(PointAndCopyInputs, GenerationMixin):
 
         Raises ValueError where `input_ids` `[batch, tokens]` have more or fewer places for them.
         """
-        layout = self._layout(input_ids)
+        layout = self._layout(self._without_pointers(input_ids))  # whose images may be elsewhere
         like = torch.empty(0, dtype=self.get_input_embeddings().weight.dtype, device=input_ids.device)
         return layout.pad(layout.check(self._encode(image_inputs, like)))
 

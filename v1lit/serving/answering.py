@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import torch
+from transformers import LogitsProcessor
 
 from v1lit.data.encode.encoding import Encoded
 from v1lit.inference.prediction import Prediction
@@ -28,11 +29,20 @@ class Answering:
         engine: that answers.
         ask: what was asked.
         prompt: the encoded conversation.
+        rules: on what is generated.
         seconds: time for the answer.
         number: of several answers to one request; each has a seed of its own.
     """
 
-    def __init__(self, engine: Engine, ask: Ask, prompt: Encoded, seconds: float, number: int = 0) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        ask: Ask,
+        prompt: Encoded,
+        rules: Sequence[LogitsProcessor],
+        seconds: float,
+        number: int = 0,
+    ) -> None:
         self.engine, self.prompt = engine, prompt
         self.reason: Reason | None = None
         """Why it has ended."""
@@ -40,7 +50,6 @@ class Answering:
         self._text = TextStream(engine.processor, ask.stop)
         self._loop = asyncio.get_running_loop()
         self._heard: asyncio.Queue[tuple[int | None, Reason | None, Exception | None]] = asyncio.Queue()
-        rules = ask.steering.rules(engine.processor, [prompt.patch_maps], len(prompt.input_ids))
         self.request = Request(prompt, ask.max_tokens, self._tell, ask.sampling.at(number), rules, seconds)
 
     def _tell(self, *heard: Any) -> None:

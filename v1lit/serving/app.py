@@ -9,7 +9,8 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any
 
 from starlette.applications import Starlette
@@ -20,9 +21,11 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as WebRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from transformers import LogitsProcessor
 
 from v1lit.data.config import EncodingConfig
 from v1lit.data.encode.encoding import Encoded, EncodingError
+from v1lit.data.encode.given_regions import RegionError
 from v1lit.data.encode.prompt import encode_prompt
 from v1lit.serving.answering import AnswerError, Answering
 from v1lit.serving.asking import Ask, AskError, read_ask
@@ -30,6 +33,7 @@ from v1lit.serving.engine import Engine, EngineFullError
 from v1lit.serving.limits import ServerLimits
 from v1lit.serving.metrics import render_metrics
 from v1lit.serving.pictures import open_images
+from v1lit.steering import Vocabulary
 
 FINISH = {"stop": "stop", "length": "length", "timeout": "length", "cancelled": "stop"}
 """Reasons of an engine, as OpenAI calls them."""
@@ -122,18 +126,33 @@ class Server:
         if self.closing:
             raise RefusalError(503, "the server is being closed")
         async with self.preparing:
-            prompt = await run_in_threadpool(self._encode, ask)
+            prompt, rules = await run_in_threadpool(self._prepare, ask)
         answers = [
-            Answering(self.engine, ask, prompt, self.limits.seconds, number) for number in range(ask.choices)
+            Answering(self.engine, ask, prompt, own, self.limits.seconds, number)
+            for number, own in enumerate(rules)
         ]
         identity = f"chatcmpl-{secrets.token_hex(12)}"
         if ask.stream:
             return await self._stream(ask, answers, identity)
         return await self._whole(request, answers, identity)
 
-    def _encode(self, ask: Ask) -> Encoded:
-        images = open_images(ask.images, self.limits)
-        return encode_prompt("the conversation", ask.messages, images, self.engine.processor, self.encoding)
+    def _prepare(self, ask: Ask) -> tuple[Encoded, list[list[LogitsProcessor]]]:
+        """The prompt, and the rules of every choice: they remember what a row has said."""
+        images, of = open_images(ask.images, self.limits), self.engine.processor
+        config = replace(self.encoding, coordinates=ask.coordinates)
+        prompt = encode_prompt("the conversation", ask.messages, images, of, config, ask.regions)
+        vocabulary = self.vocabulary if ask.steering.uses_grammar else None
+        maps, tokens = [prompt.patch_maps], len(prompt.input_ids)
+        try:
+            rules = [ask.steering.rules(of, maps, tokens, vocabulary) for _ in range(ask.choices)]
+        except ValueError as error:
+            raise AskError("steer", str(error)) from None
+        return prompt, rules
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """What every token writes; a grammar needs it."""
+        return Vocabulary.of(self.engine.processor)
 
     async def _whole(self, request: WebRequest, answers: Sequence[Answering], identity: str) -> Response:
         async def collect(answer: Answering) -> str:
@@ -251,6 +270,7 @@ def make_app(
         exception_handlers={
             RefusalError: _refused,
             AskError: _misasked,
+            RegionError: _misplaced,
             EncodingError: _too_long,
             EngineFullError: _busy,
             AnswerError: _failed,
@@ -266,6 +286,10 @@ async def _refused(request: WebRequest, error: Exception) -> Response:
 
 async def _misasked(request: WebRequest, error: Exception) -> Response:
     return RefusalError(400, str(error), getattr(error, "field", None), "invalid_value").response()
+
+
+async def _misplaced(request: WebRequest, error: Exception) -> Response:
+    return RefusalError(400, str(error), "regions", "invalid_value").response()
 
 
 async def _too_long(request: WebRequest, error: Exception) -> Response:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+from v1lit.data.encode.given_regions import RegionError
 from v1lit.data.example import Message
 from v1lit.data.example.marks import IMAGE_MARKER, escape
 from v1lit.errors import OptionError, did_you_mean
+from v1lit.grounding.region import Region
+from v1lit.inference.prompt import AboutRegions
 from v1lit.serving.choice import Sampling
 from v1lit.serving.limits import ServerLimits
 from v1lit.steering import Steering
@@ -62,6 +65,10 @@ class Ask:
     stream: bool
     usage: bool
     """Whether a stream ends with the numbers of tokens."""
+    regions: Mapping[str, Region] = field(default_factory=dict)
+    """What names of regions in the messages stand for."""
+    coordinates: bool = False
+    """Whether their boxes are written too; see `AboutRegions`."""
 
 
 def read_ask(body: Any, limits: ServerLimits) -> Ask:
@@ -69,7 +76,8 @@ def read_ask(body: Any, limits: ServerLimits) -> Ask:
     if not isinstance(body, dict):
         raise AskError("body", "it is a JSON object")
     _check_fields(body)
-    messages, images = _messages(body.get("messages"), limits)
+    regions = _regions(body.get("regions"))
+    messages, images = _messages(body.get("messages"), limits, bool(regions))
     most = _number(body, "max_completion_tokens", None, 1, limits.new_tokens, whole=True)
     if most is None:
         most = _number(body, "max_tokens", limits.new_tokens, 1, limits.new_tokens, whole=True)
@@ -94,6 +102,8 @@ def read_ask(body: Any, limits: ServerLimits) -> Ask:
         choices=int(_number(body, "n", 1, 1, limits.choices, whole=True)),
         stream=_flag(body, "stream"),
         usage=_flag(options, "include_usage"),
+        regions=regions,
+        coordinates=_flag(body, "region_coordinates"),
     )
 
 
@@ -109,7 +119,7 @@ def _check_fields(body: dict[str, Any]) -> None:
             "top_k",
             "seed",
         ),
-        *("stop", "n", "stream", "stream_options", "steer"),
+        *("stop", "n", "stream", "stream_options", "steer", "regions", "region_coordinates"),
     }
     for name, value in body.items():
         if name in NEUTRAL:
@@ -119,7 +129,9 @@ def _check_fields(body: dict[str, Any]) -> None:
             raise AskError(name, f"there is no such field{did_you_mean(name, known)}")
 
 
-def _messages(given: Any, limits: ServerLimits) -> tuple[tuple[Message, ...], tuple[str, ...]]:
+def _messages(
+    given: Any, limits: ServerLimits, with_regions: bool
+) -> tuple[tuple[Message, ...], tuple[str, ...]]:
     if not isinstance(given, list) or not given:
         raise AskError("messages", "it is a list of messages that ends with one of the user's")
     images: list[str] = []
@@ -131,7 +143,8 @@ def _messages(given: Any, limits: ServerLimits) -> tuple[tuple[Message, ...], tu
         role = {"developer": "system"}.get(str(message.get("role")), str(message.get("role")))
         if role not in ("system", "user", "assistant") or (role == "system" and number):
             raise AskError(f"{at}.role", "one system message may come first, then user and assistant in turn")
-        content = _content(message.get("content"), f"{at}.content", images, may_show=role == "user")
+        shown = images if role == "user" else None
+        content = _content(message.get("content"), f"{at}.content", shown, with_regions)
         if messages and messages[-1].role == role:
             raise AskError(f"{at}.role", f"two messages of role {role!r} follow each other; join them")
         if role == "assistant" and (not messages or messages[-1].role != "user"):
@@ -144,9 +157,10 @@ def _messages(given: Any, limits: ServerLimits) -> tuple[tuple[Message, ...], tu
     return tuple(messages), tuple(images)
 
 
-def _content(given: Any, at: str, images: list[str], may_show: bool) -> str:
+def _content(given: Any, at: str, images: list[str] | None, with_regions: bool) -> str:
+    """The words of a message; `images` are those so far, of a user, who may show more."""
     if isinstance(given, str):
-        return escape(given)
+        return escape(given, keep_regions=with_regions)
     if not isinstance(given, list) or not given:
         raise AskError(at, "it is a text, or a list of parts")
     words = []
@@ -154,8 +168,8 @@ def _content(given: Any, at: str, images: list[str], may_show: bool) -> str:
         where = f"{at}[{number}]"
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text" and isinstance(part.get("text"), str):
-            words.append(escape(part["text"]))
-        elif kind == "image_url" and may_show:
+            words.append(escape(part["text"], keep_regions=with_regions))
+        elif kind == "image_url" and images is not None:
             image = part.get("image_url")
             address = image.get("url") if isinstance(image, dict) else image
             if not isinstance(address, str):
@@ -163,9 +177,29 @@ def _content(given: Any, at: str, images: list[str], may_show: bool) -> str:
             images.append(address)
             words.append(f"{IMAGE_MARKER}\n")
         else:
-            allowed = "text or image_url" if may_show else "text (images come from the user)"
+            allowed = "text or image_url" if images is not None else "text (images come from the user)"
             raise AskError(where, f"a part is of type {allowed}")
     return "".join(words)
+
+
+def _regions(given: Any) -> dict[str, Region]:
+    """By name; of a list they are `<|region_1|>`, `<|region_2|>`, ..."""
+    if given is None:
+        return {}
+    if not isinstance(given, list | dict) or (isinstance(given, list) and _are_numbers(given)):
+        raise AskError("regions", "it is a list of boxes [x1, y1, x2, y2] or other regions, or an object")
+    at: Any = "regions"
+    named: Any = {}
+    try:
+        keys = range(len(given)) if isinstance(given, list) else given
+        for key in keys:
+            at = f"regions[{key!r}]"
+            named[key] = Region.from_json(given[key])
+        return AboutRegions("", list(named.values()) if isinstance(given, list) else named).named
+    except RegionError as error:
+        raise AskError("regions", str(error)) from None
+    except ValueError as error:
+        raise AskError(at, str(error)) from None
 
 
 def _steering(given: Any) -> Steering:
@@ -192,7 +226,7 @@ _IS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     **dict.fromkeys(
         ("inside", "outside"),
-        (lambda v: v is None or _are_boxes(v), "a list of boxes [x1, y1, x2, y2] in pixels"),
+        (lambda v: v is None or _are_places(v), "a list of boxes [x1, y1, x2, y2] in pixels, or regions"),
     ),
     "queries": (lambda v: isinstance(v, list) and all(isinstance(one, str) for one in v), "a list of texts"),
 }
@@ -202,14 +236,20 @@ def _checked(name: str, value: Any) -> Any:
     fits, what = _IS[name]
     if not fits(value):
         raise AskError(f"steer.{name}", f"it is {what}")
-    return value
+    if name not in ("inside", "outside") or value is None:
+        return value
+    try:
+        return [Region.from_json(place) for place in value]
+    except ValueError as error:
+        raise AskError(f"steer.{name}", str(error)) from None
 
 
-def _are_boxes(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(box, list) and len(box) == 4 and all(type(number) in (int, float) for number in box)
-        for box in value
-    )
+def _are_places(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(place, list | dict) for place in value)
+
+
+def _are_numbers(value: list[Any]) -> bool:
+    return any(isinstance(one, int | float) for one in value)
 
 
 def _stop(given: Any) -> tuple[str, ...]:

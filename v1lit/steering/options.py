@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from transformers import LogitsProcessor
@@ -82,6 +82,14 @@ class Steering:
     def uses_grammar(self) -> bool:
         """Whether the format of traces is held."""
         return self.grammar or self.look_every is not None or bool(self.queries)
+
+    def to_json(self) -> dict[str, Any]:
+        """The options that ask for something, as plain JSON."""
+        asked = {name: value for name, value in vars(self).items() if value != getattr(Steering(), name)}
+        for name in ("inside", "outside"):
+            if name in asked:
+                asked[name] = [Region.of(place).to_json() for place in asked[name]]
+        return asked
 
     def rules(
         self,

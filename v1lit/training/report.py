@@ -6,7 +6,7 @@ import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, takewhile
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from v1lit.grounding.markup import REGION_NAME
 from v1lit.grounding.patch_map import region_tokens, token_ranges
 from v1lit.inference.prediction import Prediction
 from v1lit.inference.predictor import Predictor
+from v1lit.inference.prompt import about_first, asked_first
 from v1lit.training.config import RunConfig
 
 MOST_GROUPS = 64
@@ -62,37 +63,44 @@ def overlap(a: frozenset[int], b: frozenset[int]) -> float:
 def ask_held_out(predictor: Predictor, data: V1DataModule, run: RunConfig) -> list[HeldOutAnswer]:
     """Generate for the first `run.report_examples` held-out examples of a run; tells which were left out."""
     bad: list[str] = []
+    coordinates = data.encoding.coordinates
     with torch.inference_mode():
-        answers = list(answer_held_out(predictor, data.examples("val"), run, bad.append))
+        answers = list(answer_held_out(predictor, data.examples("val"), run, bad.append, coordinates))
     if bad:
         sys.stderr.write(f"left out of the report, {len(bad)} examples; the first: {bad[0]}\n")
     return answers
 
 
 def answer_held_out(
-    predictor: Predictor, held_out: Iterable[Example], run: RunConfig, left_out: Callable[[str], object]
+    predictor: Predictor,
+    held_out: Iterable[Example],
+    run: RunConfig,
+    left_out: Callable[[str], object],
+    coordinates: bool = False,
 ) -> Iterator[HeldOutAnswer]:
     """Generate for the first `run.report_examples` of some examples.
 
+    Regions in questions are written as in training, with their boxes where `coordinates` says so.
     One that cannot be asked, with a damaged image for instance, is left out and told to `left_out`.
     """
     examples = iter(islice(held_out, run.report_examples))
     while chunk := list(islice(examples, run.report_batch_size)):
         try:
-            yield from _ask(predictor, chunk, run)
+            yield from _ask(predictor, chunk, run, coordinates)
         except ValueError:  # it does not say which one
             for example in chunk:
                 try:
-                    yield from _ask(predictor, [example], run)
+                    yield from _ask(predictor, [example], run, coordinates)
                 except ValueError as error:
                     left_out(f"{example.id}: {error}")
 
 
-def _ask(predictor: Predictor, chunk: Sequence[Example], run: RunConfig) -> list[HeldOutAnswer]:
-    questions = [tuple(takewhile(lambda message: message.role != "assistant", e.messages)) for e in chunk]
-    asked = [([image.data for image in e.images], q) for e, q in zip(chunk, questions, strict=True)]
+def _ask(
+    predictor: Predictor, chunk: Sequence[Example], run: RunConfig, coordinates: bool
+) -> list[HeldOutAnswer]:
+    asked = [([image.data for image in e.images], about_first(e, coordinates)) for e in chunk]
     predictions = predictor.batch(asked, max_new_tokens=run.report_max_new_tokens)
-    return [_answer(*parts) for parts in zip(chunk, questions, predictions, strict=True)]
+    return [_answer(*parts) for parts in zip(chunk, map(asked_first, chunk), predictions, strict=True)]
 
 
 def score(answers: Sequence[HeldOutAnswer], seed: int = 0) -> dict[str, float]:

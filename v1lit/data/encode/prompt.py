@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,9 +10,11 @@ from PIL import Image
 
 from v1lit.data.config import EncodingConfig
 from v1lit.data.encode.encoding import Encoded, EncodingError, build
+from v1lit.data.encode.given_regions import given_regions
 from v1lit.data.example import Message
 from v1lit.data.example.marks import IMAGE_MARKER, escape
 from v1lit.grounding.patch_map import PatchMap
+from v1lit.grounding.region import Region
 from v1lit.labels import IGNORE
 
 if TYPE_CHECKING:
@@ -25,14 +27,24 @@ def encode_prompt(
     images: Sequence[Image.Image],
     processor: Processor,
     config: EncodingConfig,
+    regions: Mapping[str, Region] | None = None,
 ) -> Encoded:
     """A conversation that ends with the user's turn, up to where the answer begins, for generation.
 
-    `name` is for error messages. Raises EncodingError if it is longer than `max_tokens` or lacks an image.
+    Args:
+        name: for error messages.
+        messages: in which `<image>` stands for an image, and the name of a region for the region.
+        images: in the order of their marks.
+        processor: of the model.
+        config: of the encoding.
+        regions: by name; written as in training, pointers included.
+
+    Raises EncodingError if it is longer than `max_tokens` or lacks an image, and RegionError, one of those,
+    as `given_regions`.
     """
     refuse_other_marks(name, messages, len(images))
     image_inputs, patch_maps = processor.images(images)
-    ids = prompt_ids(name, messages, patch_maps, processor, config)
+    ids = prompt_ids(name, messages, patch_maps, processor, config, regions)
     return Encoded(
         id=name,
         input_ids=torch.tensor(ids),
@@ -49,10 +61,12 @@ def prompt_ids(
     patch_maps: Sequence[PatchMap],
     processor: Processor,
     config: EncodingConfig,
+    regions: Mapping[str, Region] | None = None,
 ) -> list[int]:
     """The ids of a prompt whose images have these patch maps; errors as of `encode_prompt`."""
     refuse_other_marks(name, messages, len(patch_maps))
-    sequence = build(messages, {}, patch_maps, processor, config)
+    placed = given_regions(messages, regions or {}, patch_maps, processor)
+    sequence = build(messages, placed, patch_maps, processor, config)
     sequence.add_mark(processor.backbone.chat.marks("assistant")[0])
     if len(sequence.ids) > config.max_tokens:
         raise EncodingError(
