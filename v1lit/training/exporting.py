@@ -21,6 +21,7 @@ from v1lit.data.encode.prompt import encode_prompt
 from v1lit.data.example import Message
 from v1lit.errors import first_of
 from v1lit.files import aside
+from v1lit.inference.generating import settle
 from v1lit.parallel.weight_stream import (
     Plan,
     exported_names,
@@ -127,8 +128,10 @@ def writing(
         if published:
             write_published_config(unfinished, model)
         else:
+            made = processor(model)
+            settle(model, made)
             write_config(unfinished, model)
-            processor(model).save_pretrained(unfinished)
+            made.save_pretrained(unfinished)
         write_weights(unfinished, plan, model, read)
         del model, read
         yield unfinished, plan

@@ -18,6 +18,7 @@ from rich.table import Table
 from v1lit.console import Console, screen
 from v1lit.data.datamodule import V1DataModule
 from v1lit.files import aside, write_atomically
+from v1lit.inference.generating import settle
 from v1lit.inference.predictor import Predictor
 from v1lit.training.config import RunConfig
 from v1lit.training.exporting import available_memory, export_checkpoint
@@ -158,6 +159,7 @@ def load_weights(module: V1Module, checkpoint: Path) -> None:
 
 def export(predictor: Predictor, folder: Path) -> None:
     """Write model and processor into one folder, whole or not at all, that `v1lit.load` opens."""
+    settle(predictor.model, predictor.processor)
     with aside(folder) as unfinished:
         with no_weights_bar():
             predictor.model.save_pretrained(unfinished)
