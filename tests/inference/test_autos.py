@@ -16,7 +16,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import v1lit
 from v1lit import autos
+from v1lit.backbones.processor import Processor
 from v1lit.backbones.registry import BUILTIN
+from v1lit.inference.autos import PointAndCopyProcessor
 from v1lit.inference.generating import settle
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.pointer.model_config import PointAndCopyConfig
@@ -87,22 +89,14 @@ def test_settings_of_an_export_are_those_of_a_predictor() -> None:
     settings.update(do_sample=True, temperature=0.3, top_k=5, eos_token_id=[7, 8], repetition_penalty=50.0)
     expected = asked(PICTURE, "Where?", max_new_tokens=8)
     settle(asked.model, asked.processor)
-    inputs = AutoProcessorOf(asked)(images=PICTURE, text="Where?")
+    inputs = PointAndCopyProcessor(asked.processor)(images=PICTURE, text="Where?")
     made = asked.model.generate(**inputs, max_new_tokens=8)[0, inputs["input_ids"].shape[1] :]
     assert asked.processor.decode(made.tolist(), skip_special=True) == expected.text
     assert expected.pointers, "a penalty that is one of words"
 
 
-def AutoProcessorOf(asked: Any) -> Any:
-    from v1lit.inference.autos import PointAndCopyProcessor
-
-    return PointAndCopyProcessor(asked.processor)
-
-
 def test_a_processor_is_saved_and_opened(tmp_path: Path) -> None:
-    AutoProcessorOf(predictor()).save_pretrained(tmp_path)
-    from v1lit.backbones.processor import Processor
-
+    PointAndCopyProcessor(predictor().processor).save_pretrained(tmp_path)
     assert Processor.from_pretrained(tmp_path).backbone.name == "qwen2_5_vl"
 
 
@@ -116,7 +110,7 @@ def test_a_processor_is_saved_and_opened(tmp_path: Path) -> None:
 )
 def test_options_that_would_be_left_out_are_refused(change: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        AutoProcessorOf(predictor()).apply_chat_template(CHAT, **change)
+        PointAndCopyProcessor(predictor().processor).apply_chat_template(CHAT, **change)
 
 
 @pytest.mark.parametrize(
@@ -129,9 +123,13 @@ def test_options_that_would_be_left_out_are_refused(change: dict[str, Any], said
 )
 def test_parts_of_a_chat_that_cannot_be_read_are_named(content: list[dict[str, str]], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        AutoProcessorOf(predictor()).apply_chat_template([{"role": "user", "content": content}])
+        PointAndCopyProcessor(predictor().processor).apply_chat_template(
+            [{"role": "user", "content": content}]
+        )
     with pytest.raises(ValueError, match="ends with the user's turn"):
-        AutoProcessorOf(predictor()).apply_chat_template([{"role": "assistant", "content": "So"}])
+        PointAndCopyProcessor(predictor().processor).apply_chat_template(
+            [{"role": "assistant", "content": "So"}]
+        )
 
 
 # ------------------------------------------------------------------ the hook

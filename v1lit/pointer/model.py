@@ -246,8 +246,9 @@ class PointAndCopyModel(PointAndCopyInputs, GenerationMixin):
 
         Images are encoded once, here, into one row of embeddings per sequence, so that expanding rows into
         beams keeps every row with its own images. The image placeholder itself is never generated, and a
-        penalty on repetition is one of words: see `v1lit.pointer.repetition`. Strategies that look for words in what was generated need `encode_text`, the processor's. A `watch` is told of
-        every step. Raises what `forward` raises.
+        penalty on repetition is one of words: see `v1lit.pointer.repetition`. Strategies that look for words
+        in what was generated need `encode_text`, the processor's. A `watch` is told of every step. Raises
+        what `forward` raises.
         """
         image_inputs = {name: kwargs.pop(name) for name in self.family.image_inputs if name in kwargs}
         if self.is_sharded:
