@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -27,6 +27,8 @@ from v1lit.training.quiet import no_weights_bar
 
 Layout = Literal["v1lit", "published"]
 NOTHING = "nothing was compared"
+LOGITS = "logits of"
+"""Begins what is said where logits were compared."""
 ROUNDING = {torch.float32: 1e-4, torch.float16: 0.01, torch.bfloat16: 0.05}
 """What rounding to a type may change of logits, as a share of the largest: a dozen steps of a half type."""
 SPARE = 1.25
@@ -56,7 +58,7 @@ def compare_logits(before: Tensor, after: Tensor, *types: torch.dtype, than: str
             f"the model that was written has other logits than {than}: they differ by {difference:.3g}, and "
             f"the largest is {largest:.3g}\nrounding explains {allowed:.1g}; what was written is removed"
         )
-    return f"logits of {after.shape[1]} tokens{when} differ by {difference:.1g} at most, of {largest:.3g}"
+    return f"{LOGITS} {after.shape[1]} tokens{when} differ by {difference:.1g} at most, of {largest:.3g}"
 
 
 def compare_files(folder: Path, names: Mapping[str, str], read: Callable[[str], Tensor], whose: str) -> str:
@@ -124,15 +126,18 @@ def open_export(folder: Path, layout: Layout) -> PointAndCopyModel:
 
 
 @torch.no_grad()
-def logits(model: PointAndCopyModel, processor: Processor) -> Tensor:
-    """`[1, tokens, vocabulary + pointers]`: what the model says to a picture and a question."""
+def logits(model: Any, processor: Processor) -> Tensor:
+    """`[1, tokens, vocabulary + pointers]`: what a model says to a picture and a question.
+
+    It is a `PointAndCopyModel`, or that of `v1lit.pointer.remote`.
+    """
     picture = Image.linear_gradient("L").resize((120, 90)).convert("RGB")
     messages = [Message("user", "<image>\nWhere is it bright?")]
     prompt = encode_prompt("the prompt", messages, [picture], processor, EncodingConfig(max_tokens=32768))
     batch = collate([prompt], processor.pad_token_id, side="left").to(model.device)
-    inputs = {name: value for name, value in batch.model_inputs.items() if name != "labels"}
-    with computing(model):
-        found: Tensor = model.eval()(**inputs).logits
+    inputs = {"attention_mask": batch.attention_mask, **batch.image_inputs}
+    with computing(model) if isinstance(model, PointAndCopyModel) else nullcontext():
+        found: Tensor = model.eval()(batch.input_ids, **inputs).logits
     # Of places that cannot be pointed at, logits are minus infinity.
     return found.float().nan_to_num(neginf=0.0).cpu()
 

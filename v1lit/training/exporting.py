@@ -31,6 +31,7 @@ from v1lit.pointer.model import PointAndCopyModel
 from v1lit.training.adapted import BASE
 from v1lit.training.card import Origin, write_card
 from v1lit.training.comparing import (
+    LOGITS,
     NOTHING,
     SPARE,
     ExportMismatchError,
@@ -45,6 +46,8 @@ from v1lit.training.comparing import (
 )
 from v1lit.training.lightning_internals import options_of, weights_of
 from v1lit.training.module import V1Module
+from v1lit.training.remote_code import FILE as REMOTE
+from v1lit.training.remote_code import compare_remote, refuse_remote_code, write_remote_code
 from v1lit.training.saved_state import like, read_checkpoint
 
 Check = Literal["auto", "logits", "tensors", "none"]
@@ -69,6 +72,8 @@ class ExportOptions:
     check: Check = "auto"
     """What is compared with the checkpoint: the logits of a prompt, which opens both models one after the
     other, or every tensor by itself; `auto` compares logits where a model fits into memory."""
+    remote_code: bool = False
+    """Whether the folder gets the file that opens it without v1lit."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +101,33 @@ def export_checkpoint(path: Path, out: Path, options: ExportOptions | None = Non
     if source.has_adapters:
         return _export_adapter(source, out, options)
     model = source.empty_model()
+    finish = finishing(model, source.origin, options)
     with writing(out, model, source.processor, source.read, options) as (folder, plan):
-        check = _check(folder, source, plan, options)
-        write_card(folder, source.origin, check)
+        check = finish(folder, _check(folder, source, plan, options))
     return Exported(len(plan.names), plan.bytes, len(plan.shards), check)
+
+
+def finishing(model: PointAndCopyModel, origin: Origin, options: ExportOptions) -> Callable[[Path, str], str]:
+    """What puts code and card into a folder that was written and compared; it says what was compared.
+
+    Called before anything is written: raises ValueError for a model that remote code does not serve.
+    """
+    if options.remote_code:
+        if options.layout == "published":
+            raise ValueError(
+                "remote code opens v1lit's layout\nleave out --layout=published or --remote-code"
+            )
+        refuse_remote_code(model.config)
+
+    def finish(folder: Path, check: str) -> str:
+        if options.remote_code:
+            write_remote_code(folder)
+            if options.check in ("auto", "logits") and check.startswith(LOGITS):
+                check += f"\n{compare_remote(folder)}"
+        write_card(folder, origin, check, REMOTE if options.remote_code else None)
+        return check
+
+    return finish
 
 
 @contextmanager
@@ -254,6 +282,9 @@ def _export_adapter(source: CheckpointSource, out: Path, options: ExportOptions)
     """Write what was trained beside the frozen backbone, which is not looked at but for its fingerprint."""
     if options.layout == "published":
         why = "the published layout holds whole models, and this is an adapter\nmerge it: --merge"
+        raise ValueError(f"{source.path}: {why}")
+    if options.remote_code:
+        why = "remote code opens whole models, and this is an adapter\nmerge it: --merge"
         raise ValueError(f"{source.path}: {why}")
     model = source.empty_model()
     for name in kept_names(model):

@@ -15,9 +15,9 @@ from v1lit.backbones.adapters.inject import merge
 from v1lit.backbones.processor import Processor
 from v1lit.pointer.adapted import base_dtype, kept_names
 from v1lit.pointer.model import PointAndCopyModel
-from v1lit.training.card import Origin, write_card
+from v1lit.training.card import Origin
 from v1lit.training.comparing import NOTHING, compare_logits, logits, open_export
-from v1lit.training.exporting import CheckpointSource, Exported, ExportOptions, writing
+from v1lit.training.exporting import CheckpointSource, Exported, ExportOptions, finishing, writing
 
 UNPACKED = "its weights are those that the 4 bits of the backbone stood for, and not the backbone's own"
 
@@ -42,7 +42,7 @@ def export_merged(path: Path, out: Path, options: ExportOptions | None = None) -
     found = adapter_folder(path, options.backbone)
     model, processor = _of_checkpoint(path, options) if found is None else _of_folder(found)
     assert model.base is not None
-    origin = Origin.of(model.base.weights, path)
+    finish = finishing(model, Origin.of(model.base.weights, path), options)
     packed, kind = model.adapter.kind == QLORA, base_dtype(model)
     before = logits(model, processor)
     for name in kept_names(model):
@@ -63,7 +63,7 @@ def export_merged(path: Path, out: Path, options: ExportOptions | None = None) -
             check = compare_logits(before, after, kind, written, than="with adapters", when=when)
         if packed:
             check += f"\n{UNPACKED}"
-        write_card(folder, origin, check)
+        check = finish(folder, check)
     return Exported(len(plan.names), plan.bytes, len(plan.shards), check)
 
 
