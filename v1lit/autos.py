@@ -1,4 +1,4 @@
-"""transformers' `Auto` classes open v1lit's folders after `import v1lit`, which loads neither.
+"""`Auto` classes of transformers open v1lit's folders after `import v1lit`, which loads neither.
 
 transformers has no entry points: a package has to register its classes, and to do so both have to be loaded.
 So what is registered is a stand-in, as soon as transformers' registry is there: at once where it has been

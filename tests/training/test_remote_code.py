@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.asked import predictor
+from safetensors.torch import load_file
 from torch import Tensor
 
 from v1lit.backbones.config import BackboneConfig
@@ -111,30 +112,35 @@ class NotInstalled:
 
 sys.meta_path.insert(0, NotInstalled)
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
-model = AutoModelForImageTextToText.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
-inputs = load_file(sys.argv[2])
+folder, picture, outputs = sys.argv[1:]
+model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True).eval()
+tokenizer, images = (kind.from_pretrained(folder) for kind in (AutoTokenizer, AutoImageProcessor))
+pixels = images(images=[Image.open(picture)], return_tensors="pt")
+tokens = int(pixels["image_grid_thw"].prod()) // images.merge_size**2
+image = "<|vision_start|>" + "<|image_pad|>" * tokens + "<|vision_end|>"
+turn = f"<|im_start|>user\\n{image}\\nWhere?<|im_end|>\\n<|im_start|>assistant\\n"
+text = "<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n" + turn
+ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
 with torch.no_grad():
-    logits = model(**inputs).logits
-ids = model.generate(**inputs, max_new_tokens=8, do_sample=False)
-save_file({"logits": logits, "ids": ids}, sys.argv[3])
+    logits = model(ids, **pixels).logits
+save_file({"logits": logits, "ids": model.generate(ids, **pixels, max_new_tokens=8)}, outputs)
 assert not any(name.partition(".")[0] == "v1lit" for name in sys.modules)
 """
 
 
 @pytest.mark.slow
 def test_where_v1lit_is_not_installed(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     asked = predictor()
-    inputs = written(asked, tmp_path / "model")
-    save_file(inputs, tmp_path / "inputs")
+    written(asked, tmp_path / "model")
+    PICTURE.save(tmp_path / "picture.png")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment["HF_HUB_OFFLINE"] = "1"
     environment["HF_MODULES_CACHE"] = str(tmp_path / "code")  # to which transformers copies the file
-    places = [str(tmp_path / name) for name in ("model", "inputs", "outputs")]
+    places = [str(tmp_path / name) for name in ("model", "picture.png", "outputs")]
     done = subprocess.run(
         [sys.executable, "-P", "-c", WITHOUT, *places],
         cwd=tmp_path,
@@ -146,7 +152,8 @@ def test_where_v1lit_is_not_installed(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     found = load_file(tmp_path / "outputs")
-    assert_alike(says(asked.model, inputs), (found["logits"], found["ids"]))
+    inputs = PointAndCopyProcessor(asked.processor)(images=PICTURE, text="Where?")
+    assert_alike(says(asked.model, dict(inputs)), (found["logits"], found["ids"]))
 
 
 # ------------------------------------------------------------------ the command

@@ -45,7 +45,7 @@ def push_to_hub(
     from huggingface_hub import HfApi, errors
 
     path = Path(expand_path(folder))
-    _check(path)
+    check_folder(path)
     if looks_local(repository) or not 1 <= len(repository.split("/")) <= 2:
         raise ValueError(f"{repository!r} is no name on the hub; give OWNER/NAME")
     transport: type[Exception] = getattr(errors, "HTTPError", OSError)
@@ -65,7 +65,7 @@ def push_to_hub(
     return str(done.commit_url)
 
 
-def _check(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
     """Raise ValueError unless a folder has a whole model of ours, or an adapter, and a card."""
     if adapter_folder(folder) is None:
         published = (folder / CONFIG).is_file() and read_json(folder / CONFIG).get("model_type") == PUBLISHED

@@ -24,7 +24,7 @@ LONGEST = 10**9
 """Tokens of a prompt; the model's own limit is not known here."""
 
 
-class PointAndCopyProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers' is not typed
+class PointAndCopyProcessor(ProcessorMixin):
     """A `Processor` in the form of transformers: chats, or questions with images, become a model's inputs.
 
     A chat's image stands on a line of its own, as in `Predictor`, whatever the family's own template says:
@@ -81,7 +81,11 @@ class PointAndCopyProcessor(ProcessorMixin):  # type: ignore[misc]  # transforme
         `{"type": "text", "text": ...}` and `{"type": "image", "image": ...}`; an image is a picture, or a
         local path as `path` or `url`. Nothing is fetched.
         """
-        allowed = {"return_tensors": ("pt",), "padding": (True, "longest"), "tokenize": (True,)}
+        allowed: dict[str, tuple[Any, ...]] = {
+            "return_tensors": ("pt",),
+            "padding": (True, "longest"),
+            "tokenize": (True,),
+        }
         allowed |= {"return_dict": (True,), "add_generation_prompt": (True,)}
         allowed |= {"continue_final_message": (False,), "processor_kwargs": ({},)}
         _refuse(options, allowed)
@@ -154,7 +158,7 @@ def _picture(part: Mapping[str, Any]) -> Picture:
         raise ValueError("a part of type image has no image; give a picture or a path as `image`")
     if isinstance(found, str) and found.startswith(("http://", "https://", "data:")):
         raise ValueError(f"{found[:60]}: v1lit fetches no pictures; give it a picture or a local path")
-    return found  # type: ignore[no-any-return]  # what is no picture is refused where it is opened
+    return found  # what is no picture is refused where it is opened
 
 
 def _nested(images: Sequence[Any]) -> bool:

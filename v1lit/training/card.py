@@ -97,9 +97,10 @@ def _metadata(folder: Path, config: Mapping[str, Any], origin: Origin, remote: s
         if measure.startswith("val/")
     ]
     strategy = str(config["revisit"]["name"])
+    licence: dict[str, Any] = {**licence_of(origin.base)}
     return ModelCardData(
         **made_of,
-        **licence_of(origin.base),
+        **licence,
         library_name="v1lit" if remote is None else "transformers",
         pipeline_tag="image-text-to-text",
         tags=["v1lit", config["family"], strategy, *(["custom_code"] if remote else [])],

@@ -78,7 +78,7 @@ def compare_files(folder: Path, names: Mapping[str, str], read: Callable[[str], 
                 tensor = written.get_tensor(name)
                 if not same(tensor, read(names[name]).to(tensor.dtype).cpu()):
                     raise ExportMismatchError(f"{name} was not written as {whose} holds it")
-    return f"all {len(names)} tensors are equal to the checkpoint's, bit for bit"
+    return f"all {len(names)} tensors are equal to {whose}'s, bit for bit"
 
 
 def compare_export(asked: Predictor, folder: Path) -> str:
@@ -97,7 +97,8 @@ def compare_export(asked: Predictor, folder: Path) -> str:
         return f"{words}; {too_little(SPARE * size, free)}"
     with borrowed(model):
         before = logits(model, asked.processor)
-        after = logits(open_export(folder, "v1lit").to(model.device), asked.processor)
+        opened: Any = open_export(folder, "v1lit")
+        after = logits(opened.to(model.device), asked.processor)
     return compare_logits(before, after, model.dtype, than="that in memory")
 
 

@@ -28,6 +28,7 @@ from v1lit.parallel.weight_stream import (
 )
 from v1lit.pointer.adapted import base_dtype, kept_names, put, save_adapter
 from v1lit.pointer.model import PointAndCopyModel
+from v1lit.pointer.model_config import PointAndCopyConfig
 from v1lit.training.adapted import BASE
 from v1lit.training.card import Origin, write_card
 from v1lit.training.comparing import (
@@ -117,6 +118,7 @@ def finishing(model: PointAndCopyModel, origin: Origin, options: ExportOptions) 
             raise ValueError(
                 "remote code opens v1lit's layout\nleave out --layout=published or --remote-code"
             )
+        assert isinstance(model.config, PointAndCopyConfig)
         refuse_remote_code(model.config)
 
     def finish(folder: Path, check: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.metadata import version
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,9 @@ def refuse_remote_code(config: PointAndCopyConfig) -> None:
 
 def code() -> str:
     """The text of the file."""
-    from v1lit import __version__
-
     served = (
         "A point-and-copy model of v1lit, opened by transformers' `trust_remote_code=True` without v1lit.\n\n"
-        f"Made by v1lit {__version__} of its own source; there are its tests, and all that trains.\n"
+        f"Made by v1lit {version('v1lit')} of its own source; there are its tests, and all that trains.\n"
         f"Families: {', '.join(template.FAMILIES)}.\n"
         f"Strategies: {', '.join(template.STRATEGIES)}.\n"
     )

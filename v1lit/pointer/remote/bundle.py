@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import ast
 import builtins
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -114,7 +113,7 @@ class _Bundle:
         self.imports.setdefault(name, f"{of}import {ast.unparse(alias)}")
 
     def _claim(self, module: str, name: str) -> None:
-        thing = vars(import_module(module))[name]
+        thing = vars(sys.modules[module])[name]
         if self.owners.setdefault(name, thing) is not thing:
             raise BundleError(f"{name} of {module} is another thing than the {name} that is in the file")
 
@@ -134,11 +133,10 @@ def bundle(template: ModuleType, head: str) -> str:
 
 @cache
 def read(module: str) -> Source:
-    """The source of a module."""
-    spec = find_spec(module)
-    assert spec is not None
-    assert spec.origin is not None
-    text = Path(spec.origin).read_text(encoding="utf-8")
+    """The source of a module that has been imported."""
+    file = sys.modules[module].__file__
+    assert file is not None
+    text = Path(file).read_text(encoding="utf-8")
     return Source(module, text.splitlines(), ast.parse(text))
 
 

@@ -134,7 +134,7 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
         self.points = config.revisit["name"] in POINTING
         self.ends = getattr(self.looks, "end", "text") == "pointer"
         self.pointer_head = PointerHead(hidden, SimpleNamespace(**config.pointer), self.ends)  # type: ignore[arg-type]
-        self.look = Constant(hidden) if config.revisit["name"] == "point_only" else None
+        self.look: Any = Constant(hidden) if config.revisit["name"] == "point_only" else None
         self.post_init()
 
     def get_input_embeddings(self) -> Any:
