@@ -98,11 +98,8 @@ def test_the_licence_is_that_of_the_backbones_own_card(
     assert (data["license"], data["license_name"]) == ("other", "qwen-research")
     assert "which holds for this model too: other, qwen-research" in text
     assert "base_model" not in data, "a folder is no name on the hub"
-    monkeypatch.setattr(
-        huggingface_hub,
-        "try_to_load_from_cache",
-        lambda name, file: str(own / file) if name == "a/b" else None,
-    )
+    cached = {("a/b", "README.md"): str(own / "README.md")}
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *asked: cached.get(asked))
     assert licence_of("a/b") == licence_of(str(own))
     assert licence_of("a/c") == {}
     (own / "README.md").write_text("---\nlicense: [\n---\n")

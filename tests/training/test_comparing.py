@@ -1,4 +1,4 @@
-"""What was written is compared with what it was: logits by the rounding of their type, weights bit for bit."""
+"""What was written is compared with what it was: logits by their type's rounding, weights bit for bit."""
 
 from __future__ import annotations
 

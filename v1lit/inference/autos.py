@@ -20,6 +20,8 @@ from v1lit.inference.prompt import Picture, as_list, as_messages, open_picture
 from v1lit.pointer.model import PointAndCopyModel as PointAndCopyModel  # which registers itself
 from v1lit.pointer.model_config import PointAndCopyConfig
 
+TENSORS: Mapping[str, tuple[Any, ...]] = {"return_tensors": ("pt",), "padding": (True, "longest")}
+"""Options of transformers' processors that change nothing, and their values."""
 LONGEST = 10**9
 """Tokens of a prompt; the model's own limit is not known here."""
 
@@ -57,7 +59,7 @@ class PointAndCopyProcessor(ProcessorMixin):
 
         Raises ValueError for images that cannot be read and for options that would be left out.
         """
-        _refuse(options, {"return_tensors": ("pt",), "padding": (True, "longest")})
+        _refuse(options, TENSORS)
         questions = [text or ""] if text is None or isinstance(text, str) else list(text)
         given: list[Any] = [] if images is None else as_list(images)
         each = [given] if len(questions) == 1 and not _nested(given) else [as_list(one) for one in given]
@@ -82,12 +84,11 @@ class PointAndCopyProcessor(ProcessorMixin):
         local path as `path` or `url`. Nothing is fetched.
         """
         allowed: dict[str, tuple[Any, ...]] = {
-            "return_tensors": ("pt",),
-            "padding": (True, "longest"),
-            "tokenize": (True,),
+            **TENSORS,
+            **dict.fromkeys(("tokenize", "return_dict", "add_generation_prompt"), (True,)),
+            "continue_final_message": (False,),
+            "processor_kwargs": ({},),
         }
-        allowed |= {"return_dict": (True,), "add_generation_prompt": (True,)}
-        allowed |= {"continue_final_message": (False,), "processor_kwargs": ({},)}
         _refuse(options, allowed)
         chats = [conversation] if conversation and isinstance(conversation[0], Mapping) else conversation
         return self._batch([self._encode(*_read_chat(chat)) for chat in chats])
