@@ -36,7 +36,8 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     (tmp_path / "my_run/checkpoints/last.ckpt").mkdir(parents=True)
-    (tmp_path / "my_run/recipe.yaml").write_text(RECIPE)
+    (tmp_path / "my_run/recipe.yaml").write_text("data: of an earlier start\n")
+    (tmp_path / "my_run/recipe-2.yaml").write_text(RECIPE)
     measured = {"val/answer_accuracy": 0.75, "val/region_iou": None, "train/steps": 7, "lr": 0.1}
     (tmp_path / "my_run/metrics.json").write_text(json.dumps(measured))
     return tmp_path / "my_run"
@@ -96,7 +97,7 @@ def test_the_licence_is_that_of_the_backbones_own_card(
     (own / "README.md").write_text("---\nlicense: other\nlicense_name: qwen-research\n---\n")
     data, text = card_of(folder, Origin(str(own)))
     assert (data["license"], data["license_name"]) == ("other", "qwen-research")
-    assert "which holds for this model too: other, qwen-research" in text
+    assert "as its own card says: other, qwen-research" in text
     assert "base_model" not in data, "a folder is no name on the hub"
     cached = {("a/b", "README.md"): str(own / "README.md")}
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *asked: cached.get(asked))

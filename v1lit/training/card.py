@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -20,7 +21,6 @@ from v1lit.backbones.weight_files import read_json
 from v1lit.files import write_atomically
 
 CARD = "README.md"
-RECIPE = "recipe.yaml"
 MEASURED = "metrics.json"
 PACKAGES = ("v1lit", "torch", "transformers", "lightning", "peft", "timm")
 LICENCE = ("license", "license_name", "license_link")
@@ -44,7 +44,18 @@ class Origin:
     def of(cls, base: str, checkpoint: Path) -> Origin:
         """That of a checkpoint, or of an adapter, which may lie in the folder of a run."""
         places = [checkpoint, *checkpoint.absolute().parents[:2]]
-        return cls(base, next((place for place in places if (place / RECIPE).is_file()), None))
+        return cls(base, next((place for place in places if recipes_of(place)), None))
+
+    @property
+    def recipe(self) -> list[str]:
+        """The lines of the recipe that the run was resumed with last; empty where none is known."""
+        return recipes_of(self.run)[-1].read_text(encoding="utf-8").splitlines() if self.run else []
+
+
+def recipes_of(run: Path) -> list[Path]:
+    """The resolved recipes of a run, oldest first: `recipe.yaml`, `recipe-2.yaml` and so on."""
+    names = {path: re.fullmatch(r"recipe(?:-(\d+))?\.yaml", path.name) for path in run.glob("recipe*.yaml")}
+    return [path for _, path in sorted((int(match[1] or 1), path) for path, match in names.items() if match)]
 
 
 def write_card(folder: Path, origin: Origin, check: str, remote: str | None = None) -> None:
@@ -146,7 +157,7 @@ def _base(origin: Origin, family: str) -> Iterator[str]:
     yield f"`{origin.base}`, of the family {family}."
     licence = licence_of(origin.base)
     if licence:
-        yield f"Its licence, which holds for this model too: {', '.join(licence.values())}."
+        yield f"Its licence, as its own card says: {', '.join(licence.values())}."
     else:
         yield f"Its licence is not known here; look at its own page, such as that of `{_hub_id(family)}`,"
         yield "before you pass this model on."
@@ -157,14 +168,11 @@ def _hub_id(family: str) -> str:
 
 
 def _recipe(origin: Origin) -> str:
-    if origin.run is None:
-        return ""
-    text = (origin.run / RECIPE).read_text(encoding="utf-8")
-    return "\n".join(line for line in text.splitlines() if not line.startswith("#"))
+    return "\n".join(line for line in origin.recipe if not line.startswith("#"))
 
 
 def _source(origin: Origin) -> Mapping[str, Any]:
-    content = yaml.safe_load(_recipe(origin)) if origin.run is not None else None
+    content = yaml.safe_load(_recipe(origin))
     found = ((content or {}).get("data") or {}).get("source")
     return found if isinstance(found, Mapping) else {}
 
@@ -207,10 +215,7 @@ def _measured(origin: Origin) -> Iterator[str]:
 
 
 def _versions(origin: Origin) -> Iterator[str]:
-    header = []
-    if origin.run is not None:
-        lines = (origin.run / RECIPE).read_text(encoding="utf-8").splitlines()
-        header = [line.lstrip("# ") for line in lines if line.startswith("# ") and ": " in line]
+    header = [line.lstrip("# ") for line in origin.recipe if line.startswith("# ") and ": " in line]
     trained = [line for line in header if not line.startswith("command:")]
     yield f"Exported with {', '.join(_installed())}."
     if trained:

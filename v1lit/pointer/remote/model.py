@@ -124,7 +124,9 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
     def __init__(self, config: PointAndCopyConfig) -> None:
         super().__init__(config)
         refuse_unserved(config.family, config.revisit)
-        self.backbone = take_deep_features(AutoModelForImageTextToText.from_config(config.backbone_config))
+        self.backbone: Any = take_deep_features(
+            AutoModelForImageTextToText.from_config(config.backbone_config)
+        )
         self._is_stateful = self.backbone._is_stateful
         hidden = config.get_text_config().hidden_size
         deep = getattr(config.backbone_config.vision_config, "deepstack_visual_indexes", None) or []
