@@ -52,6 +52,7 @@ MAY_IMPORT = {
 }
 """Package -> packages, or single modules, that it may import. Stated in docs/architecture.md as well."""
 GROUND = {
+    "autos": (),
     "console": (),
     "plugins": (),
     "errors": (),
@@ -133,6 +134,7 @@ def test_imports_that_a_string_names_are_those_of_the_registries() -> None:
     ]
     assert sorted(users) == [
         "__init__.py",
+        "autos.py",
         "backbones/attention_kernels.py",
         "backbones/classes.py",
         "backbones/registry.py",

@@ -30,7 +30,7 @@ LIMITS = {
     "v1lit.demo": (11, 5, 15),
     "v1lit.sweep": (25, 9, 47),
     "v1lit.testing": (7, 3, 9),
-    "v1lit.training": (42, 8, 99),
+    "v1lit.training": (45, 8, 108),
 }
 """How many rooms a package may have, on how many floors, and how many arrows may lead from room to room."""
 LONGEST_FILE = 384

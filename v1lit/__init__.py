@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from v1lit.autos import register_lazily
+
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
@@ -60,6 +62,8 @@ _MODULES = {
 }
 
 __all__ = ["__version__", *_MODULES]
+
+register_lazily()
 
 
 def __getattr__(name: str) -> Any:

@@ -174,6 +174,10 @@ def run_command(words: Sequence[str]) -> None:
         or rest in (["doctor"], ["doctor", "--self-test"])
     ):
         call(words)
+    elif words[:2] == ["v1lit", "push"]:  # to a hub that is not here
+        from v1lit.backbones.publish import check_folder
+
+        check_folder(Path(words[2]))
     elif words[:3] == ["v1lit", "sweep", "report"] and not Path(words[3]).exists():
         from v1lit.cli.sweep_report import make_parser
 

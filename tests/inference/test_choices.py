@@ -15,9 +15,8 @@ from transformers import RepetitionPenaltyLogitsProcessor
 from v1lit.errors import OptionError
 from v1lit.grounding.trace import Trace
 from v1lit.inference.best import best_of
-from v1lit.inference.generating import generation_options
 from v1lit.inference.prediction import Prediction
-from v1lit.inference.repetition import WordRepetition
+from v1lit.pointer.repetition import WordRepetition, as_of_words
 from v1lit.testing.models import noise
 
 pytestmark = pytest.mark.dependencies
@@ -49,7 +48,7 @@ def test_the_penalty_of_a_checkpoints_settings_spares_pointers_too() -> None:
     plain = asked(PICTURE, "Where is it?", max_new_tokens=8)
     assert plain.pointers, "a model that repeats its pointers"
     asked.model.generation_config.repetition_penalty = 50.0
-    options = generation_options(asked.model, asked.processor, {})
+    options = as_of_words({}, asked.model.generation_config, START, IMAGE)
     assert options["repetition_penalty"] == 1.0
     assert isinstance(options["logits_processor"][0], WordRepetition)
     assert asked(PICTURE, "Where is it?", max_new_tokens=8).pointers[0] == plain.pointers[0]

@@ -12,6 +12,7 @@ import torch
 from helpers.curves import LEARNS, Setting, assert_alike, assert_alike_in_twos
 from helpers.forked import needs_fork
 from lightning import Callback, Trainer
+from transformers import AutoModelForImageTextToText
 
 from v1lit.backbones.adapters.config import AdapterConfig
 from v1lit.backbones.config import BackboneConfig
@@ -164,9 +165,12 @@ def test_merged_in_either_layout_and_refused_where_there_is_nothing_to_merge(
     export_checkpoint(path, tmp_path / "adapter")
     with pytest.raises(ValueError, match="merge it: --merge"):
         export_checkpoint(path, tmp_path / "published", ExportOptions("published"))
-    export_merged(tmp_path / "adapter", tmp_path / "merged")
+    made = export_merged(tmp_path / "adapter", tmp_path / "merged", ExportOptions(remote_code=True))
+    assert made.check.count("differ by") == 2
     export_merged(path, tmp_path / "published", ExportOptions("published", dtype="float32"))
     one = PointAndCopyModel.from_pretrained(tmp_path / "merged")
+    by_auto = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
+    assert all(torch.equal(by_auto.get_parameter(name), own) for name, own in one.named_parameters())
     other = PointAndCopyModel.from_published(tmp_path / "published")
     for name, own in one.named_parameters():
         assert torch.equal(other.get_parameter(name), own), name

@@ -40,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
                 backbone=options.backbone,
                 shard_bytes=int(options.shard_gb * 1e9),
                 check=options.check,
+                remote_code=options.remote_code,
             ),
         )
     files = "1 file" if made.files == 1 else f"{made.files} files"
@@ -74,6 +75,12 @@ def _parser() -> Parser:
         action="store_true",
         help="put adapters into the weights of their backbone; CHECKPOINT may be an adapter's folder too. "
         "Opens the whole model",
+    )
+    add(
+        "--remote-code",
+        action="store_true",
+        help="put one file of code into OUT, with which transformers opens it where v1lit is not installed "
+        "(trust_remote_code=True); not of timm_lm, crop, replay and controls",
     )
     add(
         "--dtype",

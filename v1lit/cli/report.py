@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from v1lit.cli.errors import Parser, UserError, a_path
 from v1lit.cli.recipe import compose
 from v1lit.cli.stage_marks import stage_folders
+from v1lit.training.card import recipes_of
 
 
 def main(argv: Sequence[str]) -> int:
@@ -64,11 +64,8 @@ def newest_recipe(folder: Path) -> Path:
 
     Raises UserError where there is none.
     """
-    names = {
-        path: re.fullmatch(r"recipe(?:-(\d+))?\.yaml", path.name) for path in folder.glob("recipe*.yaml")
-    }
-    numbered = [(int(match[1] or 1), path) for path, match in names.items() if match]
-    if not numbered:
+    found = recipes_of(folder)
+    if not found:
         if stages := stage_folders(folder):
             raise UserError(
                 f"{folder} holds a run of stages\ngive one of them: {', '.join(map(str, stages))}"
@@ -77,4 +74,4 @@ def newest_recipe(folder: Path) -> Path:
         raise UserError(
             f"{folder} is no folder of a run: {what}\ngive a folder that `lightning run` has made"
         )
-    return max(numbered)[1]
+    return found[-1]

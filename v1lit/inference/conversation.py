@@ -140,7 +140,7 @@ class Conversation:
         Raises ValueError as `Predictor.batch`; the conversation is then as it was before.
         """
         began = time.perf_counter()
-        options = generation_options(self.model, self.processor, generate)
+        options = generation_options(self.processor, generate)
         if options["num_return_sequences"] != 1:
             raise ValueError("a conversation continues from one answer: leave num_return_sequences out")
         pictures = [*self._waiting, *as_list(images)]

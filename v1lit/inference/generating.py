@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ from v1lit.inference.crops import Answer, generate_with_crops
 from v1lit.inference.looks import Seconds
 from v1lit.inference.prompt import Prompt
 from v1lit.inference.recording import Record, Recording
-from v1lit.inference.repetition import WordRepetition
 from v1lit.inference.streaming import PartStreamer
 from v1lit.pointer.memory import PointerMemory
 from v1lit.pointer.model import PointAndCopyModel
@@ -27,6 +27,8 @@ from v1lit.revisit.crop import Crop
 
 OURS = ("return_dict_in_generate", "streamer", "watch", "output_scores", "output_logits")
 """Options of `generate` that are used here, and change what it returns."""
+OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+"""Settings that mean nothing, and are warned of, where nothing is drawn."""
 
 
 @dataclass(frozen=True)
@@ -41,32 +43,33 @@ class GeneratedRows:
     memory: PointerMemory | None = None
 
 
-def generation_options(
-    model: PointAndCopyModel, processor: Processor, options: Mapping[str, Any]
-) -> dict[str, Any]:
+def generation_options(processor: Processor, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of transformers' `generate`, greedy unless they say otherwise, ended by the processor's mark.
 
-    A repetition penalty, those of a checkpoint's settings included, is one of words: `WordRepetition`. Raises
-    OptionError for options that would change what comes back.
+    Raises OptionError for options that would change what comes back.
     """
     for name in OURS:
         if name in options:
             why = "a Predictor sets it itself; `on_part` streams, and predictions have what was found likely"
             raise OptionError(name, options[name], why)
-    full = {
+    return {
         "do_sample": False,
         "num_return_sequences": 1,
         "eos_token_id": processor.stop_token_id,
         "pad_token_id": processor.pad_token_id,
         **options,
     }
-    settings = full.get("generation_config") or model.generation_config
-    penalty = full.get("repetition_penalty", settings.repetition_penalty)
-    if penalty is not None and penalty != 1:
-        spared = (processor.image_token_id, processor.pad_token_id, processor.stop_token_id)
-        own = WordRepetition(penalty, processor.pointer_start, spared)
-        full["logits_processor"] = [*(full.get("logits_processor") or []), own]
-    return {**full, "repetition_penalty": 1.0}
+
+
+def settle(model: PointAndCopyModel, processor: Processor) -> None:
+    """Have a model's own settings, which are saved with it, generate as a `Predictor` does: the same tokens.
+
+    Those of backbones may sample, or end an answer elsewhere.
+    """
+    settings = copy.deepcopy(model.generation_config)
+    ends = {"eos_token_id": processor.stop_token_id, "pad_token_id": processor.pad_token_id}
+    settings.update(do_sample=False, **ends, **dict.fromkeys(OF_SAMPLING))
+    model.generation_config = settings
 
 
 def generate_behind(

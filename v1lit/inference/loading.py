@@ -49,7 +49,7 @@ def load(
     Raises ValueError for any other folder, saying what it is, for files that are missing or damaged, and for
     options that exclude each other or need a package that is not there.
     """
-    path = _folder(expand_path(folder))
+    path = local_export(folder)
     adapted = adapter_folder(path) is not None
     if not adapted:
         check_exported(path)
@@ -82,8 +82,12 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
-def _folder(folder: str) -> Path:
-    """The folder; of a hub id that in the cache."""
+def local_export(folder: str | Path) -> Path:
+    """The folder; of a hub id that in the cache, into which what is missing is fetched.
+
+    Raises WeightsUnavailable where the hub has none or is out of reach.
+    """
+    folder = expand_path(folder)
     if looks_local(folder):
         return Path(folder)
     with hub_errors(folder, "Name the folder of an exported model, such as runs/NAME/model."):

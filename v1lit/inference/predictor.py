@@ -177,7 +177,7 @@ class Predictor:
         **generate: Any,
     ) -> list[Prediction]:
         """The predictions of prompts that are made already; options and errors as of `batch`."""
-        options = generation_options(self.model, self.processor, best.sampled(best_of, generate))
+        options = generation_options(self.processor, best.sampled(best_of, generate))
         if steer is not None:
             options["logits_processor"] = [*options.get("logits_processor", []), *self._rules(steer, prompts)]
         told = self._told(on_part, best_of, options)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText, GenerationMixin
+from transformers import AutoModelForImageTextToText, GenerationMixin
 from transformers.cache_utils import Cache
 from transformers.utils.generic import ModelOutput
 
@@ -32,6 +32,7 @@ from v1lit.pointer.memory import PointerMemory, copy_values, embed_with_copies
 from v1lit.pointer.model_config import PointAndCopyConfig
 from v1lit.pointer.output import PointAndCopyOutput, Watch
 from v1lit.pointer.region_loss import add_regions, region_losses, split_normalizer
+from v1lit.pointer.repetition import as_of_words
 from v1lit.pointer.weighting import loss_options, position_weights, weight_sums
 from v1lit.revisit.strategy import EncodeText
 
@@ -244,9 +245,10 @@ class PointAndCopyModel(PointAndCopyInputs, GenerationMixin):
         """As in transformers: greedy, sampling, beams. Left-pad batches and pass their `attention_mask`.
 
         Images are encoded once, here, into one row of embeddings per sequence, so that expanding rows into
-        beams keeps every row with its own images. The image placeholder itself is never generated. Strategies
-        that look for words in what was generated need `encode_text`, the processor's. A `watch` is told of
-        every step. Raises what `forward` raises.
+        beams keeps every row with its own images. The image placeholder itself is never generated, and a
+        penalty on repetition is one of words: see `v1lit.pointer.repetition`. Strategies that look for words
+        in what was generated need `encode_text`, the processor's. A `watch` is told of every step. Raises
+        what `forward` raises.
         """
         image_inputs = {name: kwargs.pop(name) for name in self.family.image_inputs if name in kwargs}
         if self.is_sharded:
@@ -270,6 +272,7 @@ class PointAndCopyModel(PointAndCopyInputs, GenerationMixin):
                 "row, and beams move rows; generate with num_beams=1, greedy or sampled"
             )
         start, image = self.config.pointer_start, self.config.image_token_id
+        kwargs = as_of_words(kwargs, settings, start, image)
         steering = self.strategy.steering(start, image, encode_text)
         if steering:
             kwargs["logits_processor"] = [*(kwargs.get("logits_processor") or []), *steering]
@@ -301,5 +304,4 @@ class PointAndCopyModel(PointAndCopyInputs, GenerationMixin):
         return model_kwargs
 
 
-AutoConfig.register("v1lit", PointAndCopyConfig, exist_ok=True)
 AutoModelForImageTextToText.register(PointAndCopyConfig, PointAndCopyModel, exist_ok=True)

@@ -35,6 +35,7 @@ class PointAndCopyConfig(PreTrainedConfig):
         # The base class hands its own attention implementation, still None, down to every sub-config that it
         # finds, and a decoder without one is not causal: so the backbone's config is attached afterwards.
         self.backbone_config: Any = None
+        kwargs.pop("auto_map", None)  # of the code beside an export, which a model that is saved has not
         super().__init__(**kwargs)
         self.backbone_config = backbone_config
         self.family = family

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-from PIL import Image
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from v1lit.backbones.adapters.folder import adapter_folder
+from v1lit.backbones.adapters.folder import adapter_folder, base_config
 from v1lit.backbones.processor import Processor, load_processor
-from v1lit.data.config import EncodingConfig
-from v1lit.data.encode.batch import collate
-from v1lit.data.encode.prompt import encode_prompt
-from v1lit.data.example import Message
 from v1lit.errors import first_of
 from v1lit.files import aside
+from v1lit.inference.generating import settle
 from v1lit.parallel.weight_stream import (
     Plan,
     exported_names,
@@ -30,23 +26,36 @@ from v1lit.parallel.weight_stream import (
     write_published_config,
     write_weights,
 )
-from v1lit.pointer.adapted import computing, kept_names, read_adapter, save_adapter
+from v1lit.pointer.adapted import base_dtype, kept_names, put, save_adapter
 from v1lit.pointer.model import PointAndCopyModel
+from v1lit.pointer.model_config import PointAndCopyConfig
 from v1lit.training.adapted import BASE
+from v1lit.training.card import Origin, write_card
+from v1lit.training.comparing import (
+    LOGITS,
+    NOTHING,
+    SPARE,
+    ExportMismatchError,
+    Layout,
+    available_memory,
+    compare_adapter,
+    compare_logits,
+    logits,
+    open_export,
+    same,
+    too_little,
+)
 from v1lit.training.lightning_internals import options_of, weights_of
 from v1lit.training.module import V1Module
-from v1lit.training.quiet import no_weights_bar
+from v1lit.training.remote_code import FILE as REMOTE
+from v1lit.training.remote_code import compare_remote, refuse_remote_code, write_remote_code
 from v1lit.training.saved_state import like, read_checkpoint
 
-Layout = Literal["v1lit", "published"]
 Check = Literal["auto", "logits", "tensors", "none"]
 MODEL = "model."
 """Begins the names of a `PointAndCopyModel`'s weights in a checkpoint."""
 SHARD_BYTES = 5 * 10**9
 """Of a file of weights, as many as transformers took for years."""
-NOTHING = "nothing was compared"
-SPARE = 1.25
-"""Memory that comparing logits needs, as a multiple of the weights."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,8 @@ class ExportOptions:
     check: Check = "auto"
     """What is compared with the checkpoint: the logits of a prompt, which opens both models one after the
     other, or every tensor by itself; `auto` compares logits where a model fits into memory."""
+    remote_code: bool = False
+    """Whether the folder gets the file that opens it without v1lit."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +86,6 @@ class Exported:
     files: int
     check: str
     """What was compared, and why not more, in words."""
-
-
-class ExportMismatchError(RuntimeError):
-    """What was written is not what the checkpoint holds."""
 
 
 def export_checkpoint(path: Path, out: Path, options: ExportOptions | None = None) -> Exported:
@@ -95,9 +102,34 @@ def export_checkpoint(path: Path, out: Path, options: ExportOptions | None = Non
     if source.has_adapters:
         return _export_adapter(source, out, options)
     model = source.empty_model()
+    finish = finishing(model, source.origin, options)
     with writing(out, model, source.processor, source.read, options) as (folder, plan):
-        check = _check(folder, source, plan, options)
+        check = finish(folder, _check(folder, source, plan, options))
     return Exported(len(plan.names), plan.bytes, len(plan.shards), check)
+
+
+def finishing(model: PointAndCopyModel, origin: Origin, options: ExportOptions) -> Callable[[Path, str], str]:
+    """What puts code and card into a folder that was written and compared; it says what was compared.
+
+    Called before anything is written: raises ValueError for a model that remote code does not serve.
+    """
+    if options.remote_code:
+        if options.layout == "published":
+            raise ValueError(
+                "remote code opens v1lit's layout\nleave out --layout=published or --remote-code"
+            )
+        assert isinstance(model.config, PointAndCopyConfig)
+        refuse_remote_code(model.config)
+
+    def finish(folder: Path, check: str) -> str:
+        if options.remote_code:
+            write_remote_code(folder)
+            if options.check in ("auto", "logits") and check.startswith(LOGITS):
+                check += f"\n{compare_remote(folder)}"
+        write_card(folder, origin, check, REMOTE if options.remote_code else None)
+        return check
+
+    return finish
 
 
 @contextmanager
@@ -127,8 +159,10 @@ def writing(
         if published:
             write_published_config(unfinished, model)
         else:
+            made = processor(model)
+            settle(model, made)
             write_config(unfinished, model)
-            processor(model).save_pretrained(unfinished)
+            made.save_pretrained(unfinished)
         write_weights(unfinished, plan, model, read)
         del model, read
         yield unfinished, plan
@@ -171,15 +205,15 @@ class CheckpointSource:
         made_of = self.module
         return bool(made_of.adapter_config) or adapter_folder(made_of.backbone_config.weights) is not None
 
-    def empty_model(self) -> PointAndCopyModel:
-        """The model on `meta`, its parameters of the types in which they are written.
+    def empty_model(self, as_written: bool = True) -> PointAndCopyModel:
+        """The model on `meta`, its parameters of the types in which they are written, or of their own.
 
         Raises ValueError unless the checkpoint has exactly its weights.
         """
-        model = self.build(empty=True)
+        model, kind = self.build(empty=True), self.dtype if as_written else None
         for name, parameter in model.named_parameters():
             if MODEL + name in self.weights:
-                parameter.data = parameter.data.to(self.dtype or like(self.weights, MODEL + name).dtype)
+                parameter.data = parameter.data.to(kind or like(self.weights, MODEL + name).dtype)
         return model
 
     def build(self, empty: bool) -> PointAndCopyModel:
@@ -222,13 +256,24 @@ class CheckpointSource:
                     f"{self.path} does not fit its model; weights {what}: {first_of(sorted(names))}"
                 )
 
-    def whole_model(self) -> PointAndCopyModel:
-        """The model with its weights."""
-        model = self.empty_model()
+    def whole_model(self, as_written: bool = True) -> PointAndCopyModel:
+        """The model with its weights, of the types in which they are written, or of their own."""
+        model = self.empty_model(as_written)
         types = {name: tensor.dtype for name, tensor in model.state_dict().items()}
         model.load_state_dict({name: self.read(name).to(kind) for name, kind in types.items()}, assign=True)
         model.tie_weights()
         return model
+
+    def adapted_model(self) -> PointAndCopyModel:
+        """Of a checkpoint with adapters: the model with its backbone."""
+        model = self.build(empty=False)
+        put(model, {name: self.read(name) for name in kept_names(model)})
+        return model.eval()
+
+    @property
+    def origin(self) -> Origin:
+        """For its card."""
+        return Origin.of(base_config(self.module.backbone_config).weights, self.path)
 
     def processor(self, model: PointAndCopyModel) -> Processor:
         """The backbone's."""
@@ -240,6 +285,9 @@ def _export_adapter(source: CheckpointSource, out: Path, options: ExportOptions)
     if options.layout == "published":
         why = "the published layout holds whole models, and this is an adapter\nmerge it: --merge"
         raise ValueError(f"{source.path}: {why}")
+    if options.remote_code:
+        why = "remote code opens whole models, and this is an adapter\nmerge it: --merge"
+        raise ValueError(f"{source.path}: {why}")
     model = source.empty_model()
     for name in kept_names(model):
         module, _, own = name.rpartition(".")
@@ -250,7 +298,8 @@ def _export_adapter(source: CheckpointSource, out: Path, options: ExportOptions)
     with aside(out) as unfinished:
         save_adapter(model, unfinished)
         source.processor(model).save_pretrained(unfinished)
-        check = _compare_adapter(unfinished, source, model) if options.check != "none" else NOTHING
+        check = _check_adapter(unfinished, source, model, options)
+        write_card(unfinished, source.origin, check)
         size = sum(path.stat().st_size for path in unfinished.glob("*.safetensors"))
     return Exported(len(kept_names(model)), size, 2, check)
 
@@ -258,25 +307,37 @@ def _export_adapter(source: CheckpointSource, out: Path, options: ExportOptions)
 # ------------------------------------------------------------------ compared
 
 
-def _compare_adapter(folder: Path, source: CheckpointSource, model: PointAndCopyModel) -> str:
-    found = adapter_folder(folder)
-    assert found is not None
-    for name, tensor in read_adapter(model, found).items():
-        if not _same(tensor, source.read(name).to(tensor.dtype)):
-            raise ExportMismatchError(f"{name} was not written as {source.path} holds it")
-    return f"all {len(kept_names(model))} tensors are equal to the checkpoint's, bit for bit"
+def _check_adapter(
+    folder: Path, source: CheckpointSource, model: PointAndCopyModel, options: ExportOptions
+) -> str:
+    """As `_check`, of an adapter: its weights, and its logits beside its backbone."""
+    if options.check == "none":
+        return NOTHING
+    words = compare_adapter(folder, source.read, model)
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    free, needed = available_memory(), SPARE * size
+    if options.check == "tensors":
+        return words
+    if options.check == "auto" and free is not None and free < needed:
+        return f"{words}; {too_little(needed, free)}"
+    whole = source.adapted_model()
+    before = logits(whole, source.processor(whole))
+    del whole
+    after = logits(opened := open_export(folder, "v1lit"), source.processor(opened))
+    kind = base_dtype(opened)
+    return f"{words}\n{compare_logits(before, after, kind, than=f'{source.path}')}"
 
 
 def _check(folder: Path, source: CheckpointSource, plan: Plan, options: ExportOptions) -> str:
     """Compare what was written as the options say; returns what was compared, in words."""
     if options.check == "none":
         return NOTHING
-    free, needed = available_memory(), int(SPARE * plan.bytes)
+    free, needed = available_memory(), SPARE * plan.bytes
     if options.check == "logits" or (options.check == "auto" and (free is None or free >= needed)):
         return _compare_logits(folder, source, options.layout)
     words = _compare_tensors(folder, source, plan)
     if options.check == "auto" and free is not None:
-        words += f"; logits need {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"
+        words += f"; {too_little(needed, free)}"
     return words
 
 
@@ -285,7 +346,7 @@ def _compare_tensors(folder: Path, source: CheckpointSource, plan: Plan) -> str:
         with safe_open(folder / file, "pt") as written:
             for name, own in shard.items():
                 tensor = written.get_tensor(name)
-                if not _same(tensor, source.read(own).to(tensor.dtype)):
+                if not same(tensor, source.read(own).to(tensor.dtype)):
                     raise ExportMismatchError(f"{name} was not written as {source.path} holds it")
     return f"all {len(plan.names)} tensors are equal to the checkpoint's, bit for bit"
 
@@ -296,47 +357,12 @@ def _compare_logits(folder: Path, source: CheckpointSource, layout: Layout) -> s
     del model
     opened = open_export(folder, layout)
     found = logits(opened, source.processor(opened))
-    largest, difference = float(expected.abs().max()), float((found - expected).abs().max())
-    if not difference <= 1e-4 * max(1.0, largest):
-        raise ExportMismatchError(
-            f"the model that was written has other logits than the checkpoint's: they differ by "
-            f"{difference:.3g}, and the largest is {largest:.3g}"
-        )
-    return f"logits of {found.shape[1]} tokens differ by {difference:.1g} at most, of {largest:.3g}"
-
-
-def open_export(folder: Path, layout: Layout) -> PointAndCopyModel:
-    """The model of a folder in this layout."""
-    with no_weights_bar():
-        if layout == "published":
-            return PointAndCopyModel.from_published(folder)
-        opened: PointAndCopyModel = PointAndCopyModel.from_pretrained(folder, dtype="auto")
-        return opened
-
-
-@torch.no_grad()
-def logits(model: PointAndCopyModel, processor: Processor) -> Tensor:
-    """`[1, tokens, vocabulary + pointers]`: what the model says to a picture and a question."""
-    picture = Image.linear_gradient("L").resize((120, 90)).convert("RGB")
-    messages = [Message("user", "<image>\nWhere is it bright?")]
-    prompt = encode_prompt("the prompt", messages, [picture], processor, EncodingConfig(max_tokens=32768))
-    batch = collate([prompt], processor.pad_token_id, side="left")
-    inputs = {name: value for name, value in batch.model_inputs.items() if name != "labels"}
-    with computing(model):
-        found: Tensor = model.eval()(**inputs).logits
-    # Of places that cannot be pointed at, logits are minus infinity.
-    return found.float().nan_to_num(neginf=0.0)
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape:
-        return False
-    return bool(torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8)))
-
-
-def available_memory() -> int | None:
-    """Bytes that a process may take without others being swapped out; None where nobody says."""
-    with suppress(OSError, ValueError, IndexError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024
-    return None
+    said = compare_logits(expected, found, torch.float32, than=f"{source.path}")
+    if source.dtype is None:
+        return said
+    own = source.whole_model(as_written=False)
+    rounded = compare_logits(
+        logits(own, source.processor(own)), found, own.dtype, source.dtype, than=f"{source.path}"
+    )
+    kinds = [str(kind).removeprefix("torch.") for kind in (source.dtype, own.dtype)]
+    return f"{said}\nin {kinds[0]}; from the checkpoint's own {kinds[1]}: {rounded}"

@@ -7,28 +7,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from v1lit.backbones.adapters.config import QLORA
 from v1lit.backbones.adapters.folder import AdapterFolder, adapter_folder
 from v1lit.backbones.adapters.inject import merge
 from v1lit.backbones.processor import Processor
-from v1lit.pointer.adapted import base_dtype, kept_names, put
+from v1lit.pointer.adapted import base_dtype, kept_names
 from v1lit.pointer.model import PointAndCopyModel
-from v1lit.training.exporting import (
-    NOTHING,
-    CheckpointSource,
-    Exported,
-    ExportMismatchError,
-    ExportOptions,
-    logits,
-    open_export,
-    writing,
-)
+from v1lit.training.card import Origin
+from v1lit.training.comparing import NOTHING, compare_logits, logits, open_export
+from v1lit.training.exporting import CheckpointSource, Exported, ExportOptions, finishing, writing
 
-TOLERANCE = {torch.float32: 1e-4}
-"""Of logits, as a share of the largest: rounding of the type that the backbone computes in."""
-IN_HALF_PRECISION = 0.05
+UNPACKED = "its weights are those that the 4 bits of the backbone stood for, and not the backbone's own"
 
 
 class Adapted(NamedTuple):
@@ -50,6 +41,8 @@ def export_merged(path: Path, out: Path, options: ExportOptions | None = None) -
         raise ValueError(f"{out} exists already; name a new folder")
     found = adapter_folder(path, options.backbone)
     model, processor = _of_checkpoint(path, options) if found is None else _of_folder(found)
+    assert model.base is not None
+    finish = finishing(model, Origin.of(model.base.weights, path), options)
     packed, kind = model.adapter.kind == QLORA, base_dtype(model)
     before = logits(model, processor)
     for name in kept_names(model):
@@ -59,17 +52,18 @@ def export_merged(path: Path, out: Path, options: ExportOptions | None = None) -
     merge(model.backbone)
     model.adapter, model.injected = replace(model.adapter, kind=None), None
     everything: nn.Module = model
-    everything.to(kind if options.dtype is None else getattr(torch, options.dtype))
+    written = kind if options.dtype is None else getattr(torch, options.dtype)
+    everything.to(written)
     read, check = model.state_dict().__getitem__, NOTHING
     with writing(out, model, lambda model: processor, read, options) as (folder, plan):
         del model, everything, read  # two of them might not fit
         if options.check != "none":
             after = logits(open_export(folder, options.layout), processor)
-            check = _compared(before, after, TOLERANCE.get(kind, IN_HALF_PRECISION))
-    if packed:
-        check += (
-            "\nits weights are those that the 4 bits of the backbone stood for, and not the backbone's own"
-        )
+            when = " before and after merging"
+            check = compare_logits(before, after, kind, written, than="with adapters", when=when)
+        if packed:
+            check += f"\n{UNPACKED}"
+        check = finish(folder, check)
     return Exported(len(plan.names), plan.bytes, len(plan.shards), check)
 
 
@@ -82,19 +76,5 @@ def _of_checkpoint(path: Path, options: ExportOptions) -> Adapted:
     source = CheckpointSource.open(path, options)
     if not source.has_adapters:
         raise ValueError(f"{path} has no adapters to merge\nexport it without --merge")
-    model = source.build(empty=False)
-    put(model, {name: source.read(name) for name in kept_names(model)})
-    return Adapted(model.eval(), source.processor(model))
-
-
-def _compared(before: Tensor, after: Tensor, tolerance: float) -> str:
-    largest, difference = float(before.abs().max()), float((after - before).abs().max())
-    if not difference <= tolerance * max(1.0, largest):
-        raise ExportMismatchError(
-            f"the merged model has other logits than with adapters: they differ by {difference:.3g}, and the "
-            f"largest is {largest:.3g}"
-        )
-    return (
-        f"logits of {after.shape[1]} tokens before and after merging differ by {difference:.1g} at most, of "
-        f"{largest:.3g}"
-    )
+    model = source.adapted_model()
+    return Adapted(model, source.processor(model))

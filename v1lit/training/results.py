@@ -15,12 +15,16 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
+from v1lit.backbones.adapters.folder import base_config
 from v1lit.console import Console, screen
 from v1lit.data.datamodule import V1DataModule
 from v1lit.files import aside, write_atomically
+from v1lit.inference.generating import settle
 from v1lit.inference.predictor import Predictor
+from v1lit.training.card import Origin, write_card
+from v1lit.training.comparing import available_memory, compare_export
 from v1lit.training.config import RunConfig
-from v1lit.training.exporting import available_memory, export_checkpoint
+from v1lit.training.exporting import export_checkpoint
 from v1lit.training.lightning_internals import weights_of
 from v1lit.training.logged import LOSS, VAL, VAL_POINTING
 from v1lit.training.module import V1Module
@@ -100,7 +104,7 @@ def make_results(
 
     Returns what `metrics.json` holds. Raises ResultsIncompleteError, after all other parts, if one failed.
     """
-    parts, predictor, answers = ResultParts(), None, list[HeldOutAnswer]()
+    parts, predictor, answers, check = ResultParts(), None, list[HeldOutAnswer](), ""
     if weights.val_loss is not None:
         if weights.load is not None:
             with parts.part("measures of validation"):
@@ -109,7 +113,7 @@ def make_results(
     by_parts = weights.load is not None and weights.load.is_dir()
     if weights.load is not None and by_parts and run.export:
         with parts.part("export"):
-            export_by_parts(weights.load, folder / "model")
+            check = export_by_parts(weights.load, folder / "model")
     if (run.export and not by_parts) or run.report_examples:
         with parts.part("opening the model"):
             if weights.load is not None:
@@ -117,7 +121,7 @@ def make_results(
             predictor = Predictor(module.to(device).model, data.processor)
     if predictor is not None and run.export and not by_parts:
         with parts.part("export"):
-            export(predictor, folder / "model")
+            check = export(predictor, folder / "model")
     if predictor is not None and run.report_examples:
         with parts.part("report"):
             if data.has_val:
@@ -130,6 +134,11 @@ def make_results(
                 draw_pictures(answers[: run.pictures], folder / "pictures")
     with parts.part("metrics.json"):
         write_json(folder / "metrics.json", metrics)
+    if check:
+        print(f"model/: {check}")
+        with parts.part("model card"):
+            base = base_config(module.backbone_config).weights
+            write_card(folder / "model", Origin.of(base, folder), check)
     print_report(metrics, folder, screen())
     parts.check(folder, weights.kept)
     return metrics
@@ -156,22 +165,29 @@ def load_weights(module: V1Module, checkpoint: Path) -> None:
     load_parts(checkpoint, module, [])
 
 
-def export(predictor: Predictor, folder: Path) -> None:
-    """Write model and processor into one folder, whole or not at all, that `v1lit.load` opens."""
+def export(predictor: Predictor, folder: Path) -> str:
+    """Write model and processor into one folder, whole or not at all, that `v1lit.load` opens.
+
+    It is opened and compared with the model; returns what was compared, in words. Raises ExportMismatchError.
+    """
+    settle(predictor.model, predictor.processor)
     with aside(folder) as unfinished:
         with no_weights_bar():
             predictor.model.save_pretrained(unfinished)
         predictor.processor.save_pretrained(unfinished)
+        check = compare_export(predictor, unfinished)
         if folder.exists():
             shutil.rmtree(folder)
+    return check
 
 
-def export_by_parts(checkpoint: Path, folder: Path) -> None:
+def export_by_parts(checkpoint: Path, folder: Path) -> str:
     """Write the model of a checkpoint as `export` does, without opening it."""
     with aside(folder) as unfinished:
-        print(f"{folder.name}/: {export_checkpoint(checkpoint, unfinished).check}")
+        check = export_checkpoint(checkpoint, unfinished).check
         if folder.exists():
             shutil.rmtree(folder)
+    return check
 
 
 def write_json(path: Path, content: dict[str, float]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
+from transformers import GenerationConfig, LogitsProcessor
 
 from v1lit.errors import OptionError
 
@@ -39,3 +40,24 @@ class WordRepetition(LogitsProcessor):
         seen[:, self.spared] = False
         penalised = torch.where(scores < 0, scores * self.penalty, scores / self.penalty)
         return torch.where(seen, penalised, scores)
+
+
+def as_of_words(
+    options: Mapping[str, Any], settings: GenerationConfig, pointer_start: int, image_token_id: int
+) -> dict[str, Any]:
+    """Options of `generate` whose repetition penalty, or that of its settings, is one of words.
+
+    Spared are images, padding and what ends an answer. Raises what `WordRepetition` raises.
+    """
+
+    def chosen(name: str) -> Any:
+        return options.get(name, getattr(settings, name))
+
+    penalty, ends = chosen("repetition_penalty"), chosen("eos_token_id")
+    if penalty is None or penalty == 1:
+        return dict(options)
+    ends = ends if isinstance(ends, list | tuple) else [ends]
+    spared = [token for token in (image_token_id, chosen("pad_token_id"), *ends) if token is not None]
+    own = WordRepetition(penalty, pointer_start, spared)
+    given = options.get("logits_processor") or []
+    return {**options, "logits_processor": [own, *given], "repetition_penalty": 1.0}
