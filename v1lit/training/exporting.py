@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from PIL import Image
@@ -27,11 +27,12 @@ from v1lit.parallel.weight_stream import (
     plan_files,
     published_names,
     write_config,
-    write_published_config,
     write_weights,
 )
 from v1lit.pointer.adapted import computing, kept_names, read_adapter, save_adapter
 from v1lit.pointer.model import PointAndCopyModel
+from v1lit.pointer.published import write_published_config
+from v1lit.pointer.published_processor import save_published_processor
 from v1lit.training.adapted import BASE
 from v1lit.training.lightning_internals import options_of, weights_of
 from v1lit.training.module import V1Module
@@ -54,7 +55,7 @@ class ExportOptions:
     """How a checkpoint is exported."""
 
     layout: Layout = "v1lit"
-    """What `v1lit.load` opens, or that of the published v1-7B, without a processor."""
+    """What `v1lit.load` opens, or that of the published v1-7B."""
     dtype: str | None = None
     """Of the parameters, such as `bfloat16`; None for the checkpoint's own."""
     backbone: str | None = None
@@ -81,6 +82,21 @@ class ExportMismatchError(RuntimeError):
     """What was written is not what the checkpoint holds."""
 
 
+class Source(Protocol):
+    """Where a model's weights come from, and what it is compared with."""
+
+    path: Path
+
+    def read(self, name: str) -> Tensor:
+        """A weight by the model's name."""
+
+    def whole_model(self) -> PointAndCopyModel:
+        """The model with its weights."""
+
+    def processor(self, model: PointAndCopyModel) -> Processor:
+        """The model's."""
+
+
 def export_checkpoint(path: Path, out: Path, options: ExportOptions | None = None) -> Exported:
     """Write the model of a checkpoint, a file or a folder, to a new folder, whole or not at all.
 
@@ -96,7 +112,7 @@ def export_checkpoint(path: Path, out: Path, options: ExportOptions | None = Non
         return _export_adapter(source, out, options)
     model = source.empty_model()
     with writing(out, model, source.processor, source.read, options) as (folder, plan):
-        check = _check(folder, source, plan, options)
+        check = check_written(folder, source, plan, options)
     return Exported(len(plan.names), plan.bytes, len(plan.shards), check)
 
 
@@ -115,7 +131,7 @@ def writing(
     Args:
         out: the new folder.
         model: whose config is written; its weights may be on `meta`.
-        processor: makes that of the model, where the layout has one.
+        processor: makes that of the model.
         read: gives a weight by the model's name.
         options: layout and size of the files.
     """
@@ -126,6 +142,7 @@ def writing(
         unfinished.mkdir()
         if published:
             write_published_config(unfinished, model)
+            save_published_processor(processor(model), unfinished)
         else:
             write_config(unfinished, model)
             processor(model).save_pretrained(unfinished)
@@ -267,20 +284,21 @@ def _compare_adapter(folder: Path, source: CheckpointSource, model: PointAndCopy
     return f"all {len(kept_names(model))} tensors are equal to the checkpoint's, bit for bit"
 
 
-def _check(folder: Path, source: CheckpointSource, plan: Plan, options: ExportOptions) -> str:
+def check_written(folder: Path, source: Source, plan: Plan, options: ExportOptions) -> str:
     """Compare what was written as the options say; returns what was compared, in words."""
     if options.check == "none":
         return NOTHING
     free, needed = available_memory(), int(SPARE * plan.bytes)
     if options.check == "logits" or (options.check == "auto" and (free is None or free >= needed)):
         return _compare_logits(folder, source, options.layout)
-    words = _compare_tensors(folder, source, plan)
+    words = compare_tensors(folder, source, plan)
     if options.check == "auto" and free is not None:
         words += f"; logits need {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"
     return words
 
 
-def _compare_tensors(folder: Path, source: CheckpointSource, plan: Plan) -> str:
+def compare_tensors(folder: Path, source: Source, plan: Plan) -> str:
+    """Compare every tensor bit for bit; returns that in words. Raises ExportMismatchError."""
     for file, shard in plan.shards.items():
         with safe_open(folder / file, "pt") as written:
             for name, own in shard.items():
@@ -290,7 +308,7 @@ def _compare_tensors(folder: Path, source: CheckpointSource, plan: Plan) -> str:
     return f"all {len(plan.names)} tensors are equal to the checkpoint's, bit for bit"
 
 
-def _compare_logits(folder: Path, source: CheckpointSource, layout: Layout) -> str:
+def _compare_logits(folder: Path, source: Source, layout: Layout) -> str:
     model = source.whole_model()
     expected = logits(model, source.processor(model))
     del model
@@ -299,7 +317,7 @@ def _compare_logits(folder: Path, source: CheckpointSource, layout: Layout) -> s
     largest, difference = float(expected.abs().max()), float((found - expected).abs().max())
     if not difference <= 1e-4 * max(1.0, largest):
         raise ExportMismatchError(
-            f"the model that was written has other logits than the checkpoint's: they differ by "
+            f"the model that was written has other logits than {source.path}: they differ by "
             f"{difference:.3g}, and the largest is {largest:.3g}"
         )
     return f"logits of {found.shape[1]} tokens differ by {difference:.1g} at most, of {largest:.3g}"
