@@ -16,11 +16,11 @@ LIMITS = {
     "v1lit": (23, 9, 110),  # all packages may use the single files of the two lowest floors
     "v1lit.revisit": (15, 4, 20),
     "v1lit.backbones": (51, 11, 159),
-    "v1lit.cli": (56, 12, 142),
+    "v1lit.cli": (57, 12, 143),
     "v1lit.data": (19, 10, 81),
     "v1lit.grounding": (7, 4, 9),
     "v1lit.inference": (17, 10, 36),
-    "v1lit.pointer": (15, 6, 27),
+    "v1lit.pointer": (16, 7, 30),
     "v1lit.parallel": (14, 4, 12),
     "v1lit.cluster": (11, 4, 11),
     "v1lit.launch": (5, 2, 2),
@@ -29,7 +29,7 @@ LIMITS = {
     "v1lit.serving": (11, 5, 17),
     "v1lit.sweep": (25, 9, 47),
     "v1lit.testing": (7, 3, 9),
-    "v1lit.training": (42, 8, 99),
+    "v1lit.training": (43, 8, 100),
 }
 """How many rooms a package may have, on how many floors, and how many arrows may lead from room to room."""
 LONGEST_FILE = 384

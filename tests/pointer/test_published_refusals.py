@@ -78,6 +78,7 @@ def test_a_share_of_label_smoothing_is_kept_and_true_is_none(tmp_path: Path) -> 
 def test_how_positions_are_stretched_is_kept(tmp_path: Path) -> None:
     config = deepcopy(BACKBONE)
     stretched = {**config.text_config.rope_parameters, "rope_type": "yarn", "factor": 4.0}
+    stretched["original_max_position_embeddings"] = 4096
     config.text_config.rope_parameters = stretched
     written = published_config(PointAndCopyConfig(config), "torch.float32")
     assert written["rope_scaling"]["factor"] == 4.0

@@ -58,8 +58,8 @@ _OPTIONS = (
     *("_name_or_path", "dtype", "torch_dtype"),
 )
 """Keys of the published config that are none of the backbone's."""
-_NOT_FLAT = ("text_config", "transformers_version", "dtype")
-"""Keys of a backbone's config that are not written as they are."""
+_NOT_FLAT = ("text_config", "dtype")
+"""Keys of a backbone's config that are not written; the type is called `torch_dtype`."""
 _REGION_TOKEN = 151_662
 """`<|fim_pad|>` of Qwen2.5: what the published code puts in the place of a pointer to look up an embedding,
 which the copy then overwrites. All that counts is that the table has such a row, and that it is no image.
@@ -215,7 +215,7 @@ def _config(published: dict[str, Any], path: Path) -> PointAndCopyConfig:
     own = {key: value for key, value in published.items() if key not in _OPTIONS}
     if isinstance(rope := own.get("rope_scaling"), dict) and "rope_type" in rope:
         own["rope_scaling"] = {key: value for key, value in rope.items() if key != "type"}  # its older name
-    backbone = Qwen2_5_VLConfig(**own, dtype=published.get("torch_dtype"))
+    backbone = Qwen2_5_VLConfig(**own)
     return PointAndCopyConfig(
         backbone, family="qwen2_5_vl", pointer_start=published["copy_token_start"], pointer=pointer
     )
@@ -254,10 +254,11 @@ def published_config(config: PointAndCopyConfig, dtype: str) -> dict[str, Any]:
     rope = dict(text.pop("rope_parameters"))
     theta = rope.pop("rope_theta")
     text.pop("layer_types", None)
-    text.pop("dtype", None)
+    rest = {k: v for k, v in inner.to_dict().items() if k not in _NOT_FLAT}
+    rest["vision_config"].pop("dtype", None)
     return {
-        **text,
-        **{k: v for k, v in inner.to_dict().items() if k not in _NOT_FLAT},
+        **{k: v for k, v in text.items() if k not in _NOT_FLAT},
+        **rest,
         "model_type": "v1",
         "architectures": ["V1ForConditionalGeneration"],
         "rope_theta": theta,

@@ -16,9 +16,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from v1lit.backbones.contract import Backbone
 from v1lit.backbones.folder import check_image_processor_files, check_tokenizer_files
 from v1lit.backbones.image_processors import PROCESSOR_FILE, checkpoint_image_processor
-from v1lit.backbones.contract import Backbone
 from v1lit.backbones.processor import Processor
 from v1lit.backbones.registry import get_backbone
 from v1lit.backbones.vocabulary import check_config_ids, load_tokenizer

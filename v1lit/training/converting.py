@@ -125,6 +125,7 @@ class FolderSource:
         """
         with no_init_weights(), torch.device("meta"):
             model = PointAndCopyModel(self.config)
+        model.tie_weights()
         if (self.path / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(self.path)
         published = published_names(model)
