@@ -118,6 +118,22 @@ def test_who_is_gone_or_too_late_frees_the_row(engine: Engine) -> None:
     assert engine.counts.ended == {"cancelled": 1, "timeout": 1}
 
 
+def test_who_waits_ends_in_time_though_no_row_is_free(engine: Engine) -> None:
+    slow = Slow()
+    busy = [Asked(engine, PROMPTS[1], 500, rules=[slow] * (n == 0)) for n in range(2)]
+    while engine.running < 1:
+        time.sleep(0.01)
+    late, gone = Asked(engine, PROMPTS[1], seconds=-1.0), Asked(engine, PROMPTS[1])
+    gone.request.cancelled = True
+    slow.gate.put(None)
+    assert late.answer()[:2] == ([], "timeout")
+    assert gone.answer()[:2] == ([], "cancelled")
+    assert engine.running + engine.waiting == 2
+    for one in busy:
+        one.request.cancelled = True
+        assert one.answer()[1] == "cancelled"
+
+
 def test_a_rule_that_fails_ends_its_own_request_alone(engine: Engine) -> None:
     other, broken = Asked(engine, PROMPTS[2]), Asked(engine, PROMPTS[0], rules=[Broken()])
     said, reason, error = broken.answer()

@@ -249,6 +249,7 @@ def _load_weights(model: PreTrainedModel, state: dict[str, Tensor], folder: Path
 
 def published_config(config: PointAndCopyConfig, dtype: str) -> dict[str, Any]:
     """The flat config of a model with weights of this type, such as `torch.float32`."""
+    assert config.pointer_start is not None
     inner, options = config.backbone_config, config.pointer_options
     text = inner.text_config.to_dict()
     rope = dict(text.pop("rope_parameters"))
