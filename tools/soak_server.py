@@ -219,7 +219,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=2000, help="2000 at first")
     parser.add_argument("--clients", type=int, default=6, help="at a time; 6 at first")
     parser.add_argument("--warm-up", type=int, default=200, help="requests that do not count; 200 at first")
-    parser.add_argument("--most-bytes", type=int, default=4096, help="growth per request; 4096 at first")
+    parser.add_argument("--most-bytes", type=int, default=8192, help="growth per request; 8192 at first")
     parser.add_argument("--kinds", nargs="+", choices=sorted({*KINDS}), default=KINDS, help="all at first")
     parser.add_argument("--seed", type=int, default=0, help="of the requests; 0 at first")
     parser.add_argument("--model", type=Path, help="an exported model; a tiny random one at first")
