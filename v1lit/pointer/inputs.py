@@ -109,6 +109,7 @@ class PointAndCopyInputs(PointAndCopyBase):
         lengths: Sequence[int] | None,
         attention_mask: Tensor | None,
         cache: Cache | None,
+        learned: bool,
     ) -> Segments | None:
         """The examples of a packed row, None for padded rows. Raises ValueError for what does not fit."""
         if cache is not None and cache.get_seq_length() > 0:
@@ -124,4 +125,9 @@ class PointAndCopyInputs(PointAndCopyBase):
             )
         if attention_mask is not None:
             raise ValueError("segments have no padding: give segment_lengths or attention_mask, not both")
+        if len(lengths) > 1 and not learned:
+            raise ValueError(
+                "a packed row of several segments has a loss, no logits: each segment points at other image "
+                "tokens; give labels, or pad the examples into rows of their own with an attention_mask"
+            )
         return Segments(tuple(lengths), self.attention)

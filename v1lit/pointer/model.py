@@ -91,12 +91,7 @@ class PointAndCopyModel(PointAndCopyInputs, GenerationMixin):
         if pointer_memory is not None:  # not the cache's length: reading that would wait for the device
             decoding["position_ids"] = position_ids
             return self._decode_next(input_ids, pointer_memory, logits_to_keep, decoding)
-        segments = self._segments(input_ids, segment_lengths, attention_mask, cache)
-        if segments is not None and labels is None and len(segments.lengths) > 1:
-            raise ValueError(
-                "a packed row of several segments has a loss, no logits: each segment points at other image "
-                "tokens; give labels, or pad the examples into rows of their own with an attention_mask"
-            )
+        segments = self._segments(input_ids, segment_lengths, attention_mask, cache, labels is not None)
         layout = self._layout(input_ids, segments)
         targets = None if labels is None else self._targets(labels, layout, input_ids)
         text_ids = self._without_pointers(input_ids)
