@@ -26,7 +26,7 @@ help:
 	@echo "make test-oldest  those that touch dependencies, in an environment with the lowest allowed versions"
 	@echo "make test-locked  the same with those of requirements.lock"
 	@echo "make test-newest  the same with the newest; each of the three notes its versions in docs/versions.md"
-	@echo "make soak         the longer ones: nodes whose cable is cut, ranks killed at random moments; about an hour"
+	@echo "make soak         the longer ones: nodes whose cable is cut, ranks killed at random moments, a server's memory; about an hour"
 	@echo "make coverage     all tests, and which lines and branches of v1lit they do not reach"
 	@echo "make lock         write requirements.lock again from pyproject.toml, with the newest versions"
 	@echo "make bench        measure speed and memory (ten minutes on a CPU) and write docs/benchmarks.md"
@@ -69,6 +69,7 @@ soak: $(VENV)/.dev
 	$(BIN)/python tools/soak.py --kills 200
 	$(BIN)/python tools/soak.py --ranks 4 --strategy ddp,fsdp2,hsdp,fsdp2_tp --kills 10
 	$(BIN)/python tools/soak.py --ranks 4,2,1 --strategy ddp,fsdp2 --kills 6
+	OMP_NUM_THREADS=1 $(BIN)/python tools/soak_server.py --requests 2000
 
 # Set up in .coveragerc; the files of which least is reached come first.
 coverage: $(VENV)/.dev

@@ -170,7 +170,7 @@ def run_command(words: Sequence[str]) -> None:
     elif program == "v1lit" and rest[0] == "data":
         call([*words, *QUICK[rest[1]]])
     elif program == "v1lit" and (
-        rest[0] in ("list", "plan", "report", "export", "generate")
+        rest[0] in ("list", "plan", "report", "export", "convert", "generate")
         or rest in (["doctor"], ["doctor", "--self-test"])
     ):
         call(words)

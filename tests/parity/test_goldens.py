@@ -109,6 +109,32 @@ def test_written_back_it_is_the_same_checkpoint(golden: Path, tmp_path: Path) ->
     assert again.config.to_dict() == model.config.to_dict()
 
 
+def test_written_back_its_config_says_the_same_in_the_published_words(golden: Path, tmp_path: Path) -> None:
+    save_published(PointAndCopyModel.from_published(golden), tmp_path / "out")
+    ours, theirs = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "out", golden))
+    assert ours.keys() <= theirs.keys()
+    changed = {key for key in ours if ours[key] != theirs[key]}
+    assert changed <= {
+        "sliding_window",
+        "torch_dtype",
+        "transformers_version",
+        "vision_config",
+        "z_loss_top_k",
+    }
+    assert not theirs["use_sliding_window"]
+    assert theirs["z_loss_weight"] == 0 or ours["z_loss_top_k"] == theirs["z_loss_top_k"]
+    tower, expected = ours["vision_config"], theirs["vision_config"]
+    assert {key for key in tower.keys() & expected.keys() if tower[key] != expected[key]} == {"model_type"}
+    words = {key for key in theirs if key.startswith(("copy_", "z_loss", "tie_", "use_", "do_copy", "rope_"))}
+    assert words - ours.keys() <= {
+        "copy_scaler",
+        "copy_token_num",
+        "tie_encoder_decoder",
+        "use_cfg",
+        "use_bfloat16",
+    }
+
+
 def test_a_checkpoint_in_several_files_opens(shared: Path, tmp_path: Path) -> None:
     golden = shared / "golden" / "v1_reference" / "published"
     tensors = load_file(golden / "model.safetensors")

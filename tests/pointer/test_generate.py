@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig
 
 from v1lit.backbones import list_backbones
 from v1lit.data.encode.batch import Batch, collate
-from v1lit.testing.models import build, generate, inputs, mixed, prefers_pointing, processor
+from v1lit.testing.models import (
+    build,
+    generate,
+    inputs,
+    mixed,
+    packed_batch,
+    prefers_pointing,
+    processor,
+)
 
 pytestmark = pytest.mark.dependencies
 
@@ -51,6 +60,24 @@ def test_beams_keep_every_row_with_its_own_images() -> None:
     backward = generate(model, collate([b, a], pad, side="left"), num_beams=3)
     assert torch.equal(forward, backward.flip(0))
     assert not torch.equal(forward[0], forward[1])
+
+
+@pytest.mark.parametrize("as_setting", [False, True])
+@pytest.mark.parametrize("option", ["prompt_lookup_num_tokens", "prefill_chunk_size"])
+def test_options_that_read_several_tokens_at_once_are_refused_by_name(option: str, as_setting: bool) -> None:
+    model, batch = prefers_pointing("llava"), prompts("llava", (1,))
+    given: dict[str, Any] = {option: 2}
+    if as_setting:
+        given = {"generation_config": GenerationConfig(**given)}
+    with pytest.raises(ValueError, match=rf"{option}: .*several tokens at a time"):
+        model.generate(**inputs(batch), **given, max_new_tokens=4)
+
+
+def test_a_packed_row_of_several_segments_has_no_logits() -> None:
+    model, batch = build("llava"), packed_batch("llava", (1, 2))
+    with pytest.raises(ValueError, match="has a loss, no logits: each segment points at other image tokens"):
+        model(**inputs(batch))
+    assert model(**inputs(batch), labels=batch.labels).loss.isfinite()
 
 
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])

@@ -61,6 +61,14 @@ class Slow(LogitsProcessor):
         return scores
 
 
+class Stepwise(Slow):
+    """Waits before every token, and never lets an answer end by itself."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.gate.get(timeout=60)
+        return scores.index_fill(1, torch.tensor([STOP]), -torch.inf)
+
+
 class Broken(LogitsProcessor):
     """Raises at the third token."""
 
@@ -116,6 +124,24 @@ def test_who_is_gone_or_too_late_frees_the_row(engine: Engine) -> None:
     late = Asked(engine, PROMPTS[0], 500, seconds=-1.0)
     assert late.answer()[:2] == ([], "timeout")
     assert engine.counts.ended == {"cancelled": 1, "timeout": 1}
+
+
+def test_who_waits_ends_in_time_though_no_row_is_free() -> None:
+    engine, stepwise = Engine(MODEL, processor(FAMILY), EngineLimits(rows=1, waiting=4)), Stepwise()
+    engine.start()
+    busy = Asked(engine, PROMPTS[1], 500, rules=[stepwise])
+    stepwise.gate.put(None)
+    assert busy.heard.get(timeout=120)[0] is not None  # it has the only row, and its next step waits
+    late, gone = Asked(engine, PROMPTS[1], seconds=-1.0), Asked(engine, PROMPTS[1])
+    gone.request.cancelled = True
+    stepwise.gate.put(None)
+    assert late.answer()[:2] == ([], "timeout")
+    assert gone.answer()[:2] == ([], "cancelled")
+    assert (engine.running, engine.waiting) == (1, 0)
+    busy.request.cancelled = True
+    stepwise.gate.put(None)
+    assert busy.answer()[1] == "cancelled"
+    engine.close()
 
 
 def test_a_rule_that_fails_ends_its_own_request_alone(engine: Engine) -> None:

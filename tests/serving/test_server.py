@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import socket
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 import pytest
 from helpers.served import FAMILY, NAME, Served, picture, question, serving
 
+from v1lit.data.encode.encoding import Encoded
 from v1lit.inference.predictor import Predictor
 from v1lit.inference.prompt import AboutRegions
-from v1lit.serving.engine import EngineLimits
+from v1lit.serving.answering import Answering
+from v1lit.serving.app import Events
+from v1lit.serving.engine import EngineLimits, Request
 from v1lit.serving.limits import ServerLimits
+from v1lit.serving.running_batch import Row
 from v1lit.testing.models import noise, prefers_pointing, processor
 
 openai = pytest.importorskip("openai", reason="openai is not installed")
@@ -32,9 +37,9 @@ def served() -> Iterator[Served]:
         yield one
 
 
-def until(condition: Any) -> None:
+def until(condition: Any, tries: int = 6000) -> None:
     """Wait until it holds, a minute at most."""
-    for _ in range(6000):
+    for _ in range(tries):
         if condition():
             return
         time.sleep(0.01)
@@ -204,6 +209,13 @@ def test_mistakes_are_errors_of_the_package_with_the_field(served: Served) -> No
         )
     with pytest.raises(openai.BadRequestError, match="image 1: "):
         client.chat.completions.create(model=NAME, messages=question("It?", picture((100, 80))))
+    remote = {"type": "image_url", "image_url": {"url": f"{served.url}/health"}}
+    with pytest.raises(openai.BadRequestError, match="this server fetches no images"):
+        client.chat.completions.create(model=NAME, messages=question("It?", remote))
+    with pytest.raises(openai.BadRequestError, match=r"steer\.max_lucks: there is no such option"):
+        client.chat.completions.create(
+            model=NAME, messages=question(), extra_body={"steer": {"max_lucks": 1}}
+        )
 
 
 @pytest.mark.parametrize(
@@ -254,6 +266,86 @@ def test_who_hangs_up_frees_the_row(served: Served) -> None:
     assert served.engine.counts.ended["cancelled"] > before
 
 
+def test_who_vanishes_while_waiting_is_forgotten_before_the_turn_comes() -> None:
+    with serving(ServerLimits(new_tokens=5000), EngineLimits(rows=1, waiting=2)) as tight:
+        ask = {"model": NAME, "messages": question("It?", picture()), "max_tokens": 5000, "stream": True}
+        ask["extra_body"] = {"steer": {"points": False}}
+        first = tight.client().chat.completions.create(**ask)
+        next(iter(first))
+        with pytest.raises(openai.APITimeoutError):
+            tight.client(timeout=0.3).chat.completions.create(**ask)
+        until(lambda: tight.engine.counts.ended == {"cancelled": 1})
+        assert (tight.engine.running, tight.engine.waiting) == (1, 0)
+        first.close()
+        until(lambda: tight.engine.counts.ended == {"cancelled": 2})
+
+
+@pytest.fixture
+def without_collector() -> Iterator[None]:
+    """What is over goes at once, or stays."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def kept() -> int:
+    """How many objects of requests there are, also those that only the collector would find."""
+    return sum(type(thing) in (Request, Row, Encoded, Answering) for thing in gc.get_objects())
+
+
+@pytest.mark.usefixtures("without_collector")
+def test_nothing_of_a_request_is_kept_behind_its_end_and_nothing_is_said_of_clients_that_leave(
+    served: Served, capfd: pytest.CaptureFixture[str]
+) -> None:
+    client, before = served.client(), kept()
+    for n in range(3):
+        ask = {"model": NAME, "messages": question("It?", picture()), "max_tokens": 500, "n": 1 + n}
+        ask["extra_body"] = {"steer": {"points": False}}
+        with pytest.raises(openai.APITimeoutError):
+            served.client(timeout=0.05).chat.completions.create(**ask)
+        stream = client.chat.completions.create(**ask, stream=True)
+        next(iter(stream))
+        stream.close()
+        with pytest.raises(openai.BadRequestError):
+            client.chat.completions.create(**{**ask, "messages": question("It?", picture((100, 80)))})
+        client.chat.completions.create(**{**ask, "max_tokens": 3})
+
+    until(lambda: not served.engine.running and not served.engine.waiting)
+    until(lambda: kept() <= before, tries=100)
+    assert served.engine.batch.kept is None
+    assert capfd.readouterr().err == ""
+
+
+def test_a_body_that_does_not_come_is_not_waited_for() -> None:
+    with serving(ServerLimits(body_seconds=0.2)) as hasty:
+        with socket.create_connection(("127.0.0.1", hasty.port), timeout=30) as connection:
+            head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n"
+            connection.sendall(head + b'{"model"')
+            answer = connection.recv(65536).decode()
+        assert answer.startswith("HTTP/1.1 408 ")
+        assert "the body did not come within 0.2 s" in answer
+        assert get(hasty, "/health") == (200, "ok\n")
+
+
+def test_who_takes_nothing_of_a_stream_is_left() -> None:
+    ended = []
+
+    async def events() -> AsyncGenerator[str, None]:
+        try:
+            while True:
+                yield "data: more\n\n"
+        finally:
+            ended.append(True)
+
+    async def stuck(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    asyncio.run(Events(events(), 0.05).stream_response(stuck))
+    assert ended == [True]
+
+
 def test_a_slow_reader_holds_nobody_up(served: Served) -> None:
     body = json.dumps(
         {"model": NAME, "messages": question("It?"), "max_tokens": 400, "stream": True}
@@ -272,6 +364,8 @@ def test_where_there_is_no_room_to_wait_one_is_told_to_come_again() -> None:
         next(iter(stream))
         with pytest.raises(openai.RateLimitError, match="requests are waiting"):
             tight.client().chat.completions.create(**ask)
+        assert get(tight, "/ready") == (503, "busy\n")
+        assert get(tight, "/health") == (200, "ok\n")
         stream.close()
         until(lambda: not tight.engine.running)
         tight.client().chat.completions.create(**{**ask, "max_tokens": 1})
@@ -293,6 +387,7 @@ def test_with_a_key_nobody_else_is_answered() -> None:
         wrong = openai.OpenAI(base_url=f"{locked.url}/v1", api_key="guess", max_retries=0)
         with pytest.raises(openai.AuthenticationError, match="key is missing or wrong"):
             wrong.chat.completions.create(model=NAME, messages=question())
+        assert get(locked, "/v1/models")[0] == 401
         assert get(locked, "/health")[0] == 200
 
 

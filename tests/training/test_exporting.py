@@ -148,7 +148,8 @@ def test_the_published_layout_is_that_of_save_published(tmp_path: Path) -> None:
     from v1lit.pointer.published import save_published
 
     module = module_of(gate=True)
-    save_published(module.model, tmp_path / "expected")
+    processor = load_processor(module.backbone_config, module.model.config.pointer_start)
+    save_published(module.model, tmp_path / "expected", processor)
     path = save(module, tmp_path / "a.ckpt", folder=True)
     export_checkpoint(path, tmp_path / "out", ExportOptions(layout="published"))
     found, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "expected"))

@@ -188,7 +188,8 @@ def _explain_not_trained(folder: Path, model_type: object) -> str:
     if model_type == PUBLISHED:
         return (
             f"{folder} is a checkpoint in the published layout, not an exported model\n"
-            f"open it with v1lit.PointAndCopyModel.from_published('{folder}')"
+            f"open it with v1lit.PointAndCopyModel.from_published('{folder}'), or make one of it: "
+            f"v1lit convert {folder} --to v1lit --output NEW"
         )
     return (
         f"{folder} is a {model_type} checkpoint without a pointer head, not an exported model\n"

@@ -26,13 +26,17 @@ PROCESSOR_FILE = "v1lit_processor.json"
 """Written by `Processor.save_pretrained`, with the image options in force."""
 
 
-def checkpoint_image_processor(backbone: Backbone, weights: str, **options: Any) -> ImageProcessor:
+def checkpoint_image_processor(
+    backbone: Backbone, weights: str, config: PreTrainedConfig | None = None, **options: Any
+) -> ImageProcessor:
     """The image processor of a checkpoint, a folder or hub id, with these options in place of its own.
 
+    `config` is the model's where it does not stand there in the layout of transformers.
     Raises ValueError for unknown options, and as `Backbone.check_fit` for what the checkpoint says.
     """
     backbone.check_image_options(options)
-    processor, own = _checkpoint_options(backbone, weights, checkpoint_config(backbone, weights))
+    config = config or checkpoint_config(backbone, weights)
+    processor, own = _checkpoint_options(backbone, weights, config)
     return backbone.with_options(processor, {**own, **options})
 
 

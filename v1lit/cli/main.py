@@ -16,6 +16,7 @@ COMMANDS = {
     "run": ("v1lit.cli.run", "train as a recipe says; `lightning run` is the same"),
     "export": ("v1lit.cli.export", "a model folder from any checkpoint, without a GPU"),
     "push": ("v1lit.cli.push", "an exported model to the Hugging Face hub, with its card"),
+    "convert": ("v1lit.cli.convert", "a model in the published layout, or back from it"),
     "assemble": ("v1lit.cli.assemble", "a checkpoint of a vision tower and a language model"),
     "report": ("v1lit.cli.report", "export, report and pictures of a run again, without training"),
     "generate": ("v1lit.cli.generate", "ask a trained model about an image, or about many"),

@@ -54,4 +54,5 @@ def _read(location: str) -> Iterator[Sample]:
 
 
 def _words(question: Question) -> str:
-    return question if isinstance(question, str) else words_of(question[0].content)
+    words = AboutRegions.of(question).words
+    return words if isinstance(words, str) else words_of(words[0].content)

@@ -16,7 +16,7 @@ from v1lit.data.encode.prompt import encode_prompt
 from v1lit.data.example import Message
 from v1lit.data.example.marks import IMAGE_MARKER, escape
 from v1lit.inference.loading import local_export
-from v1lit.inference.prompt import Picture, as_list, as_messages, open_picture
+from v1lit.inference.prompt import AboutRegions, Picture, as_list, open_picture
 from v1lit.pointer.model import PointAndCopyModel as PointAndCopyModel  # which registers itself
 from v1lit.pointer.model_config import PointAndCopyConfig
 
@@ -69,7 +69,7 @@ class PointAndCopyProcessor(ProcessorMixin):
             raise ValueError(f"there are {len(questions)} questions, and images for {len(each)} of them")
         return self._batch(
             [
-                self._encode(as_messages(question, len(pictures)), pictures)
+                self._encode(AboutRegions(question).messages(len(pictures)), pictures)
                 for question, pictures in zip(questions, each, strict=True)
             ]
         )

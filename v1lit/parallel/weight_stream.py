@@ -16,7 +16,7 @@ from v1lit.backbones.weight_files import INDEX, SINGLE
 from v1lit.files import write_atomically
 from v1lit.pointer.base import PointAndCopyBase
 from v1lit.pointer.model_config import PointAndCopyConfig
-from v1lit.pointer.published import published_config, published_name, refuse_unpublishable
+from v1lit.pointer.published import published_name, refuse_unpublishable
 
 Read = Callable[[str], Tensor]
 """Returns a weight by the model's name for it."""
@@ -104,13 +104,6 @@ def write_config(folder: Path, model: PointAndCopyBase) -> None:
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
-
-
-def write_published_config(folder: Path, model: PointAndCopyBase) -> None:
-    """Write `config.json` of the published layout."""
-    assert isinstance(model.config, PointAndCopyConfig)
-    content = published_config(model.config, str(model.dtype))
-    write_atomically(folder / "config.json", json.dumps(content, indent=2))
 
 
 def shared_names(module: nn.Module) -> dict[str, str]:

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import GenerationConfig
 from transformers.cache_utils import Cache
 
 from v1lit.backbones.segments import Segments, packed_positions
 from v1lit.pointer.base import PointAndCopyBase
 from v1lit.pointer.layout import TokenLayout
 from v1lit.revisit.controls import control
+
+SEVERAL_TOKENS = {
+    "assistant_model": "drafts of a smaller model are read",
+    "prompt_lookup_num_tokens": "drafts out of the prompt are read",
+    "prefill_chunk_size": "a prompt in parts is read",
+}
+"""Options of transformers' `generate` that read several tokens behind a cache at once, in words."""
+
+
+def refuse_several_tokens(options: Mapping[str, Any], settings: GenerationConfig) -> None:
+    """Raise ValueError for an option of `generate` that does not know of pointers, by its name."""
+    for name, what in SEVERAL_TOKENS.items():
+        if options.get(name, getattr(settings, name, None)) is not None:
+            raise ValueError(
+                f"{name}: {what} several tokens at a time, and pointers are decoded one by one; leave it out"
+            )
 
 
 class PointAndCopyInputs(PointAndCopyBase):
@@ -92,6 +109,7 @@ class PointAndCopyInputs(PointAndCopyBase):
         lengths: Sequence[int] | None,
         attention_mask: Tensor | None,
         cache: Cache | None,
+        learned: bool,
     ) -> Segments | None:
         """The examples of a packed row, None for padded rows. Raises ValueError for what does not fit."""
         if cache is not None and cache.get_seq_length() > 0:
@@ -107,4 +125,9 @@ class PointAndCopyInputs(PointAndCopyBase):
             )
         if attention_mask is not None:
             raise ValueError("segments have no padding: give segment_lengths or attention_mask, not both")
+        if len(lengths) > 1 and not learned:
+            raise ValueError(
+                "a packed row of several segments has a loss, no logits: each segment points at other image "
+                "tokens; give labels, or pad the examples into rows of their own with an attention_mask"
+            )
         return Segments(tuple(lengths), self.attention)

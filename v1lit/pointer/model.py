@@ -17,7 +17,7 @@ from v1lit.backbones.cache_name import CACHE
 from v1lit.backbones.cache_name import NAMES as CACHE_NAMES
 from v1lit.backbones.image_blocks import padded_masks
 from v1lit.backbones.segments import Segments
-from v1lit.pointer.inputs import PointAndCopyInputs
+from v1lit.pointer.inputs import PointAndCopyInputs, refuse_several_tokens
 from v1lit.pointer.joint_loss import (
     LossShare,
     PointerLoss,
@@ -92,7 +92,7 @@ class PointAndCopyModel(PointAndCopyInputs, GenerationMixin):
         if pointer_memory is not None:  # not the cache's length: reading that would wait for the device
             decoding["position_ids"] = position_ids
             return self._decode_next(input_ids, pointer_memory, logits_to_keep, decoding)
-        segments = self._segments(input_ids, segment_lengths, attention_mask, cache)
+        segments = self._segments(input_ids, segment_lengths, attention_mask, cache, labels is not None)
         layout = self._layout(input_ids, segments)
         targets = None if labels is None else self._targets(labels, layout, input_ids)
         text_ids = self._without_pointers(input_ids)
@@ -264,6 +264,7 @@ class PointAndCopyModel(PointAndCopyInputs, GenerationMixin):
             if name in kwargs:
                 kwargs[CACHE] = kwargs.pop(name)
         settings = kwargs.get("generation_config") or self.generation_config
+        refuse_several_tokens(kwargs, settings)
         suppressed = kwargs.get("suppress_tokens", settings.suppress_tokens) or []
         kwargs["suppress_tokens"] = [*suppressed, self.config.image_token_id]
         if not self.strategy.beams and (kwargs.get("num_beams", settings.num_beams) or 1) > 1:

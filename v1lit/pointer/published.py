@@ -3,6 +3,7 @@
 It is Qwen2.5-VL's layout of its time (`model.*` for the decoder, `visual.*` for the tower) with the pointer
 heads and the gate beside it, and one flat config that names the options in its own words.
 Source: jun297/v1, v1/modeling_v1.py, lines 44-69 for weights, v1/configuration_v1.py for options.
+Tokenizer and image processor are those of `v1lit.pointer.published_processor`.
 """
 
 from __future__ import annotations
@@ -25,11 +26,14 @@ from transformers.initialization import no_init_weights
 
 from v1lit.backbones.folder import refuse_adapter, refuse_quantized
 from v1lit.backbones.load import refuse_untied
+from v1lit.backbones.processor import Processor
 from v1lit.backbones.weight_files import read_headers, read_json, weight_files
 from v1lit.files import aside, write_atomically
 from v1lit.paths import expand_path
+from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model_config import PointAndCopyConfig
-from v1lit.revisit.registry import make_strategy
+from v1lit.pointer.published_processor import save_published_processor
+from v1lit.revisit.config import POINT_AND_COPY
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -51,9 +55,17 @@ _OPTIONS = (
     *("do_copy", "label_smoothing", "normalize_copy_states", "region_token_id", "separate_copy_loss"),
     *("tie_copy_heads", "tf_legacy_loss", "use_cfg", "use_embeddings_as_keys", "use_gate", "z_loss_top_k"),
     *("z_loss_weight", "architectures", "model_type", "transformers_version", "_attn_implementation_autoset"),
-    *("_name_or_path", "torch_dtype"),
+    *("_name_or_path", "dtype", "torch_dtype"),
 )
 """Keys of the published config that are none of the backbone's."""
+_NOT_FLAT = ("text_config", "dtype")
+"""Keys of a backbone's config that are not written; the type is called `torch_dtype`."""
+_REGION_TOKEN = 151_662
+"""`<|fim_pad|>` of Qwen2.5: what the published code puts in the place of a pointer to look up an embedding,
+which the copy then overwrites. All that counts is that the table has such a row, and that it is no image.
+"""
+_DECODING = {"suppress": "none", "end": "text"}
+"""Options of point_and_copy that change what a model writes, with the value that the layout stands for."""
 
 
 def load_published(
@@ -69,13 +81,7 @@ def load_published(
     unexpected or of another shape, by name.
     """
     folder = Path(expand_path(folder))
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ValueError(
-            f"{folder} has no config.json; give the folder of a checkpoint in the published v1 layout"
-        )
-    config = _config(read_json(path), path)
-    refuse_adapter(folder)
+    config = read_published_config(folder)
     read_headers(folder)
     state: dict[str, Tensor] = {}
     for file in weight_files(folder):
@@ -99,10 +105,26 @@ def load_published(
     return model
 
 
-def save_published(model: PreTrainedModel, folder: str | Path) -> None:
+def read_published_config(folder: Path) -> PointAndCopyConfig:
+    """The configuration of a folder in the published layout.
+
+    Raises ValueError for a folder of another kind and for options that v1lit cannot express.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} has no config.json; give the folder of a checkpoint in the published v1 layout"
+        )
+    config = _config(read_json(path), path)
+    refuse_adapter(folder)
+    return config
+
+
+def save_published(model: PreTrainedModel, folder: str | Path, processor: Processor | None = None) -> None:
     """Write a `PointAndCopyModel` in the published layout; the folder appears whole or not at all.
 
-    Raises ValueError for another backbone than Qwen2.5-VL and for options that the config cannot hold.
+    With a `processor`, tokenizer and image processor are written beside it. Raises ValueError for a folder
+    that is there already, and what `refuse_unpublishable` raises.
     """
     folder, config = Path(expand_path(folder)), model.config
     assert isinstance(config, PointAndCopyConfig)
@@ -117,28 +139,50 @@ def save_published(model: PreTrainedModel, folder: str | Path) -> None:
         if config.backbone_config.tie_word_embeddings:
             tensors.pop("lm_head.weight")
         weights = {name: value.contiguous() for name, value in tensors.items()}
-        save_file(weights, unfinished / "model.safetensors")
-        write_atomically(
-            unfinished / "config.json", json.dumps(published_config(config, str(model.dtype)), indent=2)
-        )
+        save_file(weights, unfinished / "model.safetensors", metadata={"format": "pt"})
+        write_published_config(unfinished, model)
+        if processor is not None:
+            save_published_processor(processor, unfinished)
+
+
+def write_published_config(folder: Path, model: PreTrainedModel) -> None:
+    """Write `config.json` and `generation_config.json` of the published layout."""
+    assert isinstance(model.config, PointAndCopyConfig)
+    content = published_config(model.config, str(model.dtype))
+    write_atomically(folder / "config.json", json.dumps(content, indent=2) + "\n")
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
 
 
 def refuse_unpublishable(config: PointAndCopyConfig) -> None:
-    """Raise ValueError for another backbone than Qwen2.5-VL and for options that the layout cannot hold."""
+    """Raise ValueError for a model that the published implementation would run as another one, by name."""
     if config.family != "qwen2_5_vl":
         raise ValueError(
             f"the published layout holds Qwen2.5-VL only; this model's backbone is {config.family}"
         )
-    if make_strategy(config.revisit_options).ends:
-        raise ValueError(
-            "the published layout has no place for the end of a run as a choice of the pointer head "
-            "(revisit.options.end: pointer); take the layout of v1lit itself"
-        )
-    options = config.pointer_options
-    if options.label_smoothing not in (0.0, 0.1):
-        raise ValueError(
-            f"the published layout knows a label smoothing of 0 or 0.1, not {options.label_smoothing}"
-        )
+    revisit, why = config.revisit_options, None
+    if revisit.name != POINT_AND_COPY.name:
+        why = f"holds models that point and copy; revisit.name is {revisit.name}"
+    elif revisit.control != "none":
+        why = f"copies what was pointed at; revisit.control is {revisit.control}"
+    for option, only in _DECODING.items():
+        if why is None and (given := revisit.options.get(option, only)) != only:
+            what = "the end of a run as a choice of the pointer head" if option == "end" else "such a rule"
+            why = f"has no place for {what} (revisit.options.{option}: {given})"
+    if why is not None:
+        raise ValueError(f"the published layout {why}; take the layout of v1lit itself")
+
+
+def left_out_of_published(config: PointAndCopyConfig) -> dict[str, Any]:
+    """Options of training that the published layout has no place for, with their values.
+
+    What a model says does not depend on them.
+    """
+    options, given = config.pointer_options, config.revisit_options.options
+    told = {f"revisit.options.{name}": value for name, value in given.items() if name not in _DECODING}
+    if options.first_pointer_weight != PointerConfig.first_pointer_weight:
+        told["pointer.first_pointer_weight"] = options.first_pointer_weight
+    return told
 
 
 def _config(published: dict[str, Any], path: Path) -> PointAndCopyConfig:
@@ -166,12 +210,22 @@ def _config(published: dict[str, Any], path: Path) -> PointAndCopyConfig:
         "loss": "separate" if separate else "joint",
         "z_weight": z_weight,
         "z_top_k": published.get("z_loss_top_k") if z_weight > 0 else None,
-        "label_smoothing": 0.1 if published.get("label_smoothing") else 0.0,
+        "label_smoothing": _smoothing(published.get("label_smoothing"), path),
     }
-    backbone = Qwen2_5_VLConfig(**{key: value for key, value in published.items() if key not in _OPTIONS})
+    own = {key: value for key, value in published.items() if key not in _OPTIONS}
+    if isinstance(rope := own.get("rope_scaling"), dict) and "rope_type" in rope:
+        own["rope_scaling"] = {key: value for key, value in rope.items() if key != "type"}  # its older name
+    backbone = Qwen2_5_VLConfig(**own)
     return PointAndCopyConfig(
         backbone, family="qwen2_5_vl", pointer_start=published["copy_token_start"], pointer=pointer
     )
+
+
+def _smoothing(published: Any, path: Path) -> float:
+    """The published code hands the value on to `CrossEntropyLoss`, where true would be a share of 1."""
+    if published is True:
+        raise ValueError(f"{path}: label_smoothing is true; it is a share, a number from 0 to below 1")
+    return float(published or 0.0)
 
 
 def _load_weights(model: PreTrainedModel, state: dict[str, Tensor], folder: Path) -> None:
@@ -195,22 +249,27 @@ def _load_weights(model: PreTrainedModel, state: dict[str, Tensor], folder: Path
 
 def published_config(config: PointAndCopyConfig, dtype: str) -> dict[str, Any]:
     """The flat config of a model with weights of this type, such as `torch.float32`."""
+    assert config.pointer_start is not None
     inner, options = config.backbone_config, config.pointer_options
     text = inner.text_config.to_dict()
-    rope = text.pop("rope_parameters")
+    rope = dict(text.pop("rope_parameters"))
+    theta = rope.pop("rope_theta")
     text.pop("layer_types", None)
+    rest = {k: v for k, v in inner.to_dict().items() if k not in _NOT_FLAT}
+    rest["vision_config"].pop("dtype", None)
     return {
-        **text,
-        **{k: v for k, v in inner.to_dict().items() if k not in ("text_config", "transformers_version")},
+        **{k: v for k, v in text.items() if k not in _NOT_FLAT},
+        **rest,
         "model_type": "v1",
         "architectures": ["V1ForConditionalGeneration"],
-        "rope_theta": rope["rope_theta"],
-        "rope_scaling": {"type": "default", "rope_type": "default", "mrope_section": rope["mrope_section"]},
+        "rope_theta": theta,
+        "rope_scaling": {**rope, "type": rope["rope_type"]},
         "torch_dtype": dtype.removeprefix("torch."),
         "do_copy": True,
         "copy_extraction_layer": -1,
         "copy_hidden_size": options.width or text["hidden_size"],
         "copy_token_start": config.pointer_start,
+        "region_token_id": min(_REGION_TOKEN, config.pointer_start - 1),
         "tie_copy_heads": options.tie_heads,
         "use_embeddings_as_keys": options.key_source == "embedding",
         "normalize_copy_states": options.normalize,
@@ -218,7 +277,7 @@ def published_config(config: PointAndCopyConfig, dtype: str) -> dict[str, Any]:
         "separate_copy_loss": options.loss == "separate",
         "z_loss_weight": options.z_weight,
         "z_loss_top_k": options.z_top_k,
-        "label_smoothing": options.label_smoothing > 0,
+        "label_smoothing": options.label_smoothing or False,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,15 @@ from v1lit.serving.text import TextStream
 
 class AnswerError(RuntimeError):
     """The model could not finish an answer."""
+
+
+def _tell(loop: asyncio.AbstractEventLoop, queue: asyncio.Queue[Any], *heard: Any) -> None:
+    """In the engine's thread; raises RuntimeError once the loop is closed.
+
+    It knows no more of an answer than its queue: in a circle with its images, an answer that is over would be
+    kept until Python looks for circles, which takes thousands of requests.
+    """
+    loop.call_soon_threadsafe(queue.put_nowait, heard)
 
 
 class Answering:
@@ -48,13 +58,9 @@ class Answering:
         """Why it has ended."""
         self.ids: list[int] = []
         self._text = TextStream(engine.processor, ask.stop)
-        self._loop = asyncio.get_running_loop()
         self._heard: asyncio.Queue[tuple[int | None, Reason | None, Exception | None]] = asyncio.Queue()
-        self.request = Request(prompt, ask.max_tokens, self._tell, ask.sampling.at(number), rules, seconds)
-
-    def _tell(self, *heard: Any) -> None:
-        """In the engine's thread; raises RuntimeError once the loop is closed."""
-        self._loop.call_soon_threadsafe(self._heard.put_nowait, heard)
+        told = partial(_tell, asyncio.get_running_loop(), self._heard)
+        self.request = Request(prompt, ask.max_tokens, told, ask.sampling.at(number), rules, seconds)
 
     async def pieces(self) -> AsyncIterator[str]:
         """The text, piece by piece. Whoever stops listening frees the row; raises AnswerError."""

@@ -7,11 +7,11 @@ import hmac
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -21,6 +21,7 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as WebRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Message, Send
 from transformers import LogitsProcessor
 
 from v1lit.data.config import EncodingConfig
@@ -35,6 +36,9 @@ from v1lit.serving.metrics import render_metrics
 from v1lit.serving.pictures import open_images
 from v1lit.steering import Vocabulary
 
+Result = TypeVar("Result")
+LOOK_SECONDS = 0.25
+"""Between two looks at whether a client is still there."""
 FINISH = {"stop": "stop", "length": "length", "timeout": "length", "cancelled": "stop"}
 """Reasons of an engine, as OpenAI calls them."""
 
@@ -50,9 +54,34 @@ class RefusalError(Exception):
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
         headers = {"retry-after": "1"} if self.status in (429, 503) else {}
-        if self.status == 413:
+        if self.status in (408, 413):
             headers["connection"] = "close"  # or all the rest of the body would be received
         return JSONResponse({"error": error}, status_code=self.status, headers=headers)
+
+
+class Events(StreamingResponse):
+    """Events as they come, for a client that takes them.
+
+    Args:
+        events: their texts.
+        seconds: in which the client has to take each; after that it is left.
+    """
+
+    def __init__(self, events: AsyncGenerator[str, None], seconds: float) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
+        self.events, self.seconds = events, seconds
+
+    async def stream_response(self, send: Send) -> None:
+        """Send them; the row of an answer that nobody takes is free again."""
+
+        async def in_time(message: Message) -> None:
+            await asyncio.wait_for(send(message), self.seconds)
+
+        try:
+            with suppress(asyncio.TimeoutError):
+                await super().stream_response(in_time)
+        finally:
+            await self.events.aclose()
 
 
 class Server:
@@ -95,11 +124,7 @@ class Server:
 
     async def ready(self, request: WebRequest) -> Response:
         """Whether a request would be taken now."""
-        room = (
-            self.engine.alive
-            and not self.closing
-            and self.engine.waiting < max(1, self.engine.limits.waiting)
-        )
+        room = self.engine.alive and not self.closing and self.engine.has_room
         return PlainTextResponse("ready\n" if room else "busy\n", 200 if room else 503)
 
     async def metrics(self, request: WebRequest) -> Response:
@@ -115,7 +140,7 @@ class Server:
     async def completions(self, request: WebRequest) -> Response:
         """A chat completion, whole or as a stream of events."""
         self._check_key(request)
-        ask = read_ask(_parsed(await _body(request, self.limits.body_bytes)), self.limits)
+        ask = read_ask(_parsed(await _body(request, self.limits)), self.limits)
         if ask.model != self.name:
             raise RefusalError(
                 404,
@@ -133,7 +158,7 @@ class Server:
         ]
         identity = f"chatcmpl-{secrets.token_hex(12)}"
         if ask.stream:
-            return await self._stream(ask, answers, identity)
+            return await self._stream(request, ask, answers, identity)
         return await self._whole(request, answers, identity)
 
     def _prepare(self, ask: Ask) -> tuple[Encoded, list[list[LogitsProcessor]]]:
@@ -158,18 +183,11 @@ class Server:
         async def collect(answer: Answering) -> str:
             return "".join([piece async for piece in answer.pieces()])
 
-        work = asyncio.gather(*map(collect, answers))
+        tasks = [asyncio.create_task(collect(answer)) for answer in answers]
         try:
-            while not work.done():
-                await asyncio.wait([work], timeout=0.25)
-                if not work.done() and await request.is_disconnected():
-                    raise ClientDisconnect
+            texts = await _while_there(request, asyncio.gather(*tasks))
         finally:
-            if not work.done():
-                for answer in answers:
-                    answer.request.cancelled = True
-                work.cancel()
-        texts = work.result()
+            await _end(tasks)
         choices = [
             {
                 "index": index,
@@ -182,7 +200,9 @@ class Server:
         head = self._head("chat.completion", identity)
         return JSONResponse({**head, "choices": choices, "usage": _usage(answers)})
 
-    async def _stream(self, ask: Ask, answers: Sequence[Answering], identity: str) -> Response:
+    async def _stream(
+        self, request: WebRequest, ask: Ask, answers: Sequence[Answering], identity: str
+    ) -> Response:
         """Events as they come; the first piece is awaited, so that refusals have their own status."""
         queue: asyncio.Queue[tuple[int, str | None, Exception | None]] = asyncio.Queue()
 
@@ -196,14 +216,16 @@ class Server:
             queue.put_nowait((index, None, error))
 
         tasks = [asyncio.create_task(listen(*pair)) for pair in enumerate(answers)]
-        first = await queue.get()
-        if first[1] is None and first[2] is not None:
-            for task in tasks:
-                task.cancel()
-            raise first[2]
+        try:
+            first = await _while_there(request, asyncio.create_task(queue.get()))
+            if first[1] is None and first[2] is not None:
+                raise first[2]
+        except BaseException:
+            await _end(tasks)
+            raise
         head = self._head("chat.completion.chunk", identity)
 
-        async def events() -> AsyncIterator[str]:
+        async def events() -> AsyncGenerator[str, None]:
             left, heard = len(answers), first
             try:
                 for index in range(len(answers)):
@@ -226,14 +248,9 @@ class Server:
                     yield _data({**head, "choices": [], "usage": _usage(answers)})
                 yield "data: [DONE]\n\n"
             finally:
-                for task in tasks:
-                    task.cancel()
-                for answer in answers:
-                    answer.request.cancelled = True
+                await _end(tasks)
 
-        return StreamingResponse(
-            events(), media_type="text/event-stream", headers={"cache-control": "no-store"}
-        )
+        return Events(events(), self.limits.reader_seconds)
 
     def _head(self, kind: str, identity: str) -> dict[str, Any]:
         return {"id": identity, "object": kind, "created": int(time.time()), "model": self.name}
@@ -308,15 +325,42 @@ async def _gone(request: WebRequest, error: Exception) -> Response:
     return Response(status_code=499)
 
 
-async def _body(request: WebRequest, most: int) -> bytes:
-    """The body. Raises RefusalError where it is larger than `most` bytes, before it has all been received."""
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > most:
-            raise RefusalError(
-                413, f"the body has more than {most} bytes; send smaller images", code="too_large"
-            )
+async def _while_there(request: WebRequest, work: asyncio.Future[Result]) -> Result:
+    """What comes of some work. Raises ClientDisconnect, with the work cancelled, once nobody waits for it."""
+    try:
+        while not work.done():
+            await asyncio.wait([work], timeout=LOOK_SECONDS)
+            if not work.done() and await request.is_disconnected():
+                raise ClientDisconnect
+        return work.result()
+    finally:
+        if work.cancel():
+            await asyncio.gather(work, return_exceptions=True)
+
+
+async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """End the tasks that still listen to answers, which frees their rows."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _body(request: WebRequest, limits: ServerLimits) -> bytes:
+    """The body. Raises RefusalError where it is too slow, or too large, before all of it has come."""
+    body, most = bytearray(), limits.body_bytes
+
+    async def receive() -> None:
+        async for piece in request.stream():
+            body.extend(piece)
+            if len(body) > most:
+                why = f"the body has more than {most} bytes; send smaller images"
+                raise RefusalError(413, why, code="too_large")
+
+    try:
+        await asyncio.wait_for(receive(), limits.body_seconds)
+    except asyncio.TimeoutError:
+        why = f"the body did not come within {limits.body_seconds:g} s"
+        raise RefusalError(408, why, code="too_slow") from None
     return bytes(body)
 
 

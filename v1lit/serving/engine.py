@@ -141,8 +141,7 @@ class Engine:
         with self._condition:
             if self._closing or not self.alive:
                 raise RuntimeError("the engine takes no further requests")
-            free = self.limits.rows - len(self._running)
-            if len(self._waiting) >= self.limits.waiting + max(0, free):
+            if not self.has_room:
                 self.counts.refused += 1
                 raise EngineFullError(f"{len(self._waiting)} requests are waiting; try again later")
             self._waiting.append(request)
@@ -152,6 +151,12 @@ class Engine:
     def alive(self) -> bool:
         """Whether the engine's thread runs."""
         return self._thread.is_alive()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more request may wait, or be answered."""
+        free = self.limits.rows - len(self._running)
+        return len(self._waiting) < self.limits.waiting + max(0, free)
 
     @property
     def running(self) -> int:
@@ -196,11 +201,8 @@ class Engine:
 
     def _let_in(self) -> None:
         """Prefill waiting requests while there is room, in their order."""
+        self._forget_overdue()
         while request := self._next():
-            ended = self._overdue(request)
-            if ended is not None:
-                self._tell_end(request, ended)
-                continue
             choice = Choice(request.sampling, [*request.rules, *self._strategy_rules()])
             try:
                 row = self.batch.join(request.prompt, choice)
@@ -211,6 +213,15 @@ class Engine:
             self.counts.prompt_tokens += len(request.prompt.input_ids)
             self.counts.first_token_seconds += time.monotonic() - request.begun
             self._tell_token(row, request)
+
+    def _forget_overdue(self) -> None:
+        """End the requests that nobody waits for any more, or not in time, before their turn comes."""
+        with self._condition:
+            ended = [(request, reason) for request in self._waiting if (reason := self._overdue(request))]
+            for request, _ in ended:
+                self._waiting.remove(request)
+        for request, reason in ended:
+            self._tell_end(request, reason)
 
     def _next(self) -> Request | None:
         with self._condition:

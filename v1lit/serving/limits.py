@@ -22,6 +22,10 @@ class ServerLimits:
     """Tokens of an answer; the default of `max_tokens` too."""
     seconds: float = 300.0
     """Time of an answer, waiting included."""
+    body_seconds: float = 60.0
+    """Time in which the body of a request has to come."""
+    reader_seconds: float = 60.0
+    """Time in which a client has to take a piece of a stream; after that nothing more is sent to it."""
     preparing: int = 4
     """Requests whose images are decoded at once."""
     remote_images: bool = False

@@ -22,6 +22,8 @@ REDIRECTS = 3
 """Hops of a remote image at most; each is checked like the first."""
 REMOTE_SECONDS = 10.0
 """Time for a remote image, redirects included."""
+TRANSLATED = ipaddress.IPv6Network("64:ff9b::/96")
+"""Addresses that end with the IPv4 address which a translator asks (RFC 6052)."""
 _DATA = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII)
 
 
@@ -117,8 +119,19 @@ def public_addresses(host: str, port: int, at: str) -> list[tuple[int, str]]:
         raise AskError(at, f"there is no host {host}") from None
     addresses = [(int(kind), str(name[0]).partition("%")[0]) for kind, *_, name in found]
     for _, address in addresses:
-        ip = ipaddress.ip_address(address)
-        ip = getattr(ip, "ipv4_mapped", None) or ip
-        if not ip.is_global or ip.is_multicast:
+        if not all(ip.is_global and not ip.is_multicast for ip in _meant(address)):
             raise AskError(at, f"{host} is not on the public network")
     return addresses
+
+
+def _meant(address: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    """An address, and the IPv4 address that it leads to: mapped, through 6to4 or Teredo, or translated."""
+    ip = ipaddress.ip_address(address)
+    if isinstance(ip, ipaddress.IPv4Address):
+        return [ip]
+    if ip.ipv4_mapped is not None:
+        return [ip.ipv4_mapped]
+    inner = [ip.sixtofour, *(ip.teredo or ())]
+    if ip in TRANSLATED:
+        inner.append(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
+    return [ip, *(one for one in inner if one is not None)]

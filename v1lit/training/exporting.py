@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from safetensors import safe_open
@@ -23,12 +23,13 @@ from v1lit.parallel.weight_stream import (
     plan_files,
     published_names,
     write_config,
-    write_published_config,
     write_weights,
 )
 from v1lit.pointer.adapted import base_dtype, kept_names, put, save_adapter
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.pointer.model_config import PointAndCopyConfig
+from v1lit.pointer.published import write_published_config
+from v1lit.pointer.published_processor import save_published_processor
 from v1lit.training.adapted import BASE
 from v1lit.training.card import Origin, write_card
 from v1lit.training.comparing import (
@@ -63,7 +64,7 @@ class ExportOptions:
     """How a checkpoint is exported."""
 
     layout: Layout = "v1lit"
-    """What `v1lit.load` opens, or that of the published v1-7B, without a processor."""
+    """What `v1lit.load` opens, or that of the published v1-7B."""
     dtype: str | None = None
     """Of the parameters, such as `bfloat16`; None for the checkpoint's own."""
     backbone: str | None = None
@@ -88,6 +89,23 @@ class Exported:
     """What was compared, and why not more, in words."""
 
 
+class Source(Protocol):
+    """Where a model's weights come from, and what it is compared with."""
+
+    path: Path
+    dtype: torch.dtype | None
+    """In which they are written, if not in their own."""
+
+    def read(self, name: str) -> Tensor:
+        """A weight by the model's name."""
+
+    def whole_model(self, as_written: bool = True) -> PointAndCopyModel:
+        """The model with its weights, of the types in which they are written, or of their own."""
+
+    def processor(self, model: PointAndCopyModel) -> Processor:
+        """The model's."""
+
+
 def export_checkpoint(path: Path, out: Path, options: ExportOptions | None = None) -> Exported:
     """Write the model of a checkpoint, a file or a folder, to a new folder, whole or not at all.
 
@@ -104,7 +122,7 @@ def export_checkpoint(path: Path, out: Path, options: ExportOptions | None = Non
     model = source.empty_model()
     finish = finishing(model, source.origin, options)
     with writing(out, model, source.processor, source.read, options) as (folder, plan):
-        check = finish(folder, _check(folder, source, plan, options))
+        check = finish(folder, check_written(folder, source, plan, options))
     return Exported(len(plan.names), plan.bytes, len(plan.shards), check)
 
 
@@ -147,7 +165,7 @@ def writing(
     Args:
         out: the new folder.
         model: whose config is written; its weights may be on `meta`.
-        processor: makes that of the model, where the layout has one.
+        processor: makes that of the model.
         read: gives a weight by the model's name.
         options: layout and size of the files.
     """
@@ -158,6 +176,7 @@ def writing(
         unfinished.mkdir()
         if published:
             write_published_config(unfinished, model)
+            save_published_processor(processor(model), unfinished)
         else:
             made = processor(model)
             settle(model, made)
@@ -328,20 +347,21 @@ def _check_adapter(
     return f"{words}\n{compare_logits(before, after, kind, than=f'{source.path}')}"
 
 
-def _check(folder: Path, source: CheckpointSource, plan: Plan, options: ExportOptions) -> str:
+def check_written(folder: Path, source: Source, plan: Plan, options: ExportOptions) -> str:
     """Compare what was written as the options say; returns what was compared, in words."""
     if options.check == "none":
         return NOTHING
     free, needed = available_memory(), SPARE * plan.bytes
     if options.check == "logits" or (options.check == "auto" and (free is None or free >= needed)):
         return _compare_logits(folder, source, options.layout)
-    words = _compare_tensors(folder, source, plan)
+    words = compare_tensors(folder, source, plan)
     if options.check == "auto" and free is not None:
         words += f"; {too_little(needed, free)}"
     return words
 
 
-def _compare_tensors(folder: Path, source: CheckpointSource, plan: Plan) -> str:
+def compare_tensors(folder: Path, source: Source, plan: Plan) -> str:
+    """Compare every tensor bit for bit; returns that in words. Raises ExportMismatchError."""
     for file, shard in plan.shards.items():
         with safe_open(folder / file, "pt") as written:
             for name, own in shard.items():
@@ -351,7 +371,7 @@ def _compare_tensors(folder: Path, source: CheckpointSource, plan: Plan) -> str:
     return f"all {len(plan.names)} tensors are equal to the checkpoint's, bit for bit"
 
 
-def _compare_logits(folder: Path, source: CheckpointSource, layout: Layout) -> str:
+def _compare_logits(folder: Path, source: Source, layout: Layout) -> str:
     model = source.whole_model()
     expected = logits(model, source.processor(model))
     del model
