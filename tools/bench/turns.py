@@ -59,9 +59,7 @@ def steps_in_turn(works: Mapping[str, Generation], repeats: int) -> dict[str, li
 
 def _once(works: Mapping[str, Generation]) -> dict[str, list[float]]:
     ring = [threading.Semaphore(0) for _ in works]
-    turns = {
-        name: Turn(ring[number], ring[(number + 1) % len(ring)]) for number, name in enumerate(works)
-    }
+    turns = {name: Turn(ring[number], ring[(number + 1) % len(ring)]) for number, name in enumerate(works)}
     threads = [threading.Thread(target=turns[name].run, args=(work,)) for name, work in works.items()]
     for thread in threads:
         thread.start()

@@ -61,9 +61,9 @@ class PointerHead(nn.Module):
         return (self.query if self.key is None else self.key)(self._normalized(states))
 
     def scores(self, queries: Tensor, keys: Tensor, floor: Tensor) -> Tensor:
-        """`[batch, tokens, pointers]`: pointer logits in float32, the lowest float where there is no choice.
+        """`[batch, tokens, pointers]`: pointer logits in float32, the lowest float where masked.
 
-        Of queries `[batch, tokens, width]`, keys `[batch, pointers, width]` and the floor of a `PointerMemory`.
+        Of queries `[batch, tokens, width]`, keys `[batch, pointers, width]` and a `PointerMemory`'s floor.
         """
         return torch.add(floor, (queries @ keys.transpose(1, 2)).float(), alpha=self.scale)
 

@@ -28,7 +28,7 @@ class PointerMemory:
         lowest = torch.finfo(torch.float32).min
         zeros = torch.zeros_like(self.mask, dtype=torch.float32)
         self.floor = zeros.masked_fill(~self.mask, lowest)[:, None]
-        """`[batch, 1, pointers]`: 0 where there is a choice, the lowest float where not: once, for all steps."""
+        """`[batch, 1, pointers]`: 0 where there is a choice, the lowest float where not, for all steps."""
 
     @property
     def bytes(self) -> int:
