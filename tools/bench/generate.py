@@ -40,7 +40,7 @@ from v1lit.testing.models import noise
 
 COMMAND = "python tools/bench/generate.py"
 SMALL = Size(32_000, 512, 8, 8, 2, 1536, 64, 2, 2, 128, (1,), tied=False)
-"""62 million parameters."""
+"""57 million parameters."""
 
 
 @dataclass(frozen=True)
