@@ -12,7 +12,7 @@ RESOLVE_oldest := --resolution lowest-direct
 RESOLVE_locked := --constraint requirements.lock
 RESOLVE_newest := --upgrade
 
-.PHONY: help quickstart demo install check fix lock bench bench-gpu docs verified clean
+.PHONY: help quickstart demo install check fix lock bench bench-generate bench-gpu docs verified clean
 .PHONY: test test-fast test-oldest test-locked test-newest coverage soak
 
 help:
@@ -30,6 +30,7 @@ help:
 	@echo "make coverage     all tests, and which lines and branches of v1lit they do not reach"
 	@echo "make lock         write requirements.lock again from pyproject.toml, with the newest versions"
 	@echo "make bench        measure speed and memory (ten minutes on a CPU) and write docs/benchmarks.md"
+	@echo "make bench-generate  the same for generation, in one thread"
 	@echo "make bench-gpu    the same for what needs a GPU"
 	@echo "make docs         build the pages of docs/ into site/; a link that leads nowhere is an error"
 	@echo "make verified     run the tests of all families, and note for docs/backbones.md what they show"
@@ -94,6 +95,9 @@ lock: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python tools/bench/run.py
+
+bench-generate: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python tools/bench/generate.py
 
 bench-gpu: $(VENV)/.dev
 	$(BIN)/python tools/bench/gpu.py

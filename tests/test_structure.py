@@ -19,7 +19,7 @@ LIMITS = {
     "v1lit.cli": (57, 12, 144),
     "v1lit.data": (19, 10, 81),
     "v1lit.grounding": (7, 4, 9),
-    "v1lit.inference": (18, 11, 38),
+    "v1lit.inference": (19, 11, 40),
     "v1lit.pointer": (15, 6, 27),
     "v1lit.parallel": (14, 4, 12),
     "v1lit.cluster": (11, 4, 11),

@@ -190,9 +190,11 @@ def test_numbers_have_three_digits(value: float, shown: str) -> None:
     assert page.number(value) == shown
 
 
-def test_the_makefile_has_both_targets() -> None:
+def test_the_makefile_has_all_targets() -> None:
     made = (ROOT / "Makefile").read_text()
     assert "\nbench: $(VENV)/.dev\n\t$(BIN)/python tools/bench/run.py\n" in made
+    generate = "OMP_NUM_THREADS=1 $(BIN)/python tools/bench/generate.py"
+    assert f"\nbench-generate: $(VENV)/.dev\n\t{generate}\n" in made
     assert "\nbench-gpu: $(VENV)/.dev\n\t$(BIN)/python tools/bench/gpu.py\n" in made
 
 

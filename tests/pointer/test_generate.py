@@ -9,8 +9,13 @@ import pytest
 import torch
 from transformers import DynamicCache, GenerationConfig
 
-from v1lit.backbones import list_backbones
+from v1lit.backbones import BackboneConfig, list_backbones
 from v1lit.data.encode.batch import Batch, collate
+from v1lit.pointer.model import PointAndCopyModel
+from v1lit.pointer.output import PointAndCopyOutput
+from v1lit.revisit.config import RevisitConfig
+from v1lit.revisit.registry import list_strategies
+from v1lit.testing.model_checks import MODES
 from v1lit.testing.models import (
     build,
     generate,
@@ -49,6 +54,44 @@ def test_no_pointer_past_a_rows_own_images_and_no_placeholder(family: str) -> No
     counts = (batch.input_ids == model.config.image_token_id).sum(dim=1).repeat_interleave(8)
     assert (out < model.config.pointer_start + counts[:, None]).all()
     assert (out != model.config.image_token_id).all()
+
+
+@pytest.mark.parametrize(
+    ("family", "strategy"),
+    [
+        *((family, "point_and_copy") for family in list_backbones()),
+        *(("qwen2_5_vl", name) for name in list_strategies() if name != "point_and_copy"),
+    ],
+)
+def test_the_placeholder_is_never_generated_however_likely_it_is(family: str, strategy: str) -> None:
+    torch.manual_seed(0)
+    model = PointAndCopyModel.build(BackboneConfig(family), revisit=RevisitConfig(strategy)).eval()
+    batch, image = prompts(family, (1, 0)), model.config.image_token_id
+    head = model.get_output_embeddings()
+    head.register_forward_hook(lambda module, given, out: out.index_fill(-1, torch.tensor(image), 1e4))
+    with torch.no_grad():
+        assert (model(**inputs(batch)).logits[:, -1].argmax(-1) == image).all()
+    words = {"encode_text": processor(family).encode_text}
+    for mode in ("greedy", "sampling", *(["beams"] if model.strategy.beams else [])):
+        assert (generate(model, batch, **MODES[mode], **words) != image).all()
+    assert (generate(model, prompts(family, (1,)), use_cache=False, **words) != image).all()
+
+
+def test_what_was_found_likely_is_told_before_the_placeholder_is_taken_out() -> None:
+    model, batch = prefers_pointing("llava"), prompts("llava", (1,))
+    found: list[torch.Tensor] = []
+
+    class Told:
+        def reads(self, ids: torch.Tensor) -> None: ...
+
+        def finds(self, output: PointAndCopyOutput) -> None:
+            assert output.logits is not None
+            found.append(output.logits[:, -1].clone())
+
+    generate(model, batch, watch=Told())
+    with torch.no_grad():
+        torch.testing.assert_close(found[0], model(**inputs(batch)).logits[:, -1])
+    assert all(logits.isfinite().all() for logits in found)
 
 
 def test_beams_keep_every_row_with_its_own_images() -> None:

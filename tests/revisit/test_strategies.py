@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,18 @@ import torch
 from v1lit.backbones.config import BackboneConfig
 from v1lit.backbones.registry import get_backbone, list_backbones
 from v1lit.data.encode.batch import Batch, collate, flatten
+from v1lit.data.encode.encoding import Encoded
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.revisit.config import RevisitConfig
 from v1lit.revisit.registry import list_strategies
-from v1lit.testing.models import inputs, processor, training_batch, training_examples, with_end
+from v1lit.testing.models import (
+    inputs,
+    mixed,
+    processor,
+    training_batch,
+    training_examples,
+    with_end,
+)
 
 FAMILIES = list_backbones()
 CONTROLS = ("random_region", "other_image", "shuffled", "blank_copy", "noise_copy")
@@ -86,6 +95,29 @@ def test_decoding_step_by_step_gives_the_states_of_the_teacher_forced_pass(case:
             use_cache=True,
         )
     torch.testing.assert_close(out.logits[:, -1], whole[:, -1], atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name == "llava" else pytest.mark.slow) for name in FAMILIES]
+)
+@pytest.mark.parametrize("case", list_strategies())
+def test_padded_rows_with_a_cache_say_what_each_says_alone_and_without(case: str, family: str) -> None:
+    model, of = CASES[case].build(family), processor(family)
+    model.pointer_head.query.weight.data.mul_(6.0)
+    fixed: dict[str, Any] = {"max_new_tokens": 6, "eos_token_id": -1, "pad_token_id": 0, "do_sample": False}
+
+    def said(prompts: Sequence[Encoded], use_cache: bool) -> torch.Tensor:
+        batch = collate(prompts, of.pad_token_id, side="left")
+        ids: torch.Tensor = model.generate(
+            **inputs(batch), **fixed, use_cache=use_cache, encode_text=of.encode_text
+        )
+        return ids[:, batch.input_ids.shape[1] :]
+
+    prompts = mixed(family, (1, 0))
+    together = said(prompts, use_cache=True)
+    for row, prompt in zip(together, prompts, strict=True):
+        assert torch.equal(row, said([prompt], use_cache=False)[0])
+    assert not model.strategy.points or (together >= model.config.pointer_start).any()
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if get_backbone(name).packs])

@@ -16,7 +16,8 @@ from v1lit.files import write_atomically
 
 RESULTS = "benchmarks.json"
 PAGE = "benchmarks.md"
-SECTIONS = {"cpu": "On a CPU", "gpu": "On a GPU"}
+SECTIONS = {"cpu": "On a CPU", "generation": "Generation on a CPU, one thread", "gpu": "On a GPU"}
+TARGETS = {"cpu": "make bench", "generation": "make bench-generate", "gpu": "make bench-gpu"}
 NO_GPU = "no GPU was at hand"
 
 # What the page says of the GPU where `make bench-gpu` never ran: its figures are promised, and missing.
@@ -33,8 +34,9 @@ INTRODUCTION = """\
 # Benchmarks
 
 How fast v1lit is, and how close to the most that the machine can do. `make bench` measures the first part
-again in less than ten minutes, `make bench-gpu` the second where there is a GPU; both write this page. Times
-depend on the machine and on what else runs on it, ratios much less: the two sides of a ratio are run in turn.
+again in less than ten minutes, `make bench-generate` the second, `make bench-gpu` the third where there is a
+GPU; all write this page. Times depend on the machine and on what else runs on it, ratios much less: the two
+sides of a ratio are run in turn.
 
 *Limit* is the best value that the machine could reach: the operations that are needed over its measured rate
 of matrix products, or the bytes over its measured memory bandwidth. *Share* says how much of that was
@@ -116,7 +118,7 @@ def render(reports: Mapping[str, Report]) -> str:
         groups = found.groups if found is not None else missing_gpu() if section == "gpu" else {}
         parts += [f"### {name}\n\n{_table(rows)}" for name, rows in groups.items()]
         if not groups:
-            parts.append("Not measured yet: `make bench`.\n")
+            parts.append(f"Not measured yet: `{TARGETS[section]}`.\n")
     return "\n".join(parts)
 
 

@@ -144,6 +144,7 @@ def _made_with(options: Namespace) -> dict[str, Any]:
         "dtype": options.dtype,
         "bits": options.bits,
         **({"region_coordinates": True} if options.region_coordinates else {}),
+        **({"compiled": True} if options.compiled else {}),
     }
 
 
@@ -174,7 +175,15 @@ def _load(options: Namespace) -> Predictor:
         import torch
 
         device = f"cuda:{local}" if torch.cuda.is_available() else device
-    return load(options.model, options.dtype, device, bits=options.bits, device_map=options.device_map)
+    return load(
+        options.model,
+        options.dtype,
+        device,
+        bits=options.bits,
+        device_map=options.device_map,
+        static_cache=options.static_cache,
+        compiled=options.compiled,
+    )
 
 
 def _seed(options: Namespace) -> None:
@@ -231,5 +240,7 @@ def _parser() -> Parser:
     add("--dtype", default="auto", help="of the weights, such as bfloat16; as they are stored at first")
     add("--device", default="auto", help="cuda, mps or cpu; the fastest there is at first")
     add("--bits", type=int, choices=(8, 4), help="pack the decoder's weights (bitsandbytes)")
+    add("--static-cache", action="store_true", help="a KV cache of the final size from the start")
+    add("--compiled", action="store_true", help="steps compiled by torch, with a static cache; for many rows")
     add("--device-map", help="auto: spread the weights over all GPUs (accelerate)")
     return parser

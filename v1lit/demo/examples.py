@@ -11,7 +11,7 @@ from PIL import Image
 from v1lit.data.example.marks import words_of
 from v1lit.data.images import decode_image
 from v1lit.data.synthetic import make_example
-from v1lit.inference.prompt import Question, open_picture
+from v1lit.inference.prompt import AboutRegions, Question, open_picture
 from v1lit.inference.rows import open_rows
 
 MOST = 8

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 
 from v1lit.backbones.cache_name import CACHE
 from v1lit.backbones.processor import Processor
@@ -231,8 +231,8 @@ class Conversation:
         self.ids += [*ids, *done.ids[0][: prediction.counts.generated]]
         self.answers.append(prediction)
         self._images, self._waiting = images, []
-        # Of beams the cache has rows of others; of a static one nobody knows how far it is filled.
-        if done.cache is None or done.memory is None or len(done.memory.keys) != 1:
+        # Of beams the cache has rows of others; a static one has no room for what follows.
+        if not isinstance(done.cache, DynamicCache) or done.memory is None or len(done.memory.keys) != 1:
             return
         if done.cache.get_seq_length() == len(self.ids) - 1:
             self._read = _ReadSoFar(done.cache, done.memory)

@@ -14,6 +14,7 @@ from v1lit.backbones.hub import hub_errors, local_folder, looks_local
 from v1lit.backbones.processor import Processor
 from v1lit.backbones.registry import get_backbone
 from v1lit.errors import OptionError
+from v1lit.inference.decoding import Decoding
 from v1lit.inference.predictor import Predictor
 from v1lit.paths import expand_path
 from v1lit.pointer.model import PointAndCopyModel
@@ -32,6 +33,8 @@ def load(
     *,
     bits: int | None = None,
     device_map: DeviceMap | None = None,
+    static_cache: bool = False,
+    compiled: bool = False,
     **options: Any,
 ) -> Predictor:
     """Open an exported model folder, or one on the Hugging Face hub.
@@ -44,6 +47,8 @@ def load(
         device: `cuda`, `mps` or `cpu`; `auto` is the fastest there is.
         bits: 8 or 4 to pack the decoder's weights as they are read, by bitsandbytes.
         device_map: in place of `device`, weights on several; needs accelerate.
+        static_cache: generate with a KV cache of the final size from the start.
+        compiled: generate with steps that torch has compiled; the first answers take longer.
         **options: of transformers' `from_pretrained`.
 
     Raises ValueError for any other folder, saying what it is, for files that are missing or damaged, and for
@@ -68,7 +73,7 @@ def load(
     model = PointAndCopyModel.from_pretrained(path, dtype=dtype, **placed, **options)
     if not placed:
         model.to(choose_device(device))
-    return Predictor(model, Processor.from_pretrained(path))
+    return Predictor(model, Processor.from_pretrained(path), Decoding(static_cache, compiled))
 
 
 def choose_device(wanted: str) -> torch.device:

@@ -14,6 +14,7 @@ from v1lit.errors import OptionError
 from v1lit.inference import best
 from v1lit.inference.best import ChooseBy
 from v1lit.inference.conversation import Conversation
+from v1lit.inference.decoding import Decoding
 from v1lit.inference.generating import GeneratedRows, generate_behind, generation_options
 from v1lit.inference.prediction import Prediction
 from v1lit.inference.prompt import (
@@ -46,7 +47,9 @@ class Predictor:
     ValueError where model and processor count pointers from different ids or have different image tokens.
     """
 
-    def __init__(self, model: PointAndCopyModel, processor: Processor) -> None:
+    def __init__(
+        self, model: PointAndCopyModel, processor: Processor, decoding: Decoding | None = None
+    ) -> None:
         if model.config.pointer_start != processor.pointer_start:
             raise ValueError(
                 f"the model's pointers start at id {model.config.pointer_start}, but the processor's at "
@@ -60,6 +63,9 @@ class Predictor:
             )
         self.model = model
         self.processor = processor.writing(model.strategy)
+        self.decoding = decoding or Decoding()
+        """How steps are computed; not those of a conversation, whose cache has to grow."""
+        self.decoding.options(model)
 
     def __call__(
         self,
@@ -177,7 +183,8 @@ class Predictor:
         **generate: Any,
     ) -> list[Prediction]:
         """The predictions of prompts that are made already; options and errors as of `batch`."""
-        options = generation_options(self.processor, best.sampled(best_of, generate))
+        generate = {**self.decoding.options(self.model), **best.sampled(best_of, generate)}
+        options = generation_options(self.processor, generate)
         if steer is not None:
             options["logits_processor"] = [*options.get("logits_processor", []), *self._rules(steer, prompts)]
         told = self._told(on_part, best_of, options)

@@ -60,13 +60,12 @@ class PointerHead(nn.Module):
         """`[..., hidden]` -> `[..., width]`."""
         return (self.query if self.key is None else self.key)(self._normalized(states))
 
-    def scores(self, queries: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
+    def scores(self, queries: Tensor, keys: Tensor, floor: Tensor) -> Tensor:
         """`[batch, tokens, pointers]`: pointer logits in float32, the lowest float where masked.
 
-        Of queries `[batch, tokens, width]`, keys `[batch, pointers, width]` and mask `[batch, pointers]`.
+        Of queries `[batch, tokens, width]`, keys `[batch, pointers, width]` and a `PointerMemory`'s floor.
         """
-        scores = (queries @ keys.transpose(1, 2)).float() * self.scale
-        return scores.masked_fill(~mask[:, None, :], torch.finfo(scores.dtype).min)
+        return torch.add(floor, (queries @ keys.transpose(1, 2)).float(), alpha=self.scale)
 
     def gate_values(self, states: Tensor) -> Tensor | None:
         """`[..., hidden]` -> `[..., 1]`: g in float32; None without a gate."""

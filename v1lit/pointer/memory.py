@@ -24,6 +24,18 @@ class PointerMemory:
     mask: Tensor
     """`[batch, pointers]`: whether a row has that choice."""
 
+    def __post_init__(self) -> None:
+        lowest = torch.finfo(torch.float32).min
+        zeros = torch.zeros_like(self.mask, dtype=torch.float32)
+        self.floor = zeros.masked_fill(~self.mask, lowest)[:, None]
+        """`[batch, 1, pointers]`: 0 where there is a choice, the lowest float where not, for all steps."""
+
+    @property
+    def bytes(self) -> int:
+        """What it takes, however many layers the decoder has."""
+        kept = (self.keys, self.values, self.mask, self.floor)
+        return sum(tensor.numel() * tensor.element_size() for tensor in kept)
+
 
 def embed_with_copies(
     text: Tensor, values: Tensor, layout: TokenLayout, copies: Tensor | None = None

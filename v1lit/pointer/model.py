@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, GenerationMixin
 from transformers.cache_utils import Cache
 from transformers.utils.generic import ModelOutput
@@ -37,6 +37,14 @@ from v1lit.pointer.weighting import loss_options, position_weights, weight_sums
 from v1lit.revisit.strategy import EncodeText
 
 
+class Parts(NamedTuple):
+    """What a decoding step calls; to look it up anew takes 0.5 % of the step of a small model."""
+
+    embeddings: nn.Module
+    decoder: nn.Module
+    head: nn.Module
+
+
 class PointAndCopyModel(PointAndCopyInputs, GenerationMixin):
     """A backbone that may point at its image tokens and copies what stands at their inputs into the stream.
 
@@ -50,6 +58,7 @@ class PointAndCopyModel(PointAndCopyInputs, GenerationMixin):
     """Ranks that compute the same batches as this one, and share the positions of their loss."""
     decode: Callable[..., Any] | None = None
     """Calls the decoder, the first argument, with the others, where ranks share the tokens of a row."""
+    _found: Parts | None = None
 
     def forward(
         self,
@@ -135,18 +144,27 @@ class PointAndCopyModel(PointAndCopyInputs, GenerationMixin):
         self, input_ids: Tensor, memory: PointerMemory, logits_to_keep: int, decoding: dict[str, Any]
     ) -> PointAndCopyOutput:
         """The joint logits of tokens that follow those of a cache."""
-        text = self._widened(self.get_input_embeddings()(self._without_pointers(input_ids)))
+        parts = self._parts
+        text = self._widened(parts.embeddings(self._without_pointers(input_ids)))
         embeds = copy_values(text, input_ids - self.config.pointer_start, memory)
-        decoded = self.backbone.get_decoder()(inputs_embeds=embeds, **decoding)
+        decoded = parts.decoder(inputs_embeds=embeds, **decoding)
         return self._point(decoded, memory, logits_to_keep)
+
+    @property
+    def _parts(self) -> Parts:
+        """As found for this generation, else as they are now."""
+        if self._found is not None:
+            return self._found
+        return Parts(self.get_input_embeddings(), self.backbone.get_decoder(), self.get_output_embeddings())
 
     def _point(self, decoded: Any, memory: PointerMemory, logits_to_keep: int) -> PointAndCopyOutput:
         """Joint logits of the last `logits_to_keep` positions, 0 for all, from what the decoder returned."""
         states = decoded.last_hidden_state[:, -logits_to_keep:]
         queries = self.pointer_head.project_queries(states).to(memory.keys.device)  # of a device map
+        scores = self.pointer_head.scores(queries, memory.keys, memory.floor)
         logits = joint_logits(
-            self.get_output_embeddings()(states),
-            self.pointer_head.scores(queries, memory.keys, memory.mask),
+            self._parts.head(states),
+            scores,
             self.pointer_head.gate_values(states),
             self.config.pointer_start,
         )
@@ -265,8 +283,6 @@ class PointAndCopyModel(PointAndCopyInputs, GenerationMixin):
                 kwargs[CACHE] = kwargs.pop(name)
         settings = kwargs.get("generation_config") or self.generation_config
         refuse_several_tokens(kwargs, settings)
-        suppressed = kwargs.get("suppress_tokens", settings.suppress_tokens) or []
-        kwargs["suppress_tokens"] = [*suppressed, self.config.image_token_id]
         if not self.strategy.beams and (kwargs.get("num_beams", settings.num_beams) or 1) > 1:
             raise ValueError(
                 f"{self.config.revisit_options.name} lets all patches of a region follow its first one in a "
@@ -282,7 +298,11 @@ class PointAndCopyModel(PointAndCopyInputs, GenerationMixin):
         if kwargs.get("position_ids") is None:
             text_ids = self._without_pointers(input_ids)
             kwargs["position_ids"] = self._positions(text_ids, attention_mask, None, image_inputs)
-        return super().generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        self._found = self._parts
+        try:
+            return super().generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        finally:
+            self._found = None
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *args: Any, watch: Watch | None = None, **kwargs: Any
@@ -297,6 +317,8 @@ class PointAndCopyModel(PointAndCopyInputs, GenerationMixin):
     ) -> dict[str, Any]:
         if model_kwargs.get("watch") is not None:
             model_kwargs["watch"].finds(outputs)
+        assert outputs.logits is not None
+        outputs.logits[..., self.config.image_token_id] = -torch.inf  # a processor would copy all logits
         model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
         if model_kwargs.get("use_cache", True):
             assert isinstance(outputs, PointAndCopyOutput)

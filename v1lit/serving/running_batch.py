@@ -56,8 +56,7 @@ class Kept:
     @property
     def bytes(self) -> int:
         """What cache and pointer memory take."""
-        kept = (self.memory.keys, self.memory.values, self.memory.mask)
-        return cache_bytes(self.cache) + sum(tensor.numel() * tensor.element_size() for tensor in kept)
+        return cache_bytes(self.cache) + self.memory.bytes
 
     def append(self, other: Kept) -> None:
         """Put the rows of `other` behind."""
