@@ -45,7 +45,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def import_as(name: str, source: Path, out: Path, **options: Any) -> ImportReport:
-    """An import in one process, without a progress bar; what `v1lit data show` has of the rows is the same."""
+    """An import in one process, without a progress bar; `v1lit data show` has the same of the rows."""
     form = get_format(name)
     report = import_rows(form, source, out, **({"workers": 1, "progress": False} | options))
     looks = {key: options[key] for key in ("images", "boxes", "split") if key in options}

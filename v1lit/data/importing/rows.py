@@ -1,7 +1,7 @@
-"""Rows of parquet, Arrow, JSON and JSON lines files: how they are cut into units of work, and how one is read.
+"""Rows of parquet, Arrow, JSON and JSON lines files: how they are cut into units, and how one is read.
 
-A unit covers row groups of a parquet file, batches of an Arrow stream (what `datasets` saves), or bytes of a
-text file that begin and end between rows, so that a process reads no more than its own part.
+A unit of work covers row groups of a parquet file, batches of an Arrow stream (what `datasets` saves), or
+bytes of a text file that begin and end between rows, so that a process reads no more than its own part.
 """
 
 from __future__ import annotations
