@@ -194,6 +194,8 @@ def test_images_of_any_mode_are_taken(name: str, mode: str) -> None:
         ("llava_next", {"max_side": 100}),
         ("llava_onevision", {"max_side": 100}),
         ("internvl", {"max_patches": 3, "max_side": 100}),
+        ("gemma3", {"do_pan_and_scan": True}),
+        ("timm_lm", {"fit": "pad"}),
     ],
 )
 def test_a_saved_processor_does_the_same(tmp_path: Path, name: str, image: dict[str, Any]) -> None:

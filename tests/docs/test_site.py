@@ -108,7 +108,7 @@ def test_a_cell_holds_no_mark_of_a_table_and_no_html(hooks: ModuleType) -> None:
 
 
 def test_a_case_counts_for_the_one_family_that_it_names(hooks: ModuleType) -> None:
-    found = sys.modules["verified"].claims(REPORT, NAMES)
+    found = sys.modules["verified"].claims([REPORT], NAMES)
     assert [(claim["file"], claim["test"]) for claim in found] == [
         ("tests/backbones/test_a.py", "test_a_claim"),
         ("tests/e2e/test_b.py", "test_trains"),

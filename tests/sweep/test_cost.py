@@ -68,3 +68,17 @@ def test_the_bytes_on_the_disk_are_those_of_two_checkpoints_and_the_model() -> N
     assert with_export.disk() - without.disk() == 4 * numbers
     # Muon keeps one moment of matrices and two of the rest.
     assert 2 * 8 * numbers <= without.disk() <= 2 * 12 * numbers
+
+
+def test_a_trial_with_adapters_costs_and_leaves_what_is_trained(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    lora = ("--model.adapter.kind=lora", "--model.adapter.rank=4", "--model.optimizer.name=adamw")
+    # A frozen weight has no gradient of its own, and before the first adapter there is none at all.
+    assert 1 / 3 < cost(tmp_path, *lora).flops / cost(tmp_path).flops < 2 / 3
+    trial = TrialCost(config(*lora))
+    trained = [p for p in trial.model.parameters() if p.requires_grad]
+    numbers = sum(parameter.numel() for parameter in trained)
+    assert numbers < 0.1 * sum(parameter.numel() for parameter in trial.model.parameters())
+    assert trial.disk() == 2 * 12 * numbers + 4 * numbers
+    half = TrialCost(config(*lora, "--model.backbone.dtype=bfloat16", "--trainer.precision=bf16-mixed"))
+    assert half.disk() == trial.disk(), "what learns is kept in float32"

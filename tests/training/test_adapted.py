@@ -198,20 +198,21 @@ def test_merged_in_either_layout_and_refused_where_there_is_nothing_to_merge(
 @pytest.mark.slow
 @needs_fork
 @pytest.mark.parametrize(
-    ("strategy", "adapter", "options"),
+    ("strategy", "adapter", "options", "nodes"),
     [
-        ("fsdp2", LORA, {"backbone": {"gradient_checkpointing": ["language", "vision"]}}),
-        ("fsdp2", replace(DORA, dropout=0.0, train=["embeddings"]), {"family": "qwen3_vl"}),
-        ("fsdp2", LORA, {"backbone": {"tiny": {"tie_word_embeddings": True}}}),
-        ("ddp", replace(LORA, kind="dora"), {"data": {"revisit": LEARNS}, "module": {"revisit": LEARNS}}),
+        ("fsdp2", LORA, {"backbone": {"gradient_checkpointing": ["language", "vision"]}}, 1),
+        ("fsdp2", replace(DORA, dropout=0.0, train=["embeddings"]), {"family": "qwen3_vl"}, 1),
+        ("fsdp2", LORA, {"backbone": {"tiny": {"tie_word_embeddings": True}}}, 1),
+        ("hsdp", LORA, {}, 2),
+        ("ddp", replace(LORA, kind="dora"), {"data": {"revisit": LEARNS}, "module": {"revisit": LEARNS}}, 1),
     ],
-    ids=["fsdp2", "dora on deep features", "tied", "ddp"],
+    ids=["fsdp2", "dora on deep features", "tied", "hsdp", "ddp"],
 )
-def test_two_ranks_train_as_one(
-    scenes: Path, strategy: Any, adapter: AdapterConfig, options: dict[str, Any]
+def test_ranks_train_as_one(
+    scenes: Path, strategy: Any, adapter: AdapterConfig, options: dict[str, Any], nodes: int
 ) -> None:
     module = {"adapter": adapter, **options.pop("module", {})}
-    assert_alike(Setting(scenes, module=module, steps=3, **options), strategy, 2)
+    assert_alike(Setting(scenes, module=module, steps=3, **options), strategy, 2 * nodes, nodes)
 
 
 @pytest.mark.slow

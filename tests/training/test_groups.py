@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from v1lit.backbones import list_backbones
 from v1lit.backbones.config import BackboneConfig
 from v1lit.errors import OptionError
 from v1lit.pointer.model import PointAndCopyModel
@@ -64,7 +65,7 @@ def test_each_parameter_has_the_rate_and_the_decay_of_its_part() -> None:
             assert group["weight_decay"] == (0.1 if parameter.ndim >= 2 and not vision else 0.0), name
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", list_backbones())
 def test_each_layer_has_that_much_less_than_the_one_above_and_embeddings_least(family: str) -> None:
     own = model(family)
     found = places(own, OptimizerConfig(layer_decay=0.5))

@@ -63,6 +63,7 @@ OTHER = {
     "model.optimizer.ema_decay": 0.99,
 }
 """Of every key that a resumed run cannot change, another value than the default."""
+ADAPTER_KIND = "model.adapter.kind"
 OLD = OptimizerConfig(lr=1e-3, schedule="linear")
 NEW = OptimizerConfig(
     lr=2e-4, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1, schedule="cosine", warmup=0.5, final=0.25
@@ -123,13 +124,28 @@ def test_there_is_another_value_of_every_key_that_is_refused() -> None:
 def test_what_a_resumed_run_cannot_change_is_refused_with_what_was_and_what_is(
     key: str, plain: V1Module, make_trainer: Any
 ) -> None:
-    now = with_value(plain.options, key, OTHER[key])
+    was = plain.options
+    if key.startswith("model.adapter.") and key != ADAPTER_KIND:
+        was = with_value(was, ADAPTER_KIND, "dora")
+    checkpoint = {**written(plain), RECIPE: {"model": was}}
     with pytest.raises(RecipeChangedError) as refused:
-        refuse(written(plain), now, make_trainer(max_steps=9))
+        refuse(checkpoint, with_value(was, key, OTHER[key]), make_trainer(max_steps=9))
     first, second = str(refused.value).splitlines()
     assert f"x.ckpt cannot be resumed: {key} was " in first
     assert "begin a new run" in second
     assert refused.value.keys == [key]
+
+
+def test_options_of_adapters_are_no_change_where_there_are_none(plain: V1Module, make_trainer: Any) -> None:
+    now = plain.options
+    for key in OTHER.keys() - {ADAPTER_KIND}:
+        if key.startswith("model.adapter."):
+            now = with_value(now, key, OTHER[key])
+    now = with_value(now, "model.adapter.dropout", 0.1)
+    assert differences(written(plain), {"model": now}) == {}
+    with pytest.raises(RecipeChangedError) as refused:
+        refuse(written(plain), with_value(now, ADAPTER_KIND, "lora"), make_trainer(max_steps=9))
+    assert refused.value.keys == [ADAPTER_KIND]
 
 
 def test_rates_of_parts_and_the_decay_of_an_average_may_change_where_there_were_some(

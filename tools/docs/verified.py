@@ -1,7 +1,8 @@
 """Which claims the tests have shown of which family: records it, and renders it for docs/backbones.md.
 
     python tools/docs/verified.py              run all tests that name a family, and record what they show
-    python tools/docs/verified.py REPORT.xml   record a run that was made otherwise, with pytest --junitxml
+    python tools/docs/verified.py REPORT.xml   record a run that was made otherwise, with pytest --junitxml;
+                                               several reports where it was made in parts
 
 A test belongs to a family if one of its parameters is the name of it or of a recipe of it, as in all tests
 that run for every family. What a test claims is its name.
@@ -43,7 +44,7 @@ PICTURE = (640, 480)
 def main(argv: Sequence[str]) -> int:
     """Run the tests if no report is given, and record what they show; returns pytest's exit code."""
     if argv:
-        record(FILE, Path(argv[0]).read_text(encoding="utf-8"))
+        record(FILE, *(Path(report).read_text(encoding="utf-8") for report in argv))
         return 0
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
@@ -59,27 +60,27 @@ def main(argv: Sequence[str]) -> int:
 # ---------------------------------------------------------------- the record
 
 
-def record(file: Path, report: str) -> None:
-    """Write what a report in JUnit's format shows, with date and versions, in place of what was recorded."""
+def record(file: Path, *reports: str) -> None:
+    """Write what reports in JUnit's format show, with date and versions, in place of what was recorded."""
     content = {
         "date": datetime.now(timezone.utc).date().isoformat(),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "versions": {name: version(name).partition("+")[0] for name in PACKAGES},
-        "claims": claims(report, _names()),
+        "claims": claims(reports, _names()),
     }
     write_atomically(file, json.dumps(content, indent=1) + "\n")
 
 
-def claims(report: str, names: Mapping[str, str]) -> list[dict[str, Any]]:
+def claims(reports: Sequence[str], names: Mapping[str, str]) -> list[dict[str, Any]]:
     """Of every test: its file, its name, and by family how many of its cases came out how.
 
     Args:
-        report: pytest's, in JUnit's format.
+        reports: pytest's, in JUnit's format; a case is in one of them.
         names: what a parameter may be to belong to a family: families and recipes -> family.
     """
     found: dict[tuple[str, str], dict[str, dict[str, int]]] = {}
-    for case in ElementTree.fromstring(report).iter("testcase"):
+    for case in (case for one in reports for case in ElementTree.fromstring(one).iter("testcase")):
         test, _, parameters = case.get("name", "").partition("[")
         families = {names[one] for one in _parameters(parameters) if one in names}
         if len(families) == 1:

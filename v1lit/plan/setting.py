@@ -126,8 +126,7 @@ class Setting:
     @property
     def learned(self) -> torch.dtype:
         """Type of the weights that learn, and of their gradients and moments."""
-        alike = not self.adapter or self.precision in ("bf16-true", "16-true")
-        return self.kept if alike else torch.float32
+        return learned_type(self.adapter, self.precision, self.kept)
 
     @property
     def compute(self) -> Compute:
@@ -173,6 +172,15 @@ class Setting:
     def tokens_per_step(self) -> int:
         """Tokens of a step, on all GPUs."""
         return self.examples_per_step * self.tokens
+
+
+def learned_type(adapter: AdapterConfig, precision: str, kept: torch.dtype) -> torch.dtype:
+    """Type of the weights that learn where the others are kept in `kept`: float32 beside adapters.
+
+    precision: as Lightning calls it; a `-true` half precision is that of every weight.
+    """
+    alike = not adapter or precision in ("bf16-true", "16-true")
+    return kept if alike else torch.float32
 
 
 def moment_bytes(model: PointAndCopyModel, optimizer: OptimizerConfig, kept: torch.dtype) -> float:

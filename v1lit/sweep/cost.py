@@ -9,13 +9,17 @@ from typing import Any
 
 import torch
 
+from v1lit.backbones.adapters.config import AdapterConfig
+from v1lit.backbones.adapters.folder import resolved
 from v1lit.backbones.config import BackboneConfig
 from v1lit.data.datamodule import V1DataModule
 from v1lit.errors import OptionError
 from v1lit.plan.architecture import model_config, model_on_meta
-from v1lit.plan.setting import moment_bytes, strategy_of
+from v1lit.plan.setting import learned_type, moment_bytes, strategy_of
+from v1lit.pointer.adapted import kept_names
 from v1lit.pointer.config import PointerConfig
 from v1lit.pointer.model import PointAndCopyModel
+from v1lit.revisit.config import RevisitConfig
 from v1lit.sweep.config import Budget
 from v1lit.training.config import OptimizerConfig
 from v1lit.training.flops import ModelFlops, WorkSum
@@ -51,12 +55,17 @@ class TrialCost:
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        self.config = config
-        self.backbone = BackboneConfig(**config["model"]["backbone"])
-        self.optimizer = OptimizerConfig(**config["model"]["optimizer"])
-        pointer = PointerConfig(**config["model"]["pointer"])
+        self.config, model = config, config["model"]
+        self.optimizer = OptimizerConfig(**model["optimizer"])
+        made_of = resolved(BackboneConfig(**model["backbone"]), AdapterConfig(**model["adapter"]))
+        self.backbone, self.adapter, _ = made_of
         self.model: PointAndCopyModel = model_on_meta(
-            model_config(self.backbone), self.backbone, pointer, freeze_names=config["model"]["freeze"]
+            model_config(self.backbone),
+            self.backbone,
+            PointerConfig(**model["pointer"]),
+            RevisitConfig(**model["revisit"]),
+            model["freeze"],
+            self.adapter,
         )
 
     def of_step(self, data: V1DataModule) -> StepCost:
@@ -84,10 +93,19 @@ class TrialCost:
         return flops / (peak.flops * REACHED * self._devices())
 
     def disk(self) -> int:
-        """Bytes that a trial leaves: two checkpoints with the optimizer's state, and the exported model."""
-        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in self.model.parameters()]
-        weights = sum(size for size, _ in sizes) * self._dtype.itemsize
-        moments = moment_bytes(self.model, self.optimizer, self._dtype)
+        """Bytes that a trial leaves: two checkpoints with the optimizer's state, and the exported model.
+
+        With adapters they hold what is trained alone.
+        """
+        kept, trained = self._dtype, kept_names(self.model) if self.adapter else None
+        learned = learned_type(self.adapter, str(self.config["trainer"]["precision"]), kept)
+        sizes = [
+            (parameter.numel(), parameter.requires_grad)
+            for name, parameter in self.model.named_parameters()
+            if trained is None or name in trained
+        ]
+        weights = sum(size for size, _ in sizes) * learned.itemsize
+        moments = moment_bytes(self.model, self.optimizer, learned)
         state = sum(size for size, learns in sizes if learns) * moments
         return int(2 * (weights + state) + weights * bool(self.config["run"]["export"]))
 

@@ -32,6 +32,7 @@ VALIDATION = "the validation shards"
 WEIGHTS, BEGIN_FROM = "model.backbone.weights", "model.begin_from"
 CONTENT = {WEIGHTS: f"content of {WEIGHTS}", BEGIN_FROM: f"content of {BEGIN_FROM}"}
 """Of keys that name a folder of weights, what its content is recorded as."""
+ADAPTER = "model.adapter"
 SAMPLE = 65536
 """Bytes of a file of weights, at either end, that tell it from another."""
 
@@ -58,7 +59,7 @@ CHANGES: dict[str, Change] = {
     **_keys("model.backbone", "name tiny", Change.MODEL),
     **_keys("model.pointer", "tie_heads width key_source normalize gate", Change.MODEL),
     **_keys("model.revisit", "name options", Change.MODEL),
-    **_keys("model.adapter", "kind rank alpha rslora parts modules train", Change.MODEL),
+    **_keys(ADAPTER, "kind rank alpha rslora parts modules train", Change.MODEL),
     **_keys("model.revisit", "control control_when", Change.MEASURE),
     **_keys("model", "backbone.weights begin_from backbone.freeze freeze", Change.START),
     **_keys("model", "pointer.identity_init init_seed", Change.START),
@@ -75,7 +76,7 @@ CHANGES: dict[str, Change] = {
     **_keys("model.pointer", "loss_implementation loss_chunk", Change.APPLIED),
     **_keys("model.optimizer", "lr betas eps weight_decay schedule warmup final", Change.APPLIED),
     **_keys("model.optimizer", "parts layer_decay ema_decay", Change.STATE),
-    **_keys("model.adapter", "dropout", Change.APPLIED),
+    **_keys(ADAPTER, "dropout", Change.APPLIED),
     **_keys("model", "on_nonfinite max_nonfinite verify_loss", Change.APPLIED),
     **_keys("data", "batch_size val_batch_size num_workers group_by_length", Change.APPLIED),
     **_keys("data.packing", "length look_ahead max_images max_image_tokens", Change.APPLIED),
@@ -101,7 +102,7 @@ CHANGES: dict[str, Change] = {
 SETS = {
     "model.backbone.freeze",
     "model.freeze",
-    *(f"model.adapter.{name}" for name in ("parts", "modules", "train")),
+    *(f"{ADAPTER}.{name}" for name in ("parts", "modules", "train")),
 }
 """Lists in which neither order nor repetition counts."""
 WITHOUT: dict[str, Any] = {
@@ -280,6 +281,9 @@ def _flat(recipe: Mapping[str, Any]) -> dict[str, Any]:
             values.update((key, value) for value in _at(recipe, key))
     if values.get("model.backbone.weights") != "tiny":
         values.pop("model.backbone.tiny", None)
+    if values.get(f"{ADAPTER}.kind", ...) is None:  # the others say nothing then
+        values = {key: value for key, value in values.items() if not key.startswith(f"{ADAPTER}.")}
+        values[f"{ADAPTER}.kind"] = None
     for key in SETS & values.keys():
         values[key] = sorted(set(values[key]))
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}

@@ -66,6 +66,22 @@ def test_columns_become_an_example_with_a_call_for_each_label(folder: Path) -> N
     assert example.messages[2].content.endswith("\nSo. </think><answer>3</answer>")
 
 
+def test_a_data_set_that_was_saved_to_disk_is_read_split_by_split(folder: Path) -> None:
+    """The layout of `DatasetDict.save_to_disk`, with what `map` leaves beside it; images are held."""
+    held = {"photo": {"bytes": (folder / "wide.jpg").read_bytes(), "path": None}}
+    saved = folder.parent / "saved"
+    for split in ("train", "validation"):
+        write_rows(saved / split / "data-00000-of-00001.arrow", [row(key=split, **held)] * 3)
+        write_rows(saved / split / "state.json", [{"_data_files": []}])
+        write_rows(saved / split / "cache-1f3a.arrow", [{"x": 1}])
+    write_rows(saved / "dataset_dict.json", [{"splits": ["train", "validation"]}])
+    report = import_as(mapping(folder, FULL), saved, folder.parent / "out")
+    assert [(name, part.accepted) for name, part in report.splits.items()] == [("train", 3), ("val", 3)]
+    assert report.ignored == ()
+    first = examples(folder.parent / "out/val")[0]
+    assert (first.id, first.source) == ("validation#0", "mine:validation/data-00000-of-00001.arrow")
+
+
 def test_rows_without_images_boxes_or_thoughts_are_plain_text(folder: Path) -> None:
     source = write_rows(folder / "x.parquet", [{"q": "2 + 2?", "a": "4"}])
     import_as(mapping(folder, {"question": "q", "answer": "a"}), source, folder.parent / "out")

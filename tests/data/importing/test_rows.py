@@ -49,6 +49,22 @@ def test_spans_hold_at_most_as_many_rows_as_asked_for(tmp_path: Path) -> None:
         assert [span.rows for span in spans(path, 3)] == [3, 3, 1]
 
 
+@pytest.mark.parametrize("most", [1, 3, 10])
+def test_an_arrow_stream_gives_its_rows_however_it_is_cut(tmp_path: Path, most: int) -> None:
+    rows = [{"q": str(number), "boxes": [[number, 1.5]], "image": {"bytes": b"x"}} for number in range(7)]
+    assert all_rows(write_rows(tmp_path / "x.arrow", rows), most) == rows
+
+
+def test_a_damaged_arrow_stream_is_named(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "x.arrow", [{"a": number} for number in range(7)])
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match=r"x\.arrow is not a readable Arrow stream"):
+        spans(path, 3)
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="is not a readable Arrow stream"):
+        spans(path, 3)
+
+
 def test_a_line_that_is_no_object_is_a_bad_row_alone(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'{"a": 1}\n{"a": \n[1]\n{"a": NaN}\n{"a": "\xff"}\n{"a": 2}\n')

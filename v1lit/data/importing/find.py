@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from v1lit.data.importing.rows import PARQUET
+from v1lit.data.importing.rows import ARROW, PARQUET
 from v1lit.errors import one_line
 
 SPLIT_NAMES = {
@@ -104,7 +104,9 @@ def _split_folder(folder: Path, suffix: str) -> FoundFiles:
 
 
 def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+    """Whether it is in a hidden folder, or a result that `datasets` keeps beside a data set that it saved."""
+    kept = path.suffix == ARROW and path.name.startswith("cache-")
+    return kept or any(part.startswith(".") for part in path.parts)
 
 
 def _split_of_name(path: Path, folder: Path) -> str | None:

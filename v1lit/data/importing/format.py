@@ -12,7 +12,7 @@ from v1lit.data.images import EncodedImage
 from v1lit.data.importing.box_doubts import BoxTally
 from v1lit.data.importing.box_format import BoxFormat
 from v1lit.data.importing.images import ImageFolder
-from v1lit.data.importing.rows import JSON, LINES, PARQUET, Row
+from v1lit.data.importing.rows import ARROW, JSON, LINES, PARQUET, Row
 from v1lit.grounding.region import Region
 
 
@@ -84,7 +84,7 @@ class Format:
     """What its boxes are where an import does not say otherwise."""
     rules: int = 1
     """Raised when the rules change what becomes of a row, so that no import is resumed under other rules."""
-    suffixes: tuple[str, ...] = (PARQUET, LINES, JSON)
+    suffixes: tuple[str, ...] = (PARQUET, ARROW, LINES, JSON)
     """Of the files that hold rows."""
     columns: tuple[str, ...] | None = None
     """Of parquet files: those that are read; all when None."""

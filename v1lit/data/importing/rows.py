@@ -1,7 +1,7 @@
-"""Rows of parquet, JSON and JSON lines files: how they are cut into units of work, and how one is read.
+"""Rows of parquet, Arrow, JSON and JSON lines files: how they are cut into units, and how one is read.
 
-A unit covers row groups of a parquet file, or bytes of a text file that begin and end between rows, so that a
-process reads no more than its own part.
+A unit of work covers row groups of a parquet file, batches of an Arrow stream (what `datasets` saves), or
+bytes of a text file that begin and end between rows, so that a process reads no more than its own part.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from v1lit.data.example.example import load_json
 from v1lit.errors import one_line
 from v1lit.files import sha256_of
 
-PARQUET, JSON, LINES = ".parquet", ".json", ".jsonl"
+PARQUET, ARROW, JSON, LINES = ".parquet", ".arrow", ".json", ".jsonl"
 LONGEST_ROW = 64 * 2**20
 """Bytes of one row of JSON; a longer one is no row of text and boxes."""
 LARGEST_JSON = 8 * 2**30
@@ -35,7 +36,7 @@ class Span:
 
     start: int
     stop: int
-    """Row groups of a parquet file, bytes of a text file."""
+    """Row groups of a parquet file, batches of an Arrow stream, bytes of a text file."""
     rows: int
 
 
@@ -54,6 +55,9 @@ def spans(path: Path, most_rows: int) -> list[Span]:
     """
     if path.suffix == PARQUET:
         return list(_joined([Span(i, i + 1, rows) for i, rows in enumerate(_row_groups(path))], most_rows))
+    if path.suffix == ARROW:
+        batches = [Span(i, i + 1, batch.num_rows) for i, batch in enumerate(_batches(path))]
+        return list(_joined(batches, most_rows))
     pieces = _lines(path) if path.suffix == LINES else _elements(path)
     return list(_joined([Span(start, stop, 1) for start, stop in pieces], most_rows))
 
@@ -65,6 +69,10 @@ def read_span(path: Path, span: Span, columns: tuple[str, ...] | None = None) ->
     """
     if path.suffix == PARQUET:
         yield from _read_groups(path, span, columns)
+        return
+    if path.suffix == ARROW:
+        for batch in islice(_batches(path), span.start, span.stop):
+            yield from (_table_row(batch, index) for index in range(batch.num_rows))
         return
     with open(path, "rb") as file:
         file.seek(span.start)
@@ -102,7 +110,7 @@ def _joined(pieces: list[Span], most_rows: int) -> Iterator[Span]:
         yield begun
 
 
-# --- parquet ---
+# --- parquet and Arrow ---
 
 
 def _row_groups(path: Path) -> list[int]:
@@ -128,13 +136,22 @@ def _read_groups(path: Path, span: Span, columns: tuple[str, ...] | None) -> Ite
             )
             for batch in batches:
                 for index in range(batch.num_rows):
-                    yield _parquet_row(batch, index)
+                    yield _table_row(batch, index)
                     row += 1
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is damaged behind row {row} of a unit ({one_line(error)})") from error
 
 
-def _parquet_row(batch: pa.RecordBatch, index: int) -> Row | BadRow:
+def _batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """The batches of an Arrow stream, which lie in the file until their rows are asked for."""
+    try:
+        with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
+            yield from stream
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is not a readable Arrow stream ({one_line(error)})") from error
+
+
+def _table_row(batch: pa.RecordBatch, index: int) -> Row | BadRow:
     values: Row = {}
     for column in batch.schema.names:
         try:
