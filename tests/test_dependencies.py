@@ -25,12 +25,17 @@ ROOT = Path(__file__).resolve().parents[1]
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "fla": "flash-linear-attention"}
 """Distribution of modules that are not called like it."""
 BROUGHT = {
+    "fastapi": "gradio",
     "triton": "torch",  # on the platforms that have it
 }
 """Modules that come with what is declared, and cannot be there without it."""
 RIVALS = {"megatron", "streaming", "liger-kernel"}
 """What `tools/bench` measures v1lit against, where it is installed."""
-WHOLLY = {"v1lit/serving/app.py": "starlette"}
+WHOLLY = {
+    **dict.fromkeys(("v1lit/serving/app.py", "v1lit/serving/events.py"), {"starlette"}),
+    **{f"v1lit/demo/{name}.py": {"gradio"} for name in ("controls", "page", "panel", "picture_input")},
+    "v1lit/demo/app.py": {"gradio", "starlette"},
+}
 """Files that are of an extra alone: they are imported where it is used."""
 NOT_IMPORTED = {
     "tensorboard": "behind Lightning's logger, the second default one of a run",
@@ -78,7 +83,7 @@ def test_what_v1lit_imports_is_declared() -> None:
 
 def test_what_an_extra_brings_is_imported_where_it_is_used() -> None:
     for name, path, on_top in imports("v1lit"):
-        wholly = WHOLLY.get(path.relative_to(ROOT).as_posix()) == name
+        wholly = name in WHOLLY.get(path.relative_to(ROOT).as_posix(), set())
         assert wholly or not (name in OPTIONAL and on_top), (
             f"{path.relative_to(ROOT)} cannot be imported without {name}"
         )

@@ -28,6 +28,7 @@ from v1lit.errors import OptionError
 from v1lit.grounding.region import Region
 from v1lit.inference.predictor import Predictor
 from v1lit.inference.prompt import AboutRegions, Question
+from v1lit.inference.recording import Recording
 from v1lit.inference.rows import open_rows
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.revisit.config import RevisitConfig
@@ -87,15 +88,14 @@ def test_states_of_decoding_are_those_of_training(family: str) -> None:
     ]
     prompts = [asked.prompt(*ask).encoded for ask in asks]
     batch = collate(prompts, asked.processor.pad_token_id, side="left")
-    steps = asked.model.generate(
-        **inputs(batch), max_new_tokens=6, do_sample=False, eos_token_id=None,
-        return_dict_in_generate=True, output_logits=True,
-    )  # fmt: skip
-    said = steps.sequences[:, batch.input_ids.shape[1] :]
-    logits = torch.stack(steps.logits, dim=1)
-    totals = logits.logsumexp(2)
-    z_loss = asked.model.pointer_options.z_weight * totals**2
-    expected = (totals - logits.gather(2, said[..., None])[..., 0] + z_loss).flatten()
+    watch = Recording(asked.model.config.pointer_start)
+    ids = asked.model.generate(
+        **inputs(batch), max_new_tokens=6, do_sample=False, eos_token_id=None, watch=watch
+    )
+    said = ids[:, batch.input_ids.shape[1] :]
+    found = watch.finish(said, [sum(map(len, prompt.patch_maps)) for prompt in prompts])
+    z_weight = asked.model.pointer_options.z_weight
+    expected = torch.cat([z_weight * one.totals**2 - one.logprobs for one in found])
     wholes = [
         replace(
             prompt,

@@ -18,8 +18,8 @@ from v1lit.data.encode.encoding import Encoded
 from v1lit.inference.predictor import Predictor
 from v1lit.inference.prompt import AboutRegions
 from v1lit.serving.answering import Answering
-from v1lit.serving.app import Events
 from v1lit.serving.engine import EngineLimits, Request
+from v1lit.serving.events import Events
 from v1lit.serving.limits import ServerLimits
 from v1lit.serving.running_batch import Row
 from v1lit.testing.models import noise, prefers_pointing, processor

@@ -88,7 +88,7 @@ class Bench:
 
     def pointing(self, rows: int, tokens: int, **options: Any) -> Generation:
         """With pointers."""
-        prompt = self.prompt(rows)
+        prompt: dict[str, Any] = self.prompt(rows)
         return lambda told: self.model.generate(**prompt, max_new_tokens=tokens, streamer=told, **options)
 
     def bare(self, rows: int, tokens: int) -> Generation:
@@ -162,7 +162,8 @@ def caches(case: Case) -> list[Row]:
         "compiled steps": Decoding(compiled=True).options(bench.model),
     }
     works = {name: bench.pointing(1, case.tokens, **more) for name, more in options.items()}
-    begun, said = time.perf_counter(), {name: work(Untold()) for name, work in works.items()}
+    begun = time.perf_counter()
+    said: dict[str, Any] = {name: work(Untold()) for name, work in works.items()}
     compiling = time.perf_counter() - begun
     equal = all(torch.equal(ids, said["a growing cache"]) for ids in said.values())
     steps = steps_in_turn(works, (case.repeats + 1) // 2)

@@ -62,7 +62,7 @@ def running_rows(bench: Asked, load: Load, command: str) -> list[Row]:
         f"{sum(lengths)} tokens of {load.requests} requests of {min(lengths)} to {max(lengths)}, prefill "
         f"included, {bench}; " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in least.items())
     )
-    found = []
+    found: list[Row] = []
     for name, goal in (("one by one", 2.0), (f"micro-batches of {load.rows}", 1.2)):
         gain = least[name] / least["running"]
         found.append(
@@ -90,11 +90,9 @@ def _in_batches(
     said: Answers = []
     for at in range(0, len(prompts), rows):
         batch, own = collate(prompts[at : at + rows], 0, side="left"), lengths[at : at + rows]
+        inputs: dict[str, Any] = {**batch.image_inputs}
         out = model.generate(
-            batch.input_ids,
-            attention_mask=batch.attention_mask,
-            max_new_tokens=max(own),
-            **batch.image_inputs,
+            batch.input_ids, attention_mask=batch.attention_mask, max_new_tokens=max(own), **inputs
         )
         new = out[:, batch.input_ids.shape[1] :].tolist()
         said += [row[:length] for row, length in zip(new, own, strict=True)]

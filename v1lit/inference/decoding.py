@@ -40,6 +40,6 @@ class Decoding:
 
 def compile_config(device: torch.device) -> CompileConfig:
     """One graph for a whole step; on a GPU it is replayed by CUDA graphs."""
-    config = CompileConfig(mode="reduce-overhead" if device.type == "cuda" else None, fullgraph=True)
+    config = CompileConfig(mode="reduce-overhead" if device.type == "cuda" else "default", fullgraph=True)
     config._compile_all_devices = True  # type: ignore[assignment]  # else transformers skips a CPU, and only warns
     return config

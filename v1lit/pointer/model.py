@@ -317,8 +317,8 @@ class PointAndCopyModel(PointAndCopyInputs, GenerationMixin):
     ) -> dict[str, Any]:
         if model_kwargs.get("watch") is not None:
             model_kwargs["watch"].finds(outputs)
-        assert outputs.logits is not None
-        outputs.logits[..., self.config.image_token_id] = -torch.inf  # a processor would copy all logits
+        logits: Tensor = outputs["logits"]
+        logits[..., self.config.image_token_id] = -torch.inf  # a processor would copy all logits
         model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
         if model_kwargs.get("use_cache", True):
             assert isinstance(outputs, PointAndCopyOutput)

@@ -8,7 +8,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, TypeVar
@@ -19,9 +19,8 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as WebRequest
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import Message, Send
 from transformers import LogitsProcessor
 
 from v1lit.data.config import EncodingConfig
@@ -31,6 +30,7 @@ from v1lit.data.encode.prompt import encode_prompt
 from v1lit.serving.answering import AnswerError, Answering
 from v1lit.serving.asking import Ask, AskError, read_ask
 from v1lit.serving.engine import Engine, EngineFullError
+from v1lit.serving.events import Events
 from v1lit.serving.limits import ServerLimits
 from v1lit.serving.metrics import render_metrics
 from v1lit.serving.pictures import open_images
@@ -57,31 +57,6 @@ class RefusalError(Exception):
         if self.status in (408, 413):
             headers["connection"] = "close"  # or all the rest of the body would be received
         return JSONResponse({"error": error}, status_code=self.status, headers=headers)
-
-
-class Events(StreamingResponse):
-    """Events as they come, for a client that takes them.
-
-    Args:
-        events: their texts.
-        seconds: in which the client has to take each; after that it is left.
-    """
-
-    def __init__(self, events: AsyncGenerator[str, None], seconds: float) -> None:
-        super().__init__(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
-        self.events, self.seconds = events, seconds
-
-    async def stream_response(self, send: Send) -> None:
-        """Send them; the row of an answer that nobody takes is free again."""
-
-        async def in_time(message: Message) -> None:
-            await asyncio.wait_for(send(message), self.seconds)
-
-        try:
-            with suppress(asyncio.TimeoutError):
-                await super().stream_response(in_time)
-        finally:
-            await self.events.aclose()
 
 
 class Server:

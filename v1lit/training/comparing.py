@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from PIL import Image
@@ -37,6 +37,23 @@ SPARE = 1.25
 
 class ExportMismatchError(RuntimeError):
     """What was written is not what the checkpoint holds."""
+
+
+class Source(Protocol):
+    """Where a model's weights come from, and what it is compared with."""
+
+    path: Path
+    dtype: torch.dtype | None
+    """In which they are written, if not in their own."""
+
+    def read(self, name: str) -> Tensor:
+        """A weight by the model's name."""
+
+    def whole_model(self, as_written: bool = True) -> PointAndCopyModel:
+        """The model with its weights, of the types in which they are written, or of their own."""
+
+    def processor(self, model: PointAndCopyModel) -> Processor:
+        """The model's."""
 
 
 def compare_logits(before: Tensor, after: Tensor, *types: torch.dtype, than: str, when: str = "") -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from safetensors import safe_open
@@ -38,6 +38,7 @@ from v1lit.training.comparing import (
     SPARE,
     ExportMismatchError,
     Layout,
+    Source,
     available_memory,
     compare_adapter,
     compare_logits,
@@ -87,23 +88,6 @@ class Exported:
     files: int
     check: str
     """What was compared, and why not more, in words."""
-
-
-class Source(Protocol):
-    """Where a model's weights come from, and what it is compared with."""
-
-    path: Path
-    dtype: torch.dtype | None
-    """In which they are written, if not in their own."""
-
-    def read(self, name: str) -> Tensor:
-        """A weight by the model's name."""
-
-    def whole_model(self, as_written: bool = True) -> PointAndCopyModel:
-        """The model with its weights, of the types in which they are written, or of their own."""
-
-    def processor(self, model: PointAndCopyModel) -> Processor:
-        """The model's."""
 
 
 def export_checkpoint(path: Path, out: Path, options: ExportOptions | None = None) -> Exported:
