@@ -32,9 +32,10 @@ BROUGHT = {
 RIVALS = {"megatron", "streaming", "liger-kernel"}
 """What `tools/bench` measures v1lit against, where it is installed."""
 WHOLLY = {
-    **dict.fromkeys(("v1lit/serving/app.py", "v1lit/serving/events.py"), {"starlette"}),
+    **{f"v1lit/serving/{name}.py": {"starlette"} for name in ("app", "events")},
     **{f"v1lit/demo/{name}.py": {"gradio"} for name in ("controls", "page", "panel", "picture_input")},
     "v1lit/demo/app.py": {"gradio", "starlette"},
+    "v1lit/demo/server.py": {"uvicorn"},
 }
 """Files that are of an extra alone: they are imported where it is used."""
 NOT_IMPORTED = {
