@@ -35,7 +35,7 @@ WHOLLY = {
     **{f"v1lit/serving/{name}.py": {"starlette"} for name in ("app", "events")},
     **{f"v1lit/demo/{name}.py": {"gradio"} for name in ("controls", "page", "panel", "picture_input")},
     "v1lit/demo/app.py": {"gradio", "starlette"},
-    "v1lit/demo/server.py": {"uvicorn"},
+    "v1lit/demo/server.py": {"starlette", "uvicorn"},
 }
 """Files that are of an extra alone: they are imported where it is used."""
 NOT_IMPORTED = {

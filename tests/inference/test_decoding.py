@@ -77,7 +77,7 @@ def test_a_predictor_answers_the_same_and_its_conversations_go_on() -> None:
 
 def test_compiled_is_for_every_device_and_one_graph() -> None:
     on_cpu = Decoding(compiled=True).options(prefers_pointing("llava"))["compile_config"]
-    assert (on_cpu.fullgraph, on_cpu.mode, on_cpu._compile_all_devices) == (True, None, True)
+    assert (on_cpu.fullgraph, on_cpu.mode, on_cpu._compile_all_devices) == (True, "default", True)
     assert decoding.compile_config(torch.device("cuda")).mode == "reduce-overhead"
 
 

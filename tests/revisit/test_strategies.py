@@ -103,7 +103,7 @@ def test_decoding_step_by_step_gives_the_states_of_the_teacher_forced_pass(case:
 @pytest.mark.parametrize("case", list_strategies())
 def test_padded_rows_with_a_cache_say_what_each_says_alone_and_without(case: str, family: str) -> None:
     model, of = CASES[case].build(family), processor(family)
-    model.pointer_head.query.weight.data.mul_(6.0)
+    model.pointer_head.query.weight.data.mul_(20.0)
     fixed: dict[str, Any] = {"max_new_tokens": 6, "eos_token_id": -1, "pad_token_id": 0, "do_sample": False}
 
     def said(prompts: Sequence[Encoded], use_cache: bool) -> torch.Tensor:

@@ -50,6 +50,7 @@ USED = {
 }
 """Private name -> of what, and what breaks when it is gone."""
 OTHERS = {
+    "_compile_all_devices": "transformers: whether a CPU compiles as well",
     "_model_mapping": "transformers: whether it knows a causal language model of a config",
     "_BatchNorm": "torch: the class of all batch norms",
     "_C": "torch", "_dynamo": "torch", "_nn": "torch", "_parse_to": "torch",

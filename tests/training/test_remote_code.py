@@ -185,7 +185,9 @@ def test_code_that_says_something_else_is_found_and_nothing_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = remote_code.code()
-    monkeypatch.setattr(remote_code, "code", lambda: text.replace("* self.scale", "* 30 * self.scale"))
+    monkeypatch.setattr(
+        remote_code, "code", lambda: text.replace("alpha=self.scale", "alpha=30 * self.scale")
+    )
     path = checkpoint(tmp_path / "a.ckpt")
     with pytest.raises(ExportMismatchError, match="other logits than by v1lit"):
         export_checkpoint(path, tmp_path / "out", ExportOptions(remote_code=True))

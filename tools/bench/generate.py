@@ -114,7 +114,7 @@ def beside_stock(case: Case) -> list[Row]:
     """A decoding step and a prefill with pointers, over those of the stock model."""
     found = []
     bench = Bench(case, case.small)
-    for rows, repeats in ((1, case.repeats), (case.rows, (case.repeats + 1) // 3)):
+    for rows, repeats in ((1, case.repeats), (case.rows, max(1, case.repeats // 3))):
         works = {"v1lit": bench.pointing(rows, case.tokens), "stock": bench.bare(rows, case.tokens)}
         steps = steps_in_turn(works, repeats)
         what, ms = f"{bench}, {_rows(rows)}", {name: _ms(taken) for name, taken in steps.items()}

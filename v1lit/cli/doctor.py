@@ -26,6 +26,7 @@ EXTRAS = {
     "adapters": "LoRA, DoRA and QLoRA (model.adapter)",
     "timm": "vision towers of the backbone timm_lm, and `v1lit assemble`",
     "serve": "v1lit serve: a server that OpenAI's clients can ask",
+    "demo": "v1lit demo: a page in the browser to ask a model on",
     "fla": "packed rows of linear attention (qwen3_5) on NVIDIA GPUs",
     "flash-attn": "model.backbone.attention=flash_attention_2 on NVIDIA GPUs",
     "sdk": "Lightning AI studios and jobs: the other commands of `lightning`",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from v1lit.cli.errors import UserError
 from v1lit.errors import OptionError
+from v1lit.grounding.markup import region_name
 from v1lit.grounding.region import Region
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     ).add_argument
     box: dict[str, Any] = {"action": "append", "type": a_place, "metavar": "BOX"}
     add(
-        "--region", **box, help="what <|region_1|> in the question stands for, the next one <|region_2|>, ..."
+        "--region",
+        **box,
+        help=f"what {region_name(1)} in the question stands for, the next one {region_name(2)}, ...",
     )
     add("--region-coordinates", action="store_true", help="write its box too, for a model trained so")
     add("--inside", **box, help="point only at patches that see some of these boxes")

@@ -24,6 +24,7 @@ from v1lit.backbones.registry import get_backbone
 from v1lit.backbones.vocabulary import check_config_ids, load_tokenizer
 from v1lit.backbones.weight_files import read_json
 from v1lit.files import write_atomically
+from v1lit.grounding.markup import POINTER_BEGIN
 from v1lit.pointer.model_config import PointAndCopyConfig
 
 FAMILY = "qwen2_5_vl"
@@ -35,7 +36,7 @@ _FILES = (
 )
 """All that a tokenizer or an image processor is read from."""
 _FILLER = re.compile(r"<\|unused_(\d+)\|>")
-_POINTER = re.compile(r"<\|copy_(\d+)\|>")
+_POINTER = re.compile(rf"{re.escape(POINTER_BEGIN)}(\d+)\|>")
 
 
 def save_published_processor(processor: Processor, folder: Path) -> None:

@@ -105,7 +105,7 @@ def export_checkpoint(path: Path, out: Path, options: ExportOptions | None = Non
         return _export_adapter(source, out, options)
     model = source.empty_model()
     finish = finishing(model, source.origin, options)
-    with writing(out, model, source.processor, source.read, options) as (folder, plan):
+    with writing(out, model, source.settled_processor, source.read, options) as (folder, plan):
         check = finish(folder, check_written(folder, source, plan, options))
     return Exported(len(plan.names), plan.bytes, len(plan.shards), check)
 
@@ -163,7 +163,6 @@ def writing(
             save_published_processor(processor(model), unfinished)
         else:
             made = processor(model)
-            settle(model, made)
             write_config(unfinished, model)
             made.save_pretrained(unfinished)
         write_weights(unfinished, plan, model, read)
@@ -281,6 +280,12 @@ class CheckpointSource:
     def processor(self, model: PointAndCopyModel) -> Processor:
         """The backbone's."""
         return load_processor(self.module.backbone_config, model.config.pointer_start, model.strategy)
+
+    def settled_processor(self, model: PointAndCopyModel) -> Processor:
+        """The backbone's, and the model set to generate as a `Predictor` does."""
+        made = self.processor(model)
+        settle(model, made)
+        return made
 
 
 def _export_adapter(source: CheckpointSource, out: Path, options: ExportOptions) -> Exported:

@@ -13,6 +13,7 @@ from v1lit.backbones.adapters.config import QLORA
 from v1lit.backbones.adapters.folder import AdapterFolder, adapter_folder
 from v1lit.backbones.adapters.inject import merge
 from v1lit.backbones.processor import Processor
+from v1lit.inference.generating import settle
 from v1lit.pointer.adapted import base_dtype, kept_names
 from v1lit.pointer.model import PointAndCopyModel
 from v1lit.training.card import Origin
@@ -55,6 +56,7 @@ def export_merged(path: Path, out: Path, options: ExportOptions | None = None) -
     written = kind if options.dtype is None else getattr(torch, options.dtype)
     everything.to(written)
     read, check = model.state_dict().__getitem__, NOTHING
+    settle(model, processor)
     with writing(out, model, lambda model: processor, read, options) as (folder, plan):
         del model, everything, read  # two of them might not fit
         if options.check != "none":

@@ -210,7 +210,7 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
     def _point(self, decoded: Any, memory: PointerMemory, logits_to_keep: int) -> PointAndCopyOutput:
         states, head = decoded.last_hidden_state[:, -logits_to_keep:], self.pointer_head
         queries = head.project_queries(states).to(memory.keys.device)
-        scores = head.scores(queries, memory.keys, memory.mask)
+        scores = head.scores(queries, memory.keys, memory.floor)
         vocabulary, start = self.get_output_embeddings()(states), self.config.pointer_start
         logits = joint_logits(vocabulary, scores, head.gate_values(states), start)
         named: dict[str, Any] = dict.fromkeys(("cache", CACHE), getattr(decoded, CACHE))
@@ -264,8 +264,6 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
         image_inputs = {name: kwargs.pop(name) for name in names if name in kwargs}
         settings = kwargs.get("generation_config") or self.generation_config
         start, image = self.config.pointer_start, self.config.image_token_id
-        suppressed = kwargs.get("suppress_tokens", settings.suppress_tokens) or []
-        kwargs["suppress_tokens"] = [*suppressed, image]
         beams = kwargs.get("num_beams", settings.num_beams) or 1
         if beams > 1 and self.config.revisit["name"] == "multi_patch":
             raise ValueError("multi_patch cannot move rows between beams; generate with num_beams=1")
@@ -299,6 +297,7 @@ class PointAndCopyModel(PreTrainedModel, GenerationMixin):
     def _update_model_kwargs_for_generation(
         self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
+        outputs.logits[..., self.config.image_token_id] = -torch.inf
         model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
         if model_kwargs.get("use_cache", True):
             model_kwargs["pointer_memory"] = outputs.pointer_memory
