@@ -19,13 +19,6 @@ _IMPORTED = ("lightning", "v1lit.cli.recipe_cli", "v1lit.training.run", "v1lit.i
 _STARTED_WITH = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 
-def run_v1lit(
-    words: Sequence[str], folder: Path, environ: Mapping[str, str] | None = None, timeout: float = 300
-) -> subprocess.CompletedProcess[str]:
-    """What `v1lit WORDS` does in that folder, as `subprocess.run` tells it."""
-    return call_warm(_v1lit, (list(words),), folder, environ, timeout)
-
-
 def call_warm(
     function: Callable[..., Any],
     arguments: Sequence[Any],
@@ -62,13 +55,6 @@ def call_warm(
         process.close()
         assert code is not None
         return subprocess.CompletedProcess([repr(arguments)], code, out.read_text(), err.read_text())
-
-
-def _v1lit(words: list[str]) -> int:
-    from v1lit.cli.main import main
-
-    sys.argv = ["v1lit", *words]
-    return main()
 
 
 def _called(

@@ -291,7 +291,11 @@ def test_a_region_that_no_image_token_sees_is_refused() -> None:
 
 
 def test_what_rounding_took_out_of_an_image_is_moved_onto_its_edge(asked: Predictor) -> None:
-    asked.prompt(PICTURES[0], "<|region_1|>?", [(-1e-5, 0, 112.001, 84)])
+    ids = [
+        asked.prompt(PICTURES[0], AboutRegions("<|region_1|>?", [box])).encoded.input_ids.tolist()
+        for box in ((-1e-5, 0, 112.001, 84), (0, 0, 112, 84))
+    ]
+    assert ids[0] == ids[1]
 
 
 @pytest.mark.parametrize("name", ["text_only", "crop"])

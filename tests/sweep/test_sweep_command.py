@@ -56,6 +56,12 @@ def test_the_dry_run_finds_a_wrong_key_in_the_seventh_trial_and_starts_nothing(c
         assert not Path("sweeps").exists()
 
 
+def test_a_seed_that_makes_a_key_wrong_is_found(capsys: Any) -> None:
+    write(seeds=[2, 0], changes={**TINY["changes"], "model.pointer.width": "${seed_everything}"}, axes={})
+    assert main(["sweep", "it.yaml", "--dry-run"]) == 2
+    assert capsys.readouterr().err.startswith("error: trial 2 of 2, seed0: model.pointer.width is 0")
+
+
 def test_seeds_that_nothing_follows_are_refused(capsys: Any) -> None:
     fixed = {"model.init_seed": 3, "data.seed": 3}
     write(seeds=[0, 1], changes={**TINY["changes"], **fixed})

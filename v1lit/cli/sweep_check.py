@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from v1lit.cli.errors import UserError
 from v1lit.cli.recipe import COMMAND_LINE, Recipe, compose, stages_of
@@ -43,7 +44,7 @@ class Checked:
 
 
 class Checker:
-    """Checks trials as `lightning run` would, without training; of a setting the trial of its first seed.
+    """Checks trials as `lightning run` would, without training; once where only seeds differ.
 
     Args:
         sweep: whose trials they are.
@@ -87,7 +88,7 @@ class Checker:
         if logger is not None:
             trial = trial.changed({"trainer.logger": logger})
             recipe = self._compose(trial)
-        cli = self._parse(trial, recipe)
+        cli = self._parse(recipe)
         config: dict[str, Any] = cli.config.as_dict()
         self._refuse_alike(trial, config, recipe)
         on = (uses_gpu(config), devices_of(config) or 1)
@@ -112,11 +113,12 @@ class Checker:
         seconds = None if self.elsewhere else cost.seconds(flops)
         return Checked(trial, *on, cost.disk(), step.tokens * steps, flops, seconds)
 
-    def _parse(self, trial: Trial, recipe: Recipe) -> RecipeCLI:
-        """The recipe of these settings with its first seed."""
-        key = repr(trial.settings)
-        if key not in self._parsed:
-            self._parsed[key] = RecipeCLI(recipe, parse_only=self.elsewhere)
+    def _parse(self, recipe: Recipe) -> RecipeCLI:
+        """The recipe as a run reads it, once for trials that differ in name and seeds alone."""
+        key = _but_seeds(recipe.config)
+        if key is None or key not in self._parsed:
+            parsed = RecipeCLI(recipe, parse_only=self.elsewhere)
+            return parsed if key is None else self._parsed.setdefault(key, parsed)
         return self._parsed[key]
 
     def _refuse_alike(self, trial: Trial, config: dict[str, Any], recipe: Recipe) -> None:
@@ -163,6 +165,17 @@ class Checker:
             raise
         except ValueError as error:
             return None, str(error)
+
+
+def _but_seeds(config: dict[str, Any]) -> str | None:
+    """All that a recipe says but for name and seeds; None where a value needs the parser's defaults."""
+    try:
+        said: Any = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
+    except OmegaConfBaseException:
+        return None
+    for group, key in (("model", "init_seed"), ("data", "seed"), ("run", "name")):
+        said.get(group, {}).pop(key, None)
+    return repr({key: value for key, value in said.items() if key != "seed_everything"})
 
 
 def _refuse_schedule(budget: Budget, optimizer: dict[str, Any]) -> None:
